@@ -1,0 +1,120 @@
+//! The errors of this crate. Each names the thing, what was expected and what was found.
+
+use std::path::PathBuf;
+
+/// Why an adapter could not be attached, merged, saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A target names no linear layer of the model.
+    #[error(
+        "{} no linear layer of the model: {}. The linear layers are called: {}",
+        if .unmatched.len() == 1 { "this target matches" } else { "these targets match" },
+        quoted(.unmatched),
+        quoted(.available)
+    )]
+    UnmatchedTargets {
+        /// The patterns that matched nothing.
+        unmatched: Vec<String>,
+        /// The distinct last names of the model's linear layers.
+        available: Vec<String>,
+    },
+    /// The list of targets is empty, or everything it names is excluded.
+    #[error("no layer is left to adapt: {0}. Give at least one target, for example \"all-linear\"")]
+    NoTargets(String),
+    /// A target or exclusion is not a valid glob.
+    #[error("`{pattern}` is not a valid pattern: {reason}")]
+    BadPattern {
+        /// The pattern as given.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The rank does not fit a weight.
+    #[error(
+        "rank {rank} does not fit `{path}` of shape [{d_in}, {d_out}]: \
+         it must be between 1 and {}, the weight's smaller side",
+        (*.d_in).min(*.d_out)
+    )]
+    RankTooLarge {
+        /// The rank asked for.
+        rank: usize,
+        /// The weight's path.
+        path: String,
+        /// Input features.
+        d_in: usize,
+        /// Output features.
+        d_out: usize,
+    },
+    /// A number of the configuration is out of range.
+    #[error("`{key}` is {found}, but must be {expected}")]
+    OutOfRange {
+        /// The configuration key.
+        key: &'static str,
+        /// The value found.
+        found: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The model already carries an adapter; Burn stores one per weight.
+    #[error("`{0}` already has an adapter: merge or remove it before attaching another")]
+    AlreadyAdapted(String),
+    /// The model carries no adapter.
+    #[error("the model has no adapter attached")]
+    NotAdapted,
+    /// A weight or factor holds NaN or infinity.
+    #[error("`{0}` holds values that are not finite")]
+    NotFinite(String),
+    /// An adapter's tensors are not those that the model and configuration call for.
+    #[error("{file} does not fit the model:{}", listed(.problems))]
+    Mismatch {
+        /// The file read.
+        file: PathBuf,
+        /// Every missing, unused and misshapen tensor.
+        problems: Vec<String>,
+    },
+    /// An adapter configuration asks for something that is not supported.
+    #[error("{file} asks for {what}, which olora does not support")]
+    Unsupported {
+        /// The file read.
+        file: PathBuf,
+        /// The key and value that are not supported.
+        what: String,
+    },
+    /// A file could not be read or written.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done, in words.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("{path} is not a valid {kind}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor could not be read back from its device.
+    #[error("reading `{path}` from the device: {reason}")]
+    Device {
+        /// The tensor's path.
+        path: String,
+        /// The backend's message.
+        reason: String,
+    },
+}
+
+fn quoted(names: &[String]) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+fn listed(problems: &[String]) -> String {
+    problems.iter().fold(String::new(), |list, problem| list + "\n  " + problem)
+}

@@ -1,0 +1,133 @@
+//! How the factors start.
+
+use nalgebra::{DMatrix, DVector};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The first `r` columns of `Q` in the Householder QR of an `m × r` matrix,
+/// `m ≥ r`, with LAPACK's signs.
+///
+/// This is `dgeqr2` followed by `dorg2r` (LAPACK 3.12), column by column, in
+/// f64: reflectors `H = I − τ·v·vᵀ`, `R_jj = −sign(pivot)·‖column‖`, and no
+/// reflection where everything below the pivot is already zero. PEFT's factors
+/// come from LAPACK through `torch.linalg.qr`, so equal signs make ours equal
+/// to its, and not only their product. Since the first `r` columns of `Q`
+/// depend on the first `r` columns of the matrix alone, this is all of the
+/// full factorisation that OLoRA needs.
+///
+/// Dependent columns are no problem: their part of `Q` is then not unique, and
+/// this gives one orthonormal completion.
+pub fn thin_q(mut columns: DMatrix<f64>) -> DMatrix<f64> {
+    let (m, r) = columns.shape();
+    debug_assert!(r <= m, "thin_q needs at least as many rows as columns");
+    let mut taus = vec![0.0; r];
+    let mut reflectors: Vec<DVector<f64>> = Vec::with_capacity(r);
+
+    for j in 0..r {
+        let mut v: DVector<f64> = columns.view((j, j), (m - j, 1)).column(0).into_owned();
+        let pivot = v[0];
+        let below = v.rows(1, m - j - 1).norm();
+        if below > 0.0 {
+            let beta = -pivot.signum() * pivot.hypot(below);
+            taus[j] = (beta - pivot) / beta;
+            v.unscale_mut(pivot - beta);
+            v[0] = 1.0;
+            let mut rest = columns.view_mut((j, j + 1), (m - j, r - j - 1));
+            reflect(&mut rest, &v, taus[j]);
+        }
+        reflectors.push(v);
+    }
+
+    let mut q = DMatrix::identity(m, r);
+    for (j, v) in reflectors.iter().enumerate().rev() {
+        if taus[j] != 0.0 {
+            reflect(&mut q.view_mut((j, j), (m - j, r - j)), v, taus[j]);
+        }
+    }
+    q
+}
+
+/// `rest ← (I − τ·v·vᵀ)·rest`.
+fn reflect(rest: &mut nalgebra::DMatrixViewMut<'_, f64>, v: &DVector<f64>, tau: f64) {
+    for mut column in rest.column_iter_mut() {
+        let along = tau * column.dot(v);
+        column.axpy(-along, v, 1.0);
+    }
+}
+
+/// PEFT's default `A` (`init_lora_weights: true`): Kaiming-uniform with
+/// `a = √5`, which is `U(−1/√d_in, 1/√d_in)`, as `[d_in, rank]` row-major.
+///
+/// Drawn on the host from the seed and the layer's path alone, so that every
+/// backend, and every selection of targets, starts a layer alike.
+pub fn kaiming_uniform_a(d_in: usize, rank: usize, seed: u64, path_id: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ path_id);
+    let bound = 1.0 / (d_in as f32).sqrt();
+    (0..d_in * rank).map(|_| rng.random_range(-bound..bound)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(m: usize, r: usize, seed: u64) -> DMatrix<f64> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        DMatrix::from_fn(m, r, |_, _| rng.random_range(-1.0..1.0))
+    }
+
+    #[test]
+    fn columns_are_orthonormal_and_span_the_input() {
+        for (m, r) in [(7, 1), (40, 8), (8, 8), (300, 32)] {
+            let w = random(m, r, 3);
+            let q = thin_q(w.clone());
+            let gram = q.tr_mul(&q);
+            assert!((gram - DMatrix::identity(r, r)).amax() < 1e-13, "{m} x {r}");
+            let rebuilt = &q * q.tr_mul(&w);
+            assert!((rebuilt - w).amax() < 1e-13, "{m} x {r}");
+        }
+    }
+
+    #[test]
+    fn equals_nalgebra_up_to_the_sign_of_each_column() {
+        let w = random(24, 5, 9);
+        let ours = thin_q(w.clone());
+        let theirs = w.qr().q();
+        for (ours, theirs) in ours.column_iter().zip(theirs.column_iter()) {
+            let same = (ours - theirs).amax().min((ours + theirs).amax());
+            assert!(same < 1e-13, "columns differ by {same}");
+        }
+    }
+
+    #[test]
+    fn r_has_lapacks_signs() {
+        // The sign of R_jj is opposite to the pivot's; the last column of a
+        // square matrix is not reflected and keeps its own.
+        let w = DMatrix::from_row_slice(2, 2, &[3.0, 2.0, 4.0, 6.0]);
+        let r = thin_q(w.clone()).tr_mul(&w);
+        assert!((r[(0, 0)] + 5.0).abs() < 1e-12, "{r}");
+        assert!((r[(1, 1)] - 2.0).abs() < 1e-12, "{r}");
+    }
+
+    #[test]
+    fn dependent_and_zero_columns_still_give_orthonormal_ones() {
+        let mut w = random(9, 4, 1);
+        let first = w.column(0).into_owned();
+        w.set_column(1, &first);
+        w.column_mut(2).fill(0.0);
+        let q = thin_q(w);
+        assert!((q.tr_mul(&q) - DMatrix::identity(4, 4)).amax() < 1e-12);
+    }
+
+    #[test]
+    fn kaiming_uniform_fills_its_interval_and_depends_on_seed_and_path() {
+        let a = kaiming_uniform_a(64, 16, 1, 2);
+        let bound = 1.0 / 8.0;
+        let largest = a.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        assert!(largest <= bound && largest > 0.95 * bound, "{largest}");
+        let mean_square = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
+        assert!((mean_square.sqrt() / (bound / 3.0_f32.sqrt()) - 1.0).abs() < 0.1);
+        assert_eq!(a, kaiming_uniform_a(64, 16, 1, 2));
+        assert_ne!(a, kaiming_uniform_a(64, 16, 2, 2));
+        assert_ne!(a, kaiming_uniform_a(64, 16, 1, 3));
+    }
+}

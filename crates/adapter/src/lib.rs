@@ -1,0 +1,53 @@
+//! Low-rank adapters for any [Burn](burn) module.
+//!
+//! Three verbs: [`attach`] freezes a module and puts trainable factors on its
+//! linear layers, [`merge`] adds them into the weights, [`save_peft`] and
+//! [`PeftAdapter`] exchange them with Hugging Face PEFT. The module's type
+//! does not change; where it calls `linear.forward(x)` it may call
+//! [`linear.project(x)`](Project), which computes `x·W + s·(x·A)·B` without
+//! ever forming a weight-sized product.
+//!
+//! ```
+//! use burn::{nn::LinearConfig, tensor::{Device, Tensor}};
+//! use olora_adapter::{AdapterConfig, Project, attach};
+//!
+//! let device = Device::flex();
+//! // Any module will do; here, one linear layer inside a tuple struct of one.
+//! let model = vec![LinearConfig::new(32, 16).init(&device)];
+//! let x = Tensor::<2>::ones([4, 32], &device);
+//! let before = model[0].project(x.clone());
+//!
+//! let config = AdapterConfig { rank: 4, alpha: 4.0, ..AdapterConfig::default() };
+//! let model = attach(model, &config, 42, &mut |_done, _all| {})?;
+//! // OLoRA starts from nonzero factors, and still the first output is the base's.
+//! assert_eq!(model[0].project(x).into_data(), before.into_data());
+//! # Ok::<(), olora_adapter::AdapterError>(())
+//! ```
+//!
+//! This crate knows no model, no tokenizer and no training loop, and names no
+//! backend: the device that a module lives on decides. Layers that call
+//! `Linear::forward` inside (as burn-nn's attention does) still compute the
+//! right values, through the composed weight, only slower and without dropout.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod attach;
+mod error;
+mod factors;
+mod files;
+pub mod init;
+mod low_rank;
+mod merge;
+mod peft;
+mod project;
+mod target;
+
+pub use attach::{AdapterConfig, Method, Placement, attach};
+pub use error::AdapterError;
+pub use factors::{Factors, factors};
+pub use files::write_atomically;
+pub use low_rank::{Anchor, LowRank};
+pub use merge::{merge, without_adapter};
+pub use peft::{CONFIG_FILE, PeftAdapter, PeftForm, TENSOR_FILE, save_peft};
+pub use project::Project;
+pub use target::{ALL_LINEAR, Target, linear_layers, resolve};

@@ -1,0 +1,105 @@
+//! The low-rank update itself, as something Burn can store inside a parameter.
+
+use burn::{
+    module::{Module, Param, Reparameterization},
+    nn::Dropout,
+    tensor::{DType, Tensor, module::linear},
+};
+
+/// The trainable low-rank update of one frozen weight:
+/// `ΔW = scale · (A·B − A₀·B₀)`, the second product only when the adapter is anchored.
+///
+/// Factors are f32 whatever the weight's dtype is, as in PEFT
+/// (`autocast_adapter_dtype`), and are laid out for Burn's `[d_in, d_out]`
+/// weights: transposes of PEFT's `lora_A` and `lora_B`.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// Down-projection, `[d_in, rank]`.
+    pub a: Param<Tensor<2>>,
+    /// Up-projection, `[rank, d_out]`.
+    pub b: Param<Tensor<2>>,
+    /// Where the factors started, if that was not a zero update.
+    pub anchor: Option<Anchor>,
+    /// Applied to the adapter's input during training only.
+    pub dropout: Dropout,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` when rank-stabilised.
+    pub scale: f64,
+    /// Whether the anchor's product is subtracted here (*anchored*), rather
+    /// than taken out of the stored weight (*residual*).
+    pub subtract_anchor: bool,
+}
+
+/// The frozen factors at initialisation. Their product is what the update is
+/// measured from, so that step 0 reproduces the base model.
+#[derive(Module, Debug)]
+pub struct Anchor {
+    /// `A₀`, `[d_in, rank]`.
+    pub a: Param<Tensor<2>>,
+    /// `B₀`, `[rank, d_out]`.
+    pub b: Param<Tensor<2>>,
+}
+
+impl LowRank {
+    /// The rank of `A·B`.
+    pub fn rank(&self) -> usize {
+        self.a.lazy_shape()[1]
+    }
+
+    /// The update applied to `x`, never forming the `[d_in, d_out]` product:
+    /// `scale · ((x·A)·B − (x·A₀)·B₀)`.
+    ///
+    /// The anchor's product is computed by the same two calls as the trained
+    /// one and on the same (dropped-out) input, so at step 0 the two are equal
+    /// bit for bit and the difference is exactly zero. One matmul over
+    /// concatenated factors would be cheaper but would only nearly cancel.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[.., d_in]`, any float dtype
+    /// - output: `[.., d_out]`, in the dtype of `x`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        let x = as_f32(self.dropout.forward(x));
+        let product = |x: Tensor<D>, a: &Param<Tensor<2>>, b: &Param<Tensor<2>>| {
+            // Scaling the `[.., rank]` side costs rank / d_out of scaling the output.
+            let down = linear(x, a.val(), None).mul_scalar(self.scale);
+            linear(down, b.val(), None)
+        };
+        let update = match &self.anchor {
+            Some(anchor) if self.subtract_anchor => {
+                product(x.clone(), &self.a, &self.b) - product(x, &anchor.a, &anchor.b)
+            }
+            _ => product(x, &self.a, &self.b),
+        };
+        if dtype == DType::F32 { update } else { update.cast(dtype) }
+    }
+
+    /// The update as a dense `[d_in, d_out]` tensor in f32.
+    pub fn dense(&self) -> Tensor<2> {
+        let product = self.a.val().matmul(self.b.val());
+        let update = match &self.anchor {
+            Some(anchor) if self.subtract_anchor => product - anchor.a.val().matmul(anchor.b.val()),
+            _ => product,
+        };
+        update.mul_scalar(self.scale)
+    }
+}
+
+/// The slow, obviously right form: what `Param::val`, Burn's own
+/// `Linear::forward` and `materialize` use, and the oracle for
+/// [`Project`](crate::Project).
+impl Reparameterization for LowRank {
+    const NAME: &'static str = "low_rank";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let (dtype, shape) = (base.dtype(), base.shape());
+        let composed = as_f32(base) + self.dense().reshape(shape);
+        if dtype == DType::F32 { composed } else { composed.cast(dtype) }
+    }
+}
+
+/// Casts only where there is something to cast: on some backends a cast to the
+/// same dtype still copies.
+pub(crate) fn as_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) }
+}

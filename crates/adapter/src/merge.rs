@@ -1,0 +1,60 @@
+//! Leaving the adapter behind: merged into the weights, or removed.
+
+use burn::{module::Module, tensor::Tensor};
+
+use crate::{
+    AdapterError,
+    attach::device_error,
+    factors::{Factors, factors, replace},
+};
+
+/// A new module with every update added to its weight and no adapter left.
+///
+/// The sum is taken in f32 and rounded once to the weight's dtype. The
+/// module given up is unchanged wherever else it is held.
+///
+/// # Errors
+///
+/// [`AdapterError::NotAdapted`] if there is nothing to merge, and
+/// [`AdapterError::NotFinite`] naming the first layer whose factors hold NaN
+/// or infinity: merging those would destroy the weight for good.
+pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
+    let factors = factors(&module);
+    if factors.is_empty() {
+        return Err(AdapterError::NotAdapted);
+    }
+    for layer in &factors {
+        for factor in [&layer.a, &layer.b] {
+            if !is_finite(factor, &layer.path)? {
+                return Err(AdapterError::NotFinite(layer.path.clone()));
+            }
+        }
+    }
+    Ok(module.materialize())
+}
+
+/// A new module without its adapter: the base model.
+///
+/// For LoRA and for anchored adapters the weights are the original ones, bit
+/// for bit. A residual adapter has changed its base; there `W_res + s·A₀·B₀`
+/// gives it back up to rounding.
+///
+/// # Errors
+///
+/// [`AdapterError::NotAdapted`] if there is none.
+pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
+    let at_start = factors(&module)
+        .into_iter()
+        .map(|layer| match layer.anchor.clone() {
+            // The update is measured from the anchor, so back there it is zero.
+            Some((a, b)) => Factors { a, b, ..layer },
+            None => Factors { b: layer.b.zeros_like(), ..layer },
+        })
+        .collect();
+    Ok(replace(module, at_start)?.materialize())
+}
+
+fn is_finite(tensor: &Tensor<2>, path: &str) -> Result<bool, AdapterError> {
+    let all = tensor.clone().is_finite().all();
+    all.try_into_scalar::<bool>().map_err(|error| device_error(path, &error))
+}

@@ -1,0 +1,89 @@
+//! The errors of this crate.
+
+use std::path::{Path, PathBuf};
+
+/// Why a model could not be read, written or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read or written.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done, in words.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says, or is cut short.
+    #[error("{path} is not a valid {kind}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The configuration asks for something that this decoder does not compute.
+    #[error("{path} asks for {what}, which olora does not support{}", hint(.supported))]
+    Unsupported {
+        /// The configuration file.
+        path: PathBuf,
+        /// The key and its value.
+        what: String,
+        /// What is supported instead, or empty.
+        supported: &'static str,
+    },
+    /// The checkpoint's tensors are not those that its configuration calls for.
+    #[error("the checkpoint in {directory} does not fit its config.json:{}", listed(.problems))]
+    Mismatch {
+        /// The checkpoint's directory.
+        directory: PathBuf,
+        /// Every missing, unused and misshapen tensor.
+        problems: Vec<String>,
+    },
+    /// A directory that would be written exists already.
+    #[error("{0} exists already and is not empty: give another directory, or remove it first")]
+    Exists(PathBuf),
+    /// A request to generate makes no sense.
+    #[error("`{key}` is {found}, but must be {expected}")]
+    OutOfRange {
+        /// The option.
+        key: &'static str,
+        /// The value found.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// A tensor could not be read back from its device.
+    #[error("reading `{what}` from the device: {reason}")]
+    Device {
+        /// What was being read.
+        what: String,
+        /// The backend's message.
+        reason: String,
+    },
+}
+
+impl ModelError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn malformed(path: &Path, kind: &'static str, reason: &impl ToString) -> Self {
+        Self::Malformed { path: path.to_owned(), kind, reason: reason.to_string() }
+    }
+
+    pub(crate) fn device(what: &str, reason: &impl ToString) -> Self {
+        Self::Device { what: what.to_owned(), reason: reason.to_string() }
+    }
+}
+
+fn hint(supported: &str) -> String {
+    if supported.is_empty() { String::new() } else { format!(" (it supports {supported})") }
+}
+
+fn listed(problems: &[String]) -> String {
+    problems.iter().fold(String::new(), |list, problem| list + "\n  " + problem)
+}

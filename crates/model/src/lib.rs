@@ -1,0 +1,25 @@
+//! A LLaMA-family decoder on [Burn](burn): read a Hugging Face checkpoint, run
+//! it, generate from it, write it back.
+//!
+//! [`llama`] is the model, to be read from top to bottom; [`ModelConfig`] is
+//! `config.json`; [`load`] and [`save`] are checkpoints; [`generate`] is
+//! text. This crate knows no tokenizer, no data and no training loop, and
+//! names no backend: the [`Device`](burn::tensor::Device) given to [`load`]
+//! decides.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod cache;
+mod checkpoint;
+mod config;
+mod error;
+mod generate;
+pub mod llama;
+mod rope;
+
+pub use cache::KvCache;
+pub use checkpoint::{WeightType, load, save};
+pub use config::{Family, ModelConfig, RopeScaling};
+pub use error::ModelError;
+pub use generate::{Sampling, generate};
+pub use llama::Llama;
