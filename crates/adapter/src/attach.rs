@@ -89,7 +89,11 @@ impl AdapterConfig {
     /// Checks what can be checked without a model.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let out_of_range = |key, found: String, expected| {
-            Err(AdapterError::OutOfRange { key, found, expected })
+            Err(AdapterError::OutOfRange {
+                key,
+                found,
+                expected,
+            })
         };
         if self.rank == 0 {
             return out_of_range("rank", self.rank.to_string(), "at least 1");
@@ -98,7 +102,11 @@ impl AdapterConfig {
             return out_of_range("alpha", self.alpha.to_string(), "a positive number");
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return out_of_range("dropout", self.dropout.to_string(), "at least 0 and below 1");
+            return out_of_range(
+                "dropout",
+                self.dropout.to_string(),
+                "at least 0 and below 1",
+            );
         }
         if self.method == Method::Lora && self.placement == Placement::Residual {
             return out_of_range(
@@ -135,7 +143,10 @@ pub fn attach<M: Module>(
         check_rank(target, config.rank)?;
     }
     let starts = match config.method {
-        Method::Lora => targets.iter().map(|target| lora_start(target, config.rank, seed)).collect(),
+        Method::Lora => targets
+            .iter()
+            .map(|target| lora_start(target, config.rank, seed))
+            .collect(),
         Method::Olora => olora_starts(&targets, config.rank, progress)?,
     };
     let subtract_anchor = config.placement == Placement::Anchored;
@@ -145,8 +156,14 @@ pub fn attach<M: Module>(
         .map(|(target, start)| {
             let anchor = start.anchored.then(|| (start.a.clone(), start.b.clone()));
             let factors = (start.a, start.b);
-            let low_rank =
-                low_rank(target, factors, anchor, config.scale(), config.dropout, subtract_anchor);
+            let low_rank = low_rank(
+                target,
+                factors,
+                anchor,
+                config.scale(),
+                config.dropout,
+                subtract_anchor,
+            );
             (target.path.clone(), low_rank)
         })
         .collect();
@@ -186,7 +203,10 @@ fn olora_starts(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Start>, AdapterError> {
     progress(0, targets.len());
-    let slabs = targets.iter().map(|target| slab(target, rank)).collect::<Result<Vec<_>, _>>()?;
+    let slabs = targets
+        .iter()
+        .map(|target| slab(target, rank))
+        .collect::<Result<Vec<_>, _>>()?;
     let qs: Vec<DMatrix<f64>> = slabs.into_par_iter().map(thin_q).collect();
     let mut starts = Vec::with_capacity(targets.len());
     for (target, q) in targets.iter().zip(qs) {
@@ -197,7 +217,11 @@ fn olora_starts(
         let data = TensorData::new(q, [rank, d_out]);
         let b: Tensor<2> = Tensor::from_data(data, (&weight.device(), DType::F32));
         let a = weight.matmul(b.clone().transpose());
-        starts.push(Start { a, b, anchored: true });
+        starts.push(Start {
+            a,
+            b,
+            anchored: true,
+        });
         progress(starts.len(), targets.len());
     }
     Ok(starts)
@@ -206,15 +230,25 @@ fn olora_starts(
 /// `V[:r, :]ᵀ`, the weight's first `rank` input features, as `d_out × rank`.
 fn slab(target: &Target, rank: usize) -> Result<DMatrix<f64>, AdapterError> {
     let [_, d_out] = target.dims();
-    let rows = target.weight.clone().without_autodiff().slice([0..rank, 0..d_out]);
+    let rows = target
+        .weight
+        .clone()
+        .without_autodiff()
+        .slice([0..rank, 0..d_out]);
     let data = rows
         .try_into_data_as::<f32>()
         .map_err(|error| device_error(&target.path, &error))?;
-    let values = data.try_into_vec::<f32>().map_err(|error| device_error(&target.path, &error))?;
+    let values = data
+        .try_into_vec::<f32>()
+        .map_err(|error| device_error(&target.path, &error))?;
     if values.iter().any(|x| !x.is_finite()) {
         return Err(AdapterError::NotFinite(target.path.clone()));
     }
-    Ok(DMatrix::from_iterator(d_out, rank, values.into_iter().map(f64::from)))
+    Ok(DMatrix::from_iterator(
+        d_out,
+        rank,
+        values.into_iter().map(f64::from),
+    ))
 }
 
 /// `W − scale·A₀·B₀`, computed in f32 from the factors as stored, then rounded
@@ -225,14 +259,27 @@ fn residual<const D: usize>(weight: Tensor<D>, anchor: &Anchor, scale: f64) -> T
     let [a, b] = [&anchor.a, &anchor.b].map(|factor| factor.base().without_autodiff());
     let taken_out = a.matmul(b).mul_scalar(scale).reshape(shape);
     let residual = as_f32(weight.without_autodiff()) - taken_out;
-    let residual = if dtype == DType::F32 { residual } else { residual.cast(dtype) };
-    if tracked { Tensor::from_inner(residual) } else { residual }
+    let residual = if dtype == DType::F32 {
+        residual
+    } else {
+        residual.cast(dtype)
+    };
+    if tracked {
+        Tensor::from_inner(residual)
+    } else {
+        residual
+    }
 }
 
 pub(crate) fn check_rank(target: &Target, rank: usize) -> Result<(), AdapterError> {
     let [d_in, d_out] = target.dims();
     if rank == 0 || rank > d_in.min(d_out) {
-        return Err(AdapterError::RankTooLarge { rank, path: target.path.clone(), d_in, d_out });
+        return Err(AdapterError::RankTooLarge {
+            rank,
+            path: target.path.clone(),
+            d_in,
+            d_out,
+        });
     }
     Ok(())
 }
@@ -257,19 +304,29 @@ pub(crate) fn low_rank(
 ) -> LowRank {
     let tracked = target.weight.is_autodiff();
     let param = |tensor: Tensor<2>, name: &str, trained: bool| {
-        let tensor = if tracked { Tensor::from_inner(tensor) } else { tensor };
+        let tensor = if tracked {
+            Tensor::from_inner(tensor)
+        } else {
+            tensor
+        };
         let id = param_id(&format!("{}.{name}", target.path));
         // `from_tensor` marks the parameter as trained even on a device without
         // autodiff, so that `train()` restores it; `initialized` would not.
         let mut param = Param::from_tensor(tensor);
         param.id = id;
-        if trained { param } else { param.set_require_grad(false) }
+        if trained {
+            param
+        } else {
+            param.set_require_grad(false)
+        }
     };
     LowRank {
         a: param(a, "a", true),
         b: param(b, "b", true),
-        anchor: anchor
-            .map(|(a, b)| Anchor { a: param(a, "anchor.a", false), b: param(b, "anchor.b", false) }),
+        anchor: anchor.map(|(a, b)| Anchor {
+            a: param(a, "anchor.a", false),
+            b: param(b, "anchor.b", false),
+        }),
         dropout: DropoutConfig::new(dropout).init(),
         scale,
         subtract_anchor,
@@ -305,7 +362,9 @@ fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
     }
     let mut finder = Finder::default();
     module.visit(&mut finder);
-    finder.found.map_or(Ok(()), |path| Err(AdapterError::AlreadyAdapted(path)))
+    finder
+        .found
+        .map_or(Ok(()), |path| Err(AdapterError::AlreadyAdapted(path)))
 }
 
 struct Attach {
@@ -336,5 +395,8 @@ impl Reparameterizer for Attach {
 }
 
 pub(crate) fn device_error(path: &str, reason: &impl std::fmt::Display) -> AdapterError {
-    AdapterError::Device { path: path.to_owned(), reason: reason.to_string() }
+    AdapterError::Device {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }

@@ -116,5 +116,7 @@ fn quoted(names: &[String]) -> String {
 }
 
 fn listed(problems: &[String]) -> String {
-    problems.iter().fold(String::new(), |list, problem| list + "\n  " + problem)
+    problems
+        .iter()
+        .fold(String::new(), |list, problem| list + "\n  " + problem)
 }

@@ -61,7 +61,10 @@ pub(crate) fn replace<M: Module>(module: M, factors: Vec<Factors>) -> Result<M, 
     if tensors.is_empty() {
         return Err(AdapterError::NotAdapted);
     }
-    Ok(module.map(&mut Replacer { path: Vec::new(), tensors }))
+    Ok(module.map(&mut Replacer {
+        path: Vec::new(),
+        tensors,
+    }))
 }
 
 /// An identity for the optimiser that does not change from one process to the
@@ -104,7 +107,10 @@ impl ModuleVisitor for Collector {
         if let Some((layer, name)) = split(&self.path) {
             let tensor = param.base().without_autodiff();
             let shape = tensor.shape();
-            self.tensors.insert(format!("{layer}.{name}"), tensor.reshape([shape[0], shape[1]]));
+            self.tensors.insert(
+                format!("{layer}.{name}"),
+                tensor.reshape([shape[0], shape[1]]),
+            );
             if self.seen.insert(layer.clone()) {
                 self.order.push(layer);
             }
@@ -133,8 +139,16 @@ impl ModuleMapper for Replacer {
             Some(tensor) => param.map(|old| {
                 let tensor: Tensor<D> = tensor.reshape(old.shape());
                 let tracked = old.is_require_grad();
-                let tensor = if old.is_autodiff() { Tensor::from_inner(tensor) } else { tensor };
-                if tracked { tensor.require_grad() } else { tensor }
+                let tensor = if old.is_autodiff() {
+                    Tensor::from_inner(tensor)
+                } else {
+                    tensor
+                };
+                if tracked {
+                    tensor.require_grad()
+                } else {
+                    tensor
+                }
             }),
         }
     }

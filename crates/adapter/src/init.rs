@@ -63,7 +63,9 @@ fn reflect(rest: &mut nalgebra::DMatrixViewMut<'_, f64>, v: &DVector<f64>, tau: 
 pub fn kaiming_uniform_a(d_in: usize, rank: usize, seed: u64, path_id: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ path_id);
     let bound = 1.0 / (d_in as f32).sqrt();
-    (0..d_in * rank).map(|_| rng.random_range(-bound..bound)).collect()
+    (0..d_in * rank)
+        .map(|_| rng.random_range(-bound..bound))
+        .collect()
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
         .map(|layer| match layer.anchor.clone() {
             // The update is measured from the anchor, so back there it is zero.
             Some((a, b)) => Factors { a, b, ..layer },
-            None => Factors { b: layer.b.zeros_like(), ..layer },
+            None => Factors {
+                b: layer.b.zeros_like(),
+                ..layer
+            },
         })
         .collect();
     Ok(replace(module, at_start)?.materialize())
@@ -56,5 +59,6 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
 
 fn is_finite(tensor: &Tensor<2>, path: &str) -> Result<bool, AdapterError> {
     let all = tensor.clone().is_finite().all();
-    all.try_into_scalar::<bool>().map_err(|error| device_error(path, &error))
+    all.try_into_scalar::<bool>()
+        .map_err(|error| device_error(path, &error))
 }

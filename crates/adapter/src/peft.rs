@@ -84,11 +84,19 @@ pub fn save_peft<M: Module>(
         rank: factor * config.rank,
         alpha: factor as f64 * config.alpha,
         dropout: config.dropout,
-        init: if anchored && !widen { json!("olora") } else { json!(true) },
+        init: if anchored && !widen {
+            json!("olora")
+        } else {
+            json!(true)
+        },
         targets: target_names(&layers, module),
     };
     let json = serde_json::to_string_pretty(&stored.to_json(base)).map_err(|error| {
-        AdapterError::Malformed { path: directory.join(CONFIG_FILE), kind: "JSON value", reason: error.to_string() }
+        AdapterError::Malformed {
+            path: directory.join(CONFIG_FILE),
+            kind: "JSON value",
+            reason: error.to_string(),
+        }
     })?;
 
     let path = directory.join(TENSOR_FILE);
@@ -119,12 +127,22 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
 /// A factor in PEFT's orientation, as little-endian f32.
 fn to_file(tensor: Tensor<2>, path: &str) -> Result<([usize; 2], Vec<u8>), AdapterError> {
     let shape = tensor.dims();
-    let data = tensor.try_into_data_as::<f32>().map_err(|error| device_error(path, &error))?;
-    let values = data.try_into_vec::<f32>().map_err(|error| device_error(path, &error))?;
+    let data = tensor
+        .try_into_data_as::<f32>()
+        .map_err(|error| device_error(path, &error))?;
+    let values = data
+        .try_into_vec::<f32>()
+        .map_err(|error| device_error(path, &error))?;
     if values.iter().any(|value| !value.is_finite()) {
         return Err(AdapterError::NotFinite(path.to_owned()));
     }
-    Ok((shape, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+    Ok((
+        shape,
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+    ))
 }
 
 /// The shortest list of names that PEFT resolves to exactly these layers: last
@@ -138,7 +156,11 @@ fn target_names<M: Module>(layers: &[Factors], module: &M) -> Vec<String> {
     let ambiguous = linear_layers(module)
         .iter()
         .any(|layer| !adapted.contains(&layer.path.as_str()) && names.contains(&last(&layer.path)));
-    if ambiguous { adapted.into_iter().map(str::to_owned).collect() } else { names }
+    if ambiguous {
+        adapted.into_iter().map(str::to_owned).collect()
+    } else {
+        names
+    }
 }
 
 /// The part of `adapter_config.json` that decides what the tensors mean.
@@ -154,7 +176,11 @@ impl StoredConfig {
     /// The keys that PEFT 0.21 itself writes for LoRA and that other loaders look at.
     fn to_json(&self, base: &str) -> Value {
         // Whole numbers as integers: llama.cpp's converter and others expect `"lora_alpha": 16`.
-        let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
+        let alpha = if self.alpha.fract() == 0.0 {
+            json!(self.alpha as i64)
+        } else {
+            json!(self.alpha)
+        };
         json!({
             "alpha_pattern": {},
             "base_model_name_or_path": base,
@@ -216,7 +242,10 @@ impl PeftAdapter {
         let json: Map<String, Value> = serde_json::from_slice(&text)
             .map_err(|error| malformed(&file, "adapter configuration", &error))?;
         let (config, scale) = read_config(&json, &file)?;
-        let base = json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
+        let base = json
+            .get("base_model_name_or_path")
+            .and_then(Value::as_str)
+            .map(str::to_owned);
 
         let tensor_file = directory.join(TENSOR_FILE);
         let bytes = fs::read(&tensor_file).map_err(|source| io("reading", &tensor_file, source))?;
@@ -232,24 +261,41 @@ impl PeftAdapter {
             match layer {
                 None => strangers.push(name),
                 Some((layer, factor)) => {
-                    let matrix = read_matrix(&view)
-                        .map_err(|reason| malformed(&tensor_file, "adapter", &format!("`{name}` {reason}")))?;
+                    let matrix = read_matrix(&view).map_err(|reason| {
+                        malformed(&tensor_file, "adapter", &format!("`{name}` {reason}"))
+                    })?;
                     layers.entry(layer.to_owned()).or_default()[factor] = Some(matrix);
                 }
             }
         }
-        Ok(Self { config, base, scale, tensor_file, layers, strangers })
+        Ok(Self {
+            config,
+            base,
+            scale,
+            tensor_file,
+            layers,
+            strangers,
+        })
     }
 
     /// The number of values in all factors.
     pub fn num_params(&self) -> usize {
-        self.layers.values().flatten().flatten().map(|matrix| matrix.values.len()).sum()
+        self.layers
+            .values()
+            .flatten()
+            .flatten()
+            .map(|matrix| matrix.values.len())
+            .sum()
     }
 
     /// The adapted layers with `lora_A`'s and `lora_B`'s shapes.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>, Vec<usize>)> {
-        let shape = |matrix: &Option<Matrix>| matrix.as_ref().map(|m| m.shape.clone()).unwrap_or_default();
-        self.layers.iter().map(|(path, [a, b])| (path.clone(), shape(a), shape(b))).collect()
+        let shape =
+            |matrix: &Option<Matrix>| matrix.as_ref().map(|m| m.shape.clone()).unwrap_or_default();
+        self.layers
+            .iter()
+            .map(|(path, [a, b])| (path.clone(), shape(a), shape(b)))
+            .collect()
     }
 
     /// Attaches the adapter to `module`, ready to run, merge or train on.
@@ -262,11 +308,16 @@ impl PeftAdapter {
     /// [`AdapterError::Mismatch`] lists every tensor that is missing, unused
     /// or of the wrong shape. PEFT only warns about those.
     pub fn attach<M: Module>(self, module: M) -> Result<M, AdapterError> {
-        let linears: BTreeMap<String, Target> =
-            linear_layers(&module).into_iter().map(|layer| (layer.path.clone(), layer)).collect();
+        let linears: BTreeMap<String, Target> = linear_layers(&module)
+            .into_iter()
+            .map(|layer| (layer.path.clone(), layer))
+            .collect();
         let rank = self.config.rank;
-        let mut problems: Vec<String> =
-            self.strangers.iter().map(|name| format!("unused: `{name}` is not a LoRA factor")).collect();
+        let mut problems: Vec<String> = self
+            .strangers
+            .iter()
+            .map(|name| format!("unused: `{name}` is not a LoRA factor"))
+            .collect();
         let mut found = Vec::new();
         for (path, [a, b]) in self.layers {
             let Some(target) = linears.get(&path) else {
@@ -274,19 +325,21 @@ impl PeftAdapter {
                 continue;
             };
             let [d_in, d_out] = target.dims();
-            let mut check = |factor: &str, matrix: Option<Matrix>, expected: [usize; 2]| match matrix {
-                None => {
-                    problems.push(format!("missing: `{PREFIX}{path}.{factor}.weight`"));
-                    None
-                }
-                Some(matrix) if matrix.shape != expected => {
-                    problems.push(format!(
+            let mut check = |factor: &str, matrix: Option<Matrix>, expected: [usize; 2]| {
+                match matrix {
+                    None => {
+                        problems.push(format!("missing: `{PREFIX}{path}.{factor}.weight`"));
+                        None
+                    }
+                    Some(matrix) if matrix.shape != expected => {
+                        problems.push(format!(
                         "misshapen: `{PREFIX}{path}.{factor}.weight` is {:?}, but rank {rank} on `{path}` needs {expected:?}",
                         matrix.shape
                     ));
-                    None
+                        None
+                    }
+                    Some(matrix) => Some(matrix.values),
                 }
-                Some(matrix) => Some(matrix.values),
             };
             let a = check("lora_A", a, [rank, d_in]);
             let b = check("lora_B", b, [d_out, rank]);
@@ -298,7 +351,10 @@ impl PeftAdapter {
             problems.push("the file holds no LoRA factors".to_owned());
         }
         if !problems.is_empty() {
-            return Err(AdapterError::Mismatch { file: self.tensor_file, problems });
+            return Err(AdapterError::Mismatch {
+                file: self.tensor_file,
+                problems,
+            });
         }
         drop(linears);
 
@@ -309,7 +365,10 @@ impl PeftAdapter {
                 for target in &targets {
                     check_rank(target, rank)?;
                 }
-                olora_anchors(&targets, rank)?.into_iter().map(Some).collect()
+                olora_anchors(&targets, rank)?
+                    .into_iter()
+                    .map(Some)
+                    .collect()
             }
         };
         let attached = found
@@ -319,10 +378,18 @@ impl PeftAdapter {
                 let [d_in, d_out] = target.dims();
                 let device = target.weight.device().inner();
                 let tensor = |values, shape: [usize; 2]| {
-                    Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32)).transpose()
+                    Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32))
+                        .transpose()
                 };
                 let factors = (tensor(a, [rank, d_in]), tensor(b, [d_out, rank]));
-                let low_rank = low_rank(&target, factors, anchor, self.scale, self.config.dropout, true);
+                let low_rank = low_rank(
+                    &target,
+                    factors,
+                    anchor,
+                    self.scale,
+                    self.config.dropout,
+                    true,
+                );
                 (target.path, low_rank)
             })
             .collect();
@@ -351,8 +418,14 @@ const DEFAULTS_ONLY: &[&str] = &[
     "velora_config",
 ];
 
-fn read_config(json: &Map<String, Value>, file: &Path) -> Result<(AdapterConfig, f64), AdapterError> {
-    let unsupported = |what: String| AdapterError::Unsupported { file: file.to_owned(), what };
+fn read_config(
+    json: &Map<String, Value>,
+    file: &Path,
+) -> Result<(AdapterConfig, f64), AdapterError> {
+    let unsupported = |what: String| AdapterError::Unsupported {
+        file: file.to_owned(),
+        what,
+    };
     let is_default = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
         Value::Object(map) => map.is_empty(),
@@ -385,24 +458,49 @@ fn read_config(json: &Map<String, Value>, file: &Path) -> Result<(AdapterConfig,
     };
     let number = |key: &str, default: f64| match json.get(key) {
         None | Some(Value::Null) => Ok(default),
-        Some(value) => value.as_f64().filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
-            malformed(file, "adapter configuration", &format!("`{key}` is {value}, but must be a positive number"))
-        }),
+        Some(value) => value
+            .as_f64()
+            .filter(|x| x.is_finite() && *x > 0.0)
+            .ok_or_else(|| {
+                malformed(
+                    file,
+                    "adapter configuration",
+                    &format!("`{key}` is {value}, but must be a positive number"),
+                )
+            }),
     };
     let rank = number("r", 8.0)?;
     if rank.fract() != 0.0 {
-        return Err(malformed(file, "adapter configuration", &format!("`r` is {rank}, but must be a whole number")));
+        return Err(malformed(
+            file,
+            "adapter configuration",
+            &format!("`r` is {rank}, but must be a whole number"),
+        ));
     }
     let alpha = number("lora_alpha", 8.0)?;
-    let stabilised = json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-    let scale = if stabilised { alpha / rank.sqrt() } else { alpha / rank };
+    let stabilised = json
+        .get("use_rslora")
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
+    let scale = if stabilised {
+        alpha / rank.sqrt()
+    } else {
+        alpha / rank
+    };
     let rank = rank as usize;
     let targets = match json.get("target_modules") {
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
         Some(Value::String(name)) => vec![name.clone()],
         _ => Vec::new(),
     };
-    let dropout = json.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0);
+    let dropout = json
+        .get("lora_dropout")
+        .and_then(Value::as_f64)
+        .unwrap_or(0.0);
     let config = AdapterConfig {
         method,
         rank,
@@ -419,21 +517,47 @@ fn read_config(json: &Map<String, Value>, file: &Path) -> Result<(AdapterConfig,
 fn read_matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
     let bytes = view.data();
     let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::F32 => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&b| f32::from_le_bytes(b))
+            .collect(),
+        Dtype::F16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&b| half::f16::from_le_bytes(b).to_f32())
+            .collect(),
+        Dtype::BF16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&b| half::bf16::from_le_bytes(b).to_f32())
+            .collect(),
         other => return Err(format!("has dtype {other:?}; expected F32, F16 or BF16")),
     };
     if values.iter().any(|value| !value.is_finite()) {
         return Err("holds values that are not finite".to_owned());
     }
-    Ok(Matrix { shape: view.shape().to_vec(), values })
+    Ok(Matrix {
+        shape: view.shape().to_vec(),
+        values,
+    })
 }
 
 fn io(action: &'static str, path: &Path, source: std::io::Error) -> AdapterError {
-    AdapterError::Io { action, path: path.to_owned(), source }
+    AdapterError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn malformed(path: &Path, kind: &'static str, reason: &impl std::fmt::Display) -> AdapterError {
-    AdapterError::Malformed { path: path.to_owned(), kind, reason: reason.to_string() }
+    AdapterError::Malformed {
+        path: path.to_owned(),
+        kind,
+        reason: reason.to_string(),
+    }
 }

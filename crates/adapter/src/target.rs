@@ -55,8 +55,10 @@ pub fn resolve<M: Module>(
     let mut unmatched = included.unmatched(&layers);
     unmatched.extend(excluded.unmatched(&layers));
     if !unmatched.is_empty() {
-        let names: BTreeSet<_> =
-            layers.iter().map(|layer| last_name(&layer.path).to_owned()).collect();
+        let names: BTreeSet<_> = layers
+            .iter()
+            .map(|layer| last_name(&layer.path).to_owned())
+            .collect();
         return Err(AdapterError::UnmatchedTargets {
             unmatched,
             available: names.into_iter().collect(),
@@ -67,7 +69,11 @@ pub fn resolve<M: Module>(
         .filter(|layer| included.matches(&layer.path) && !excluded.matches(&layer.path))
         .collect();
     if targets.is_empty() {
-        let reason = if include.is_empty() { "the list of targets is empty" } else { "every target is excluded" };
+        let reason = if include.is_empty() {
+            "the list of targets is empty"
+        } else {
+            "every target is excluded"
+        };
         return Err(AdapterError::NoTargets(reason.to_owned()));
     }
     Ok(targets)
@@ -93,7 +99,10 @@ pub fn linear_layers<M: Module>(module: &M) -> Vec<Target> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let is_linear_weight = D == 2
                 && self.path.last().is_some_and(|name| name == "weight")
-                && self.containers.last().is_some_and(|container| container == "Struct:Linear");
+                && self
+                    .containers
+                    .last()
+                    .is_some_and(|container| container == "Struct:Linear");
             if is_linear_weight {
                 let shape = param.lazy_shape();
                 self.layers.push(Target {
@@ -139,7 +148,10 @@ impl Patterns {
     }
 
     fn unmatched(&self, layers: &[Target]) -> Vec<String> {
-        let unmatched = self.0.iter().filter(|pattern| !layers.iter().any(|layer| matches(pattern, &layer.path)));
+        let unmatched = self
+            .0
+            .iter()
+            .filter(|pattern| !layers.iter().any(|layer| matches(pattern, &layer.path)));
         unmatched.map(|(text, _)| text.clone()).collect()
     }
 }
@@ -148,7 +160,12 @@ fn matches((text, glob): &(String, Option<GlobMatcher>), path: &str) -> bool {
     match glob {
         Some(glob) => glob.is_match(path.replace('.', "/")),
         None if text == ALL_LINEAR => true,
-        None => path == text || path.strip_suffix(text.as_str()).is_some_and(|rest| rest.ends_with('.')),
+        None => {
+            path == text
+                || path
+                    .strip_suffix(text.as_str())
+                    .is_some_and(|rest| rest.ends_with('.'))
+        }
     }
 }
 

@@ -14,7 +14,10 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for a model of `n_layers` blocks.
     pub fn new(n_layers: usize) -> Self {
-        Self { layers: vec![None; n_layers], len: 0 }
+        Self {
+            layers: vec![None; n_layers],
+            len: 0,
+        }
     }
 
     /// Number of positions held.

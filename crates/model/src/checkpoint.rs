@@ -108,12 +108,18 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
     let mut used = BTreeSet::new();
     let expected = expected_tensors(&model);
     for (name, (shape, _)) in &expected {
-        let stored_as = if tied && name == EMBEDDING && !shards.has(EMBEDDING) { HEAD } else { name };
+        let stored_as = if tied && name == EMBEDDING && !shards.has(EMBEDDING) {
+            HEAD
+        } else {
+            name
+        };
         used.insert(stored_as.to_owned());
         match shards.shape(stored_as)? {
             None => problems.push(format!("missing: `{name}`, expected as {shape:?}")),
             Some(found) if found != *shape => {
-                problems.push(format!("misshapen: `{stored_as}` is {found:?}, expected {shape:?}"));
+                problems.push(format!(
+                    "misshapen: `{stored_as}` is {found:?}, expected {shape:?}"
+                ));
             }
             Some(_) => {}
         }
@@ -124,7 +130,9 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
             // A tied checkpoint may repeat the embedding under the head's name.
             if tied && name == HEAD {
                 if shards.bytes(HEAD)? != shards.bytes(EMBEDDING)? {
-                    problems.push(format!("unused: `{HEAD}` differs from the embedding that config.json ties it to"));
+                    problems.push(format!(
+                        "unused: `{HEAD}` differs from the embedding that config.json ties it to"
+                    ));
                 }
             } else {
                 problems.push(format!("unused: `{name}`"));
@@ -132,10 +140,20 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
         }
     }
     if !problems.is_empty() {
-        return Err(ModelError::Mismatch { directory: directory.to_owned(), problems });
+        return Err(ModelError::Mismatch {
+            directory: directory.to_owned(),
+            problems,
+        });
     }
 
-    let mut loader = Loader { path: Vec::new(), linear: Vec::new(), shards, tied, dtype, error: None };
+    let mut loader = Loader {
+        path: Vec::new(),
+        linear: Vec::new(),
+        shards,
+        tied,
+        dtype,
+        error: None,
+    };
     let model = model.map(&mut loader);
     loader.error.map_or(Ok(model), Err)
 }
@@ -163,7 +181,8 @@ fn expected_tensors(model: &Llama) -> BTreeMap<String, (Vec<usize>, bool)> {
             if transposed {
                 shape.reverse();
             }
-            self.tensors.insert(self.path.join("."), (shape, transposed));
+            self.tensors
+                .insert(self.path.join("."), (shape, transposed));
         }
     }
     let mut expected = Expected::default();
@@ -182,36 +201,63 @@ struct Loader {
 }
 
 impl Loader {
-    fn read(&self, name: &str, shape: &[usize], transposed: bool) -> Result<TensorData, ModelError> {
-        let stored_as = if self.tied && name == EMBEDDING && !self.shards.has(EMBEDDING) { HEAD } else { name };
+    fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        transposed: bool,
+    ) -> Result<TensorData, ModelError> {
+        let stored_as = if self.tied && name == EMBEDDING && !self.shards.has(EMBEDDING) {
+            HEAD
+        } else {
+            name
+        };
         let (view, file) = self.shards.view(stored_as)?;
         let bytes = view.data();
         // Rows as Burn wants them; a transposed weight is stored the other way around.
-        let dims = if transposed { Some([shape[0], shape[1]]) } else { None };
+        let dims = if transposed {
+            Some([shape[0], shape[1]])
+        } else {
+            None
+        };
         let data = match (view.dtype(), self.dtype) {
-            (Dtype::F32, WeightType::F32) => TensorData::new(convert(bytes, dims, f32::from_le_bytes), shape),
-            (Dtype::BF16, WeightType::F32) => {
-                TensorData::new(convert(bytes, dims, |b| bf16::from_le_bytes(b).to_f32()), shape)
+            (Dtype::F32, WeightType::F32) => {
+                TensorData::new(convert(bytes, dims, f32::from_le_bytes), shape)
             }
-            (Dtype::F16, WeightType::F32) => {
-                TensorData::new(convert(bytes, dims, |b| f16::from_le_bytes(b).to_f32()), shape)
+            (Dtype::BF16, WeightType::F32) => TensorData::new(
+                convert(bytes, dims, |b| bf16::from_le_bytes(b).to_f32()),
+                shape,
+            ),
+            (Dtype::F16, WeightType::F32) => TensorData::new(
+                convert(bytes, dims, |b| f16::from_le_bytes(b).to_f32()),
+                shape,
+            ),
+            (Dtype::F32, WeightType::Bf16) => TensorData::new(
+                convert(bytes, dims, |b| bf16::from_f32(f32::from_le_bytes(b))),
+                shape,
+            ),
+            (Dtype::BF16, WeightType::Bf16) => {
+                TensorData::new(convert(bytes, dims, bf16::from_le_bytes), shape)
             }
-            (Dtype::F32, WeightType::Bf16) => {
-                TensorData::new(convert(bytes, dims, |b| bf16::from_f32(f32::from_le_bytes(b))), shape)
-            }
-            (Dtype::BF16, WeightType::Bf16) => TensorData::new(convert(bytes, dims, bf16::from_le_bytes), shape),
             (Dtype::F16, WeightType::Bf16) => TensorData::new(
-                convert(bytes, dims, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
+                convert(bytes, dims, |b| {
+                    bf16::from_f32(f16::from_le_bytes(b).to_f32())
+                }),
                 shape,
             ),
-            (Dtype::F32, WeightType::F16) => {
-                TensorData::new(convert(bytes, dims, |b| f16::from_f32(f32::from_le_bytes(b))), shape)
-            }
+            (Dtype::F32, WeightType::F16) => TensorData::new(
+                convert(bytes, dims, |b| f16::from_f32(f32::from_le_bytes(b))),
+                shape,
+            ),
             (Dtype::BF16, WeightType::F16) => TensorData::new(
-                convert(bytes, dims, |b| f16::from_f32(bf16::from_le_bytes(b).to_f32())),
+                convert(bytes, dims, |b| {
+                    f16::from_f32(bf16::from_le_bytes(b).to_f32())
+                }),
                 shape,
             ),
-            (Dtype::F16, WeightType::F16) => TensorData::new(convert(bytes, dims, f16::from_le_bytes), shape),
+            (Dtype::F16, WeightType::F16) => {
+                TensorData::new(convert(bytes, dims, f16::from_le_bytes), shape)
+            }
             (other, _) => {
                 return Err(ModelError::malformed(
                     file,
@@ -271,22 +317,28 @@ fn convert<const N: usize, T: Send + Copy + Default>(
     let elements = bytes.as_chunks::<N>().0;
     let mut output = vec![T::default(); elements.len()];
     match dims {
-        None => output.par_chunks_mut(PIECE).zip(elements.par_chunks(PIECE)).for_each(|(to, from)| {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = read(*from);
-            }
-        }),
-        Some([rows, columns]) => {
-            output.par_chunks_mut(BAND * columns.max(1)).enumerate().for_each(|(band, to)| {
-                let first = band * BAND;
-                let height = to.len() / columns.max(1);
-                for column in 0..columns {
-                    let stored = &elements[column * rows + first..][..height];
-                    for (row, from) in stored.iter().enumerate() {
-                        to[row * columns + column] = read(*from);
-                    }
+        None => output
+            .par_chunks_mut(PIECE)
+            .zip(elements.par_chunks(PIECE))
+            .for_each(|(to, from)| {
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = read(*from);
                 }
-            });
+            }),
+        Some([rows, columns]) => {
+            output
+                .par_chunks_mut(BAND * columns.max(1))
+                .enumerate()
+                .for_each(|(band, to)| {
+                    let first = band * BAND;
+                    let height = to.len() / columns.max(1);
+                    for column in 0..columns {
+                        let stored = &elements[column * rows + first..][..height];
+                        for (row, from) in stored.iter().enumerate() {
+                            to[row * columns + column] = read(*from);
+                        }
+                    }
+                });
         }
     }
     output
@@ -341,13 +393,17 @@ impl Shards {
     }
 
     fn view(&self, name: &str) -> Result<(safetensors::tensor::TensorView<'_>, &Path), ModelError> {
-        let missing = |path: &Path| ModelError::malformed(path, "checkpoint", &format!("`{name}` is missing"));
+        let missing = |path: &Path| {
+            ModelError::malformed(path, "checkpoint", &format!("`{name}` is missing"))
+        };
         let (path, mapped) = self
             .location
             .get(name)
             .and_then(|&file| self.files.get(file))
             .ok_or_else(|| missing(Path::new(SINGLE)))?;
-        let view = parse(path, mapped)?.tensor(name).map_err(|_| missing(path))?;
+        let view = parse(path, mapped)?
+            .tensor(name)
+            .map_err(|_| missing(path))?;
         Ok((view, path))
     }
 
@@ -394,7 +450,10 @@ fn map_file(path: &Path) -> Result<Mmap, ModelError> {
 
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ModelError> {
     SafeTensors::deserialize(bytes).map_err(|error| {
-        let reason = format!("{error}. Is the file complete? It has {} bytes", bytes.len());
+        let reason = format!(
+            "{error}. Is the file complete? It has {} bytes",
+            bytes.len()
+        );
         ModelError::malformed(path, "safetensors file", &reason)
     })
 }
@@ -403,11 +462,17 @@ fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
     let bytes = fs::read(index).map_err(|source| ModelError::io("reading", index, source))?;
     let json: Value = serde_json::from_slice(&bytes)
         .map_err(|error| ModelError::malformed(index, "safetensors index", &error))?;
-    let map = json.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        ModelError::malformed(index, "safetensors index", &"`weight_map` is missing")
-    })?;
-    let names: BTreeSet<String> =
-        map.values().filter_map(Value::as_str).map(str::to_owned).collect();
+    let map = json
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| {
+            ModelError::malformed(index, "safetensors index", &"`weight_map` is missing")
+        })?;
+    let names: BTreeSet<String> = map
+        .values()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     Ok(names.into_iter().collect())
 }
 
@@ -431,7 +496,9 @@ pub fn save(
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ModelError::Exists(directory.to_owned()));
     }
-    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
     let temporary = tempfile::Builder::new()
@@ -447,12 +514,17 @@ pub fn save(
     json.insert("dtype".to_owned(), json!(dtype.name()));
     write_config(&json, &staged.join("config.json"))?;
     for name in COMPANIONS {
-        let Some(from) = companions.map(|companions| companions.join(name)).filter(|from| from.exists()) else {
+        let Some(from) = companions
+            .map(|companions| companions.join(name))
+            .filter(|from| from.exists())
+        else {
             continue;
         };
-        fs::copy(&from, staged.join(name)).map_err(|source| ModelError::io("copying", &from, source))?;
+        fs::copy(&from, staged.join(name))
+            .map_err(|source| ModelError::io("copying", &from, source))?;
     }
-    fs::rename(&staged, directory).map_err(|source| ModelError::io("renaming to", directory, source))
+    fs::rename(&staged, directory)
+        .map_err(|source| ModelError::io("renaming to", directory, source))
 }
 
 fn write_config(json: &Map<String, Value>, path: &Path) -> Result<(), ModelError> {
@@ -489,13 +561,20 @@ fn write_weights(model: &Llama, dtype: WeightType, path: &Path) -> Result<(), Mo
             let elements: usize = shape.iter().product();
             self.tensors.push((
                 self.path.join("."),
-                Stored { tensor: tensor.reshape([elements]), shape, dtype: WeightType::F32 },
+                Stored {
+                    tensor: tensor.reshape([elements]),
+                    shape,
+                    dtype: WeightType::F32,
+                },
             ));
         }
     }
     let mut collector = Collector::default();
     model.visit(&mut collector);
-    let tensors = collector.tensors.into_iter().map(|(name, stored)| (name, Stored { dtype, ..stored }));
+    let tensors = collector
+        .tensors
+        .into_iter()
+        .map(|(name, stored)| (name, Stored { dtype, ..stored }));
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
     safetensors::serialize_to_file(tensors, metadata, path)
         .map_err(|error| ModelError::malformed(path, "safetensors file", &error))

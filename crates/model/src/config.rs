@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Map, Value};
 
-use crate::ModelError;
+use crate::{ModelError, WeightType};
 
 /// The sub-families of the decoder. They differ only in where biases, head
 /// norms and sliding windows are, which [`ModelConfig`] spells out.
@@ -103,7 +103,9 @@ impl ModelConfig {
         let generation = directory.join("generation_config.json");
         if generation.exists() {
             let json = read_object(&generation)?;
-            config.eos_token_ids.extend(token_ids(json.get("eos_token_id")));
+            config
+                .eos_token_ids
+                .extend(token_ids(json.get("eos_token_id")));
             config.eos_token_ids.sort_unstable();
             config.eos_token_ids.dedup();
         }
@@ -140,8 +142,7 @@ impl ModelConfig {
         let hidden_size = keys.size("hidden_size")?;
         let num_attention_heads = keys.size("num_attention_heads")?;
         let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let num_key_value_heads =
-            keys.size_or("num_key_value_heads", num_attention_heads)?;
+        let num_key_value_heads = keys.size_or("num_key_value_heads", num_attention_heads)?;
         let head_dim = keys.size_or("head_dim", hidden_size / num_attention_heads)?;
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             return Err(keys.malformed(&format!(
@@ -149,7 +150,9 @@ impl ModelConfig {
             )));
         }
         if !head_dim.is_multiple_of(2) {
-            return Err(keys.malformed(&format!("head_dim is {head_dim}, but rotary embeddings need an even number")));
+            return Err(keys.malformed(&format!(
+                "head_dim is {head_dim}, but rotary embeddings need an even number"
+            )));
         }
         let (rope_theta, rope_scaling) = keys.rope()?;
         let sliding_windows = keys.sliding_windows(family, num_hidden_layers)?;
@@ -176,6 +179,19 @@ impl ModelConfig {
             eos_token_ids: token_ids(json.get("eos_token_id")),
             json,
         })
+    }
+}
+
+impl ModelConfig {
+    /// The number format that the checkpoint says it is stored in, if it does.
+    pub fn stored_dtype(&self) -> Option<WeightType> {
+        let dtype = self
+            .json
+            .get("dtype")
+            .or_else(|| self.json.get("torch_dtype"))?;
+        [WeightType::F32, WeightType::Bf16, WeightType::F16]
+            .into_iter()
+            .find(|weight_type| dtype.as_str() == Some(weight_type.name()))
     }
 }
 
@@ -210,7 +226,11 @@ impl Keys<'_> {
     }
 
     fn unsupported(&self, what: String, supported: &'static str) -> ModelError {
-        ModelError::Unsupported { path: self.path.to_owned(), what, supported }
+        ModelError::Unsupported {
+            path: self.path.to_owned(),
+            what,
+            supported,
+        }
     }
 
     fn expected(&self, key: &str, value: &Value, expected: &str) -> ModelError {
@@ -236,14 +256,18 @@ impl Keys<'_> {
     fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
         self.get(key)
             .map(|value| {
-                let size = value.as_u64().filter(|&size| size > 0).map(|size| size as usize);
+                let size = value
+                    .as_u64()
+                    .filter(|&size| size > 0)
+                    .map(|size| size as usize);
                 size.ok_or_else(|| self.expected(key, value, "a positive whole number"))
             })
             .transpose()
     }
 
     fn size(&self, key: &str) -> Result<usize, ModelError> {
-        self.optional_size(key)?.ok_or_else(|| self.malformed(&format!("`{key}` is missing")))
+        self.optional_size(key)?
+            .ok_or_else(|| self.malformed(&format!("`{key}` is missing")))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
@@ -252,7 +276,9 @@ impl Keys<'_> {
 
     fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         self.get(key).map_or(Ok(default), |value| {
-            let number = value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+            let number = value
+                .as_f64()
+                .filter(|number| number.is_finite() && *number > 0.0);
             number.ok_or_else(|| self.expected(key, value, "a positive number"))
         })
     }
@@ -270,7 +296,10 @@ impl Keys<'_> {
         if self.flag("mlp_bias")? {
             return Err(self.unsupported("`mlp_bias: true`".to_owned(), ""));
         }
-        if let Some(share) = self.get("partial_rotary_factor").filter(|share| share.as_f64() != Some(1.0)) {
+        if let Some(share) = self
+            .get("partial_rotary_factor")
+            .filter(|share| share.as_f64() != Some(1.0))
+        {
             return Err(self.unsupported(format!("`partial_rotary_factor: {share}`"), "1"));
         }
         Ok(())
@@ -287,8 +316,12 @@ impl Keys<'_> {
         };
         let (parameters, theta) = match object("rope_parameters")? {
             Some(parameters) => {
-                let inner = Keys { json: &parameters, path: self.path };
-                let theta = inner.number_or("rope_theta", self.number_or("rope_theta", DEFAULT_THETA)?)?;
+                let inner = Keys {
+                    json: &parameters,
+                    path: self.path,
+                };
+                let theta =
+                    inner.number_or("rope_theta", self.number_or("rope_theta", DEFAULT_THETA)?)?;
                 (parameters, theta)
             }
             None => {
@@ -297,21 +330,36 @@ impl Keys<'_> {
             }
         };
         if parameters.values().any(Value::is_object) {
-            return Err(self.unsupported("rotary parameters that differ from layer to layer".to_owned(), ""));
+            return Err(self.unsupported(
+                "rotary parameters that differ from layer to layer".to_owned(),
+                "",
+            ));
         }
-        let inner = Keys { json: &parameters, path: self.path };
-        if let Some(share) = inner.get("partial_rotary_factor").filter(|share| share.as_f64() != Some(1.0)) {
+        let inner = Keys {
+            json: &parameters,
+            path: self.path,
+        };
+        if let Some(share) = inner
+            .get("partial_rotary_factor")
+            .filter(|share| share.as_f64() != Some(1.0))
+        {
             return Err(self.unsupported(format!("`partial_rotary_factor: {share}`"), "1"));
         }
         let number = |key: &str| {
             let value = inner.number_or(key, f64::NAN)?;
-            if value.is_nan() { Err(self.malformed(&format!("the rope scaling lacks `{key}`"))) } else { Ok(value) }
+            if value.is_nan() {
+                Err(self.malformed(&format!("the rope scaling lacks `{key}`")))
+            } else {
+                Ok(value)
+            }
         };
         // Before `rope_type`, the key was `type`.
         let kind = inner.text("rope_type")?.or(inner.text("type")?);
         let scaling = match kind.as_deref() {
             None | Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear { factor: number("factor")? },
+            Some("linear") => RopeScaling::Linear {
+                factor: number("factor")?,
+            },
             Some("llama3") => RopeScaling::Llama3 {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
@@ -319,7 +367,10 @@ impl Keys<'_> {
                 original_max_position_embeddings: number("original_max_position_embeddings")?,
             },
             Some(other) => {
-                return Err(self.unsupported(format!("`rope_type: {other}`"), "default, linear and llama3"));
+                return Err(self.unsupported(
+                    format!("`rope_type: {other}`"),
+                    "default, linear and llama3",
+                ));
             }
         };
         Ok((theta, scaling))
@@ -328,7 +379,11 @@ impl Keys<'_> {
     /// One window per block. `layer_types` decides where it is given; before
     /// it, Mistral windowed every layer and Qwen those from
     /// `max_window_layers` on, if `use_sliding_window`.
-    fn sliding_windows(&self, family: Family, n_layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
+    fn sliding_windows(
+        &self,
+        family: Family,
+        n_layers: usize,
+    ) -> Result<Vec<Option<usize>>, ModelError> {
         let window = match family {
             Family::Llama => None,
             Family::Mistral => self.optional_size("sliding_window")?,
@@ -349,9 +404,9 @@ impl Keys<'_> {
                 .map(|layer| match (layer.as_str(), window) {
                     (Some("full_attention"), _) => Ok(None),
                     (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
-                    (Some("sliding_attention"), None) => {
-                        Err(self.malformed("`layer_types` has sliding attention, but `sliding_window` is not in use"))
-                    }
+                    (Some("sliding_attention"), None) => Err(self.malformed(
+                        "`layer_types` has sliding attention, but `sliding_window` is not in use",
+                    )),
                     _ => Err(self.unsupported(
                         format!("`layer_types: {layer}`"),
                         "full_attention and sliding_attention",
@@ -360,11 +415,14 @@ impl Keys<'_> {
                 .collect();
         }
         let first_windowed = match family {
-            Family::Qwen2 | Family::Qwen3 => {
-                self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize
-            }
+            Family::Qwen2 | Family::Qwen3 => self
+                .get("max_window_layers")
+                .and_then(Value::as_u64)
+                .unwrap_or(28) as usize,
             _ => 0,
         };
-        Ok((0..n_layers).map(|layer| window.filter(|_| layer >= first_windowed)).collect())
+        Ok((0..n_layers)
+            .map(|layer| window.filter(|_| layer >= first_windowed))
+            .collect())
     }
 }

@@ -68,22 +68,39 @@ pub enum ModelError {
 
 impl ModelError {
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { action, path: path.to_owned(), source }
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn malformed(path: &Path, kind: &'static str, reason: &impl ToString) -> Self {
-        Self::Malformed { path: path.to_owned(), kind, reason: reason.to_string() }
+        Self::Malformed {
+            path: path.to_owned(),
+            kind,
+            reason: reason.to_string(),
+        }
     }
 
     pub(crate) fn device(what: &str, reason: &impl ToString) -> Self {
-        Self::Device { what: what.to_owned(), reason: reason.to_string() }
+        Self::Device {
+            what: what.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 }
 
 fn hint(supported: &str) -> String {
-    if supported.is_empty() { String::new() } else { format!(" (it supports {supported})") }
+    if supported.is_empty() {
+        String::new()
+    } else {
+        format!(" (it supports {supported})")
+    }
 }
 
 fn listed(problems: &[String]) -> String {
-    problems.iter().fold(String::new(), |list, problem| list + "\n  " + problem)
+    problems
+        .iter()
+        .fold(String::new(), |list, problem| list + "\n  " + problem)
 }

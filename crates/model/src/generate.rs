@@ -28,14 +28,24 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { repetition_penalty: 1.0, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self {
+            repetition_penalty: 1.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+        }
     }
 }
 
 impl Sampling {
     fn validate(&self) -> Result<(), ModelError> {
         let out_of_range = |key, found: f32, expected: &str| {
-            Err(ModelError::OutOfRange { key, found: found.to_string(), expected: expected.to_owned() })
+            Err(ModelError::OutOfRange {
+                key,
+                found: found.to_string(),
+                expected: expected.to_owned(),
+            })
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return out_of_range("temperature", self.temperature, "0 (greedy) or more");
@@ -81,7 +91,9 @@ pub fn generate(
         return Err(ModelError::OutOfRange {
             key: "prompt",
             found: format!("token {id}"),
-            expected: format!("tokens below the model's vocabulary size of {n_vocab}; is this its tokenizer?"),
+            expected: format!(
+                "tokens below the model's vocabulary size of {n_vocab}; is this its tokenizer?"
+            ),
         });
     }
     let device = model.device().inner();
@@ -120,22 +132,32 @@ fn choose(logits: &mut [f32], seen: &[u32], sampling: &Sampling, rng: &mut impl 
         for id in distinct {
             if let Some(logit) = logits.get_mut(id as usize) {
                 let penalty = sampling.repetition_penalty;
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
             }
         }
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     if sampling.temperature == 0.0 {
         // The first of equals, as argmax does.
-        return order.iter().copied().reduce(|best, id| if logits[id] > logits[best] { id } else { best }).unwrap_or(0) as u32;
+        return order
+            .iter()
+            .copied()
+            .reduce(|best, id| if logits[id] > logits[best] { id } else { best })
+            .unwrap_or(0) as u32;
     }
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k);
     }
     let largest = order.first().map_or(0.0, |&id| logits[id]);
-    let mut weights: Vec<f32> =
-        order.iter().map(|&id| ((logits[id] - largest) / sampling.temperature).exp()).collect();
+    let mut weights: Vec<f32> = order
+        .iter()
+        .map(|&id| ((logits[id] - largest) / sampling.temperature).exp())
+        .collect();
     let total: f32 = weights.iter().sum();
     let mut kept = 0.0;
     let n_kept = weights.iter().take_while(|&&weight| {
@@ -170,35 +192,71 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        assert_eq!(choose(&mut [1.0, 3.0, 3.0], &[], &Sampling::default(), &mut rng), 1);
+        assert_eq!(
+            choose(&mut [1.0, 3.0, 3.0], &[], &Sampling::default(), &mut rng),
+            1
+        );
     }
 
     #[test]
     fn frequencies_follow_the_softmax_at_the_temperature() {
-        let sampling = Sampling { temperature: 0.5, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.5,
+            ..Sampling::default()
+        };
         let counts = draws(&sampling, &[]);
         let weights: Vec<f64> = [4.0_f64, 2.0, 0.0, -2.0].iter().map(|x| x.exp()).collect();
         let total: f64 = weights.iter().sum();
         for (count, weight) in counts.iter().zip(&weights) {
-            assert!((*count as f64 / 4000.0 - weight / total).abs() < 0.03, "{counts:?}");
+            assert!(
+                (*count as f64 / 4000.0 - weight / total).abs() < 0.03,
+                "{counts:?}"
+            );
         }
     }
 
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
-        let top_k = draws(&Sampling { top_k: 2, ..warm.clone() }, &[]);
-        assert!(top_k[0] > 0 && top_k[1] > 0 && top_k[2] == 0 && top_k[3] == 0, "{top_k:?}");
+        let warm = Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        };
+        let top_k = draws(
+            &Sampling {
+                top_k: 2,
+                ..warm.clone()
+            },
+            &[],
+        );
+        assert!(
+            top_k[0] > 0 && top_k[1] > 0 && top_k[2] == 0 && top_k[3] == 0,
+            "{top_k:?}"
+        );
         // Probabilities 0.644, 0.237, 0.087, 0.032: 0.7 is first reached with the second.
-        let top_p = draws(&Sampling { top_p: 0.7, ..warm.clone() }, &[]);
+        let top_p = draws(
+            &Sampling {
+                top_p: 0.7,
+                ..warm.clone()
+            },
+            &[],
+        );
         assert!(top_p[1] > 0 && top_p[2] == 0 && top_p[3] == 0, "{top_p:?}");
-        let tiny = draws(&Sampling { top_p: 1e-6, ..warm }, &[]);
+        let tiny = draws(
+            &Sampling {
+                top_p: 1e-6,
+                ..warm
+            },
+            &[],
+        );
         assert_eq!(tiny[0], 4000);
     }
 
     #[test]
     fn the_penalty_lowers_what_was_seen_whatever_its_sign() {
-        let sampling = Sampling { repetition_penalty: 3.0, ..Sampling::default() };
+        let sampling = Sampling {
+            repetition_penalty: 3.0,
+            ..Sampling::default()
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         assert_eq!(choose(&mut [2.0, 1.0], &[0], &sampling, &mut rng), 1);
         assert_eq!(choose(&mut [-1.0, -2.0], &[0], &sampling, &mut rng), 1);

@@ -125,7 +125,11 @@ impl Llama {
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
-            None => linear(hidden, self.model.embed_tokens.weight.val().transpose(), None),
+            None => linear(
+                hidden,
+                self.model.embed_tokens.weight.val().transpose(),
+                None,
+            ),
         }
     }
 
@@ -191,7 +195,10 @@ impl Block {
         mask: Option<Tensor<4>>,
         cache: Option<&mut Option<[Tensor<4>; 2]>>,
     ) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rotation, mask, cache);
+        let x = x.clone()
+            + self
+                .self_attn
+                .forward(self.input_layernorm.forward(x), rotation, mask, cache);
         x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
     }
 }
@@ -223,7 +230,10 @@ impl Attention {
             Some(past) => {
                 let all = match past.take() {
                     None => [k, v],
-                    Some([old_k, old_v]) => [Tensor::cat(vec![old_k, k], 2), Tensor::cat(vec![old_v, v], 2)],
+                    Some([old_k, old_v]) => [
+                        Tensor::cat(vec![old_k, k], 2),
+                        Tensor::cat(vec![old_v, v], 2),
+                    ],
                 };
                 past.insert(all).clone()
             }
@@ -270,10 +280,18 @@ impl RmsNorm {
     /// - output: the same
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
-        let x = if dtype == DType::F32 { x } else { x.cast(DType::F32) };
+        let x = if dtype == DType::F32 {
+            x
+        } else {
+            x.cast(DType::F32)
+        };
         let mean_square = x.clone().square().mean_dim(D - 1);
         let normed = x * mean_square.add_scalar(self.eps).sqrt().recip();
-        let normed = if dtype == DType::F32 { normed } else { normed.cast(dtype) };
+        let normed = if dtype == DType::F32 {
+            normed
+        } else {
+            normed.cast(dtype)
+        };
         normed * self.weight.val().unsqueeze()
     }
 }
@@ -288,14 +306,23 @@ struct Masks {
 
 impl Masks {
     fn new(start: usize, seq: usize, device: Device) -> Self {
-        Self { start, seq, device, built: Vec::new() }
+        Self {
+            start,
+            seq,
+            device,
+            built: Vec::new(),
+        }
     }
 
     /// `[1, 1, groups · seq, start + seq]`, zero where a query sees a key and
     /// very negative where it does not; `None` if every query sees every key.
     fn get(&mut self, attention: &Attention) -> Option<Tensor<4>> {
         let (window, groups) = (attention.window, attention.n_heads / attention.kv_heads);
-        if let Some((.., mask)) = self.built.iter().find(|(w, g, _)| (*w, *g) == (window, groups)) {
+        if let Some((.., mask)) = self
+            .built
+            .iter()
+            .find(|(w, g, _)| (*w, *g) == (window, groups))
+        {
             return mask.clone();
         }
         let keys = self.start + self.seq;
@@ -325,16 +352,25 @@ impl ModelConfig {
     /// `initializer_range`. Nothing is allocated before a weight is first
     /// used, so a checkpoint can be loaded over it at no cost.
     pub fn init(&self, device: &Device) -> Llama {
-        let initializer = Initializer::Normal { mean: 0.0, std: self.initializer_range };
+        let initializer = Initializer::Normal {
+            mean: 0.0,
+            std: self.initializer_range,
+        };
         let dense = |d_in, d_out, bias| {
-            LinearConfig::new(d_in, d_out).with_bias(bias).with_initializer(initializer.clone()).init(device)
+            LinearConfig::new(d_in, d_out)
+                .with_bias(bias)
+                .with_initializer(initializer.clone())
+                .init(device)
         };
         let norm = |width| RmsNorm {
             weight: Initializer::Ones.init([width], device),
             eps: self.rms_norm_eps,
         };
         let (d_model, head_dim) = (self.hidden_size, self.head_dim);
-        let (q_width, kv_width) = (self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim);
+        let (q_width, kv_width) = (
+            self.num_attention_heads * head_dim,
+            self.num_key_value_heads * head_dim,
+        );
         let block = |layer_idx: usize| Block {
             self_attn: Attention {
                 q_proj: dense(d_model, q_width, self.qkv_bias),

@@ -21,7 +21,9 @@ pub(crate) fn frequencies(config: &ModelConfig) -> Vec<f32> {
         let exponent = (2 * pair) as f32 / config.head_dim as f32;
         1.0 / (config.rope_theta as f32).powf(exponent)
     };
-    (0..pairs).map(|pair| scaled(base(pair), config.rope_scaling)).collect()
+    (0..pairs)
+        .map(|pair| scaled(base(pair), config.rope_scaling))
+        .collect()
 }
 
 fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
@@ -41,7 +43,8 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
             } else if wavelength < original / high_freq_factor {
                 frequency
             } else {
-                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                let smooth = (original / wavelength - low_freq_factor)
+                    / (high_freq_factor - low_freq_factor);
                 (1.0 - smooth) * frequency / factor + smooth * frequency
             };
             result as f32
@@ -59,15 +62,28 @@ pub(crate) struct Rotation {
 
 impl Rotation {
     /// For the positions `start .. start + seq`.
-    pub(crate) fn new(frequencies: &[f32], start: usize, seq: usize, dtype: DType, device: &Device) -> Self {
-        let angles = (start..start + seq)
-            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+    pub(crate) fn new(
+        frequencies: &[f32],
+        start: usize,
+        seq: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let angles = (start..start + seq).flat_map(|position| {
+            frequencies
+                .iter()
+                .map(move |frequency| position as f32 * frequency)
+        });
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         let table = |values: Vec<f32>| {
             let data = TensorData::new(values, [seq, frequencies.len()]);
             Tensor::<2>::from_data(data, (device, DType::F32)).cast(dtype)
         };
-        Self { cos: table(cos), sin: table(sin) }
+        Self {
+            cos: table(cos),
+            sin: table(sin),
+        }
     }
 
     /// Turns queries or keys.

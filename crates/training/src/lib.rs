@@ -1,1 +1,34 @@
-//! x
+//! Training: a [`Recipe`] goes in, a run directory comes out.
+//!
+//! [`train`] does all of it through Burn's `Learner`, with a loop of steps in
+//! the place of its loop of epochs. [`evaluate`] is the loss over held-out
+//! data. Whoever calls gets [`Event`]s; this crate prints nothing and names no
+//! backend.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod checkpoint;
+mod error;
+mod evaluate;
+#[cfg(test)]
+mod golden_tests;
+mod gradients;
+mod learning_rate;
+mod memory;
+mod observer;
+mod plot;
+mod quiet;
+pub mod recipe;
+mod run;
+mod run_directory;
+mod strategy;
+mod trainee;
+
+pub use error::TrainError;
+pub use evaluate::{Evaluation, evaluate};
+pub use learning_rate::LearningRate;
+pub use memory::{device_reserved_bytes, peak_resident_bytes};
+pub use observer::{Event, Observer, Plan, StepReport};
+pub use recipe::Recipe;
+pub use run::{Summary, TrainOptions, encode_prompt, stop_ids, train};
+pub use trainee::loss_sum;

@@ -1,0 +1,24 @@
+//! Records the source commit, so that a run's summary can name it.
+
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=../../.git/HEAD");
+    println!("cargo::rerun-if-changed=../../.git/index");
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    // Built from a package, or without git, there is none.
+    if let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) {
+        let dirty = git(&["status", "--porcelain", "--untracked-files=no"])
+            .is_some_and(|changes| !changes.is_empty());
+        println!(
+            "cargo::rustc-env=OLORA_COMMIT={commit}{}",
+            if dirty { "-modified" } else { "" }
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run a recipe: train, evaluate, checkpoint, save the adapter
+    Train(TrainArgs),
+    /// Loss and perplexity over the trained tokens of a data file
+    Evaluate(EvaluateArgs),
+    /// Continue a prompt, or chat when none is given
+    Generate(GenerateArgs),
+    /// Add an adapter into the weights and write a checkpoint
+    Merge(MergeArgs),
+    /// Show what a model, an adapter or a data file holds
+    Inspect(InspectArgs),
+    /// List the devices that this build can use
+    Devices,
+}
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, such as training.max_steps=50; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Continue the run of this name from its newest checkpoint
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Device to train on, in the recipe's place: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Show Burn's full-screen view of the run
+    #[arg(long)]
+    pub(crate) tui: bool,
+}
+
+/// Which weights to run.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Checkpoint directory; may be left out if the adapter names its base
+    #[arg(long, required_unless_present = "adapter")]
+    pub(crate) model: Option<PathBuf>,
+    /// PEFT adapter directory, or a run directory
+    #[arg(long)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Number format to hold the weights in
+    #[arg(long, default_value = "float32")]
+    pub(crate) dtype: Dtype,
+    /// Device: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+}
+
+#[derive(Args)]
+pub(crate) struct EvaluateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// JSONL, JSON or text file
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Longest sequence in tokens
+    #[arg(long, default_value_t = 512)]
+    pub(crate) max_length: usize,
+    /// Sequences per batch
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
+    pub(crate) batch_size: usize,
+    /// Count the prompt's tokens too
+    #[arg(long)]
+    pub(crate) train_on_prompt: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompt; a user's message if the checkpoint has a chat template
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// Do not use the checkpoint's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Longest continuation
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_new_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draw from the k likeliest tokens; 0 is all
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Draw from the likeliest tokens that make up this probability
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Above 1, makes tokens that were there before less likely
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
+    /// Seed of the draw
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Args)]
+pub(crate) struct MergeArgs {
+    /// Checkpoint directory; may be left out if the adapter names its base
+    #[arg(long)]
+    pub(crate) model: Option<PathBuf>,
+    /// PEFT adapter directory, or a run directory
+    #[arg(long)]
+    pub(crate) adapter: PathBuf,
+    /// Directory to write; must not exist
+    #[arg(long)]
+    pub(crate) output: PathBuf,
+    /// Number format to write; the checkpoint's own if not given
+    #[arg(long)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Device to add on
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// What the path is
+    pub(crate) what: What,
+    /// Checkpoint directory, adapter directory, or data file
+    pub(crate) path: PathBuf,
+    /// For data: the checkpoint whose tokenizer and chat template to use
+    #[arg(long)]
+    pub(crate) model: Option<PathBuf>,
+    /// For data: which sample to show
+    #[arg(long, default_value_t = 0)]
+    pub(crate) sample: usize,
+    /// For data: longest sequence in tokens
+    #[arg(long, default_value_t = 512)]
+    pub(crate) max_length: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum What {
+    Model,
+    Adapter,
+    Data,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Dtype {
+    #[value(alias = "f32")]
+    Float32,
+    #[value(alias = "bf16")]
+    Bfloat16,
+    #[value(alias = "f16")]
+    Float16,
+}
+
+impl From<Dtype> for olora_model::WeightType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self::F32,
+            Dtype::Bfloat16 => Self::Bf16,
+            Dtype::Float16 => Self::F16,
+        }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}

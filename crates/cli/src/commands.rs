@@ -1,0 +1,275 @@
+//! What each subcommand does.
+
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use burn::train::{
+    Interrupter,
+    renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
+};
+use olora_adapter::PeftAdapter;
+use olora_data::{DataOptions, Message, Schedule, Tokenizer, load_samples, loader};
+use olora_model::{Llama, ModelConfig, Sampling, WeightType};
+use olora_training::{Observer, Recipe, TrainOptions, encode_prompt, stop_ids};
+use serde_json::json;
+
+use crate::{
+    args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, TrainArgs},
+    device,
+    progress::{Display, say},
+};
+
+pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
+    let mut overrides = args.overrides.clone();
+    overrides.extend(
+        args.device
+            .as_ref()
+            .map(|device| format!("device=\"{device}\"")),
+    );
+    let recipe = Recipe::load(&args.recipe, &overrides)?;
+    let device = device::find(&recipe.device)?;
+
+    let interrupter = Interrupter::new();
+    let handler = interrupter.clone();
+    ctrlc::set_handler(move || {
+        if handler.should_stop() {
+            say("stopped without a checkpoint of the last steps");
+            std::process::exit(1);
+        }
+        handler.stop(Some("Ctrl-C"));
+        say("finishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
+    })
+    .context("installing the Ctrl-C handler")?;
+
+    let renderer = args.tui.then(|| {
+        Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None))
+            as Box<dyn MetricsRenderer>
+    });
+    if args.tui && !std::io::stdout().is_terminal() {
+        bail!("--tui needs a terminal");
+    }
+    let observer: Arc<dyn Observer> = Arc::new(Display::new(args.tui));
+    let options = TrainOptions {
+        resume: args.resume,
+        interrupter,
+        renderer,
+        commit: option_env!("OLORA_COMMIT").map(str::to_owned),
+    };
+    let summary = olora_training::train(&recipe, &device, options, &observer)?;
+    Ok(if summary.finished {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<ExitCode> {
+    let loaded = Loaded::new(&args.model)?;
+    let options = DataOptions {
+        format: None,
+        max_length: args.max_length,
+        train_on_prompt: args.train_on_prompt,
+    };
+    let data = load_samples(&args.data, &loaded.tokenizer, &options)?;
+    say(&data.report.to_string());
+    let schedule = Schedule::sequential(data.samples, args.batch_size)?;
+    let batches = loader(schedule, loaded.tokenizer.pad_id());
+    let began = Instant::now();
+    let evaluation = olora_training::evaluate(&loaded.llama, &*batches)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut out = std::io::stdout();
+    if args.json {
+        let result = json!({
+            "loss": evaluation.loss,
+            "perplexity": evaluation.perplexity,
+            "tokens": evaluation.n_trained_tokens,
+            "seconds": seconds,
+        });
+        writeln!(out, "{result}")?;
+    } else {
+        writeln!(
+            out,
+            "loss {:.4}, perplexity {:.3} over {} tokens ({seconds:.1} s)",
+            evaluation.loss, evaluation.perplexity, evaluation.n_trained_tokens
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
+    let loaded = Loaded::new(&args.model)?;
+    let sampling = Sampling {
+        repetition_penalty: args.repetition_penalty,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    if let Some(prompt) = &args.prompt {
+        let ids = if args.raw {
+            loaded.tokenizer.encode(prompt, true)?
+        } else {
+            encode_prompt(&loaded.tokenizer, prompt)?
+        };
+        loaded.stream(&ids, args.max_new_tokens, &sampling)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !std::io::stdin().is_terminal() {
+        bail!("give a prompt with --prompt, or run on a terminal to chat");
+    }
+    chat(&loaded, args, &sampling)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a line, answers it, and keeps what was said.
+fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()> {
+    if !loaded.tokenizer.has_chat_template() || args.raw {
+        say("no chat template: each line is continued on its own");
+    }
+    say("type a message; an empty line or Ctrl-D ends the chat");
+    let mut history = Vec::new();
+    loop {
+        let mut err = std::io::stderr();
+        write!(err, "> ")?;
+        err.flush()?;
+        let mut line = String::new();
+        if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
+            return Ok(());
+        }
+        let line = line.trim().to_owned();
+        let ids = if loaded.tokenizer.has_chat_template() && !args.raw {
+            history.push(Message {
+                role: "user".to_owned(),
+                content: line,
+            });
+            let text = loaded.tokenizer.render_chat(&history, true)?;
+            loaded.tokenizer.encode(&text, false)?
+        } else {
+            loaded.tokenizer.encode(&line, true)?
+        };
+        let content = loaded.stream(&ids, args.max_new_tokens, sampling)?;
+        history.push(Message {
+            role: "assistant".to_owned(),
+            content,
+        });
+    }
+}
+
+pub(crate) fn merge(args: &MergeArgs) -> Result<ExitCode> {
+    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(olora_model::ModelError::Exists(args.output.clone()).into());
+    }
+    let device = device::find(&args.device)?;
+    let adapter = read_adapter(&args.adapter)?;
+    let base = base_directory(args.model.as_deref(), Some(&adapter))?;
+    // Added in f32, rounded once when written.
+    let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
+    let merged = olora_adapter::merge(adapter.attach(llama)?)?;
+    let dtype = args
+        .dtype
+        .map(WeightType::from)
+        .or(config.stored_dtype())
+        .unwrap_or(WeightType::F32);
+    olora_model::save(&merged, &config, dtype, Some(&base), &args.output)?;
+    say(&format!(
+        "wrote {} ({})",
+        args.output.display(),
+        dtype.name()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A model ready to run, with its adapter if one was given.
+struct Loaded {
+    llama: Llama,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+}
+
+impl Loaded {
+    fn new(args: &ModelArgs) -> Result<Self> {
+        let device = device::find(&args.device)?;
+        let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
+        let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
+        let tokenizer = Tokenizer::from_dir(&base)?;
+        let (llama, config) = olora_model::load(&base, args.dtype.into(), &device)?;
+        let llama = match adapter {
+            None => llama,
+            Some(adapter) => adapter.attach(llama)?,
+        };
+        Ok(Self {
+            llama,
+            config,
+            tokenizer,
+        })
+    }
+
+    /// Prints the continuation as it comes and returns it.
+    fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
+        let stop = stop_ids(&self.config, &self.tokenizer);
+        let mut pieces = self.tokenizer.decode_stream();
+        let mut out = std::io::stdout();
+        let mut text = String::new();
+        let mut failed = None;
+        olora_model::generate(&self.llama, ids, max_new_tokens, sampling, &stop, |token| {
+            if stop.contains(&token) {
+                return ControlFlow::Break(());
+            }
+            let printed = pieces
+                .push(token)
+                .map_err(anyhow::Error::from)
+                .and_then(|piece| {
+                    if let Some(piece) = piece {
+                        text += &piece;
+                        out.write_all(piece.as_bytes())?;
+                        out.flush()?;
+                    }
+                    Ok(())
+                });
+            match printed {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        writeln!(out)?;
+        Ok(text)
+    }
+}
+
+/// Reads an adapter directory; a run directory stands for the adapter in it.
+pub(crate) fn read_adapter(path: &Path) -> Result<PeftAdapter> {
+    let inside = path.join("adapter");
+    let run = !path.join(olora_adapter::CONFIG_FILE).exists()
+        && inside.join(olora_adapter::CONFIG_FILE).exists();
+    Ok(PeftAdapter::read(if run { &inside } else { path })?)
+}
+
+/// The checkpoint named on the command line, or else by the adapter.
+fn base_directory(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Result<PathBuf> {
+    if let Some(model) = model {
+        return Ok(model.to_owned());
+    }
+    let recorded = adapter
+        .and_then(|adapter| adapter.base.as_deref())
+        .unwrap_or_default();
+    if recorded.is_empty() || !Path::new(recorded).is_dir() {
+        bail!(
+            "the adapter's base, `{recorded}`, is not a directory here: give the checkpoint with --model"
+        );
+    }
+    say(&format!("base model: {recorded}"));
+    Ok(PathBuf::from(recorded))
+}

@@ -1,0 +1,166 @@
+//! `olora inspect`: what a model, an adapter or a data file holds.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use burn::{module::Module, tensor::Device};
+use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
+use olora_model::ModelConfig;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{InspectArgs, What},
+    commands::read_adapter,
+    progress::{parameters, say},
+};
+
+pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
+    match args.what {
+        What::Model => model(args),
+        What::Adapter => adapter(args),
+        What::Data => data(args),
+    }
+}
+
+fn model(args: &InspectArgs) -> Result<ExitCode> {
+    let config = ModelConfig::from_dir(&args.path)?;
+    // Nothing is allocated: only the shapes are asked for.
+    let llama = config.init(&Device::default());
+    let n_params = llama.num_params();
+    let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
+    let facts = json!({
+        "family": format!("{:?}", config.family).to_lowercase(),
+        "parameters": n_params,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": format!("{:?}", config.rope_scaling),
+        "sliding_window": windows.first(),
+        "tied_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "eos_token_ids": config.eos_token_ids,
+        "dtype": config.stored_dtype().map(olora_model::WeightType::name),
+    });
+    print_facts(&facts, args.json)?;
+    if !args.json {
+        let layers = olora_adapter::linear_layers(&llama);
+        let mut names: Vec<&str> = layers
+            .iter()
+            .filter_map(|layer| layer.path.rsplit('.').next())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        say(&format!(
+            "{}; linear layers: {} ({})",
+            parameters(n_params),
+            layers.len(),
+            names.join(", ")
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn adapter(args: &InspectArgs) -> Result<ExitCode> {
+    let adapter = read_adapter(&args.path)?;
+    let shapes = adapter.shapes();
+    let facts = json!({
+        "method": adapter.config.method,
+        "rank": adapter.config.rank,
+        "alpha": adapter.config.alpha,
+        "scale": adapter.scale,
+        "dropout": adapter.config.dropout,
+        "base": adapter.base,
+        "target_modules": adapter.config.targets,
+        "adapted_layers": shapes.len(),
+        "parameters": adapter.num_params(),
+    });
+    print_facts(&facts, args.json)?;
+    if !args.json {
+        let mut out = std::io::stdout();
+        for (path, a, b) in shapes {
+            writeln!(out, "  {path}  lora_A {a:?}  lora_B {b:?}")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn data(args: &InspectArgs) -> Result<ExitCode> {
+    let Some(model) = &args.model else {
+        bail!("give the checkpoint whose tokenizer to use with --model");
+    };
+    let tokenizer = Tokenizer::from_dir(model)?;
+    let options = DataOptions {
+        max_length: args.max_length,
+        ..DataOptions::default()
+    };
+    let data = load_samples(&args.path, &tokenizer, &options)?;
+    let n_samples = data.samples.len();
+    let sample = data.samples.get(args.sample).with_context(|| {
+        format!(
+            "there is no sample {}: the file has {n_samples}, counted from 0",
+            args.sample
+        )
+    })?;
+    let pieces = describe_sample(sample, &tokenizer)?;
+    let mut out = std::io::stdout();
+    if args.json {
+        let pieces: Vec<_> = pieces
+            .iter()
+            .map(|(text, trained)| json!({ "text": text, "trained": trained }))
+            .collect();
+        writeln!(
+            out,
+            "{}",
+            json!({ "report": data.report.to_string(), "samples": n_samples, "pieces": pieces })
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&data.report.to_string());
+    say(&format!(
+        "sample {} of {n_samples}: {} tokens, the {} marked ones are trained on",
+        args.sample,
+        sample.len(),
+        sample.n_trained()
+    ));
+    // Green on a terminal, brackets where colour would be lost.
+    let (open, close) = if out.is_terminal() {
+        ("\u{1b}[32;1m", "\u{1b}[0m")
+    } else {
+        ("⟦", "⟧")
+    };
+    let mut inside = false;
+    for (text, trained) in &pieces {
+        if *trained != inside {
+            write!(out, "{}", if *trained { open } else { close })?;
+            inside = *trained;
+        }
+        write!(out, "{text}")?;
+    }
+    writeln!(out, "{}", if inside { close } else { "" })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_facts(facts: &Value, json: bool) -> Result<()> {
+    let mut out = std::io::stdout();
+    if json {
+        writeln!(out, "{facts}")?;
+        return Ok(());
+    }
+    for (key, value) in facts.as_object().into_iter().flatten() {
+        if !value.is_null() {
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            writeln!(out, "{key:24} {text}")?;
+        }
+    }
+    Ok(())
+}

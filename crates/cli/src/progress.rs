@@ -1,0 +1,237 @@
+//! What a person sees of a run: a bar on a terminal, lines elsewhere.
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use olora_training::{Event, Observer, Plan, StepReport, Summary};
+
+/// Writes a line to stderr. A closed stderr is no reason to stop a run.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Shows the events of a run on stderr.
+pub(crate) struct Display {
+    /// Nothing but errors is shown while Burn's full-screen view is up.
+    quiet: bool,
+    terminal: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bar: Option<ProgressBar>,
+    total_steps: usize,
+    attaching_since: Option<Instant>,
+    attaching: Option<ProgressBar>,
+}
+
+impl Display {
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self {
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            state: Mutex::default(),
+        }
+    }
+
+    fn line(state: &State, text: &str) {
+        match &state.bar {
+            Some(bar) if !bar.is_finished() => bar.suspend(|| say(text)),
+            _ => say(text),
+        }
+    }
+}
+
+impl Observer for Display {
+    fn on(&self, event: &Event) {
+        if self.quiet {
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Data { role, path, report } => {
+                say(&format!(
+                    "{role} data: {}\n  {}",
+                    path.display(),
+                    report.replace('\n', "\n  ")
+                ));
+            }
+            Event::ModelLoaded {
+                path,
+                n_params,
+                seconds,
+            } => {
+                say(&format!(
+                    "model: {} ({}) in {seconds:.1} s",
+                    path.display(),
+                    parameters(*n_params)
+                ));
+            }
+            Event::Attaching(done, all) => attaching(&mut state, *done, *all, self.terminal),
+            Event::Ready(plan) => {
+                say(&describe(plan));
+                state.total_steps = plan.total_steps;
+                if self.terminal {
+                    state.bar = Some(step_bar(plan.total_steps));
+                }
+            }
+            Event::Resumed(step) => {
+                say(&format!("resuming after step {step}"));
+                if let Some(bar) = &state.bar {
+                    bar.set_position(*step as u64);
+                }
+            }
+            Event::Sample { when, prompt, text } => {
+                Self::line(
+                    &state,
+                    &format!(
+                        "sample {when} training\n  > {prompt}\n  {}",
+                        text.trim().replace('\n', "\n  ")
+                    ),
+                );
+            }
+            Event::Step(report) => match &state.bar {
+                Some(bar) => {
+                    bar.set_position(report.step as u64);
+                    bar.set_message(short(report));
+                    if report.step == state.total_steps {
+                        bar.finish();
+                    }
+                }
+                None => say(&format!(
+                    "step {}/{} | {}",
+                    report.step,
+                    state.total_steps,
+                    long(report)
+                )),
+            },
+            Event::Evaluated { step, evaluation } => Self::line(
+                &state,
+                &format!(
+                    "step {step}: validation loss {:.4}, perplexity {:.3} over {} tokens",
+                    evaluation.loss, evaluation.perplexity, evaluation.n_trained_tokens
+                ),
+            ),
+            Event::Checkpoint { step, path } => {
+                if !self.terminal {
+                    say(&format!("step {step}: checkpoint {}", path.display()));
+                }
+            }
+            Event::Interrupted(step) => {
+                if let Some(bar) = &state.bar {
+                    bar.abandon();
+                }
+                say(&format!(
+                    "interrupted after step {step}; a checkpoint is written. Run the same command with --resume to go on"
+                ));
+            }
+            Event::Finished(summary) => say(&finished(summary)),
+        }
+    }
+}
+
+/// A bar only if initialisation takes longer than a second.
+fn attaching(state: &mut State, done: usize, all: usize, terminal: bool) {
+    let since = *state.attaching_since.get_or_insert_with(Instant::now);
+    if terminal && done < all && since.elapsed() > Duration::from_secs(1) {
+        let bar = state.attaching.get_or_insert_with(|| {
+            let bar = ProgressBar::new(all as u64);
+            bar.set_prefix("initialising adapters");
+            bar
+        });
+        bar.set_position(done as u64);
+    }
+    if done == all
+        && let Some(bar) = state.attaching.take()
+    {
+        bar.finish_and_clear();
+    }
+}
+
+fn step_bar(total: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+    let template = "{bar:24} {pos}/{len} | {msg} | {eta} left";
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    bar
+}
+
+fn describe(plan: &Plan) -> String {
+    let share = 100.0 * plan.n_trained_params as f64 / plan.n_params as f64;
+    let adapters = match plan.n_adapted_layers {
+        0 => "every weight trains".to_owned(),
+        n => format!(
+            "adapters on {n} layers, initialised in {:.2} s",
+            plan.attach_seconds
+        ),
+    };
+    let epochs = plan.total_steps as f64 * plan.sequences_per_step as f64 / plan.n_samples as f64;
+    format!(
+        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nplan: {} steps of {} sequences, {epochs:.2} epochs over {} samples\nrun directory: {}",
+        parameters(plan.n_trained_params),
+        parameters(plan.n_params),
+        plan.total_steps,
+        plan.sequences_per_step,
+        plan.n_samples,
+        plan.directory.display()
+    )
+}
+
+fn short(report: &StepReport) -> String {
+    format!(
+        "loss {:.4} | lr {:.2e} | {:.0} tok/s",
+        report.loss, report.learning_rate, report.tokens_per_second
+    )
+}
+
+fn long(report: &StepReport) -> String {
+    let memory = report
+        .peak_memory
+        .map_or_else(String::new, |bytes| format!(" | peak {}", size(bytes)));
+    format!(
+        "loss {:.4} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{memory}",
+        report.loss, report.learning_rate, report.grad_norm, report.tokens_per_second
+    )
+}
+
+fn finished(summary: &Summary) -> String {
+    let mut text = format!(
+        "done: {} steps, {} tokens in {:.1} s of training ({:.0} tok/s), {:.1} s in all",
+        summary.steps,
+        summary.tokens,
+        summary.train_seconds,
+        summary.tokens_per_second,
+        summary.wall_seconds
+    );
+    if let Some(bytes) = summary.peak_memory {
+        text += &format!(", peak {}", size(bytes));
+    }
+    if let (Some(before), Some(after)) = (summary.validation_loss_before, summary.validation_loss) {
+        text += &format!("\nvalidation loss: {before:.4} before, {after:.4} after");
+    }
+    if let (Some(best), Some(step)) = (summary.best_validation_loss, summary.best_step) {
+        text += &format!(" (lowest {best:.4} at step {step})");
+    }
+    text + &format!("\nresult: {}", summary.result.display())
+}
+
+pub(crate) fn parameters(n: usize) -> String {
+    match n {
+        0..10_000 => format!("{n} parameters"),
+        10_000..10_000_000 => format!("{:.1} k parameters", n as f64 / 1e3),
+        _ => format!("{:.1} M parameters", n as f64 / 1e6),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}

@@ -1,0 +1,297 @@
+//! A checkpoint's tokenizer, special tokens and chat template.
+
+mod mask;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value};
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
+
+use crate::{DataError, Message, chat::ChatTemplate};
+
+/// What turns text into a checkpoint's tokens and back.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    dir: PathBuf,
+    inner: tokenizers::Tokenizer,
+    chat: Option<ChatTemplate>,
+    bos: Option<(u32, String)>,
+    pad_id: u32,
+    eos_id: Option<u32>,
+    stop_ids: Vec<u32>,
+    n_vocab: usize,
+}
+
+type Config = Map<String, Value>;
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a checkpoint's directory and, where they are
+    /// present, `tokenizer_config.json`, `chat_template.jinja`,
+    /// `generation_config.json` and `config.json`.
+    pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(|source| DataError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| DataError::Checkpoint {
+                path,
+                reason: error.to_string(),
+            })?;
+        // Some tokenizer.json carry the truncation of whoever saved them.
+        inner
+            .with_truncation(None)
+            .map_err(failed)?
+            .with_padding(None);
+
+        let path = dir.join("tokenizer_config.json");
+        let config = read_config(&path)?;
+        let mut specials = BTreeMap::new();
+        for (key, value) in config.iter().filter(|(key, _)| key.ends_with("_token")) {
+            if let Some(token) = token_text(value) {
+                specials.insert(key.clone(), token.to_owned());
+            }
+        }
+        let named = |key: &str| match specials.get(key) {
+            None => Ok(None),
+            Some(token) => match inner.token_to_id(token) {
+                Some(id) => Ok(Some(id)),
+                None => Err(DataError::Checkpoint {
+                    path: path.clone(),
+                    reason: format!("its {key} `{token}` is not in tokenizer.json"),
+                }),
+            },
+        };
+        let (generation, model) = (
+            read_config(&dir.join("generation_config.json"))?,
+            read_config(&dir.join("config.json"))?,
+        );
+        let ids = |key| {
+            [&generation, &model]
+                .into_iter()
+                .flat_map(move |config| token_ids(config, key))
+        };
+
+        let mut stop_ids: Vec<_> = named("eos_token")?
+            .into_iter()
+            .chain(ids("eos_token_id"))
+            .collect();
+        let eos_id = stop_ids.first().copied();
+        let bos_id = named("bos_token")?.or_else(|| ids("bos_token_id").next());
+        let bos = bos_id.and_then(|id| Some((id, inner.id_to_token(id)?)));
+        // Any id will do to pad with, even one that the configuration gets wrong.
+        let pad_id = named("pad_token").ok().flatten().or(eos_id).unwrap_or(0);
+        for (key, id) in [("bos_token", bos_id), ("eos_token", eos_id)] {
+            if let Some(token) = id.and_then(|id| inner.id_to_token(id)) {
+                specials.entry(key.to_owned()).or_insert(token);
+            }
+        }
+        let chat = match template_source(dir, &config)? {
+            Some(source) => Some(ChatTemplate::new(&source, &specials)?),
+            None => None,
+        };
+        let n_vocab = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1);
+        let dir = dir.to_owned();
+        let mut tokenizer = Self {
+            dir,
+            inner,
+            chat,
+            bos,
+            pad_id,
+            eos_id,
+            stop_ids: Vec::new(),
+            n_vocab,
+        };
+        stop_ids.extend(tokenizer.turn_end());
+        for id in stop_ids {
+            if !tokenizer.stop_ids.contains(&id) {
+                tokenizer.stop_ids.push(id);
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// The tokens of a text. `add_special_tokens` adds what the tokenizer puts
+    /// around a document, as a rule the beginning-of-sequence token; a rendered
+    /// chat has its special tokens already.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(failed)
+    }
+
+    /// Decodes token by token, for text that is shown while it is generated.
+    /// Special tokens are left out.
+    pub fn decode_stream(&self) -> DecodeStream<'_> {
+        DecodeStream {
+            inner: self.inner.decode_stream(true),
+        }
+    }
+
+    /// The end-of-sequence token.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// The tokens at which generation is to stop: the end-of-sequence token, the
+    /// others that the checkpoint's configuration names, and the token with
+    /// which its chat template closes a turn of the assistant.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// The beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos.as_ref().map(|&(id, _)| id)
+    }
+
+    /// The token to pad with: the padding token, else end-of-sequence, else 0.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// One more than the largest id, added tokens included: the embedding must
+    /// have at least as many rows.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// The spelling of one token, as in `tokenizer.json`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether the checkpoint has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// A conversation in the checkpoint's own form. With `add_generation_prompt`
+    /// it ends where the assistant is to go on.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, DataError> {
+        self.template()?.render(messages, add_generation_prompt)
+    }
+
+    fn template(&self) -> Result<&ChatTemplate, DataError> {
+        self.chat.as_ref().ok_or_else(|| DataError::NoChatTemplate {
+            dir: self.dir.clone(),
+        })
+    }
+
+    fn required_eos(&self) -> Result<u32, DataError> {
+        self.eos_id.ok_or_else(|| DataError::NoEos {
+            dir: self.dir.clone(),
+        })
+    }
+
+    fn begins_with_bos(&self, text: &str) -> bool {
+        self.bos
+            .as_ref()
+            .is_some_and(|(_, bos)| text.starts_with(bos))
+    }
+}
+
+/// Decodes a growing list of tokens.
+pub struct DecodeStream<'a> {
+    inner: tokenizers::DecodeStream<
+        'a,
+        ModelWrapper,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >,
+}
+
+impl DecodeStream<'_> {
+    /// Takes the next token and gives the text that is now complete, if any: a
+    /// character of several tokens comes with its last.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>, DataError> {
+        self.inner.step(id).map_err(failed)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn failed(error: tokenizers::Error) -> DataError {
+    DataError::Tokenizer(error.to_string())
+}
+
+/// A JSON object, empty if there is no such file.
+fn read_config(path: &Path) -> Result<Config, DataError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| DataError::Checkpoint {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Config::new()),
+        Err(source) => Err(DataError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// `"</s>"` or `{"content": "</s>", …}`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// `2` or `[2, 3]`.
+fn token_ids<'a>(config: &'a Config, key: &str) -> impl Iterator<Item = u32> + 'a {
+    let value = config.get(key);
+    let many = value
+        .and_then(Value::as_array)
+        .map_or(&[] as &[Value], Vec::as_slice);
+    value
+        .into_iter()
+        .chain(many)
+        .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+}
+
+/// The file `chat_template.jinja`, else `chat_template` in the configuration:
+/// one template, or a list of named ones of which `default` counts.
+fn template_source(dir: &Path, config: &Config) -> Result<Option<String>, DataError> {
+    let path = dir.join("chat_template.jinja");
+    match fs::read_to_string(&path) {
+        Ok(source) => return Ok(Some(source)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(DataError::Read { path, source }),
+    }
+    let source = match config.get("chat_template") {
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|template| template["name"] == "default");
+            default.and_then(|template| template["template"].as_str())
+        }
+        Some(Value::Null) | None => return Ok(None),
+        Some(value) => value.as_str(),
+    };
+    source
+        .map(|source| Some(source.to_owned()))
+        .ok_or_else(|| DataError::Checkpoint {
+            path: dir.join("tokenizer_config.json"),
+            reason: "`chat_template` must be a string, or a list with a template named `default`"
+                .to_owned(),
+        })
+}

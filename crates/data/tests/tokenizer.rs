@@ -1,0 +1,138 @@
+//! What is read from a checkpoint's directory, and text in and out.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{CHATML, World};
+use olora_data::{Message, describe_sample, load_samples};
+use serde_json::json;
+
+#[test]
+fn special_tokens_come_from_the_configuration() {
+    let world = World::new(None);
+    let tokenizer = world.tokenizer();
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(0), Some(1), 1)
+    );
+    assert_eq!(tokenizer.n_vocab(), 4 + 256 + 1);
+    assert_eq!(tokenizer.token(3).as_deref(), Some("<|im_end|>"));
+    assert_eq!(tokenizer.stop_ids(), [1]);
+    assert!(!tokenizer.has_chat_template());
+
+    world.write("generation_config.json", &json!({"eos_token_id": [3, 1]}));
+    world.write(
+        "config.json",
+        &json!({"eos_token_id": 1, "bos_token_id": 2}),
+    );
+    assert_eq!(world.tokenizer().stop_ids(), [1, 3]);
+    // The tokenizer's own word counts; without it, that of the model's configuration.
+    assert_eq!(world.tokenizer().bos_id(), Some(0));
+    world.write("tokenizer_config.json", &json!({"pad_token": "<unknown>"}));
+    let tokenizer = world.tokenizer();
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(2), Some(3), 3)
+    );
+}
+
+#[test]
+fn generation_stops_where_the_template_ends_a_turn() {
+    // A base model's end-of-sequence with a ChatML template: a model trained on it ends with both in reach.
+    let tokenizer = World::new(Some(CHATML)).tokenizer();
+    assert_eq!(
+        (tokenizer.eos_id(), tokenizer.stop_ids()),
+        (Some(1), &[1, 3][..])
+    );
+}
+
+#[test]
+fn the_template_file_comes_before_the_configuration() {
+    let world = World::new(Some("config"));
+    let render = || {
+        world
+            .tokenizer()
+            .render_chat(&[Message::new("user", "Hi")], true)
+            .unwrap()
+    };
+    assert_eq!(render(), "config");
+    let named = json!([{"name": "tools", "template": "t"}, {"name": "default", "template": "d{{ bos_token }}"}]);
+    world.write(
+        "tokenizer_config.json",
+        &json!({"chat_template": named, "bos_token": "<s>"}),
+    );
+    assert_eq!(render(), "d<s>");
+    std::fs::write(world.path("chat_template.jinja"), CHATML).unwrap();
+    assert_eq!(
+        render(),
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    );
+}
+
+#[test]
+fn text_goes_in_and_out_whole() {
+    let tokenizer = World::new(None).tokenizer();
+    // Longer than the truncation and shorter than the padding that tokenizer.json asks for.
+    let text = "Hi y, é → 漢字 </s>";
+    let ids = tokenizer.encode(text, true).unwrap();
+    assert_eq!((ids[0], ids.last()), (0, Some(&1)));
+    assert_eq!(ids.len(), text.len() - "</s>".len() - " y".len() + 3);
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), format!("<s>{text}"));
+    assert_eq!(
+        tokenizer.decode(&ids, true).unwrap(),
+        text.trim_end_matches("</s>")
+    );
+    assert_eq!(tokenizer.encode(text, false).unwrap(), ids[1..]);
+}
+
+#[test]
+fn a_stream_gives_whole_characters() {
+    let tokenizer = World::new(None).tokenizer();
+    let mut stream = tokenizer.decode_stream();
+    let ids = tokenizer.encode("a→é</s>b", false).unwrap();
+    let pieces: Vec<_> = ids.into_iter().map(|id| stream.push(id).unwrap()).collect();
+    let expected = [
+        Some("a"),
+        None,
+        None,
+        Some("→"),
+        None,
+        Some("é"),
+        None,
+        Some("b"),
+    ];
+    assert_eq!(pieces, expected.map(|piece| piece.map(str::to_owned)));
+}
+
+#[test]
+fn a_description_keeps_the_spaces_that_a_decoder_strips() {
+    let world = World::new(None);
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    world.write("tokenizer.json", &json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 3, "content": "</s>", "single_word": false, "lstrip": false,
+                          "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": metaspace, "decoder": metaspace,
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "▁one": 1, "▁two": 2, "</s>": 3}, "unk_token": "<unk>"}
+    }));
+    world.write("tokenizer_config.json", &json!({"eos_token": "</s>"}));
+    let tokenizer = world.tokenizer();
+    std::fs::write(
+        world.path("a.jsonl"),
+        r#"{"prompt": "one one", "completion": " two"}"#,
+    )
+    .unwrap();
+    let data = load_samples(
+        &world.path("a.jsonl"),
+        &tokenizer,
+        &olora_data::DataOptions::default(),
+    )
+    .unwrap();
+    let pieces = describe_sample(&data.samples[0], &tokenizer).unwrap();
+    assert_eq!(
+        pieces,
+        [("one one".to_owned(), false), (" two</s>".to_owned(), true)]
+    );
+}

@@ -1,0 +1,70 @@
+//! Golden values made by transformers: see `fixtures/make_fixtures.py`.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use safetensors::SafeTensors;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(name)
+}
+
+/// A tensor of a safetensors file as (shape, i32 or f32 bit patterns).
+fn read(file: &Path, name: &str) -> (Vec<usize>, Vec<u32>) {
+    let bytes = fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors
+        .tensor(name)
+        .unwrap_or_else(|_| panic!("{name} in {}", file.display()));
+    let values = view
+        .data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|&b| u32::from_le_bytes(b))
+        .collect();
+    (view.shape().to_vec(), values)
+}
+
+pub fn ints(file: &Path, name: &str) -> (Vec<usize>, Vec<i32>) {
+    let (shape, values) = read(file, name);
+    (shape, values.into_iter().map(|bits| bits as i32).collect())
+}
+
+pub fn floats(file: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let (shape, values) = read(file, name);
+    (shape, values.into_iter().map(f32::from_bits).collect())
+}
+
+pub fn ids(file: &Path, name: &str, device: &Device) -> Tensor<2, Int> {
+    let (shape, values) = ints(file, name);
+    Tensor::from_data(TensorData::new(values, [shape[0], shape[1]]), device)
+}
+
+pub fn tokens(file: &Path, name: &str) -> Vec<u32> {
+    ints(file, name).1.into_iter().map(|id| id as u32).collect()
+}
+
+pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data_dtype(DType::F32).try_into_vec().unwrap()
+}
+
+/// The largest difference, after making sure that the golden values are not trivial.
+pub fn max_diff(ours: &[f32], golden: &[f32]) -> f32 {
+    assert_eq!(ours.len(), golden.len());
+    assert!(
+        golden.iter().any(|x| x.abs() > 1.0),
+        "golden values near zero prove nothing"
+    );
+    ours.iter()
+        .zip(golden)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}

@@ -1,0 +1,215 @@
+//! Logits and greedy continuations equal transformers'.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Device;
+use common::{fixture, floats, host, ids, max_diff, tokens};
+use olora_model::{KvCache, Sampling, WeightType, generate, load, save};
+
+/// Logits within 1e-4 and the same 16 greedy tokens, all through the cache.
+fn check(name: &str) {
+    let directory = fixture(name);
+    let golden = directory.join("golden.safetensors");
+    let device = Device::flex();
+    let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+
+    let logits = host(model.forward(ids(&golden, "input_ids", &device)));
+    let diff = max_diff(&logits, &floats(&golden, "logits").1);
+    assert!(diff < 1e-4, "{name}: logits differ by {diff}");
+
+    let prompt = tokens(&golden, "prompt_ids");
+    let expected = tokens(&golden, "greedy_ids");
+    let go_on = |_| ControlFlow::Continue(());
+    let ours = generate(
+        &model,
+        &prompt,
+        expected.len(),
+        &Sampling::default(),
+        &[],
+        go_on,
+    )
+    .unwrap();
+    assert_eq!(ours, expected, "{name}");
+}
+
+#[test]
+fn llama() {
+    check("llama");
+}
+
+#[test]
+fn llama_with_tied_embeddings() {
+    check("llama-tied");
+}
+
+#[test]
+fn llama_tied_with_only_the_head_in_the_file() {
+    check("llama-tied-lm-head");
+}
+
+#[test]
+fn llama_with_linear_rope_scaling() {
+    check("llama-linear");
+}
+
+#[test]
+fn llama_with_llama3_rope_scaling() {
+    check("llama-llama3");
+}
+
+#[test]
+fn llama_with_a_head_dim_of_its_own() {
+    check("llama-head-dim");
+}
+
+#[test]
+fn llama_with_a_transformers_4_config() {
+    check("llama-v4");
+}
+
+#[test]
+fn llama_with_the_older_type_key() {
+    check("llama-v4-type");
+}
+
+#[test]
+fn mistral_with_a_window_shorter_than_the_sequence() {
+    check("mistral");
+}
+
+#[test]
+fn qwen2_with_biases() {
+    check("qwen2");
+}
+
+#[test]
+fn qwen3_with_head_norms() {
+    check("qwen3");
+}
+
+#[test]
+fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
+    check("llama-sharded-bf16");
+    let directory = fixture("llama-sharded-bf16");
+    let golden = directory.join("golden.safetensors");
+    let device = Device::flex();
+    let (model, _) = load(&directory, WeightType::Bf16, &device).unwrap();
+    let logits = host(model.forward(ids(&golden, "input_ids", &device)));
+    // bf16 has 8 bits of mantissa; logits here reach about 10.
+    let diff = max_diff(&logits, &floats(&golden, "logits_bf16").1);
+    assert!(diff < 0.2, "logits differ by {diff}");
+    let exact = max_diff(&logits, &floats(&golden, "logits").1);
+    assert!(exact > 1e-3, "the model did not compute in bf16");
+}
+
+#[test]
+fn the_cache_changes_nothing_however_the_sequence_is_cut() {
+    for name in ["llama", "mistral", "qwen3"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let input = ids(&golden, "input_ids", &device);
+        let [batch, seq] = input.dims();
+        let all = model.forward(input.clone());
+        let n_vocab = all.dims()[2];
+        let mut cache = KvCache::new(model.model.layers.len());
+        let mut at = 0;
+        for length in [1, 9, 2, 12] {
+            let logits = model.next_token_logits(input.clone().narrow(1, at, length), &mut cache);
+            at += length;
+            let expected = all.clone().narrow(1, at - 1, 1).reshape([batch, n_vocab]);
+            assert!(
+                max_diff(&host(logits), &host(expected)) < 1e-5,
+                "{name} at {at}"
+            );
+        }
+        assert_eq!((at, cache.len()), (seq, seq));
+    }
+}
+
+#[test]
+fn padding_on_the_right_changes_no_earlier_token() {
+    let directory = fixture("mistral");
+    let golden = directory.join("golden.safetensors");
+    let device = Device::flex();
+    let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+    let input = ids(&golden, "input_ids", &device);
+    let short = model.forward(input.clone().narrow(1, 0, 10));
+    let long = model.forward(input).narrow(1, 0, 10);
+    assert!(max_diff(&host(short), &host(long)) < 1e-5);
+}
+
+#[test]
+fn generation_stops_after_any_stop_id_and_when_told() {
+    let directory = fixture("llama");
+    let golden = directory.join("golden.safetensors");
+    let (model, _) = load(&directory, WeightType::F32, &Device::flex()).unwrap();
+    let prompt = tokens(&golden, "prompt_ids");
+    let expected = tokens(&golden, "greedy_ids");
+    let first_repeat = expected.iter().position(|&id| id == expected[3]).unwrap();
+    let stop = [999, expected[3]];
+    let ours = generate(&model, &prompt, 16, &Sampling::default(), &stop, |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(ours, expected[..=first_repeat]);
+
+    let mut seen = 0;
+    let ours = generate(&model, &prompt, 16, &Sampling::default(), &[], |_| {
+        seen += 1;
+        if seen == 2 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert_eq!(ours.unwrap(), expected[..2]);
+}
+
+#[test]
+fn sampling_repeats_with_its_seed_and_changes_without() {
+    let directory = fixture("llama");
+    let (model, _) = load(&directory, WeightType::F32, &Device::flex()).unwrap();
+    let draw = |seed| {
+        let sampling = Sampling {
+            temperature: 2.0,
+            seed,
+            ..Sampling::default()
+        };
+        generate(&model, &[1, 5], 12, &sampling, &[], |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+}
+
+#[test]
+fn what_is_saved_loads_with_the_same_logits_and_config() {
+    for (name, dtype) in [
+        ("llama-tied", WeightType::F32),
+        ("qwen3", WeightType::F32),
+        ("llama-sharded-bf16", WeightType::Bf16),
+    ] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, config) = load(&directory, WeightType::F32, &device).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let saved = out.path().join("saved");
+        save(&model, &config, dtype, Some(&directory), &saved).unwrap();
+        let (again, config_again) = load(&saved, WeightType::F32, &device).unwrap();
+        let input = ids(&golden, "input_ids", &device);
+        assert_eq!(
+            host(again.forward(input.clone())),
+            host(model.forward(input)),
+            "{name}"
+        );
+        assert_eq!(config_again.stored_dtype(), Some(dtype));
+        assert_eq!(config_again.rope_scaling, config.rope_scaling);
+    }
+}

@@ -1,0 +1,362 @@
+//! Adapters exchanged with PEFT, on a whole model.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, Distribution, Tensor},
+};
+use common::{fixture, floats, host, ids, max_diff};
+use olora_adapter::{
+    AdapterConfig, AdapterError, Method, PeftAdapter, PeftForm, attach, factors, merge, save_peft,
+    without_adapter,
+};
+use olora_model::{Llama, WeightType, load};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+fn base() -> Llama {
+    load(&fixture("llama"), WeightType::F32, &Device::flex())
+        .unwrap()
+        .0
+}
+
+fn adapted(directory: &Path) -> Llama {
+    PeftAdapter::read(directory)
+        .unwrap()
+        .attach(base())
+        .unwrap()
+}
+
+fn logits(llama: &Llama) -> Vec<f32> {
+    let golden = fixture("llama").join("golden.safetensors");
+    host(llama.forward(ids(&golden, "input_ids", &Device::flex())))
+}
+
+fn config(method: Method) -> AdapterConfig {
+    AdapterConfig {
+        method,
+        rank: 4,
+        alpha: 6.0,
+        exclude: vec!["lm_head".to_owned()],
+        ..AdapterConfig::default()
+    }
+}
+
+/// An adapter moved away from its start, as training would.
+fn trained(method: Method) -> Llama {
+    struct Move(Vec<String>);
+    impl ModuleMapper for Move {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let at = self.0.join(".");
+            if !at.contains("low_rank") || at.contains("anchor") {
+                return param;
+            }
+            param.map(|t| {
+                let noise = t.random_like(Distribution::Normal(0.0, 0.1));
+                t + noise
+            })
+        }
+    }
+    Device::flex().seed(3);
+    attach(base(), &config(method), 1, &mut |_, _| {})
+        .unwrap()
+        .map(&mut Move(Vec::new()))
+}
+
+#[test]
+fn what_peft_wrote_gives_pefts_logits() {
+    let without = logits(&base());
+    for name in [
+        "llama-lora",
+        "llama-rslora",
+        "llama-olora",
+        "llama-olora-converted",
+    ] {
+        let directory = fixture("peft").join(name);
+        let golden = floats(&directory.join("logits.safetensors"), "logits").1;
+        let model = adapted(&directory);
+        let diff = max_diff(&logits(&model), &golden);
+        assert!(diff < 1e-4, "{name}: logits differ by {diff}");
+        assert!(
+            max_diff(&without, &golden) > 0.1,
+            "{name}: this adapter changes nothing"
+        );
+        let merged = merge(model).unwrap();
+        assert!(max_diff(&logits(&merged), &golden) < 1e-4, "{name}, merged");
+    }
+}
+
+#[test]
+fn what_we_write_has_pefts_names_and_shapes_and_reads_back_equal() {
+    let golden = fs::read(fixture("peft").join("llama-lora/names.json")).unwrap();
+    let golden: BTreeMap<String, Vec<usize>> = serde_json::from_slice(&golden).unwrap();
+    for (method, form, rank) in [
+        (Method::Lora, PeftForm::Plain, 4),
+        (Method::Olora, PeftForm::Plain, 8),
+        (Method::Olora, PeftForm::Olora, 4),
+    ] {
+        let model = trained(method);
+        let out = tempfile::tempdir().unwrap();
+        save_peft(&model, &config(method), form, "fixtures/llama", out.path()).unwrap();
+        let bytes = fs::read(out.path().join("adapter_model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let written: BTreeMap<String, Vec<usize>> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.shape().to_vec()))
+            .collect();
+        let expected: BTreeMap<String, Vec<usize>> = golden
+            .iter()
+            .map(|(name, shape)| {
+                (
+                    name.clone(),
+                    shape
+                        .iter()
+                        .map(|&n| if n == 4 { rank } else { n })
+                        .collect(),
+                )
+            })
+            .collect();
+        assert_eq!(written, expected);
+        let diff = max_diff(&logits(&adapted(out.path())), &logits(&model));
+        assert!(diff < 2e-5, "{method:?} as {form:?}: {diff}");
+    }
+}
+
+/// `fixtures/check_peft.py` has loaded these files with the real PEFT and
+/// recorded its logits: what we write today must still be what it read.
+#[test]
+fn peft_has_read_what_we_write() {
+    for (name, method, form) in [
+        ("lora", Method::Lora, PeftForm::Plain),
+        ("olora-plain", Method::Olora, PeftForm::Plain),
+        ("olora-raw", Method::Olora, PeftForm::Olora),
+    ] {
+        let recorded = fixture("exports").join(name);
+        let golden = floats(&recorded.join("logits.safetensors"), "logits").1;
+        assert!(
+            max_diff(&logits(&adapted(&recorded.join("adapter"))), &golden) < 1e-4,
+            "{name}"
+        );
+
+        let out = tempfile::tempdir().unwrap();
+        save_peft(
+            &adapted(&recorded.join("adapter")),
+            &saved_config(method, form),
+            PeftForm::Plain,
+            "fixtures/llama",
+            out.path(),
+        )
+        .unwrap();
+        let config = |directory: PathBuf| -> Value {
+            serde_json::from_slice(&fs::read(directory.join("adapter_config.json")).unwrap())
+                .unwrap()
+        };
+        let (then, now) = (
+            config(recorded.join("adapter")),
+            config(out.path().to_owned()),
+        );
+        let keys = |value: &Value| {
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&then), keys(&now), "{name}");
+    }
+    let record = fs::read(fixture("exports").join("check.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    let runs = record["results"].as_array().unwrap();
+    assert_eq!(runs.len(), 3);
+    for run in runs {
+        assert!(
+            run["max_abs_diff_adapter"].as_f64().unwrap() < 1e-4,
+            "{run}"
+        );
+        assert!(run["max_abs_diff_base"].as_f64().unwrap() > 0.1, "{run}");
+    }
+}
+
+fn saved_config(method: Method, form: PeftForm) -> AdapterConfig {
+    let widened = method == Method::Olora && form == PeftForm::Plain;
+    let factor = if widened { 2 } else { 1 };
+    AdapterConfig {
+        rank: 4 * factor,
+        alpha: 6.0 * factor as f64,
+        ..config(method)
+    }
+}
+
+#[test]
+fn an_anchored_start_keeps_the_logits_bit_for_bit_in_f32_and_bf16() {
+    for dtype in [WeightType::F32, WeightType::Bf16] {
+        let (llama, _) = load(&fixture("llama-sharded-bf16"), dtype, &Device::flex()).unwrap();
+        let before = logits(&llama);
+        let model = attach(llama, &config(Method::Olora), 1, &mut |_, _| {}).unwrap();
+        assert_eq!(logits(&model), before, "{dtype:?}");
+    }
+    let model = trained(Method::Olora);
+    assert!(max_diff(&logits(&model), &logits(&base())) > 0.1);
+    assert_eq!(logits(&without_adapter(model).unwrap()), logits(&base()));
+}
+
+#[test]
+fn exactly_the_targeted_layers_train_and_the_base_is_untouched() {
+    let model = attach(base(), &config(Method::Olora), 1, &mut |_, _| {}).unwrap();
+    // Two layers of: q, o 32·4 + 4·32; k, v 32·4 + 4·16; gate, up 32·4 + 4·48; down 48·4 + 4·32.
+    let expected = 2 * (2 * 256 + 2 * 192 + 2 * 320 + 320);
+    let counted: usize = factors(&model)
+        .iter()
+        .map(|f| f.a.shape().num_elements() + f.b.shape().num_elements())
+        .sum();
+    assert_eq!((factors(&model).len(), counted), (14, expected));
+    for (ours, base) in olora_adapter::linear_layers(&model)
+        .iter()
+        .zip(olora_adapter::linear_layers(&base()))
+    {
+        assert_eq!(ours.path, base.path);
+        assert_eq!(
+            host(ours.weight.clone()),
+            host(base.weight),
+            "{}",
+            ours.path
+        );
+    }
+}
+
+/// Copies an adapter and changes one key of its configuration.
+fn with_key(key: &str, value: Value) -> AdapterError {
+    let copied = tempfile::tempdir().unwrap();
+    let from = fixture("peft").join("llama-lora");
+    fs::copy(
+        from.join("adapter_model.safetensors"),
+        copied.path().join("adapter_model.safetensors"),
+    )
+    .unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(
+        copied.path().join("adapter_config.json"),
+        config.to_string(),
+    )
+    .unwrap();
+    match PeftAdapter::read(copied.path()) {
+        Err(error) => error,
+        Ok(adapter) => adapter.attach(base()).map(|_| ()).unwrap_err(),
+    }
+}
+
+#[test]
+fn what_we_do_not_compute_is_refused_by_key() {
+    let cases = [
+        ("use_dora", json!(true)),
+        ("init_lora_weights", json!("pissa")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("all")),
+        ("rank_pattern", json!({"q_proj": 2})),
+        ("peft_type", json!("LOHA")),
+        ("fan_in_fan_out", json!(true)),
+        ("r", json!(0)),
+        ("lora_alpha", json!("many")),
+    ];
+    for (key, value) in cases {
+        let message = with_key(key, value).to_string();
+        assert!(
+            message.contains(key) && message.contains("adapter_config.json"),
+            "{key}: {message}"
+        );
+    }
+}
+
+#[test]
+fn every_tensor_that_does_not_fit_is_listed() {
+    // A rank that the tensors do not have: all 28 are misshapen.
+    let AdapterError::Mismatch { problems, .. } = with_key("r", json!(5)) else {
+        panic!()
+    };
+    assert_eq!(problems.len(), 28);
+    assert!(
+        problems[0].contains("is [4, 48], but rank 5") || problems[0].contains("but rank 5"),
+        "{}",
+        problems[0]
+    );
+
+    let copied = tempfile::tempdir().unwrap();
+    let from = fixture("peft").join("llama-lora");
+    fs::copy(
+        from.join("adapter_config.json"),
+        copied.path().join("adapter_config.json"),
+    )
+    .unwrap();
+    let bytes = fs::read(from.join("adapter_model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let dropped = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight";
+    let renamed = tensors
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| name != dropped)
+        .map(|(name, view)| {
+            (
+                name.replace("layers.1.self_attn.q_proj", "layers.9.self_attn.q_proj")
+                    .replace(
+                        "layers.1.mlp.gate_proj.lora_A.weight",
+                        "layers.1.mlp.gate_proj.magnitude",
+                    ),
+                view,
+            )
+        });
+    fs::write(
+        copied.path().join("adapter_model.safetensors"),
+        safetensors::serialize(renamed, None).unwrap(),
+    )
+    .unwrap();
+    let message = PeftAdapter::read(copied.path())
+        .unwrap()
+        .attach(base())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    for expected in [
+        "missing: `base_model.model.model.layers.0.mlp.up_proj.lora_B.weight`",
+        "missing: `base_model.model.model.layers.1.mlp.gate_proj.lora_A.weight`",
+        "unused: the model has no linear layer `model.layers.9.self_attn.q_proj`",
+        "magnitude",
+    ] {
+        assert!(message.contains(expected), "{expected} is not in {message}");
+    }
+}
+
+#[test]
+fn an_adapter_file_cut_short_is_refused_by_name() {
+    let copied = tempfile::tempdir().unwrap();
+    let from = fixture("peft").join("llama-lora");
+    fs::copy(
+        from.join("adapter_config.json"),
+        copied.path().join("adapter_config.json"),
+    )
+    .unwrap();
+    let bytes = fs::read(from.join("adapter_model.safetensors")).unwrap();
+    fs::write(
+        copied.path().join("adapter_model.safetensors"),
+        &bytes[..bytes.len() - 8],
+    )
+    .unwrap();
+    let message = PeftAdapter::read(copied.path()).unwrap_err().to_string();
+    assert!(message.contains("adapter_model.safetensors"), "{message}");
+}

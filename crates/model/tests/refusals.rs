@@ -1,0 +1,186 @@
+//! Bad checkpoints: what is wrong is named, and nothing is half done.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use burn::tensor::Device;
+use common::fixture;
+use olora_model::{ModelConfig, Sampling, WeightType, generate, load, save};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
+
+fn copy(name: &str) -> tempfile::TempDir {
+    let copied = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copied.path().join(entry.file_name())).unwrap();
+    }
+    copied
+}
+
+fn error(directory: &Path) -> String {
+    load(directory, WeightType::F32, &Device::flex())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string()
+}
+
+/// The error after setting one key of the fixture's config.
+fn config_error(name: &str, key: &str, value: Value) -> String {
+    let copied = copy(name);
+    let path = copied.path().join("config.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json[key] = value;
+    fs::write(&path, json.to_string()).unwrap();
+    ModelConfig::from_dir(copied.path())
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn what_the_config_asks_for_and_we_do_not_do_is_named() {
+    let cases = [
+        ("model_type", json!("gpt2"), "model_type: gpt2"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
+            "rope_type: yarn",
+        ),
+        (
+            "quantization_config",
+            json!({"bits": 4}),
+            "quantization_config",
+        ),
+        ("hidden_act", json!("gelu"), "hidden_act: gelu"),
+        ("mlp_bias", json!(true), "mlp_bias"),
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
+        ("num_key_value_heads", json!(3), "num_key_value_heads (3)"),
+        ("hidden_size", json!("wide"), "hidden_size"),
+        ("vocab_size", json!(null), "`vocab_size` is missing"),
+    ];
+    for (key, value, expected) in cases {
+        let message = config_error("llama", key, value);
+        assert!(
+            message.contains(expected) && message.contains("config.json"),
+            "{key}: {message}"
+        );
+    }
+    let message = config_error("mistral", "attention_bias", json!(true));
+    assert!(message.contains("attention_bias"), "{message}");
+}
+
+#[test]
+fn a_missing_checkpoint_is_named() {
+    let message = error(&fixture("no-such-model"));
+    assert!(
+        message.contains("no-such-model") && message.contains("config.json"),
+        "{message}"
+    );
+    let copied = copy("llama");
+    fs::remove_file(copied.path().join("model.safetensors")).unwrap();
+    let message = error(copied.path());
+    assert!(
+        message.contains("opening") && message.contains("model.safetensors"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_truncated_checkpoint_is_named() {
+    let copied = copy("llama");
+    let path = copied.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    for length in [0, 4, 100, bytes.len() - 1] {
+        fs::write(&path, &bytes[..length]).unwrap();
+        let message = error(copied.path());
+        assert!(
+            message.contains("model.safetensors") && message.contains("complete"),
+            "{length}: {message}"
+        );
+    }
+}
+
+#[test]
+fn missing_unused_and_misshapen_tensors_are_listed_together() {
+    let copied = copy("llama");
+    let path = copied.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let odd = [0_u8; 16];
+    let mut changed: Vec<(String, TensorView<'_>)> = tensors
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| {
+            name != "model.layers.1.mlp.up_proj.weight" && name != "model.norm.weight"
+        })
+        .collect();
+    changed.push((
+        "model.norm.weight".to_owned(),
+        TensorView::new(safetensors::Dtype::F32, vec![4], &odd).unwrap(),
+    ));
+    changed.push((
+        "model.layers.2.extra".to_owned(),
+        TensorView::new(safetensors::Dtype::F32, vec![2, 2], &odd).unwrap(),
+    ));
+    fs::write(&path, safetensors::serialize(changed, None).unwrap()).unwrap();
+
+    let message = error(copied.path());
+    assert!(
+        message.contains("missing: `model.layers.1.mlp.up_proj.weight`, expected as [48, 32]"),
+        "{message}"
+    );
+    assert!(
+        message.contains("misshapen: `model.norm.weight` is [4], expected [32]"),
+        "{message}"
+    );
+    assert!(
+        message.contains("unused: `model.layers.2.extra`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn saving_over_something_is_refused() {
+    let (model, config) = load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    fs::write(out.path().join("precious"), "data").unwrap();
+    let message = save(&model, &config, WeightType::F32, None, out.path())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("exists already"), "{message}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn impossible_generation_requests_are_named() {
+    let (model, _) = load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let error = |prompt: &[u32], sampling: Sampling| {
+        let result = generate(&model, prompt, 4, &sampling, &[], |_| {
+            std::ops::ControlFlow::Continue(())
+        });
+        result.unwrap_err().to_string()
+    };
+    assert!(error(&[], Sampling::default()).contains("prompt"));
+    assert!(error(&[64], Sampling::default()).contains("token 64"));
+    assert!(
+        error(
+            &[1],
+            Sampling {
+                temperature: -1.0,
+                ..Sampling::default()
+            }
+        )
+        .contains("temperature")
+    );
+    assert!(
+        error(
+            &[1],
+            Sampling {
+                top_p: 0.0,
+                ..Sampling::default()
+            }
+        )
+        .contains("top-p")
+    );
+}

@@ -1,0 +1,191 @@
+//! Checkpoints: what is trained, the optimiser, and where the run stands.
+//!
+//! `checkpoints/step-000200/` holds `trained.bpk` (factors with their anchors,
+//! or the whole model when all of it is trained), `optimizer.bpk` and
+//! `state.json`, the first two in Burn's own record format. The directory is
+//! written under another name, synced, and renamed: if it is there, it is whole.
+
+use std::{
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param, ParamGroup},
+    optim::OptimizerRecord,
+    store::ModuleRecord,
+    tensor::Tensor,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{TrainError, recipe::Mode, trainee::Trainee};
+
+const PREFIX: &str = "step-";
+const TRAINED: &str = "trained.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+const STATE: &str = "state.json";
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunState {
+    /// Completed steps.
+    pub(crate) step: usize,
+    /// Consumed micro-batches: the data cursor.
+    pub(crate) n_batches: usize,
+    /// Unpadded input tokens so far.
+    pub(crate) tokens: u64,
+    /// Seconds of training so far.
+    pub(crate) seconds: f64,
+    /// Validation losses so far.
+    pub(crate) validation: Vec<(usize, f64)>,
+}
+
+impl RunState {
+    /// The step with the lowest validation loss, the first of equals.
+    pub(crate) fn best(&self) -> Option<(usize, f64)> {
+        self.validation
+            .iter()
+            .copied()
+            .reduce(|best, next| if next.1 < best.1 { next } else { best })
+    }
+}
+
+/// Writes a checkpoint and removes all but the newest `keep`.
+pub(crate) fn save(
+    directory: &Path,
+    trainee: &Trainee,
+    mode: Mode,
+    optimizer: OptimizerRecord,
+    state: &RunState,
+    keep: usize,
+) -> Result<PathBuf, TrainError> {
+    let path = directory.join(format!("{PREFIX}{:06}", state.step));
+    fs::create_dir_all(directory)
+        .map_err(|source| TrainError::io("creating", directory, source))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempdir_in(directory)
+        .map_err(|source| TrainError::io("writing to", directory, source))?;
+    let refuse = |reason: String| TrainError::Checkpoint {
+        path: path.clone(),
+        reason,
+    };
+
+    let trained = record(trainee, mode)?;
+    trained
+        .save(temporary.path().join(TRAINED))
+        .map_err(|error| refuse(error.to_string()))?;
+    optimizer
+        .save(temporary.path().join(OPTIMIZER))
+        .map_err(|error| refuse(error.to_string()))?;
+    let json = serde_json::to_vec_pretty(state).map_err(|error| refuse(error.to_string()))?;
+    let state_file = temporary.path().join(STATE);
+    fs::write(&state_file, json)
+        .map_err(|source| TrainError::io("writing", &state_file, source))?;
+    for name in [TRAINED, OPTIMIZER, STATE] {
+        let file = temporary.path().join(name);
+        File::open(&file)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| TrainError::io("syncing", &file, source))?;
+    }
+    if path.exists() {
+        fs::remove_dir_all(&path).map_err(|source| TrainError::io("replacing", &path, source))?;
+    }
+    let staged = temporary.keep();
+    fs::rename(&staged, &path).map_err(|source| TrainError::io("renaming to", &path, source))?;
+
+    let all = list(directory)?;
+    for (_, old) in all.iter().rev().skip(keep) {
+        fs::remove_dir_all(old).map_err(|source| TrainError::io("removing", old, source))?;
+    }
+    Ok(path)
+}
+
+/// The complete checkpoints of a run, oldest first.
+pub(crate) fn list(directory: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries =
+        fs::read_dir(directory).map_err(|source| TrainError::io("reading", directory, source))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| TrainError::io("reading", directory, source))?;
+        let name = entry.file_name();
+        let step = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|step| step.parse().ok());
+        found.extend(step.map(|step| (step, entry.path())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads where the run stood.
+pub(crate) fn load_state(path: &Path) -> Result<RunState, TrainError> {
+    let file = path.join(STATE);
+    let bytes = fs::read(&file).map_err(|source| TrainError::io("reading", &file, source))?;
+    serde_json::from_slice(&bytes).map_err(|error| TrainError::Checkpoint {
+        path: path.to_owned(),
+        reason: format!("{STATE}: {error}"),
+    })
+}
+
+/// Puts the trained values back and reads the optimiser's state.
+///
+/// Every trained parameter must be in the file and every tensor of the file in
+/// the model.
+pub(crate) fn load(
+    path: &Path,
+    trainee: Trainee,
+    mode: Mode,
+) -> Result<(Trainee, OptimizerRecord), TrainError> {
+    let refuse = |reason: String| TrainError::Checkpoint {
+        path: path.to_owned(),
+        reason,
+    };
+    let stored = ModuleRecord::load(path.join(TRAINED))
+        .map_err(|error| refuse(format!("{TRAINED}: {error}")))?;
+    let expected = record(&trainee, mode)?.len();
+    if stored.len() != expected {
+        return Err(refuse(format!(
+            "{TRAINED} holds {} tensors, but this model trains {expected}",
+            stored.len()
+        )));
+    }
+    let trainee = trainee
+        .try_load_record(stored.allow_partial(true))
+        .map_err(|error| refuse(format!("{TRAINED}: {error}")))?;
+    let optimizer = OptimizerRecord::load(path.join(OPTIMIZER))
+        .map_err(|error| refuse(format!("{OPTIMIZER}: {error}")))?;
+    Ok((trainee, optimizer))
+}
+
+fn record(trainee: &Trainee, mode: Mode) -> Result<ModuleRecord, TrainError> {
+    match mode {
+        Mode::Full => Ok(trainee.clone().into_record()),
+        Mode::Adapter => {
+            let factors = ParamGroup::from_regex(r"\.low_rank\.")
+                .map_err(|error| TrainError::Burn(format!("{error:?}")))?;
+            Ok(trainee.clone().into_record_group(factors))
+        }
+    }
+}
+
+/// How many values train, on an autodiff device.
+pub(crate) fn num_trained_params<M: Module>(module: &M) -> usize {
+    #[derive(Default)]
+    struct Counter(usize);
+    impl ModuleVisitor for Counter {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.base().is_require_grad() {
+                self.0 += param.lazy_shape().num_elements();
+            }
+        }
+    }
+    let mut counter = Counter::default();
+    module.visit(&mut counter);
+    counter.0
+}

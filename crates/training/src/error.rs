@@ -1,0 +1,113 @@
+//! The errors of this crate.
+
+use std::path::{Path, PathBuf};
+
+use olora_adapter::AdapterError;
+use olora_data::DataError;
+use olora_model::ModelError;
+
+/// Why a run could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe is wrong.
+    #[error("{recipe}: {reason}")]
+    Recipe {
+        /// The recipe file, or `--set`.
+        recipe: String,
+        /// What is wrong, where, and what is allowed.
+        reason: String,
+    },
+    /// A run of this name exists.
+    #[error(
+        "the run directory {0} exists already. Continue it with --resume, \
+         give another name with --set name=…, or remove it"
+    )]
+    RunExists(PathBuf),
+    /// There is nothing to resume.
+    #[error("there is no checkpoint to resume from in {0}. Start the run without --resume")]
+    NothingToResume(PathBuf),
+    /// The recipe is not the one that the run was started with.
+    #[error("cannot resume {directory}: the recipe differs from the one it was started with:{}", listed(.differences))]
+    RecipeChanged {
+        /// The run directory.
+        directory: PathBuf,
+        /// The keys that differ, with both values.
+        differences: Vec<String>,
+    },
+    /// Model, tokenizer and data do not belong together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// The loss or a gradient is no longer a number.
+    #[error(
+        "the {what} became {value} at step {step}. Training stopped; {}. \
+         Try a lower learning_rate, or more warmup_steps",
+        kept(.last_good.as_deref())
+    )]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// NaN or infinity.
+        value: f32,
+        /// The first step that was affected.
+        step: usize,
+        /// The last checkpoint written before it.
+        last_good: Option<PathBuf>,
+    },
+    /// A checkpoint is damaged or belongs to another model.
+    #[error("the checkpoint {path} cannot be used: {reason}")]
+    Checkpoint {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done, in words.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Burn's learner, a device or a worker thread failed.
+    #[error("training failed: {0}")]
+    Burn(String),
+    /// The adapter could not be attached, saved or loaded.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The data could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model could not be read or written.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl TrainError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn burn(error: &impl ToString) -> Self {
+        Self::Burn(error.to_string())
+    }
+}
+
+fn kept(last_good: Option<&Path>) -> String {
+    match last_good {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "no checkpoint had been written yet".to_owned(),
+    }
+}
+
+fn listed(lines: &[String]) -> String {
+    lines
+        .iter()
+        .fold(String::new(), |list, line| list + "\n  " + line)
+}

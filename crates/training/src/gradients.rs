@@ -1,0 +1,73 @@
+//! What happens to gradients between backward and update.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::GradientsParams,
+    tensor::{DType, Tensor},
+};
+
+/// Divides the summed gradients by the number of trained tokens and scales
+/// them down to a global norm of at most `max_norm` (0 leaves them alone), as
+/// `torch.nn.utils.clip_grad_norm_` does. Burn's own clipping takes each
+/// tensor by its own norm.
+///
+/// Returns the norm before clipping, `[1]`, f32, without waiting for the
+/// device. `None` if there are no gradients at all.
+pub(crate) fn normalise<M: Module>(
+    module: &M,
+    grads: &mut GradientsParams,
+    n_trained: usize,
+    max_norm: f64,
+) -> Option<Tensor<1>> {
+    let mut squares = Squares {
+        grads,
+        squares: Vec::new(),
+    };
+    module.visit(&mut squares);
+    let squares = squares.squares;
+    if squares.is_empty() {
+        return None;
+    }
+    let mean = 1.0 / n_trained.max(1) as f64;
+    let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
+    let factor = if max_norm > 0.0 {
+        let clip = norm
+            .clone()
+            .add_scalar(1e-6)
+            .recip()
+            .mul_scalar(max_norm)
+            .clamp_max(1.0);
+        clip.mul_scalar(mean)
+    } else {
+        norm.ones_like().mul_scalar(mean)
+    };
+    module.visit(&mut Scale { grads, factor });
+    Some(norm)
+}
+
+struct Squares<'a> {
+    grads: &'a GradientsParams,
+    squares: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for Squares<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            self.squares.push(grad.cast(DType::F32).square().sum());
+        }
+    }
+}
+
+struct Scale<'a> {
+    grads: &'a mut GradientsParams,
+    factor: Tensor<1>,
+}
+
+impl ModuleVisitor for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.remove::<D>(param.id) {
+            let factor = self.factor.clone().cast(grad.dtype()).unsqueeze::<D>();
+            self.grads.register(param.id, grad * factor);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The learning rate as a pure function of the step.
+
+use std::f64::consts::PI;
+
+use burn::lr_scheduler::{LrScheduler, LrSchedulerRecord};
+
+use crate::recipe::Schedule;
+
+/// Linear warm-up, then a decay. A function of the step alone, so a resumed
+/// run continues it without any state of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearningRate {
+    /// The highest value, reached at the end of warm-up.
+    pub peak: f64,
+    /// The value at the last step, unless the schedule is constant.
+    pub min: f64,
+    /// Steps of warm-up.
+    pub warmup_steps: usize,
+    /// Steps of the run.
+    pub total_steps: usize,
+    /// The decay.
+    pub schedule: Schedule,
+}
+
+impl LearningRate {
+    /// The learning rate of a step, counted from 1.
+    pub fn at(&self, step: usize) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * step as f64 / self.warmup_steps as f64;
+        }
+        let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let done = step.saturating_sub(self.warmup_steps) as f64 / decay_steps as f64;
+        let done = done.min(1.0);
+        match self.schedule {
+            Schedule::Constant => self.peak,
+            Schedule::Linear => self.min + (self.peak - self.min) * (1.0 - done),
+            Schedule::Cosine => self.min + (self.peak - self.min) * 0.5 * (1.0 + (PI * done).cos()),
+        }
+    }
+}
+
+/// [`LearningRate`] in the form that Burn's `Learner` asks for: each call
+/// moves on by one step.
+#[derive(Clone)]
+pub(crate) struct Stepper {
+    pub(crate) rate: LearningRate,
+    pub(crate) step: usize,
+}
+
+impl LrScheduler for Stepper {
+    fn step(&mut self) -> f64 {
+        self.step += 1;
+        self.rate.at(self.step)
+    }
+
+    fn to_record(&self) -> LrSchedulerRecord {
+        // The step is part of the run's own state.
+        LrSchedulerRecord::default()
+    }
+
+    fn load_record(&mut self, _record: LrSchedulerRecord) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rate(schedule: Schedule) -> LearningRate {
+        LearningRate {
+            peak: 1.0,
+            min: 0.1,
+            warmup_steps: 4,
+            total_steps: 14,
+            schedule,
+        }
+    }
+
+    #[test]
+    fn warms_up_linearly_and_never_starts_at_zero() {
+        let values: Vec<_> = (1..=4)
+            .map(|step| rate(Schedule::Cosine).at(step))
+            .collect();
+        assert_eq!(values, [0.25, 0.5, 0.75, 1.0]);
+    }
+
+    #[test]
+    fn ends_at_the_minimum_and_passes_the_middle() {
+        for schedule in [Schedule::Cosine, Schedule::Linear] {
+            assert!((rate(schedule).at(9) - 0.55).abs() < 1e-12);
+            assert!((rate(schedule).at(14) - 0.1).abs() < 1e-12);
+            assert!((rate(schedule).at(99) - 0.1).abs() < 1e-12);
+        }
+        assert_eq!(rate(Schedule::Constant).at(14), 1.0);
+        assert!(rate(Schedule::Cosine).at(6) > rate(Schedule::Linear).at(6));
+    }
+
+    #[test]
+    fn no_warm_up_starts_just_below_the_peak() {
+        let rate = LearningRate {
+            warmup_steps: 0,
+            ..rate(Schedule::Linear)
+        };
+        assert!(rate.at(1) < 1.0 && rate.at(1) > 0.9);
+    }
+
+    #[test]
+    fn the_learners_form_continues_from_a_step() {
+        let mut stepper = Stepper {
+            rate: rate(Schedule::Linear),
+            step: 7,
+        };
+        assert_eq!(stepper.step(), rate(Schedule::Linear).at(8));
+    }
+}

@@ -1,0 +1,30 @@
+//! How much memory a run takes.
+
+use burn::tensor::Device;
+
+/// The most memory this process has had resident, in bytes; `None` where the
+/// system does not say.
+#[cfg(unix)]
+pub fn peak_resident_bytes() -> Option<u64> {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let peak = u64::try_from(getrusage(UsageWho::RUSAGE_SELF).ok()?.max_rss()).ok()?;
+    // macOS counts bytes, the others KiB.
+    Some(if cfg!(target_os = "macos") {
+        peak
+    } else {
+        peak * 1024
+    })
+}
+
+/// The most memory this process has had resident, in bytes; `None` where the
+/// system does not say.
+#[cfg(not(unix))]
+pub fn peak_resident_bytes() -> Option<u64> {
+    None
+}
+
+/// What the device's allocator holds at present, in bytes; `None` for devices
+/// that have no memory of their own.
+pub fn device_reserved_bytes(device: &Device) -> Option<u64> {
+    device.memory_pool_usage().map(|usage| usage.bytes_reserved)
+}

@@ -1,0 +1,119 @@
+//! What a run tells whoever is watching. This crate prints nothing.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::{Evaluation, Summary};
+
+/// Receives the events of a run, from the thread that trains.
+pub trait Observer: Send + Sync {
+    /// Called for each event, in order.
+    fn on(&self, event: &Event);
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The data has been read: which file, and what the reader reports.
+    Data {
+        /// `training` or `validation`.
+        role: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reader's report, for people.
+        report: String,
+    },
+    /// The base model is in memory.
+    ModelLoaded {
+        /// Its directory.
+        path: PathBuf,
+        /// All of its parameters.
+        n_params: usize,
+        /// Seconds it took.
+        seconds: f64,
+    },
+    /// Adapters are being initialised: layers done, layers in all.
+    Attaching(usize, usize),
+    /// Everything is in place.
+    Ready(Plan),
+    /// The run continues from a checkpoint of this step.
+    Resumed(usize),
+    /// A sample was generated.
+    Sample {
+        /// `before` or `after`.
+        when: &'static str,
+        /// The recipe's prompt.
+        prompt: String,
+        /// The continuation.
+        text: String,
+    },
+    /// A step was logged.
+    Step(StepReport),
+    /// A validation pass has finished.
+    Evaluated {
+        /// After this many steps.
+        step: usize,
+        /// The result.
+        evaluation: Evaluation,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// After this many steps.
+        step: usize,
+        /// Where.
+        path: PathBuf,
+    },
+    /// The run was interrupted after this step; a checkpoint is there.
+    Interrupted(usize),
+    /// The run is complete.
+    Finished(Box<Summary>),
+}
+
+/// What a run is going to do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The run directory.
+    pub directory: PathBuf,
+    /// All parameters, adapter included.
+    pub n_params: usize,
+    /// Those that train.
+    pub n_trained_params: usize,
+    /// Adapted layers.
+    pub n_adapted_layers: usize,
+    /// Seconds spent initialising the adapter.
+    pub attach_seconds: f64,
+    /// Steps in all.
+    pub total_steps: usize,
+    /// Micro-batches in one pass over the data.
+    pub batches_per_epoch: usize,
+    /// Sequences per step.
+    pub sequences_per_step: usize,
+    /// Training sequences.
+    pub n_samples: usize,
+}
+
+/// One logged line: means over the steps since the line before.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The last step of the stretch.
+    pub step: usize,
+    /// Mean loss per trained token, in nats.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// The step's global gradient norm, before clipping.
+    pub grad_norm: f64,
+    /// Unpadded input tokens since the run began.
+    pub tokens: u64,
+    /// Unpadded input tokens per second of training.
+    pub tokens_per_second: f64,
+    /// Seconds of training since the run began, without evaluation.
+    pub seconds: f64,
+    /// Peak resident memory of the process, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// Memory held by the device's allocator, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<u64>,
+}

@@ -1,0 +1,409 @@
+//! The training loop: steps, not epochs.
+//!
+//! Burn's own loop evaluates and checkpoints by epoch, saves the whole model,
+//! clips each tensor by itself and sums accumulated gradients. This one takes
+//! its place through [`SupervisedLearningStrategy`], and keeps `Learner`, its
+//! metrics, its terminal interface and its interrupter.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use burn::{
+    data::dataloader::{DataLoader, Progress},
+    module::Module,
+    optim::GradientsAccumulator,
+    tensor::{Device, Tensor},
+    train::{
+        EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
+        SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem,
+        ValidLoader,
+    },
+};
+use olora_data::Batch;
+
+use crate::{
+    Event, Observer, StepReport, TrainError,
+    checkpoint::{self, RunState},
+    evaluate::evaluate,
+    gradients::normalise,
+    memory::{device_reserved_bytes, peak_resident_bytes},
+    recipe::{Keep, Mode, TrainingSection},
+    run_directory::RunDirectory,
+    trainee::{StepOutput, Trainee},
+};
+
+/// Writes the model's result into the run directory.
+pub(crate) type SaveResult = Box<dyn Fn(&Trainee) -> Result<(), TrainError> + Send + Sync>;
+
+/// The loop and what it needs, for one run.
+pub(crate) struct StepStrategy {
+    pub(crate) training: TrainingSection,
+    pub(crate) keep: Keep,
+    pub(crate) total_steps: usize,
+    pub(crate) seed: u64,
+    /// The device, with autodiff.
+    pub(crate) device: Device,
+    pub(crate) has_validation: bool,
+    pub(crate) directory: RunDirectory,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) save_result: SaveResult,
+    /// Where the run stands when the loop starts.
+    pub(crate) start: RunState,
+    /// What came of it, for the caller: `fit` itself cannot return an error.
+    pub(crate) outcome: Mutex<Option<Result<Outcome, TrainError>>>,
+}
+
+/// How a loop ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) state: RunState,
+    pub(crate) last_loss: Option<f64>,
+    pub(crate) interrupted: bool,
+}
+
+impl SupervisedLearningStrategy<Trainee> for StepStrategy {
+    fn fit(
+        &self,
+        components: TrainingComponents<Trainee>,
+        mut learner: Learner<Trainee>,
+        train: TrainLoader<Trainee>,
+        valid: ValidLoader<Trainee>,
+        _starting_epoch: usize,
+    ) -> (Trainee, SupervisedTrainingEventProcessor<Trainee>) {
+        let mut run = Run {
+            strategy: self,
+            learner: &mut learner,
+            valid,
+            processor: components.event_processor,
+            interrupter: components.interrupter,
+            state: self.start.clone(),
+            unread: Vec::new(),
+            window: Window::default(),
+            last_loss: None,
+            last_checkpoint: None,
+        };
+        let result = run.all_steps(&*train);
+        let processor = run.processor;
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        (learner.model(), processor)
+    }
+}
+
+/// One execution of the loop.
+struct Run<'a> {
+    strategy: &'a StepStrategy,
+    learner: &'a mut Learner<Trainee>,
+    valid: ValidLoader<Trainee>,
+    processor: SupervisedTrainingEventProcessor<Trainee>,
+    interrupter: Interrupter,
+    state: RunState,
+    /// Steps whose loss and norm are still on the device.
+    unread: Vec<Unread>,
+    window: Window,
+    last_loss: Option<f64>,
+    last_checkpoint: Option<(usize, PathBuf)>,
+}
+
+/// A step that the host has not looked at yet.
+struct Unread {
+    step: usize,
+    loss_sum: Tensor<1>,
+    n_trained: usize,
+    norm: Tensor<1>,
+}
+
+/// Sums since the last logged line.
+#[derive(Default)]
+struct Window {
+    tokens: u64,
+    seconds: f64,
+}
+
+impl Run<'_> {
+    fn all_steps(&mut self, batches: &dyn DataLoader<Batch>) -> Result<Outcome, TrainError> {
+        let strategy = self.strategy;
+        let training = &strategy.training;
+        let total = strategy.total_steps;
+        let mut batches = batches.iter();
+        self.last_checkpoint = strategy.directory.newest_checkpoint()?;
+        self.report_event(LearnerEvent::StartSplit {
+            epoch_number: 1,
+            total_items: total,
+        });
+        if self.state.step == 0 {
+            self.evaluate()?;
+        }
+        let mut clock = Instant::now();
+        let mut interrupted = false;
+        while self.state.step < total {
+            if let Some(error) = self.interrupter.error() {
+                return Err(TrainError::burn(&error));
+            }
+            // The optimiser's state can only be had during an update, so an interrupted run
+            // makes one more step, with a checkpoint.
+            interrupted = self.interrupter.should_stop();
+            let step = self.state.step + 1;
+            let every = |n: usize| n > 0 && step.is_multiple_of(n);
+            let last = step == total;
+            let checkpoint_due = last || interrupted || every(training.checkpoint_every);
+            let evaluation_due =
+                strategy.has_validation && (last || every(training.evaluate_every));
+            let log_due = last || every(training.log_every);
+            self.step(&mut batches, checkpoint_due)?;
+
+            if log_due || checkpoint_due || evaluation_due {
+                // Reading the losses waits for the device, so the clock is stopped after it.
+                let (loss, norm) = self.read_losses()?;
+                let seconds = clock.elapsed().as_secs_f64();
+                self.window.seconds += seconds;
+                self.state.seconds += seconds;
+                if log_due {
+                    self.log(loss, norm)?;
+                }
+                if evaluation_due {
+                    self.evaluate()?;
+                }
+                if checkpoint_due {
+                    self.checkpoint()?;
+                }
+                clock = Instant::now();
+            }
+            if interrupted {
+                break;
+            }
+        }
+        // An interruption during the last step changed nothing.
+        let interrupted = interrupted && self.state.step < total;
+        if interrupted {
+            strategy.observer.on(&Event::Interrupted(self.state.step));
+        } else if strategy.keep == Keep::Last {
+            (strategy.save_result)(&self.learner.model())?;
+        }
+        self.report_event(LearnerEvent::EndSplit(1));
+        Ok(Outcome {
+            state: self.state.clone(),
+            last_loss: self.last_loss,
+            interrupted,
+        })
+    }
+
+    /// One optimiser step over `accumulation` micro-batches.
+    fn step(
+        &mut self,
+        batches: &mut dyn Iterator<Item = Result<Batch, burn::data::dataset::DatasetError>>,
+        checkpoint_due: bool,
+    ) -> Result<(), TrainError> {
+        let training = &self.strategy.training;
+        let step = self.state.step + 1;
+        // Dropout is the only thing that draws from the device's generator. Seeded by the step,
+        // it is the same in a resumed run.
+        self.strategy
+            .device
+            .seed(self.strategy.seed.wrapping_add((step as u64) << 20));
+
+        let mut accumulator = GradientsAccumulator::new();
+        let mut loss_sum: Option<Tensor<1>> = None;
+        let mut n_trained = 0;
+        for _ in 0..training.accumulation {
+            let Some(batch) = batches.next() else { break };
+            let batch = batch.map_err(|error| TrainError::burn(&error))?;
+            if batch.n_trained() == 0 {
+                return Err(TrainError::Mismatch(format!(
+                    "the batch of step {step} has no trained tokens: its loss would be 0 / 0"
+                )));
+            }
+            self.state.n_batches += 1;
+            self.state.tokens += batch.n_tokens as u64;
+            self.window.tokens += batch.n_tokens as u64;
+            let output = self.learner.train_step(batch);
+            n_trained += output.item.n_trained;
+            loss_sum = Some(match loss_sum {
+                None => output.item.loss_sum,
+                Some(sum) => sum + output.item.loss_sum,
+            });
+            accumulator.accumulate(&self.learner.model(), output.grads);
+        }
+        let Some(loss_sum) = loss_sum else {
+            return Err(TrainError::Mismatch(format!(
+                "the data ended before step {step}"
+            )));
+        };
+
+        let model = self.learner.model();
+        let mut grads = accumulator.grads();
+        let norm =
+            normalise(&model, &mut grads, n_trained, training.max_grad_norm).ok_or_else(|| {
+                TrainError::Burn(
+                    "no parameter received a gradient: is everything frozen?".to_owned(),
+                )
+            })?;
+        if checkpoint_due {
+            model.tap().request();
+        }
+        // Held elsewhere, the parameters could not be updated in place.
+        drop(model);
+        self.learner.lr_step();
+        self.learner.optimizer_step(grads);
+        self.unread.push(Unread {
+            step,
+            loss_sum,
+            n_trained,
+            norm,
+        });
+        self.state.step = step;
+        Ok(())
+    }
+
+    /// Brings the losses since the last reading to the host and refuses to go
+    /// on if one is not a number. Returns the mean loss and the last norm.
+    fn read_losses(&mut self) -> Result<(f64, f64), TrainError> {
+        let (mut sum, mut n_trained, mut last_norm) = (0.0, 0, 0.0);
+        for unread in self.unread.drain(..) {
+            let read = |tensor: Tensor<1>| {
+                tensor
+                    .try_into_scalar::<f32>()
+                    .map_err(|error| TrainError::burn(&error))
+            };
+            let loss = read(unread.loss_sum)?;
+            let norm = read(unread.norm)?;
+            for (what, value) in [("loss", loss), ("gradient norm", norm)] {
+                if !value.is_finite() {
+                    return Err(TrainError::NotFinite {
+                        what,
+                        value,
+                        step: unread.step,
+                        last_good: self.last_checkpoint.take().map(|(_, path)| path),
+                    });
+                }
+            }
+            sum += f64::from(loss);
+            n_trained += unread.n_trained;
+            last_norm = f64::from(norm);
+        }
+        Ok((sum / n_trained.max(1) as f64, last_norm))
+    }
+
+    fn log(&mut self, loss: f64, grad_norm: f64) -> Result<(), TrainError> {
+        let window = std::mem::take(&mut self.window);
+        let learning_rate = self.learner.lr_current();
+        let report = StepReport {
+            step: self.state.step,
+            loss,
+            learning_rate: learning_rate.base(),
+            grad_norm,
+            tokens: self.state.tokens,
+            tokens_per_second: window.tokens as f64 / window.seconds.max(1e-9),
+            seconds: self.state.seconds,
+            peak_memory: peak_resident_bytes(),
+            device_memory: device_reserved_bytes(&self.strategy.device),
+        };
+        self.last_loss = Some(loss);
+        self.strategy.directory.log_step(&report)?;
+        self.strategy.observer.on(&Event::Step(report));
+
+        let item = StepOutput {
+            loss_sum: host_scalar(loss, &self.strategy.device),
+            n_trained: 1,
+        };
+        let progress = Progress::new(
+            self.state.step,
+            self.strategy.total_steps,
+            Some("steps".to_owned()),
+        );
+        let item = TrainingItem::new(item, progress, Some(self.state.step), Some(learning_rate));
+        self.report_event(LearnerEvent::ProcessedItem(item));
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        if !self.strategy.has_validation {
+            return Ok(());
+        }
+        let model = self.learner.model().valid();
+        let evaluation = evaluate(&model.llama, &*self.valid)?;
+        let step = self.state.step;
+        if !evaluation.loss.is_finite() {
+            return Err(TrainError::NotFinite {
+                what: "validation loss",
+                value: evaluation.loss as f32,
+                step,
+                last_good: self.last_checkpoint.take().map(|(_, path)| path),
+            });
+        }
+        self.state.validation.push((step, evaluation.loss));
+        self.strategy.directory.log_evaluation(step, &evaluation)?;
+        self.strategy
+            .observer
+            .on(&Event::Evaluated { step, evaluation });
+        if self.strategy.keep == Keep::Best
+            && step > 0
+            && self.state.best().is_some_and(|(best, _)| best == step)
+        {
+            (self.strategy.save_result)(&self.learner.model())?;
+        }
+
+        let start = LearnerEvent::StartSplit {
+            epoch_number: 1,
+            total_items: 1,
+        };
+        self.interrupter
+            .fail_on_error(self.processor.process_valid(start));
+        let item = StepOutput {
+            loss_sum: host_scalar(evaluation.loss, &self.strategy.device),
+            n_trained: 1,
+        };
+        let item = TrainingItem::new(item, Progress::new(1, 1, None), Some(step), None);
+        self.interrupter.fail_on_error(
+            self.processor
+                .process_valid(LearnerEvent::ProcessedItem(item)),
+        );
+        self.interrupter
+            .fail_on_error(self.processor.process_valid(LearnerEvent::EndSplit(1)));
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), TrainError> {
+        let strategy = self.strategy;
+        let model = self.learner.model();
+        let record = model.tap().take().ok_or_else(|| {
+            TrainError::Burn("the optimiser's state was not captured for the checkpoint".to_owned())
+        })?;
+        let path = checkpoint::save(
+            &strategy.directory.checkpoints(),
+            &model,
+            strategy.training.mode,
+            record,
+            &self.state,
+            strategy.training.keep_checkpoints,
+        )?;
+        strategy.observer.on(&Event::Checkpoint {
+            step: self.state.step,
+            path: path.clone(),
+        });
+        self.last_checkpoint = Some((self.state.step, path));
+        Ok(())
+    }
+
+    fn report_event(&mut self, event: LearnerEvent<StepOutput>) {
+        self.interrupter
+            .fail_on_error(self.processor.process_train(event));
+    }
+}
+
+fn host_scalar(value: f64, device: &Device) -> Tensor<1> {
+    Tensor::from_data([value as f32], &device.clone().inner())
+}
+
+/// The part of a checkpoint that a mode trains, for messages.
+impl Mode {
+    /// `adapter` or `model`: the name of the result in the run directory.
+    pub(crate) fn result_name(self) -> &'static str {
+        match self {
+            Self::Adapter => "adapter",
+            Self::Full => "model",
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Whole runs of the quickstart, cut short: resuming, stopping, refusing.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use burn::{tensor::Device, train::Interrupter};
+use olora_training::{Event, Observer, Recipe, Summary, TrainError, TrainOptions, train};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The quickstart recipe with absolute paths, short steps, and `overrides`.
+fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
+    let data = root().join("recipes/quickstart");
+    let mut settings = vec![
+        format!("name={name}"),
+        format!("output.directory=\"{}\"", out.display()),
+        format!("model.path=\"{}\"", data.join("base").display()),
+        format!("data.train=\"{}\"", data.join("train.jsonl").display()),
+        format!("data.validation=\"{}\"", data.join("valid.jsonl").display()),
+        "samples.prompts=[]".to_owned(),
+        "training.batch_size=2".to_owned(),
+        "training.log_every=1".to_owned(),
+        "training.warmup_steps=2".to_owned(),
+        "training.evaluate_every=0".to_owned(),
+    ];
+    settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
+    let text = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
+    Recipe::parse(
+        &text.replace("epochs = 3\n", ""),
+        "quickstart.toml",
+        &settings,
+    )
+    .unwrap()
+}
+
+struct Recorder {
+    losses: Mutex<Vec<(usize, f64)>>,
+    interrupt_at: Option<(usize, Interrupter)>,
+}
+
+impl Observer for Recorder {
+    fn on(&self, event: &Event) {
+        if let Event::Step(report) = event {
+            self.losses.lock().unwrap().push((report.step, report.loss));
+            if let Some((step, interrupter)) = &self.interrupt_at
+                && report.step == *step
+            {
+                interrupter.stop(Some("test"));
+            }
+        }
+    }
+}
+
+type Losses = Vec<(usize, f64)>;
+
+/// One run at a time: the CPU backend has one random generator per process,
+/// and dropout draws from it.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn run(
+    recipe: &Recipe,
+    resume: bool,
+    interrupt_at: Option<usize>,
+) -> (Result<Summary, TrainError>, Losses) {
+    let _alone = GENERATOR
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let interrupter = Interrupter::new();
+    let recorder = Arc::new(Recorder {
+        losses: Mutex::default(),
+        interrupt_at: interrupt_at.map(|step| (step, interrupter.clone())),
+    });
+    let options = TrainOptions {
+        resume,
+        interrupter,
+        ..TrainOptions::default()
+    };
+    let observer: Arc<dyn Observer> = recorder.clone();
+    let result = train(recipe, &Device::flex(), options, &observer);
+    let losses = recorder.losses.lock().unwrap().clone();
+    (result, losses)
+}
+
+fn adapter(out: &Path, name: &str) -> Vec<u8> {
+    fs::read(out.join(name).join("adapter/adapter_model.safetensors")).unwrap()
+}
+
+/// The logged steps and losses as they stand in the file.
+fn losses_in(out: &Path, name: &str) -> Vec<(u64, String)> {
+    let text = fs::read_to_string(out.join(name).join("metrics.jsonl")).unwrap();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter_map(|line| Some((line["step"].as_u64()?, line.get("loss")?.to_string())))
+        .collect()
+}
+
+#[test]
+fn five_steps_resumed_for_five_equal_ten_bit_for_bit() {
+    let out = tempfile::tempdir().unwrap();
+    // Mid-epoch, over two micro-batches, with dropout and a decaying rate.
+    let settings = [
+        "training.max_steps=10",
+        "training.accumulation=2",
+        "training.checkpoint_every=5",
+        "adapter.dropout=0.1",
+    ];
+    let straight = recipe(out.path(), "straight", &settings);
+    let (summary, losses) = run(&straight, false, None);
+    let summary = summary.unwrap();
+    assert!(summary.finished && losses.len() == 10);
+
+    // What is left of a run that was killed some time after its fifth step.
+    let resumed = recipe(out.path(), "resumed", &settings);
+    run(&resumed, false, None).0.unwrap();
+    let directory = out.path().join("resumed");
+    fs::remove_dir_all(directory.join("checkpoints/step-000010")).unwrap();
+    fs::remove_dir_all(directory.join("adapter")).unwrap();
+    fs::remove_file(directory.join("summary.json")).unwrap();
+    let (again, later) = run(&resumed, true, None);
+
+    assert_eq!(later, losses[5..]);
+    assert_eq!(
+        losses_in(out.path(), "resumed"),
+        losses_in(out.path(), "straight")
+    );
+    assert!(
+        adapter(out.path(), "resumed") == adapter(out.path(), "straight"),
+        "adapters differ"
+    );
+    assert_eq!(again.unwrap().validation_loss, summary.validation_loss);
+}
+
+#[test]
+fn an_interrupted_run_writes_a_checkpoint_and_goes_on_exactly() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = ["training.max_steps=6", "training.checkpoint_every=0"];
+    let (_, losses) = run(&recipe(out.path(), "straight", &settings), false, None);
+    let cut = recipe(out.path(), "cut", &settings);
+    let (summary, first) = run(&cut, false, Some(2));
+    let summary = summary.unwrap();
+    assert!(!summary.finished);
+    // The step in which the interruption is noticed is completed.
+    assert_eq!((summary.steps, first.len()), (3, 3));
+    assert!(!out.path().join("cut/adapter").exists());
+    let (summary, second) = run(&cut, true, None);
+    assert!(summary.unwrap().finished);
+    assert_eq!([first, second].concat(), losses);
+    assert!(
+        adapter(out.path(), "cut") == adapter(out.path(), "straight"),
+        "adapters differ"
+    );
+}
+
+#[test]
+fn full_training_resumes_exactly_too() {
+    let out = tempfile::tempdir().unwrap();
+    let text = |name: &str| {
+        let mut recipe = recipe(
+            out.path(),
+            name,
+            &["training.max_steps=4", "training.checkpoint_every=2"],
+        );
+        recipe.adapter = None;
+        recipe.training.mode = olora_training::recipe::Mode::Full;
+        recipe.model.weights = olora_training::recipe::Weights::Random;
+        recipe
+    };
+    let (_, losses) = run(&text("straight"), false, None);
+    assert_eq!(losses.len(), 4);
+    run(&text("resumed"), false, None).0.unwrap();
+    fs::remove_dir_all(out.path().join("resumed/checkpoints/step-000004")).unwrap();
+    let (summary, later) = run(&text("resumed"), true, None);
+    assert_eq!(later, losses[2..]);
+    let model =
+        |name: &str| fs::read(out.path().join(name).join("model/model.safetensors")).unwrap();
+    assert!(model("straight") == model("resumed"), "models differ");
+    assert!(summary.unwrap().result.join("tokenizer.json").exists());
+}
+
+#[test]
+fn anchored_and_residual_train_the_same_function() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = [
+        "training.max_steps=50",
+        "training.checkpoint_every=0",
+        "training.learning_rate=5e-4",
+    ];
+    let (summary, anchored) = run(&recipe(out.path(), "anchored", &settings), false, None);
+    summary.unwrap();
+    let residual = [&settings[..], &["adapter.placement=residual"]].concat();
+    let (summary, residual) = run(&recipe(out.path(), "residual", &residual), false, None);
+    summary.unwrap();
+    let mean = |losses: &[(usize, f64)]| {
+        losses.iter().map(|(_, loss)| loss).sum::<f64>() / losses.len() as f64
+    };
+    assert!(
+        mean(&anchored[40..]) < 0.8 * mean(&anchored[..10]),
+        "nothing was learned: {anchored:?}"
+    );
+    for ((step, a), (_, r)) in anchored.iter().zip(&residual) {
+        assert!(
+            (a - r).abs() < 1e-4,
+            "step {step}: anchored {a}, residual {r}"
+        );
+    }
+}
+
+#[test]
+fn the_run_directory_is_complete_and_says_what_happened() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = [
+        "training.max_steps=4",
+        "training.evaluate_every=2",
+        "training.checkpoint_every=1",
+    ];
+    let (summary, losses) = run(&recipe(out.path(), "run", &settings), false, None);
+    let summary = summary.unwrap();
+    let run = out.path().join("run");
+    for name in [
+        "recipe.toml",
+        "metrics.jsonl",
+        "loss.svg",
+        "summary.json",
+        "experiment.log",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ] {
+        assert!(run.join(name).exists(), "{name} is missing");
+    }
+    assert_eq!(losses_in(out.path(), "run").len(), losses.len());
+    let svg = fs::read_to_string(run.join("loss.svg")).unwrap();
+    assert!(svg.contains("validation") && svg.contains("training"));
+    // Two checkpoints are kept, nothing half-written is left.
+    let mut kept: Vec<_> = fs::read_dir(run.join("checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    kept.sort();
+    assert_eq!(kept, ["step-000003", "step-000004"]);
+    let json: Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(json["steps"], 4);
+    assert_eq!(json["validation_loss"].as_f64(), summary.validation_loss);
+    // The resolved recipe starts the same run again.
+    let again = Recipe::load(&run.join("recipe.toml"), &[]).unwrap();
+    assert_eq!(again.training.max_steps, Some(4));
+}
+
+#[test]
+fn the_best_adapter_is_kept_where_asked() {
+    let out = tempfile::tempdir().unwrap();
+    // So high a rate that the loss rises again after the first evaluation.
+    let settings = [
+        "training.max_steps=8",
+        "training.evaluate_every=2",
+        "training.learning_rate=0.3",
+        "training.schedule=constant",
+        "output.keep=best",
+    ];
+    let (summary, _) = run(&recipe(out.path(), "best", &settings), false, None);
+    let summary = summary.unwrap();
+    let best = summary.best_step.unwrap();
+    assert!(
+        out.path().join("best/adapter").exists() == (best > 0),
+        "best step {best}"
+    );
+}
+
+#[test]
+fn an_existing_run_is_never_overwritten_and_a_changed_recipe_not_resumed() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = ["training.max_steps=2", "training.checkpoint_every=1"];
+    let first = recipe(out.path(), "run", &settings);
+    run(&first, false, None).0.unwrap();
+    let before = adapter(out.path(), "run");
+
+    let error = run(&first, false, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("exists already") && error.contains("--resume"),
+        "{error}"
+    );
+    let changed = recipe(
+        out.path(),
+        "run",
+        &["training.max_steps=3", "training.checkpoint_every=1"],
+    );
+    let error = run(&changed, true, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("training.max_steps: was 2, now 3"),
+        "{error}"
+    );
+    let error = run(&recipe(out.path(), "other", &settings), true, None)
+        .0
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no checkpoint to resume"), "{error}");
+    assert_eq!(adapter(out.path(), "run"), before);
+    assert!(!out.path().join("other").exists());
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
+    let out = tempfile::tempdir().unwrap();
+    // Steps of this size overflow f32 within a few updates.
+    let settings = [
+        "training.max_steps=50",
+        "training.optimizer=sgd",
+        "training.learning_rate=1e20",
+        "training.max_grad_norm=0",
+        "training.warmup_steps=0",
+        "training.checkpoint_every=1",
+        "training.log_every=50",
+    ];
+    let (result, _) = run(&recipe(out.path(), "nan", &settings), false, None);
+    let error = result.unwrap_err();
+    let TrainError::NotFinite {
+        step, last_good, ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert!(
+        error.to_string().contains(&format!("at step {step}")),
+        "{error}"
+    );
+    let last_good = last_good.clone().expect("the first step was still finite");
+    assert!(
+        last_good.ends_with(format!("step-{:06}", step - 1)),
+        "{last_good:?} before step {step}"
+    );
+    assert!(last_good.join("state.json").exists());
+    assert!(!out.path().join("nan/adapter").exists());
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_embedding_is_refused_before_anything_is_written() {
+    let out = tempfile::tempdir().unwrap();
+    let base = out.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for entry in fs::read_dir(root().join("recipes/quickstart/base")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), base.join(entry.file_name())).unwrap();
+    }
+    let config = fs::read_to_string(base.join("config.json")).unwrap();
+    fs::write(
+        base.join("config.json"),
+        config.replace("\"vocab_size\": 1024", "\"vocab_size\": 1000"),
+    )
+    .unwrap();
+    let path = format!("model.path=\"{}\"", base.display());
+    let error = run(&recipe(out.path(), "run", &[&path]), false, None)
+        .0
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("1024 tokens") && error.contains("1000 rows"),
+        "{error}"
+    );
+    assert!(!out.path().join("run").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_name() {
+    let out = tempfile::tempdir().unwrap();
+    let short = recipe(out.path(), "run", &["training.max_steps=1"]);
+    run(&short, false, None).0.unwrap();
+    let file = out.path().join("run/checkpoints/step-000001/trained.bpk");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let error = run(&short, true, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("step-000001") && error.contains("trained.bpk"),
+        "{error}"
+    );
+}
