@@ -22,12 +22,12 @@ struct Args {
     /// Small sizes, in seconds: shows that the suite works, not how fast it is
     #[arg(long)]
     quick: bool,
-    /// `paths`: also time PyTorch + PEFT with this Python, in turn with ours
+    /// Also time PyTorch + PEFT with this Python, in the same sitting
     #[arg(long)]
     peer: Option<PathBuf>,
     /// `paths`: repetitions of each path, interleaved
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    rounds: u8,
     /// `paths`: run one path in this process and print its JSON
     #[arg(long, hide = true)]
     only: Option<paths::Kind>,
@@ -43,9 +43,14 @@ enum Suite {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    anyhow::ensure!(
+        !(args.quick && args.peer.is_some()),
+        "--quick has another size than the peer: leave one out"
+    );
+    let rounds = usize::from(args.rounds);
     match (args.suite, args.only) {
-        (Suite::Init, _) => init::run(args.quick),
+        (Suite::Init, _) => init::run(args.quick, args.peer.as_deref()),
         (Suite::Paths, Some(kind)) => paths::run_one(kind, args.quick),
-        (Suite::Paths, None) => paths::run(args.quick, args.rounds, args.peer.as_deref()),
+        (Suite::Paths, None) => paths::run(args.quick, rounds, args.peer.as_deref()),
     }
 }

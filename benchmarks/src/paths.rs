@@ -190,7 +190,8 @@ fn peer_rate(result: &Value) -> Option<f64> {
     rate.as_f64().or_else(|| rate["median"].as_f64())
 }
 
-fn last_line(command: &mut Command) -> anyhow::Result<String> {
+/// Runs a command and returns the last line it prints, the suites' JSON.
+pub(crate) fn last_line(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .output()
         .with_context(|| format!("starting {command:?}"))?;

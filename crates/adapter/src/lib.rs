@@ -50,4 +50,4 @@ pub use low_rank::{Anchor, LowRank};
 pub use merge::{merge, without_adapter};
 pub use peft::{CONFIG_FILE, PeftAdapter, PeftForm, TENSOR_FILE, save_peft};
 pub use project::Project;
-pub use target::{ALL_LINEAR, Target, linear_layers, resolve};
+pub use target::{ALL_LINEAR, Target, linear_layers, linear_paths, resolve};

@@ -23,7 +23,7 @@ use crate::{
     attach::{attach_prepared, check_rank, device_error, low_rank, olora_anchors},
     factors::{Factors, factors},
     files::write_atomically,
-    target::linear_layers,
+    target::{linear_layers, linear_paths},
 };
 
 /// The name of the configuration file.
@@ -153,9 +153,9 @@ fn target_names<M: Module>(layers: &[Factors], module: &M) -> Vec<String> {
     let mut names: Vec<String> = adapted.iter().map(|path| last(path)).collect();
     names.sort();
     names.dedup();
-    let ambiguous = linear_layers(module)
+    let ambiguous = linear_paths(module)
         .iter()
-        .any(|layer| !adapted.contains(&layer.path.as_str()) && names.contains(&last(&layer.path)));
+        .any(|(path, _)| !adapted.contains(&path.as_str()) && names.contains(&last(path)));
     if ambiguous {
         adapted.into_iter().map(str::to_owned).collect()
     } else {
@@ -510,6 +510,10 @@ fn read_config(
         targets,
         ..AdapterConfig::default()
     };
+    if !(0.0..1.0).contains(&dropout) {
+        let reason = format!("`lora_dropout` is {dropout}, but must be at least 0 and below 1");
+        return Err(malformed(file, "adapter configuration", &reason));
+    }
     config.validate()?;
     Ok((config, scale))
 }

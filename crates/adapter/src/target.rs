@@ -64,58 +64,100 @@ pub fn resolve<M: Module>(
             available: names.into_iter().collect(),
         });
     }
+    // A target that was asked for and is then excluded to the last layer was not meant.
+    for pattern in &included.0 {
+        let left = layers
+            .iter()
+            .any(|layer| matches(pattern, &layer.path) && !excluded.matches(&layer.path));
+        if !left {
+            return Err(AdapterError::NoTargets(format!(
+                "every layer that `{}` names is excluded",
+                pattern.0
+            )));
+        }
+    }
     let targets: Vec<_> = layers
         .into_iter()
         .filter(|layer| included.matches(&layer.path) && !excluded.matches(&layer.path))
         .collect();
     if targets.is_empty() {
-        let reason = if include.is_empty() {
-            "the list of targets is empty"
-        } else {
-            "every target is excluded"
-        };
-        return Err(AdapterError::NoTargets(reason.to_owned()));
+        return Err(AdapterError::NoTargets(
+            "the list of targets is empty".to_owned(),
+        ));
     }
     Ok(targets)
 }
 
 /// Every linear layer of a module, in its own order.
+///
+/// Initialises weights that are still lazy; [`linear_paths`] does not.
 pub fn linear_layers<M: Module>(module: &M) -> Vec<Target> {
-    #[derive(Default)]
-    struct Collector {
-        path: Vec<String>,
-        containers: Vec<String>,
-        layers: Vec<Target>,
+    let mut layers = Vec::new();
+    let mut visit = |path: String, shape: [usize; 2], weight: &dyn Fn() -> Tensor<2>| {
+        debug_assert_eq!(weight().dims(), shape);
+        layers.push(Target {
+            path,
+            weight: weight(),
+        });
+    };
+    module.visit(&mut LinearVisitor::new(&mut visit));
+    layers
+}
+
+/// The path and `[d_in, d_out]` of every linear layer, without touching a
+/// weight.
+pub fn linear_paths<M: Module>(module: &M) -> Vec<(String, [usize; 2])> {
+    let mut paths = Vec::new();
+    let mut visit = |path, shape, _: &dyn Fn() -> Tensor<2>| paths.push((path, shape));
+    module.visit(&mut LinearVisitor::new(&mut visit));
+    paths
+}
+
+type Visit<'a> = &'a mut dyn FnMut(String, [usize; 2], &dyn Fn() -> Tensor<2>);
+
+/// Calls back for each weight whose container is Burn's `Linear`.
+struct LinearVisitor<'a> {
+    path: Vec<String>,
+    containers: Vec<String>,
+    visit: Visit<'a>,
+}
+
+impl<'a> LinearVisitor<'a> {
+    fn new(visit: Visit<'a>) -> Self {
+        Self {
+            path: Vec::new(),
+            containers: Vec::new(),
+            visit,
+        }
     }
-    impl ModuleVisitor for Collector {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push(name.to_owned());
-            self.containers.push(container_type.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-            self.containers.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let is_linear_weight = D == 2
-                && self.path.last().is_some_and(|name| name == "weight")
-                && self
-                    .containers
-                    .last()
-                    .is_some_and(|container| container == "Struct:Linear");
-            if is_linear_weight {
-                let shape = param.lazy_shape();
-                self.layers.push(Target {
-                    path: self.path[..self.path.len() - 1].join("."),
-                    // D is 2 here; the reshape only tells the compiler.
-                    weight: param.base().reshape([shape[0], shape[1]]),
-                });
-            }
+}
+
+impl ModuleVisitor for LinearVisitor<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push(name.to_owned());
+        self.containers.push(container_type.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let is_linear_weight = D == 2
+            && self.path.last().is_some_and(|name| name == "weight")
+            && self
+                .containers
+                .last()
+                .is_some_and(|container| container == "Struct:Linear");
+        if is_linear_weight {
+            let shape = param.lazy_shape();
+            let shape = [shape[0], shape[1]];
+            let path = self.path[..self.path.len() - 1].join(".");
+            // D is 2 here; the reshape only tells the compiler.
+            (self.visit)(path, shape, &|| param.base().reshape(shape));
         }
     }
-    let mut collector = Collector::default();
-    module.visit(&mut collector);
-    collector.layers
 }
 
 /// The patterns of one list, each either a suffix or a glob.

@@ -98,20 +98,20 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value_t = 128)]
     pub(crate) max_new_tokens: usize,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
-    /// Draw from the k likeliest tokens; 0 is all
-    #[arg(long, default_value_t = 0)]
-    pub(crate) top_k: usize,
-    /// Draw from the likeliest tokens that make up this probability
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) top_p: f32,
+    /// With a temperature: draw from the k likeliest tokens
+    #[arg(long)]
+    pub(crate) top_k: Option<usize>,
+    /// With a temperature: draw from the likeliest tokens that make up this probability
+    #[arg(long)]
+    pub(crate) top_p: Option<f32>,
     /// Above 1, makes tokens that were there before less likely
     #[arg(long, default_value_t = 1.0)]
     pub(crate) repetition_penalty: f32,
-    /// Seed of the draw
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// With a temperature: seed of the draw [default: 0]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
 }
 
 #[derive(Args)]
@@ -142,12 +142,12 @@ pub(crate) struct InspectArgs {
     /// For data: the checkpoint whose tokenizer and chat template to use
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
-    /// For data: which sample to show
-    #[arg(long, default_value_t = 0)]
-    pub(crate) sample: usize,
-    /// For data: longest sequence in tokens
-    #[arg(long, default_value_t = 512)]
-    pub(crate) max_length: usize,
+    /// For data: which sample to show, counted from 0 [default: 0]
+    #[arg(long)]
+    pub(crate) sample: Option<usize>,
+    /// For data: longest sequence in tokens [default: 512]
+    #[arg(long)]
+    pub(crate) max_length: Option<usize>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

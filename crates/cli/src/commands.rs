@@ -17,16 +17,20 @@ use burn::train::{
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Schedule, Tokenizer, load_samples, loader};
 use olora_model::{Llama, ModelConfig, Sampling, WeightType};
-use olora_training::{Observer, Recipe, TrainOptions, encode_prompt, stop_ids};
+use olora_training::{Observer, Recipe, TrainOptions, check_samples, encode_prompt, stop_ids};
 use serde_json::json;
 
 use crate::{
+    Usage,
     args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, TrainArgs},
     device,
     progress::{Display, say},
 };
 
 pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
+    if args.tui && !std::io::stdout().is_terminal() {
+        return Err(Usage::new("--tui needs a terminal"));
+    }
     let mut overrides = args.overrides.clone();
     overrides.extend(
         args.device
@@ -52,9 +56,6 @@ pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
         Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None))
             as Box<dyn MetricsRenderer>
     });
-    if args.tui && !std::io::stdout().is_terminal() {
-        bail!("--tui needs a terminal");
-    }
     let observer: Arc<dyn Observer> = Arc::new(Display::new(args.tui));
     let options = TrainOptions {
         resume: args.resume,
@@ -78,6 +79,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<ExitCode> {
         train_on_prompt: args.train_on_prompt,
     };
     let data = load_samples(&args.data, &loaded.tokenizer, &options)?;
+    check_samples(&data.samples, &loaded.config, &loaded.tokenizer)?;
     say(&data.report.to_string());
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
     let batches = loader(schedule, loaded.tokenizer.pad_id());
@@ -104,14 +106,26 @@ pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<ExitCode> {
 }
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
-    let loaded = Loaded::new(&args.model)?;
     let sampling = Sampling {
         repetition_penalty: args.repetition_penalty,
         temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed,
+        top_k: args.top_k.unwrap_or(0),
+        top_p: args.top_p.unwrap_or(1.0),
+        seed: args.seed.unwrap_or(0),
     };
+    let draws = args.top_k.is_some() || args.top_p.is_some() || args.seed.is_some();
+    if draws && args.temperature == 0.0 {
+        return Err(Usage::new(
+            "--top-k, --top-p and --seed have no use at temperature 0, which always takes the \
+             likeliest token: give --temperature too",
+        ));
+    }
+    if args.prompt.is_none() && !std::io::stdin().is_terminal() {
+        return Err(Usage::new(
+            "give a prompt with --prompt, or run on a terminal to chat",
+        ));
+    }
+    let loaded = Loaded::new(&args.model)?;
     if let Some(prompt) = &args.prompt {
         let ids = if args.raw {
             loaded.tokenizer.encode(prompt, true)?
@@ -120,9 +134,6 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
         };
         loaded.stream(&ids, args.max_new_tokens, &sampling)?;
         return Ok(ExitCode::SUCCESS);
-    }
-    if !std::io::stdin().is_terminal() {
-        bail!("give a prompt with --prompt, or run on a terminal to chat");
     }
     chat(&loaded, args, &sampling)?;
     Ok(ExitCode::SUCCESS)
@@ -214,6 +225,14 @@ impl Loaded {
     /// Prints the continuation as it comes and returns it.
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
         let stop = stop_ids(&self.config, &self.tokenizer);
+        let limit = self.config.max_position_embeddings;
+        if ids.len() + max_new_tokens > limit {
+            say(&format!(
+                "note: {} prompt tokens and {max_new_tokens} new ones go beyond the {limit} positions \
+                 that the model was made for",
+                ids.len()
+            ));
+        }
         let mut pieces = self.tokenizer.decode_stream();
         let mut out = std::io::stdout();
         let mut text = String::new();

@@ -6,6 +6,8 @@ use std::{io::Write, process::ExitCode};
 use anyhow::Result;
 use burn::tensor::{Device, DeviceType};
 
+use crate::Usage;
+
 /// A name, the feature that compiles it in, and what it is called in Burn.
 struct Backend {
     name: &'static str,
@@ -39,18 +41,6 @@ fn backends() -> Vec<Backend> {
         backend!("rocm", "rocm", Rocm, "AMD GPUs"),
     ]
 }
-
-/// The device asked for cannot be had.
-#[derive(Debug)]
-pub(crate) struct UnknownDevice(String);
-
-impl std::fmt::Display for UnknownDevice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UnknownDevice {}
 
 /// Finds `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan:0`, …
 pub(crate) fn find(text: &str) -> Result<Device> {
@@ -100,7 +90,7 @@ pub(crate) fn find(text: &str) -> Result<Device> {
 }
 
 fn refuse(reason: String) -> Result<Device> {
-    Err(UnknownDevice(reason).into())
+    Err(Usage::new(&reason))
 }
 
 /// `olora devices`.

@@ -5,19 +5,27 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail};
-use burn::{module::Module, tensor::Device};
+use anyhow::{Context, Result};
+use burn::module::Module;
 use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
 
 use crate::{
+    Usage,
     args::{InspectArgs, What},
     commands::read_adapter,
+    device,
     progress::{parameters, say},
 };
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
+    let for_data = args.model.is_some() || args.sample.is_some() || args.max_length.is_some();
+    if for_data && !matches!(args.what, What::Data) {
+        return Err(Usage::new(
+            "--model, --sample and --max-length are for `inspect data`",
+        ));
+    }
     match args.what {
         What::Model => model(args),
         What::Adapter => adapter(args),
@@ -28,7 +36,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
 fn model(args: &InspectArgs) -> Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.path)?;
     // Nothing is allocated: only the shapes are asked for.
-    let llama = config.init(&Device::default());
+    let llama = config.init(&device::find("cpu")?);
     let n_params = llama.num_params();
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
     let facts = json!({
@@ -51,10 +59,10 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     });
     print_facts(&facts, args.json)?;
     if !args.json {
-        let layers = olora_adapter::linear_layers(&llama);
+        let layers = olora_adapter::linear_paths(&llama);
         let mut names: Vec<&str> = layers
             .iter()
-            .filter_map(|layer| layer.path.rsplit('.').next())
+            .filter_map(|(path, _)| path.rsplit('.').next())
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -94,19 +102,22 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
 
 fn data(args: &InspectArgs) -> Result<ExitCode> {
     let Some(model) = &args.model else {
-        bail!("give the checkpoint whose tokenizer to use with --model");
+        return Err(Usage::new(
+            "give the checkpoint whose tokenizer to use with --model",
+        ));
     };
     let tokenizer = Tokenizer::from_dir(model)?;
     let options = DataOptions {
-        max_length: args.max_length,
+        max_length: args.max_length.unwrap_or(512),
         ..DataOptions::default()
     };
     let data = load_samples(&args.path, &tokenizer, &options)?;
     let n_samples = data.samples.len();
-    let sample = data.samples.get(args.sample).with_context(|| {
+    let index = args.sample.unwrap_or(0);
+    let sample = data.samples.get(index).with_context(|| {
         format!(
             "there is no sample {}: the file has {n_samples}, counted from 0",
-            args.sample
+            index
         )
     })?;
     let pieces = describe_sample(sample, &tokenizer)?;
@@ -126,7 +137,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
     say(&data.report.to_string());
     say(&format!(
         "sample {} of {n_samples}: {} tokens, the {} marked ones are trained on",
-        args.sample,
+        index,
         sample.len(),
         sample.n_trained()
     ));

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             progress::say(&format!("error: {error:#}"));
-            let usage = error.downcast_ref::<device::UnknownDevice>().is_some()
+            let usage = error.downcast_ref::<Usage>().is_some()
                 || matches!(
                     error.downcast_ref::<TrainError>(),
                     Some(TrainError::Recipe { .. })
@@ -48,3 +48,25 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }
+
+/// What was asked for on the command line cannot be meant, or cannot be had.
+#[derive(Debug)]
+struct Usage(String);
+
+impl Usage {
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "it is only ever returned as an error"
+    )]
+    fn new(reason: &str) -> anyhow::Error {
+        Self(reason.to_owned()).into()
+    }
+}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}

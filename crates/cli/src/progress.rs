@@ -84,6 +84,7 @@ impl Observer for Display {
                 say(&format!("resuming after step {step}"));
                 if let Some(bar) = &state.bar {
                     bar.set_position(*step as u64);
+                    bar.reset_eta();
                 }
             }
             Event::Sample { when, prompt, text } => {

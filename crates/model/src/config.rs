@@ -20,6 +20,49 @@ pub enum Family {
     Qwen3,
 }
 
+/// What transformers 5 takes where `config.json` lacks a key
+/// (`configuration_{llama,mistral,qwen2,qwen3}.py`).
+struct WhenAbsent {
+    /// `None` is as many as query heads.
+    num_key_value_heads: Option<usize>,
+    /// `None` is `hidden_size / num_attention_heads`.
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    sliding_window: Option<usize>,
+}
+
+impl Family {
+    fn when_absent(self) -> WhenAbsent {
+        let llama = WhenAbsent {
+            num_key_value_heads: None,
+            head_dim: None,
+            max_position_embeddings: 2048,
+            sliding_window: None,
+        };
+        match self {
+            Self::Llama => llama,
+            Self::Mistral => WhenAbsent {
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 4096 * 32,
+                sliding_window: Some(4096),
+                ..llama
+            },
+            Self::Qwen2 => WhenAbsent {
+                num_key_value_heads: Some(32),
+                max_position_embeddings: 32_768,
+                sliding_window: Some(4096),
+                ..llama
+            },
+            Self::Qwen3 => WhenAbsent {
+                num_key_value_heads: Some(32),
+                head_dim: Some(128),
+                max_position_embeddings: 32_768,
+                sliding_window: Some(4096),
+            },
+        }
+    }
+}
+
 /// What rescales the rotary frequencies beyond the trained context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -142,8 +185,23 @@ impl ModelConfig {
         let hidden_size = keys.size("hidden_size")?;
         let num_attention_heads = keys.size("num_attention_heads")?;
         let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let num_key_value_heads = keys.size_or("num_key_value_heads", num_attention_heads)?;
-        let head_dim = keys.size_or("head_dim", hidden_size / num_attention_heads)?;
+        let absent = family.when_absent();
+        let num_key_value_heads = keys.size_or(
+            "num_key_value_heads",
+            absent.num_key_value_heads.unwrap_or(num_attention_heads),
+        )?;
+        let head_dim = match keys.optional_size("head_dim")?.or(absent.head_dim) {
+            Some(head_dim) => head_dim,
+            None if hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
+            }
+            None => {
+                return Err(keys.malformed(&format!(
+                    "hidden_size ({hidden_size}) is not a multiple of num_attention_heads \
+                     ({num_attention_heads}), and `head_dim` is not given"
+                )));
+            }
+        };
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             return Err(keys.malformed(&format!(
                 "num_attention_heads ({num_attention_heads}) is not a multiple of num_key_value_heads ({num_key_value_heads})"
@@ -174,7 +232,8 @@ impl ModelConfig {
             o_bias: attention_bias && family != Family::Qwen2,
             qk_norm: family == Family::Qwen3,
             sliding_windows,
-            max_position_embeddings: keys.size_or("max_position_embeddings", 2048)?,
+            max_position_embeddings: keys
+                .size_or("max_position_embeddings", absent.max_position_embeddings)?,
             initializer_range: keys.number_or("initializer_range", 0.02)?,
             eos_token_ids: token_ids(json.get("eos_token_id")),
             json,
@@ -376,6 +435,14 @@ impl Keys<'_> {
         Ok((theta, scaling))
     }
 
+    /// `null` is no window; an absent key is the family's default.
+    fn window(&self, family: Family) -> Result<Option<usize>, ModelError> {
+        if self.json.contains_key("sliding_window") {
+            return self.optional_size("sliding_window");
+        }
+        Ok(family.when_absent().sliding_window)
+    }
+
     /// One window per block. `layer_types` decides where it is given; before
     /// it, Mistral windowed every layer and Qwen those from
     /// `max_window_layers` on, if `use_sliding_window`.
@@ -386,9 +453,9 @@ impl Keys<'_> {
     ) -> Result<Vec<Option<usize>>, ModelError> {
         let window = match family {
             Family::Llama => None,
-            Family::Mistral => self.optional_size("sliding_window")?,
+            Family::Mistral => self.window(family)?,
             Family::Qwen2 | Family::Qwen3 if self.flag("use_sliding_window")? => {
-                self.optional_size("sliding_window")?
+                self.window(family)?
             }
             Family::Qwen2 | Family::Qwen3 => None,
         };

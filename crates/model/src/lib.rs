@@ -16,6 +16,7 @@ mod error;
 mod generate;
 pub mod llama;
 mod rope;
+mod shards;
 
 pub use cache::KvCache;
 pub use checkpoint::{WeightType, load, save};

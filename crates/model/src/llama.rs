@@ -356,11 +356,13 @@ impl ModelConfig {
             mean: 0.0,
             std: self.initializer_range,
         };
-        let dense = |d_in, d_out, bias| {
-            LinearConfig::new(d_in, d_out)
-                .with_bias(bias)
+        let dense = |d_in, d_out, bias: bool| {
+            let weights = LinearConfig::new(d_in, d_out)
+                .with_bias(false)
                 .with_initializer(initializer.clone())
-                .init(device)
+                .init(device);
+            let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
+            Linear { bias, ..weights }
         };
         let norm = |width| RmsNorm {
             weight: Initializer::Ones.init([width], device),

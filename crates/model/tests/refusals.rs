@@ -71,6 +71,39 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
 }
 
 #[test]
+fn heads_that_do_not_divide_the_width_are_refused() {
+    let message = config_error("llama-v4", "num_attention_heads", json!(64));
+    assert!(
+        message.contains("hidden_size (32)") && message.contains("head_dim"),
+        "{message}"
+    );
+}
+
+#[test]
+fn absent_keys_have_the_familys_defaults() {
+    let copied = copy("mistral");
+    let path = copied.path().join("config.json");
+    let text = fs::read(&path).unwrap();
+    let window = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let mut json: Value = serde_json::from_slice(&text).unwrap();
+        change(json.as_object_mut().unwrap());
+        fs::write(&path, json.to_string()).unwrap();
+        ModelConfig::from_dir(copied.path())
+            .unwrap()
+            .sliding_windows[0]
+    };
+    assert_eq!(window(&|_| {}), Some(5));
+    assert_eq!(
+        window(&|json| drop(json.remove("sliding_window"))),
+        Some(4096)
+    );
+    assert_eq!(
+        window(&|json| drop(json.insert("sliding_window".to_owned(), json!(null)))),
+        None
+    );
+}
+
+#[test]
 fn a_missing_checkpoint_is_named() {
     let message = error(&fixture("no-such-model"));
     assert!(

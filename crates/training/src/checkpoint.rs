@@ -19,9 +19,10 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainError, recipe::Mode, trainee::Trainee};
+use crate::{TrainError, trainee::Trainee};
 
 const PREFIX: &str = "step-";
+const UNFINISHED: &str = ".writing-";
 const TRAINED: &str = "trained.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
@@ -39,14 +40,28 @@ pub(crate) struct RunState {
     pub(crate) seconds: f64,
     /// Validation losses so far.
     pub(crate) validation: Vec<(usize, f64)>,
+    /// What has happened since the last logged line.
+    pub(crate) window: Window,
+    /// Identifies the samples and the base weights that the run was started on.
+    pub(crate) fingerprint: u64,
+}
+
+/// Sums over the steps since the last logged line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    pub(crate) loss_sum: f64,
+    pub(crate) n_trained: usize,
+    pub(crate) tokens: u64,
+    pub(crate) seconds: f64,
 }
 
 impl RunState {
-    /// The step with the lowest validation loss, the first of equals.
+    /// The trained step with the lowest validation loss, the first of equals.
     pub(crate) fn best(&self) -> Option<(usize, f64)> {
         self.validation
             .iter()
             .copied()
+            .filter(|(step, _)| *step > 0)
             .reduce(|best, next| if next.1 < best.1 { next } else { best })
     }
 }
@@ -55,7 +70,7 @@ impl RunState {
 pub(crate) fn save(
     directory: &Path,
     trainee: &Trainee,
-    mode: Mode,
+    full: bool,
     optimizer: OptimizerRecord,
     state: &RunState,
     keep: usize,
@@ -63,23 +78,23 @@ pub(crate) fn save(
     let path = directory.join(format!("{PREFIX}{:06}", state.step));
     fs::create_dir_all(directory)
         .map_err(|source| TrainError::io("creating", directory, source))?;
+    remove_leftovers(directory)?;
     let temporary = tempfile::Builder::new()
-        .prefix(".writing-")
+        .prefix(UNFINISHED)
         .tempdir_in(directory)
         .map_err(|source| TrainError::io("writing to", directory, source))?;
-    let refuse = |reason: String| TrainError::Checkpoint {
-        path: path.clone(),
-        reason,
+    let failed = |error: &dyn std::fmt::Display| {
+        TrainError::io("writing", &path, std::io::Error::other(error.to_string()))
     };
 
-    let trained = record(trainee, mode)?;
+    let trained = record(trainee, full)?;
     trained
         .save(temporary.path().join(TRAINED))
-        .map_err(|error| refuse(error.to_string()))?;
+        .map_err(|error| failed(&error))?;
     optimizer
         .save(temporary.path().join(OPTIMIZER))
-        .map_err(|error| refuse(error.to_string()))?;
-    let json = serde_json::to_vec_pretty(state).map_err(|error| refuse(error.to_string()))?;
+        .map_err(|error| failed(&error))?;
+    let json = serde_json::to_vec_pretty(state).map_err(|error| failed(&error))?;
     let state_file = temporary.path().join(STATE);
     fs::write(&state_file, json)
         .map_err(|source| TrainError::io("writing", &state_file, source))?;
@@ -100,6 +115,20 @@ pub(crate) fn save(
         fs::remove_dir_all(old).map_err(|source| TrainError::io("removing", old, source))?;
     }
     Ok(path)
+}
+
+/// A process that was killed while it wrote may have left a directory behind.
+fn remove_leftovers(directory: &Path) -> Result<(), TrainError> {
+    let entries =
+        fs::read_dir(directory).map_err(|source| TrainError::io("reading", directory, source))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let path = entry.path();
+            fs::remove_dir_all(&path)
+                .map_err(|source| TrainError::io("removing", &path, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// The complete checkpoints of a run, oldest first.
@@ -140,7 +169,7 @@ pub(crate) fn load_state(path: &Path) -> Result<RunState, TrainError> {
 pub(crate) fn load(
     path: &Path,
     trainee: Trainee,
-    mode: Mode,
+    full: bool,
 ) -> Result<(Trainee, OptimizerRecord), TrainError> {
     let refuse = |reason: String| TrainError::Checkpoint {
         path: path.to_owned(),
@@ -148,7 +177,7 @@ pub(crate) fn load(
     };
     let stored = ModuleRecord::load(path.join(TRAINED))
         .map_err(|error| refuse(format!("{TRAINED}: {error}")))?;
-    let expected = record(&trainee, mode)?.len();
+    let expected = record(&trainee, full)?.len();
     if stored.len() != expected {
         return Err(refuse(format!(
             "{TRAINED} holds {} tensors, but this model trains {expected}",
@@ -163,15 +192,49 @@ pub(crate) fn load(
     Ok((trainee, optimizer))
 }
 
-fn record(trainee: &Trainee, mode: Mode) -> Result<ModuleRecord, TrainError> {
-    match mode {
-        Mode::Full => Ok(trainee.clone().into_record()),
-        Mode::Adapter => {
+fn record(trainee: &Trainee, full: bool) -> Result<ModuleRecord, TrainError> {
+    match full {
+        true => Ok(trainee.clone().into_record()),
+        false => {
             let factors = ParamGroup::from_regex(r"\.low_rank\.")
                 .map_err(|error| TrainError::Burn(format!("{error:?}")))?;
             Ok(trainee.clone().into_record_group(factors))
         }
     }
+}
+
+/// The first trained parameter that holds a value that is not finite, by path.
+pub(crate) fn not_finite(trainee: &Trainee) -> Result<Option<String>, TrainError> {
+    #[derive(Default)]
+    struct Finder {
+        path: Vec<String>,
+        found: Option<String>,
+        error: Option<String>,
+    }
+    impl ModuleVisitor for Finder {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.found.is_some() || !param.base().is_require_grad() {
+                return;
+            }
+            let finite = param.base().inner().is_finite().all();
+            match finite.try_into_scalar::<bool>() {
+                Ok(true) => {}
+                Ok(false) => self.found = Some(self.path.join(".")),
+                Err(error) => self.error = Some(error.to_string()),
+            }
+        }
+    }
+    let mut finder = Finder::default();
+    trainee.visit(&mut finder);
+    finder
+        .error
+        .map_or(Ok(finder.found), |error| Err(TrainError::Burn(error)))
 }
 
 /// How many values train, on an autodiff device.

@@ -24,8 +24,14 @@ pub enum TrainError {
     )]
     RunExists(PathBuf),
     /// There is nothing to resume.
-    #[error("there is no checkpoint to resume from in {0}. Start the run without --resume")]
+    #[error(
+        "there is no checkpoint to resume from in {0}. Remove the directory if it is there, \
+         and start the run without --resume"
+    )]
     NothingToResume(PathBuf),
+    /// The run is complete.
+    #[error("the run in {0} is complete: there is nothing to resume")]
+    Complete(PathBuf),
     /// The recipe is not the one that the run was started with.
     #[error("cannot resume {directory}: the recipe differs from the one it was started with:{}", listed(.differences))]
     RecipeChanged {
@@ -49,6 +55,20 @@ pub enum TrainError {
         /// NaN or infinity.
         value: f32,
         /// The first step that was affected.
+        step: usize,
+        /// The last checkpoint written before it.
+        last_good: Option<PathBuf>,
+    },
+    /// An update made a weight infinite or NaN.
+    #[error(
+        "`{path}` is no longer finite after step {step}. Training stopped; {}. \
+         Try a lower learning_rate, or more warmup_steps",
+        kept(.last_good.as_deref())
+    )]
+    Diverged {
+        /// The first such parameter.
+        path: String,
+        /// The step whose update did it.
         step: usize,
         /// The last checkpoint written before it.
         last_good: Option<PathBuf>,

@@ -145,6 +145,7 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     let trainee = Module::train(Trainee::new(llama));
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
+        full: false,
         keep: recipe.output.keep,
         total_steps: total,
         seed: 0,
@@ -222,6 +223,8 @@ fn check(name: &str, accumulation: usize) {
         .unwrap()
         .attach(base)
         .unwrap();
+    assert_eq!(factors(&last).len(), 14);
+    assert_eq!(factors(&outcome.llama).len(), 14);
     for (ours, theirs) in factors(&outcome.llama).iter().zip(factors(&last)) {
         assert_eq!(ours.path, theirs.path);
         for (ours, theirs) in [(&ours.a, theirs.a), (&ours.b, theirs.b)] {

@@ -30,5 +30,5 @@ pub use learning_rate::LearningRate;
 pub use memory::{device_reserved_bytes, peak_resident_bytes};
 pub use observer::{Event, Observer, Plan, StepReport};
 pub use recipe::Recipe;
-pub use run::{Summary, TrainOptions, encode_prompt, stop_ids, train};
+pub use run::{Summary, TrainOptions, check_samples, encode_prompt, stop_ids, train};
 pub use trainee::loss_sum;

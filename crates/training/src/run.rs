@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::{Read, Seek, SeekFrom},
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -22,7 +24,7 @@ use burn::{
 };
 use olora_adapter::{attach, factors, save_peft};
 use olora_data::{
-    Batch, DataOptions, Message, Sample, Samples, Schedule, Tokenizer, ValidationSplit,
+    Batch, DataOptions, Format, Message, Sample, Samples, Schedule, Tokenizer, ValidationSplit,
     load_samples, loader, split,
 };
 use olora_model::{Llama, ModelConfig, Sampling, WeightType, generate, load, save};
@@ -34,7 +36,7 @@ use crate::{
     learning_rate::Stepper,
     memory::peak_resident_bytes,
     quiet::Quiet,
-    recipe::{Mode, OptimizerKind, TrainingSection, Weights},
+    recipe::{AdapterMethod, OptimizerKind, TrainingSection, Weights},
     run_directory::{RunDirectory, refuse_existing},
     strategy::{Outcome, SaveResult, StepStrategy},
     trainee::Trainee,
@@ -104,6 +106,11 @@ pub struct Summary {
 ///
 /// Everything that can be known beforehand is refused before the run directory
 /// is made. After that, an error leaves the directory with its checkpoints.
+///
+/// # Reproducibility
+///
+/// A device has one random generator. Two runs with dropout at once in one
+/// process and on one device disturb each other's.
 pub fn train(
     recipe: &Recipe,
     device: &Device,
@@ -114,49 +121,67 @@ pub fn train(
     let resumed = if options.resume {
         Some(RunDirectory::open(recipe)?)
     } else {
+        refuse_existing(&recipe.run_directory())?;
         None
     };
-    if resumed.is_none() {
-        refuse_existing(&recipe.run_directory())?;
-    }
+    let full = recipe.adapter.method == AdapterMethod::None;
 
     let tokenizer = Tokenizer::from_dir(&recipe.model.path)?;
     let data = Data::load(recipe, &tokenizer, &**observer)?;
     let config = ModelConfig::from_dir(&recipe.model.path)?;
     data.check_against(&config, &tokenizer)?;
+    let sampler = Sampler::new(recipe, &config, &tokenizer, &**observer)?;
     device.seed(recipe.seed);
-    let llama = load_base(recipe, config.clone(), device, &**observer)?;
+    let llama = load_base(recipe, &config, device, &**observer)?;
 
     let attaching = Instant::now();
     let llama = attach_adapter(recipe, llama, &**observer)?;
     let attach_seconds = attaching.elapsed().as_secs_f64();
-    let n_adapted_layers = factors(&llama).len();
-    let n_params = llama.num_params();
+    let factors = factors(&llama);
+    let n_anchor_params: usize = factors
+        .iter()
+        .filter_map(|layer| layer.anchor.as_ref())
+        .map(|(a, b)| a.shape().num_elements() + b.shape().num_elements())
+        .sum();
+    let n_adapted_layers = factors.len();
+    drop(factors);
+    let n_params = llama.num_params() - n_anchor_params;
 
     let mut trainee = Module::train(Trainee::new(llama));
     let n_trained_params = num_trained_params(&trainee);
     let steps = Steps::new(&recipe.training, &data.train)?;
+    let fingerprint = fingerprint(&data.train, &recipe.model.path)?;
 
-    let (directory, state, mut optimizer) = match resumed {
+    let mut optimizer = optimizer(&recipe.training);
+    let (directory, state) = match resumed {
         None => (
             RunDirectory::create(recipe)?,
-            RunState::default(),
-            optimizer(&recipe.training),
+            RunState {
+                fingerprint,
+                ..RunState::default()
+            },
         ),
         Some(directory) => {
             let newest = directory.newest_checkpoint()?;
             let (_, path) =
                 newest.ok_or_else(|| TrainError::NothingToResume(recipe.run_directory()))?;
             let state = checkpoint::load_state(&path)?;
-            let (restored, record) = checkpoint::load(&path, trainee, recipe.training.mode)?;
+            if state.step >= steps.total {
+                return Err(TrainError::Complete(recipe.run_directory()));
+            }
+            if state.fingerprint != fingerprint {
+                return Err(TrainError::Mismatch(format!(
+                    "cannot resume {}: {} or the weights in {} are not what the run was started on",
+                    recipe.run_directory().display(),
+                    recipe.data.train.display(),
+                    recipe.model.path.display()
+                )));
+            }
+            let (restored, record) = checkpoint::load(&path, trainee, full)?;
             trainee = restored;
+            optimizer = optimizer.load_record(record);
             directory.forget_after(state.step)?;
-            observer.on(&Event::Resumed(state.step));
-            (
-                directory,
-                state,
-                optimizer(&recipe.training).load_record(record),
-            )
+            (directory, state)
         }
     };
     observer.on(&Event::Ready(Plan {
@@ -170,42 +195,34 @@ pub fn train(
         sequences_per_step: recipe.training.batch_size * recipe.training.accumulation,
         n_samples: data.train.len(),
     }));
-
-    let sampler = Sampler {
-        recipe,
-        config: &config,
-        tokenizer: &tokenizer,
-        observer: &**observer,
-    };
     if state.step == 0 {
         sampler.run("before", &trainee.llama)?;
+    } else {
+        observer.on(&Event::Resumed(state.step));
     }
 
-    let result = directory.path().join(recipe.training.mode.result_name());
-    let save_result = saver(recipe, config.clone(), result.clone());
+    let result = directory
+        .path()
+        .join(if full { "model" } else { "adapter" });
     let pad = tokenizer.pad_id();
-    let schedule = Schedule::new(
-        data.train.clone(),
-        recipe.training.batch_size,
-        recipe.seed,
-        steps.n_batches,
-    )?;
+    let batch_size = recipe.training.batch_size;
+    let schedule = Schedule::new(data.train.clone(), batch_size, recipe.seed, steps.n_batches)?;
     let train_loader = loader(schedule, pad).slice(state.n_batches, steps.n_batches);
+    // Burn wants a validation loader even where there is nothing to validate on.
     let validation = data
         .validation
         .clone()
         .unwrap_or_else(|| data.train[..1].into());
-    let valid_loader = loader(
-        Schedule::sequential(validation, recipe.training.batch_size)?,
-        pad,
-    );
+    let valid_loader = loader(Schedule::sequential(validation, batch_size)?, pad);
 
+    let rate = recipe.training.learning_rate(steps.total);
     let scheduler = ModuleLrScheduler::new(Stepper {
-        rate: recipe.training.learning_rate(steps.total),
+        rate,
         step: state.step,
     });
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
+        full,
         keep: recipe.output.keep,
         total_steps: steps.total,
         seed: recipe.seed,
@@ -213,57 +230,53 @@ pub fn train(
         has_validation: data.validation.is_some(),
         directory: directory.clone(),
         observer: Arc::clone(observer),
-        save_result,
+        save_result: saver(recipe, config.clone(), result.clone()),
         start: state,
         outcome: Mutex::new(None),
     });
-    let learner = Learner::new(
-        trainee,
-        std::mem::replace(&mut optimizer, SgdConfig::new().init()),
-        scheduler,
-    );
+    let learner = Learner::new(trainee, optimizer, scheduler);
+    let TrainOptions {
+        renderer,
+        interrupter,
+        commit,
+        ..
+    } = options;
     let (llama, outcome) = run_learner(
         &strategy,
         learner,
         train_loader,
         valid_loader,
-        options.renderer,
-        options.interrupter,
+        renderer,
+        interrupter,
     )?;
 
-    if !outcome.interrupted {
-        sampler.run("after", &llama)?;
-    }
+    let state = &outcome.state;
     let summary = Summary {
         name: recipe.name.clone(),
         result,
         finished: !outcome.interrupted,
-        steps: outcome.state.step,
+        steps: state.step,
         train_loss: outcome.last_loss,
-        validation_loss_before: outcome
-            .state
-            .validation
-            .first()
-            .filter(|(step, _)| *step == 0)
-            .map(|v| v.1),
-        validation_loss: outcome.state.validation.last().map(|v| v.1),
-        best_step: outcome.state.best().map(|v| v.0),
-        best_validation_loss: outcome.state.best().map(|v| v.1),
-        tokens: outcome.state.tokens,
-        tokens_per_second: outcome.state.tokens as f64 / outcome.state.seconds.max(1e-9),
-        train_seconds: outcome.state.seconds,
+        validation_loss_before: state.validation.first().filter(|v| v.0 == 0).map(|v| v.1),
+        validation_loss: state.validation.last().map(|v| v.1),
+        best_step: state.best().map(|v| v.0),
+        best_validation_loss: state.best().map(|v| v.1),
+        tokens: state.tokens,
+        tokens_per_second: state.tokens as f64 / state.seconds.max(1e-9),
+        train_seconds: state.seconds,
         wall_seconds: began.elapsed().as_secs_f64(),
         attach_seconds,
         peak_memory: peak_resident_bytes(),
         n_params,
         n_trained_params,
         device: format!("{:?}", device.clone().inner()),
-        versions: versions(options.commit),
+        versions: versions(commit),
         directory: directory.path().to_owned(),
     };
     let json = serde_json::to_vec_pretty(&summary).map_err(|error| TrainError::burn(&error))?;
     directory.write("summary.json", &json)?;
     if !outcome.interrupted {
+        sampler.run("after", &llama)?;
         observer.on(&Event::Finished(Box::new(summary.clone())));
     }
     Ok(summary)
@@ -305,6 +318,7 @@ pub(crate) fn run_learner(
 struct Data {
     train: Arc<[Sample]>,
     validation: Option<Arc<[Sample]>>,
+    format: Format,
 }
 
 impl Data {
@@ -329,6 +343,7 @@ impl Data {
             Ok(samples)
         };
         let train = read("training", &section.train)?;
+        let format = train.format;
         let (train, validation) = match (&section.validation, section.validation_samples) {
             (Some(path), _) => (train.samples, Some(read("validation", path)?.samples)),
             (None, Some(count)) => {
@@ -341,40 +356,120 @@ impl Data {
         Ok(Self {
             train: train.into(),
             validation: validation.map(Into::into),
+            format,
         })
     }
 
-    /// Refuses data that this model would index out of its embedding, or that
-    /// would never teach it to stop.
     fn check_against(&self, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<(), TrainError> {
-        if tokenizer.n_vocab() > config.vocab_size {
-            return Err(TrainError::Mismatch(format!(
-                "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
-                 this is not the tokenizer of this checkpoint",
-                tokenizer.n_vocab(),
-                config.vocab_size
-            )));
+        check_samples(&self.train, config, tokenizer)?;
+        if let Some(validation) = &self.validation {
+            check_samples(validation, config, tokenizer)?;
         }
-        let longest = self
-            .train
-            .iter()
-            .chain(self.validation.iter().flat_map(|v| v.iter()))
-            .map(Sample::len)
-            .max();
-        if longest.is_some_and(|longest| longest > config.max_position_embeddings) {
-            return Err(TrainError::Mismatch(format!(
-                "the longest sequence has {} tokens, but the model was made for {}: lower data.max_length",
-                longest.unwrap_or(0),
-                config.max_position_embeddings
-            )));
+        let stop = stop_ids(config, tokenizer);
+        let ends = |sample: &Sample| {
+            let trained = sample.tokens.iter().zip(&sample.trained);
+            trained
+                .into_iter()
+                .any(|(token, trained)| *trained && stop.contains(token))
+        };
+        if self.format != Format::Text && !stop.is_empty() && !self.train.iter().any(ends) {
+            return Err(TrainError::Mismatch(
+                "no training sample contains its end-of-sequence token, so the model would never \
+                 learn to stop: raise data.max_length"
+                    .to_owned(),
+            ));
         }
         Ok(())
     }
 }
 
+/// Refuses samples that the model would index out of its embedding, or beyond
+/// the positions it was made for.
+///
+/// # Errors
+///
+/// [`TrainError::Mismatch`], saying which.
+pub fn check_samples(
+    samples: &[Sample],
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    if tokenizer.n_vocab() > config.vocab_size {
+        return Err(TrainError::Mismatch(format!(
+            "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
+             this is not the tokenizer of this checkpoint",
+            tokenizer.n_vocab(),
+            config.vocab_size
+        )));
+    }
+    let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
+    if longest > config.max_position_embeddings {
+        return Err(TrainError::Mismatch(format!(
+            "the longest sequence has {longest} tokens, but the model was made for {}: \
+             lower the maximum length",
+            config.max_position_embeddings
+        )));
+    }
+    Ok(())
+}
+
+/// A number that changes when the samples or the base weights do: 64-bit
+/// FNV-1a over every token, and over the weight files' names, sizes and one
+/// block in each mebibyte.
+fn fingerprint(samples: &[Sample], base: &Path) -> Result<u64, TrainError> {
+    const BLOCK: usize = 4096;
+    const STRIDE: u64 = 1 << 20;
+    let mut hash = Fnv::default();
+    for sample in samples {
+        for (token, trained) in sample.tokens.iter().zip(&sample.trained) {
+            hash.add(&token.to_le_bytes());
+            hash.add(&[u8::from(*trained)]);
+        }
+        hash.add(&[0xff]);
+    }
+    let failed = |source| TrainError::io("reading", base, source);
+    let mut files: Vec<PathBuf> = fs::read_dir(base)
+        .map_err(failed)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
+        .collect();
+    files.sort();
+    for path in files {
+        let mut file = fs::File::open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        hash.add(&length.to_le_bytes());
+        let mut block = [0; BLOCK];
+        for start in (0..length).step_by(STRIDE as usize) {
+            file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            let n_read = file.read(&mut block).map_err(failed)?;
+            hash.add(&block[..n_read]);
+        }
+    }
+    Ok(hash.0)
+}
+
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
 fn load_base(
     recipe: &Recipe,
-    config: ModelConfig,
+    config: &ModelConfig,
     device: &Device,
     observer: &dyn Observer,
 ) -> Result<Llama, TrainError> {
@@ -396,10 +491,9 @@ fn attach_adapter(
     llama: Llama,
     observer: &dyn Observer,
 ) -> Result<Llama, TrainError> {
-    let Some(section) = &recipe.adapter else {
+    let Some(config) = recipe.adapter.config(llama.lm_head.is_some()) else {
         return Ok(llama);
     };
-    let config = section.config(llama.lm_head.is_some());
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
     Ok(attach(llama, &config, recipe.seed, &mut progress)?)
 }
@@ -447,67 +541,97 @@ impl Steps {
 /// Writes the adapter, or the whole model, into the run directory.
 fn saver(recipe: &Recipe, config: ModelConfig, result: PathBuf) -> SaveResult {
     let base = recipe.model.path.clone();
-    let adapter = recipe.adapter.clone();
-    let mode = recipe.training.mode;
+    let section = recipe.adapter.clone();
+    let dtype = recipe
+        .output
+        .dtype
+        .map_or(WeightType::F32, WeightType::from);
     Box::new(move |trainee: &Trainee| {
-        match (&adapter, mode) {
-            (Some(section), Mode::Adapter) => {
-                let config = section.config(trainee.llama.lm_head.is_some());
-                save_peft(
-                    &trainee.llama,
-                    &config,
-                    section.form,
-                    &base.display().to_string(),
-                    &result,
-                )?;
-            }
-            _ => {
-                if result.exists() {
-                    std::fs::remove_dir_all(&result)
-                        .map_err(|source| TrainError::io("replacing", &result, source))?;
-                }
-                save(
-                    &trainee.llama,
-                    &config,
-                    WeightType::F32,
-                    Some(&base),
-                    &result,
-                )?;
-            }
+        if let Some(config) = section.config(trainee.llama.lm_head.is_some()) {
+            let base = base.display().to_string();
+            return Ok(save_peft(
+                &trainee.llama,
+                &config,
+                section.form,
+                &base,
+                &result,
+            )?);
         }
-        Ok(())
+        // A model that is there already stays until the new one is whole.
+        let (new, old) = (result.with_extension("new"), result.with_extension("old"));
+        for leftover in [&new, &old] {
+            remove(leftover)?;
+        }
+        save(&trainee.llama, &config, dtype, Some(&base), &new)?;
+        if result.exists() {
+            rename(&result, &old)?;
+        }
+        rename(&new, &result)?;
+        remove(&old)
     })
+}
+
+fn remove(directory: &Path) -> Result<(), TrainError> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(directory).map_err(|source| TrainError::io("removing", directory, source))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
+    fs::rename(from, to).map_err(|source| TrainError::io("renaming to", to, source))
 }
 
 /// Answers the recipe's prompts.
 struct Sampler<'a> {
-    recipe: &'a Recipe,
-    config: &'a ModelConfig,
+    /// Each prompt as written and as tokens.
+    prompts: Vec<(&'a str, Vec<u32>)>,
+    max_new_tokens: usize,
+    stop: Vec<u32>,
     tokenizer: &'a Tokenizer,
     observer: &'a dyn Observer,
 }
 
-impl Sampler<'_> {
+impl<'a> Sampler<'a> {
+    /// Encodes the prompts, so that a bad one is refused before training.
+    fn new(
+        recipe: &'a Recipe,
+        config: &ModelConfig,
+        tokenizer: &'a Tokenizer,
+        observer: &'a dyn Observer,
+    ) -> Result<Self, TrainError> {
+        let prompts = recipe.samples.prompts.iter().map(|prompt| {
+            let ids = encode_prompt(tokenizer, prompt)?;
+            if ids.is_empty() {
+                return Err(TrainError::Mismatch(
+                    "a prompt of `samples.prompts` is empty".to_owned(),
+                ));
+            }
+            Ok((prompt.as_str(), ids))
+        });
+        Ok(Self {
+            prompts: prompts.collect::<Result<_, _>>()?,
+            max_new_tokens: recipe.samples.max_new_tokens,
+            stop: stop_ids(config, tokenizer),
+            tokenizer,
+            observer,
+        })
+    }
+
     fn run(&self, when: &'static str, llama: &Llama) -> Result<(), TrainError> {
-        if self.recipe.samples.prompts.is_empty() {
+        if self.prompts.is_empty() {
             return Ok(());
         }
         let llama = llama.valid();
-        for prompt in &self.recipe.samples.prompts {
-            let ids = encode_prompt(self.tokenizer, prompt)?;
-            let stop = stop_ids(self.config, self.tokenizer);
-            let sampling = Sampling::default();
-            let n_tokens = self.recipe.samples.max_new_tokens;
-            let mut tokens = generate(&llama, &ids, n_tokens, &sampling, &stop, |_| {
-                ControlFlow::Continue(())
-            })?;
-            tokens.retain(|token| !stop.contains(token));
+        for (prompt, ids) in &self.prompts {
+            let go_on = |_| ControlFlow::Continue(());
+            let greedy = Sampling::default();
+            let mut tokens =
+                generate(&llama, ids, self.max_new_tokens, &greedy, &self.stop, go_on)?;
+            tokens.retain(|token| !self.stop.contains(token));
             let text = self.tokenizer.decode(&tokens, true)?;
-            self.observer.on(&Event::Sample {
-                when,
-                prompt: prompt.clone(),
-                text,
-            });
+            let prompt = (*prompt).to_owned();
+            self.observer.on(&Event::Sample { when, prompt, text });
         }
         Ok(())
     }

@@ -85,6 +85,11 @@ impl RunDirectory {
             "validation_perplexity": evaluation.perplexity,
             "validation_tokens": evaluation.n_trained_tokens,
         }))?;
+        self.draw()
+    }
+
+    /// Draws `loss.svg` from the metrics so far.
+    pub(crate) fn draw(&self) -> Result<(), TrainError> {
         let svg = plot::loss_curves(&self.metrics()?)?;
         self.write("loss.svg", svg.as_bytes())
     }

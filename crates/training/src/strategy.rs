@@ -30,7 +30,7 @@ use crate::{
     evaluate::evaluate,
     gradients::normalise,
     memory::{device_reserved_bytes, peak_resident_bytes},
-    recipe::{Keep, Mode, TrainingSection},
+    recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
     trainee::{StepOutput, Trainee},
 };
@@ -41,6 +41,8 @@ pub(crate) type SaveResult = Box<dyn Fn(&Trainee) -> Result<(), TrainError> + Se
 /// The loop and what it needs, for one run.
 pub(crate) struct StepStrategy {
     pub(crate) training: TrainingSection,
+    /// Whether every weight trains, rather than an adapter.
+    pub(crate) full: bool,
     pub(crate) keep: Keep,
     pub(crate) total_steps: usize,
     pub(crate) seed: u64,
@@ -81,7 +83,6 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             interrupter: components.interrupter,
             state: self.start.clone(),
             unread: Vec::new(),
-            window: Window::default(),
             last_loss: None,
             last_checkpoint: None,
         };
@@ -102,7 +103,6 @@ struct Run<'a> {
     state: RunState,
     /// Steps whose loss and norm are still on the device.
     unread: Vec<Unread>,
-    window: Window,
     last_loss: Option<f64>,
     last_checkpoint: Option<(usize, PathBuf)>,
 }
@@ -113,13 +113,6 @@ struct Unread {
     loss_sum: Tensor<1>,
     n_trained: usize,
     norm: Tensor<1>,
-}
-
-/// Sums since the last logged line.
-#[derive(Default)]
-struct Window {
-    tokens: u64,
-    seconds: f64,
 }
 
 impl Run<'_> {
@@ -156,12 +149,12 @@ impl Run<'_> {
 
             if log_due || checkpoint_due || evaluation_due {
                 // Reading the losses waits for the device, so the clock is stopped after it.
-                let (loss, norm) = self.read_losses()?;
+                let norm = self.read_losses()?;
                 let seconds = clock.elapsed().as_secs_f64();
-                self.window.seconds += seconds;
+                self.state.window.seconds += seconds;
                 self.state.seconds += seconds;
                 if log_due {
-                    self.log(loss, norm)?;
+                    self.log(norm)?;
                 }
                 if evaluation_due {
                     self.evaluate()?;
@@ -182,6 +175,7 @@ impl Run<'_> {
         } else if strategy.keep == Keep::Last {
             (strategy.save_result)(&self.learner.model())?;
         }
+        strategy.directory.draw()?;
         self.report_event(LearnerEvent::EndSplit(1));
         Ok(Outcome {
             state: self.state.clone(),
@@ -208,7 +202,15 @@ impl Run<'_> {
         let mut loss_sum: Option<Tensor<1>> = None;
         let mut n_trained = 0;
         for _ in 0..training.accumulation {
-            let Some(batch) = batches.next() else { break };
+            let Some(batch) = batches.next() else {
+                // Only the last step of a run by epochs may be short of micro-batches.
+                if step < self.strategy.total_steps {
+                    return Err(TrainError::Mismatch(format!(
+                        "the data ended during step {step}"
+                    )));
+                }
+                break;
+            };
             let batch = batch.map_err(|error| TrainError::burn(&error))?;
             if batch.n_trained() == 0 {
                 return Err(TrainError::Mismatch(format!(
@@ -217,7 +219,7 @@ impl Run<'_> {
             }
             self.state.n_batches += 1;
             self.state.tokens += batch.n_tokens as u64;
-            self.window.tokens += batch.n_tokens as u64;
+            self.state.window.tokens += batch.n_tokens as u64;
             let output = self.learner.train_step(batch);
             n_trained += output.item.n_trained;
             loss_sum = Some(match loss_sum {
@@ -243,7 +245,6 @@ impl Run<'_> {
         if checkpoint_due {
             model.tap().request();
         }
-        // Held elsewhere, the parameters could not be updated in place.
         drop(model);
         self.learner.lr_step();
         self.learner.optimizer_step(grads);
@@ -258,9 +259,9 @@ impl Run<'_> {
     }
 
     /// Brings the losses since the last reading to the host and refuses to go
-    /// on if one is not a number. Returns the mean loss and the last norm.
-    fn read_losses(&mut self) -> Result<(f64, f64), TrainError> {
-        let (mut sum, mut n_trained, mut last_norm) = (0.0, 0, 0.0);
+    /// on if one is not a number. Returns the last norm.
+    fn read_losses(&mut self) -> Result<f64, TrainError> {
+        let mut last_norm = 0.0;
         for unread in self.unread.drain(..) {
             let read = |tensor: Tensor<1>| {
                 tensor
@@ -279,15 +280,16 @@ impl Run<'_> {
                     });
                 }
             }
-            sum += f64::from(loss);
-            n_trained += unread.n_trained;
+            self.state.window.loss_sum += f64::from(loss);
+            self.state.window.n_trained += unread.n_trained;
             last_norm = f64::from(norm);
         }
-        Ok((sum / n_trained.max(1) as f64, last_norm))
+        Ok(last_norm)
     }
 
-    fn log(&mut self, loss: f64, grad_norm: f64) -> Result<(), TrainError> {
-        let window = std::mem::take(&mut self.window);
+    fn log(&mut self, grad_norm: f64) -> Result<(), TrainError> {
+        let window = std::mem::take(&mut self.state.window);
+        let loss = window.loss_sum / window.n_trained.max(1) as f64;
         let learning_rate = self.learner.lr_current();
         let report = StepReport {
             step: self.state.step,
@@ -339,7 +341,6 @@ impl Run<'_> {
             .observer
             .on(&Event::Evaluated { step, evaluation });
         if self.strategy.keep == Keep::Best
-            && step > 0
             && self.state.best().is_some_and(|(best, _)| best == step)
         {
             (self.strategy.save_result)(&self.learner.model())?;
@@ -368,13 +369,23 @@ impl Run<'_> {
     fn checkpoint(&mut self) -> Result<(), TrainError> {
         let strategy = self.strategy;
         let model = self.learner.model();
+        // The loss was finite before this update; the weights must be so after it.
+        if let Some(path) = checkpoint::not_finite(&model)? {
+            let step = self.state.step;
+            let last_good = self.last_checkpoint.take().map(|(_, path)| path);
+            return Err(TrainError::Diverged {
+                path,
+                step,
+                last_good,
+            });
+        }
         let record = model.tap().take().ok_or_else(|| {
             TrainError::Burn("the optimiser's state was not captured for the checkpoint".to_owned())
         })?;
         let path = checkpoint::save(
             &strategy.directory.checkpoints(),
             &model,
-            strategy.training.mode,
+            strategy.full,
             record,
             &self.state,
             strategy.training.keep_checkpoints,
@@ -395,15 +406,4 @@ impl Run<'_> {
 
 fn host_scalar(value: f64, device: &Device) -> Tensor<1> {
     Tensor::from_data([value as f32], &device.clone().inner())
-}
-
-/// The part of a checkpoint that a mode trains, for messages.
-impl Mode {
-    /// `adapter` or `model`: the name of the result in the run directory.
-    pub(crate) fn result_name(self) -> &'static str {
-        match self {
-            Self::Adapter => "adapter",
-            Self::Full => "model",
-        }
-    }
 }

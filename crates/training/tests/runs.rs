@@ -9,7 +9,14 @@ use std::{
 };
 
 use burn::{tensor::Device, train::Interrupter};
-use olora_training::{Event, Observer, Recipe, Summary, TrainError, TrainOptions, train};
+use olora_adapter::PeftAdapter;
+use olora_data::{DataOptions, Schedule, Tokenizer, load_samples, loader};
+use olora_model::WeightType;
+use olora_training::{
+    Event, Observer, Recipe, Summary, TrainError, TrainOptions, evaluate,
+    recipe::{AdapterMethod, AdapterSection, Weights},
+    train,
+};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -170,9 +177,11 @@ fn full_training_resumes_exactly_too() {
             name,
             &["training.max_steps=4", "training.checkpoint_every=2"],
         );
-        recipe.adapter = None;
-        recipe.training.mode = olora_training::recipe::Mode::Full;
-        recipe.model.weights = olora_training::recipe::Weights::Random;
+        recipe.adapter = AdapterSection {
+            method: AdapterMethod::None,
+            ..AdapterSection::default()
+        };
+        recipe.model.weights = Weights::Random;
         recipe
     };
     let (_, losses) = run(&text("straight"), false, None);
@@ -258,21 +267,123 @@ fn the_run_directory_is_complete_and_says_what_happened() {
 #[test]
 fn the_best_adapter_is_kept_where_asked() {
     let out = tempfile::tempdir().unwrap();
-    // So high a rate that the loss rises again after the first evaluation.
+    // A rate that rises all the way and in the end wrecks what was learned.
     let settings = [
-        "training.max_steps=8",
-        "training.evaluate_every=2",
+        "training.max_steps=32",
+        "training.evaluate_every=4",
         "training.learning_rate=0.3",
-        "training.schedule=constant",
+        "training.warmup_steps=100",
         "output.keep=best",
     ];
-    let (summary, _) = run(&recipe(out.path(), "best", &settings), false, None);
-    let summary = summary.unwrap();
-    let best = summary.best_step.unwrap();
-    assert!(
-        out.path().join("best/adapter").exists() == (best > 0),
-        "best step {best}"
+    let recipe = recipe(out.path(), "best", &settings);
+    let summary = run(&recipe, false, None).0.unwrap();
+    let (best, last) = (
+        summary.best_validation_loss.unwrap(),
+        summary.validation_loss.unwrap(),
     );
+    assert!(
+        best < last - 0.01,
+        "best {best} and last {last} do not differ"
+    );
+
+    let base = root().join("recipes/quickstart/base");
+    let (llama, _) = olora_model::load(&base, WeightType::F32, &Device::flex()).unwrap();
+    let llama = PeftAdapter::read(&summary.result)
+        .unwrap()
+        .attach(llama)
+        .unwrap();
+    let tokenizer = Tokenizer::from_dir(&base).unwrap();
+    let valid = root().join("recipes/quickstart/valid.jsonl");
+    let samples = load_samples(&valid, &tokenizer, &DataOptions::default())
+        .unwrap()
+        .samples;
+    let batches = loader(
+        Schedule::sequential(samples, 2).unwrap(),
+        tokenizer.pad_id(),
+    );
+    let saved = evaluate(&llama, &*batches).unwrap().loss;
+    assert!(
+        (saved - best).abs() < 1e-4,
+        "saved {saved}, best {best}, last {last}"
+    );
+}
+
+#[test]
+fn logged_lines_cover_every_step_and_survive_a_resume() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = |log_every: &'static str| {
+        [
+            "training.max_steps=8",
+            "training.checkpoint_every=3",
+            log_every,
+        ]
+    };
+    let (_, each) = run(
+        &recipe(out.path(), "each", &settings("training.log_every=1")),
+        false,
+        None,
+    );
+    let straight = recipe(out.path(), "straight", &settings("training.log_every=4"));
+    let (_, lines) = run(&straight, false, None);
+    assert_eq!(lines.iter().map(|line| line.0).collect::<Vec<_>>(), [4, 8]);
+    // Steps weigh by their tokens, so the mean is only about the mean of means.
+    let mean: f64 = each[..4].iter().map(|line| line.1).sum::<f64>() / 4.0;
+    assert!(
+        (lines[0].1 - mean).abs() < 0.3,
+        "{lines:?} against {each:?}"
+    );
+
+    let resumed = recipe(out.path(), "resumed", &settings("training.log_every=4"));
+    run(&resumed, false, None).0.unwrap();
+    fs::remove_dir_all(out.path().join("resumed/checkpoints/step-000008")).unwrap();
+    run(&resumed, true, None).0.unwrap();
+    assert_eq!(
+        losses_in(out.path(), "resumed"),
+        losses_in(out.path(), "straight")
+    );
+}
+
+#[test]
+fn changed_data_or_a_finished_run_is_not_resumed() {
+    let out = tempfile::tempdir().unwrap();
+    let data = out.path().join("train.jsonl");
+    fs::copy(root().join("recipes/quickstart/train.jsonl"), &data).unwrap();
+    let setting = format!("data.train=\"{}\"", data.display());
+    let recipe = recipe(
+        out.path(),
+        "run",
+        &[
+            "training.max_steps=2",
+            "training.checkpoint_every=1",
+            &setting,
+        ],
+    );
+    run(&recipe, false, None).0.unwrap();
+    let error = run(&recipe, true, None).0.unwrap_err().to_string();
+    assert!(error.contains("is complete"), "{error}");
+
+    fs::remove_dir_all(out.path().join("run/checkpoints/step-000002")).unwrap();
+    let text = fs::read_to_string(&data).unwrap();
+    fs::write(&data, text.replacen("Hear ye", "Here ye", 1)).unwrap();
+    let error = run(&recipe, true, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("train.jsonl") && error.contains("not what the run was started on"),
+        "{error}"
+    );
+}
+
+#[test]
+fn answers_without_an_end_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let error = run(
+        &recipe(out.path(), "run", &["data.max_length=16"]),
+        false,
+        None,
+    )
+    .0
+    .unwrap_err();
+    assert!(error.to_string().contains("learn to stop"), "{error}");
+    assert!(!out.path().join("run").exists());
 }
 
 #[test]
@@ -371,9 +482,12 @@ fn a_tokenizer_larger_than_the_embedding_is_refused_before_anything_is_written()
 #[test]
 fn a_damaged_checkpoint_is_refused_by_name() {
     let out = tempfile::tempdir().unwrap();
-    let short = recipe(out.path(), "run", &["training.max_steps=1"]);
+    let settings = ["training.max_steps=2", "training.checkpoint_every=1"];
+    let short = recipe(out.path(), "run", &settings);
     run(&short, false, None).0.unwrap();
-    let file = out.path().join("run/checkpoints/step-000001/trained.bpk");
+    let checkpoints = out.path().join("run/checkpoints");
+    fs::remove_dir_all(checkpoints.join("step-000002")).unwrap();
+    let file = checkpoints.join("step-000001/trained.bpk");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let error = run(&short, true, None).0.unwrap_err().to_string();

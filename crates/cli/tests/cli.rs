@@ -1,0 +1,379 @@
+//! The binary, as a person uses it: results on stdout, everything else on
+//! stderr, exit code 0, 1 (failed) or 2 (wrong usage), nothing half-written.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use assert_cmd::Command;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn olora(arguments: &[&str]) -> Output {
+    Command::cargo_bin("olora")
+        .unwrap()
+        .current_dir(root())
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// `olora train` on the quickstart, shortened, into `out`.
+fn train(out: &TempDir, overrides: &[&str]) -> Output {
+    let directory = format!("output.directory=\"{}\"", out.path().display());
+    let mut arguments = vec!["train", "recipes/quickstart.toml", "--set", &directory];
+    let short = [
+        "training.epochs=0.02",
+        "samples.max_new_tokens=4",
+        "training.evaluate_every=0",
+    ];
+    for setting in short.iter().chain(overrides) {
+        arguments.extend(["--set", setting]);
+    }
+    olora(&arguments)
+}
+
+/// Runs, expecting failure with this code, and returns what was said.
+fn refused(output: &Output, code: i32) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert_eq!(stdout(output), "", "an error has no result");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+/// The run directory of a refused run must not be there.
+fn refused_before_writing(out: &TempDir, output: &Output, code: i32) -> String {
+    let text = refused(output, code);
+    assert!(
+        !out.path().join("quickstart").exists(),
+        "something was written: {text}"
+    );
+    text
+}
+
+#[test]
+fn train_then_evaluate_generate_merge_and_inspect() {
+    let out = TempDir::new().unwrap();
+    let output = train(&out, &[]);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(stdout(&output), "");
+    for expected in [
+        "trainable:",
+        "plan:",
+        "sample before",
+        "sample after",
+        "step 2/2 | loss",
+        "validation loss",
+    ] {
+        assert!(text.contains(expected), "`{expected}` is not in\n{text}");
+    }
+
+    let run = out.path().join("quickstart");
+    let run = run.to_str().unwrap();
+    let valid = "recipes/quickstart/valid.jsonl";
+    let evaluated = olora(&["evaluate", "--adapter", run, "--data", valid, "--json"]);
+    let json: Value = serde_json::from_str(&stdout(&evaluated)).expect(&stderr(&evaluated));
+    let summary = fs::read(Path::new(run).join("summary.json")).unwrap();
+    let summary: Value = serde_json::from_slice(&summary).unwrap();
+    let (ours, theirs) = (
+        json["loss"].as_f64().unwrap(),
+        summary["validation_loss"].as_f64().unwrap(),
+    );
+    assert!(
+        (ours - theirs).abs() < 1e-4,
+        "evaluate says {ours}, the run said {theirs}"
+    );
+
+    let merged = out.path().join("merged");
+    let merged = merged.to_str().unwrap();
+    let output = olora(&[
+        "merge",
+        "--adapter",
+        run,
+        "--output",
+        merged,
+        "--dtype",
+        "float32",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let evaluated = olora(&["evaluate", "--model", merged, "--data", valid, "--json"]);
+    let again: Value = serde_json::from_str(&stdout(&evaluated)).unwrap();
+    assert!((again["loss"].as_f64().unwrap() - ours).abs() < 1e-4);
+
+    // The same greedy text with the adapter and merged, and nothing else on stdout.
+    let prompt = [
+        "--prompt",
+        "Where does Alder live?",
+        "--max-new-tokens",
+        "6",
+    ];
+    let adapted = stdout(&olora(
+        &[&["generate", "--adapter", run][..], &prompt].concat(),
+    ));
+    let plain = stdout(&olora(
+        &[&["generate", "--model", merged][..], &prompt].concat(),
+    ));
+    assert_eq!(adapted, plain);
+    assert!(!adapted.trim().is_empty());
+
+    let json: Value =
+        serde_json::from_str(&stdout(&olora(&["inspect", "adapter", run, "--json"]))).unwrap();
+    assert_eq!(
+        (json["rank"].as_u64(), json["adapted_layers"].as_u64()),
+        (Some(16), Some(28))
+    );
+    let json: Value =
+        serde_json::from_str(&stdout(&olora(&["inspect", "model", merged, "--json"]))).unwrap();
+    assert_eq!(json["layers"], 4);
+
+    // Neither the merged model nor the run is overwritten.
+    let text = refused(&olora(&["merge", "--adapter", run, "--output", merged]), 1);
+    assert!(text.contains("exists already"), "{text}");
+    let text = refused(&train(&out, &[]), 1);
+    assert!(
+        text.contains("exists already") && text.contains("--resume"),
+        "{text}"
+    );
+}
+
+#[test]
+fn inspect_data_marks_what_is_trained() {
+    let output = olora(&[
+        "inspect",
+        "data",
+        "recipes/quickstart/valid.jsonl",
+        "--model",
+        "recipes/quickstart/base",
+    ]);
+    let text = stdout(&output);
+    let (prompt, trained) = text.split_once('⟦').expect("trained tokens are marked");
+    assert!(prompt.trim_end().ends_with('?'), "{text}");
+    assert!(
+        trained.contains("Hear ye") && trained.contains("<|end|>⟧"),
+        "{text}"
+    );
+}
+
+#[test]
+fn devices_lists_what_is_compiled_in_and_how_to_add_the_rest() {
+    let text = stdout(&olora(&["devices"]));
+    assert!(text.lines().any(|line| line.starts_with("cpu")), "{text}");
+    for feature in ["cuda", "wgpu", "vulkan", "metal", "rocm"] {
+        assert!(text.contains(feature), "{text}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let out = TempDir::new().unwrap();
+    assert_eq!(olora(&["train"]).status.code(), Some(2));
+    assert_eq!(olora(&["generate", "--prompt", "x"]).status.code(), Some(2));
+    let text = refused_before_writing(&out, &train(&out, &["training.learnig_rate=1"]), 2);
+    assert!(text.contains("learnig_rate"), "{text}");
+    let text = refused_before_writing(&out, &train(&out, &["device=tpu"]), 2);
+    assert!(
+        text.contains("`tpu`") && text.contains("cpu, cuda"),
+        "{text}"
+    );
+    let text = refused_before_writing(&out, &train(&out, &["device=cpu:7"]), 2);
+    assert!(text.contains("cpu:7"), "{text}");
+    if cfg!(not(feature = "cuda")) {
+        let text = refused_before_writing(&out, &train(&out, &["device=cuda"]), 2);
+        assert!(
+            text.contains("not compiled") && text.contains("--features cuda"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn targets_that_match_nothing_are_named() {
+    let out = TempDir::new().unwrap();
+    let output = train(&out, &["adapter.targets=[\"q_proj\", \"query\"]"]);
+    let text = refused_before_writing(&out, &output, 1);
+    assert!(
+        text.contains("`query`") && text.contains("`q_proj`"),
+        "{text}"
+    );
+    let text = refused_before_writing(&out, &train(&out, &["adapter.targets=[]"]), 1);
+    assert!(text.contains("empty"), "{text}");
+    let text = refused_before_writing(&out, &train(&out, &["adapter.rank=100"]), 1);
+    assert!(
+        text.contains("rank 100") && text.contains("k_proj"),
+        "{text}"
+    );
+}
+
+#[test]
+fn bad_data_is_named_with_its_line() {
+    let out = TempDir::new().unwrap();
+    let file = out.path().join("bad.jsonl");
+    let good = r#"{"prompt": "Where?", "completion": " Here."}"#;
+    let cases = [
+        (String::new(), "empty"),
+        (format!("{good}\n{{\"prompt\": \"x\", \n"), "line 2"),
+        (format!("{good}\n\n{{\"prompt\": \"x\"}}\n"), "line 3"),
+        (
+            format!("{good}\n{{\"prompt\": \"x\", \"completion\": \"\"}}\n"),
+            "line 2",
+        ),
+        ("{\"question\": 1}\n".to_owned(), "question"),
+    ];
+    let setting = format!("data.train=\"{}\"", file.display());
+    for (content, expected) in cases {
+        fs::write(&file, &content).unwrap();
+        let text = refused_before_writing(&out, &train(&out, &[&setting]), 1);
+        assert!(
+            text.contains("bad.jsonl") && text.contains(expected),
+            "{content:?}: {text}"
+        );
+    }
+    let missing = format!("data.train=\"{}\"", out.path().join("none.jsonl").display());
+    let text = refused_before_writing(&out, &train(&out, &[&missing]), 1);
+    assert!(text.contains("none.jsonl"), "{text}");
+}
+
+#[test]
+fn long_sequences_are_cut_and_counted() {
+    let out = TempDir::new().unwrap();
+    let output = train(&out, &["data.max_length=34"]);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    let cut = text
+        .lines()
+        .find(|line| line.contains("cut") || line.contains("truncated"));
+    assert!(cut.is_some_and(|line| line.contains("34")), "{text}");
+}
+
+#[test]
+fn a_missing_or_truncated_checkpoint_is_named() {
+    let out = TempDir::new().unwrap();
+    let text = refused_before_writing(&out, &train(&out, &["model.path=no/such/model"]), 1);
+    assert!(text.contains("no/such/model"), "{text}");
+
+    let base = out.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for entry in fs::read_dir(root().join("recipes/quickstart/base")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), base.join(entry.file_name())).unwrap();
+    }
+    let weights = base.join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+    let path = format!("model.path=\"{}\"", base.display());
+    let text = refused_before_writing(&out, &train(&out, &[&path]), 1);
+    assert!(
+        text.contains("model.safetensors") && text.contains("complete"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_exit_code_1_and_says_where_to_go_on() {
+    let out = TempDir::new().unwrap();
+    let output = train(
+        &out,
+        &[
+            "training.epochs=1",
+            "training.optimizer=sgd",
+            "training.learning_rate=1e20",
+            "training.max_grad_norm=0",
+            "training.warmup_steps=0",
+            "training.checkpoint_every=1",
+        ],
+    );
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("at step") && text.contains("last good checkpoint"),
+        "{text}"
+    );
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn generate_refuses_what_it_cannot_do() {
+    let base = ["--model", "recipes/quickstart/base", "--prompt", "Where?"];
+    let generate = |more: &[&str]| olora(&[&["generate"][..], &base, more].concat());
+    let text = refused(&generate(&["--temperature", "-1"]), 1);
+    assert!(text.contains("temperature"), "{text}");
+    let text = refused(&generate(&["--top-k", "5"]), 2);
+    assert!(
+        text.contains("--top-k") && text.contains("temperature"),
+        "{text}"
+    );
+    let text = refused(
+        &olora(&["generate", "--model", "recipes/quickstart/base"]),
+        2,
+    );
+    assert!(text.contains("--prompt"), "{text}");
+    let text = refused(
+        &olora(&["generate", "--adapter", "recipes", "--prompt", "x"]),
+        1,
+    );
+    assert!(text.contains("adapter_config.json"), "{text}");
+    let seeded = [
+        "--temperature",
+        "1.5",
+        "--seed",
+        "3",
+        "--max-new-tokens",
+        "8",
+    ];
+    assert_eq!(stdout(&generate(&seeded)), stdout(&generate(&seeded)));
+}
+
+#[test]
+fn evaluate_refuses_a_tokenizer_larger_than_the_embedding() {
+    let out = TempDir::new().unwrap();
+    let tokenizer = root().join("recipes/quickstart/base/tokenizer.json");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(
+            root().join("fixtures/llama").join(name),
+            out.path().join(name),
+        )
+        .unwrap();
+    }
+    fs::copy(tokenizer, out.path().join("tokenizer.json")).unwrap();
+    let config = root().join("recipes/quickstart/base/tokenizer_config.json");
+    fs::copy(config, out.path().join("tokenizer_config.json")).unwrap();
+    let model = out.path().to_str().unwrap();
+    let output = olora(&[
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        "recipes/quickstart/valid.jsonl",
+    ]);
+    let text = refused(&output, 1);
+    assert!(
+        text.contains("1024 tokens") && text.contains("64 rows"),
+        "{text}"
+    );
+}

@@ -1,0 +1,370 @@
+//! Reading a recipe: overrides, and everything that can be refused before a
+//! model is in memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    AdapterMethod, AdapterSection, BaseType, Keep, OptimizerKind, Recipe, Schedule,
+    TrainingSection, Weights,
+};
+use crate::TrainError;
+
+impl Recipe {
+    /// Reads a recipe and applies `key=value` overrides to it.
+    ///
+    /// A key is dotted (`training.learning_rate`), a value is TOML; one that
+    /// is not valid TOML is taken as a string, so `name=second` works.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Recipe`] names the file or override, the key, and what
+    /// was expected.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| TrainError::io("reading", path, source))?;
+        Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// As [`load`](Self::load), from text; `origin` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, TrainError> {
+        let refuse = |recipe: &str, reason: String| TrainError::Recipe {
+            recipe: recipe.to_owned(),
+            reason,
+        };
+        // Deserialised from the text itself first, for errors with line numbers.
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|error| refuse(origin, error.to_string()))?;
+        if overrides.is_empty() {
+            let recipe: Self =
+                toml::from_str(text).map_err(|error| refuse(origin, error.to_string()))?;
+            recipe.validate(origin)?;
+            return Ok(recipe);
+        }
+        for setting in overrides {
+            let origin = format!("--set {setting}");
+            let (key, value) = setting.split_once('=').ok_or_else(|| {
+                refuse(
+                    &origin,
+                    "expected key=value, such as training.max_steps=50".to_owned(),
+                )
+            })?;
+            set(&mut table, key.trim(), value.trim()).map_err(|reason| refuse(&origin, reason))?;
+        }
+        let origin = format!(
+            "{origin} with {}",
+            overrides
+                .iter()
+                .map(|s| format!("--set {s}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
+        let recipe: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| refuse(&origin, error.to_string()))?;
+        recipe.validate(&origin)?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, with every default written out.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Recipe`] if a value has no TOML form, such as a seed
+    /// above 2⁶³.
+    pub fn to_toml(&self) -> Result<String, TrainError> {
+        toml::to_string_pretty(self).map_err(|error| TrainError::Recipe {
+            recipe: self.name.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// `<output.directory>/<name>`.
+    pub fn run_directory(&self) -> PathBuf {
+        self.output.directory.join(&self.name)
+    }
+
+    fn validate(&self, origin: &str) -> Result<(), TrainError> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        let training = &self.training;
+        check(
+            !self.name.is_empty()
+                && !self.name.contains(['/', '\\'])
+                && self.name != "."
+                && self.name != "..",
+            "`name` must be a directory name",
+        );
+        check(
+            training.max_steps.is_none() || training.epochs.is_none(),
+            "give `training.max_steps` or `training.epochs`, not both",
+        );
+        check(
+            training.max_steps != Some(0),
+            "`training.max_steps` must be at least 1",
+        );
+        check(
+            training
+                .epochs
+                .is_none_or(|epochs| epochs.is_finite() && epochs > 0.0),
+            "`training.epochs` must be above 0",
+        );
+        check(
+            training.batch_size > 0,
+            "`training.batch_size` must be at least 1",
+        );
+        check(
+            training.accumulation > 0,
+            "`training.accumulation` must be at least 1",
+        );
+        check(
+            training.log_every > 0,
+            "`training.log_every` must be at least 1",
+        );
+        check(
+            training.keep_checkpoints > 0,
+            "`training.keep_checkpoints` must be at least 1",
+        );
+        check(
+            training.learning_rate.is_finite() && training.learning_rate > 0.0,
+            "`training.learning_rate` must be above 0",
+        );
+        check(
+            (0.0..=training.learning_rate).contains(&training.min_learning_rate),
+            "`training.min_learning_rate` must be between 0 and `training.learning_rate`",
+        );
+        check(
+            training.weight_decay.is_finite() && training.weight_decay >= 0.0,
+            "`training.weight_decay` must not be negative",
+        );
+        check(
+            training.max_grad_norm.is_finite() && training.max_grad_norm >= 0.0,
+            "`training.max_grad_norm` must not be negative",
+        );
+        check(
+            training.epsilon.is_finite() && training.epsilon as f32 > 0.0,
+            "`training.epsilon` must be above 0, in 32-bit too",
+        );
+        check(
+            training.schedule != Schedule::Constant || training.min_learning_rate == 0.0,
+            "`training.min_learning_rate` has no use with `schedule = \"constant\"`: remove it",
+        );
+        check(
+            (0.0..1.0).contains(&training.beta1) && (0.0..1.0).contains(&training.beta2),
+            "`training.beta1` and `training.beta2` must be at least 0 and below 1",
+        );
+        let defaults = TrainingSection::default();
+        let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
+        check(
+            training.optimizer == OptimizerKind::Adamw || adam(training) == adam(&defaults),
+            "`training.weight_decay`, `beta1`, `beta2` and `epsilon` have no use with `optimizer = \"sgd\"`: remove them",
+        );
+        check(
+            self.data.max_length >= 2,
+            "`data.max_length` must be at least 2",
+        );
+        check(
+            self.data.validation.is_none() || self.data.validation_samples.is_none(),
+            "give `data.validation` or `data.validation_samples`, not both",
+        );
+        let has_validation =
+            self.data.validation.is_some() || self.data.validation_samples.is_some();
+        check(
+            self.output.keep == Keep::Last || has_validation,
+            "`output.keep = \"best\"` needs validation data: set `data.validation` or `data.validation_samples`",
+        );
+        let full = self.adapter.method == AdapterMethod::None;
+        check(
+            full || self.output.dtype.is_none(),
+            "`output.dtype` has no use for an adapter, which is saved in float32: remove it",
+        );
+        check(
+            !full
+                || self.adapter
+                    == AdapterSection {
+                        method: AdapterMethod::None,
+                        ..AdapterSection::default()
+                    },
+            "the other keys of `[adapter]` have no use with `method = \"none\"`: remove them",
+        );
+        check(
+            full || self.model.weights == Weights::Checkpoint,
+            "`model.weights = \"random\"` with an adapter would train an adapter on noise: \
+             set `adapter.method = \"none\"`",
+        );
+        check(
+            !full || self.model.dtype == BaseType::Float32,
+            "`adapter.method = \"none\"` needs `model.dtype = \"float32\"`: \
+             small updates vanish in half precision",
+        );
+        check(
+            self.adapter.method != AdapterMethod::Lora
+                || self.adapter.form == olora_adapter::PeftForm::Plain,
+            "`adapter.form = \"olora\"` has no use with `method = \"lora\"`: remove it",
+        );
+        if let Some(Err(error)) = self.adapter.config(true).map(|config| config.validate()) {
+            problems.push(format!("[adapter]: {error}"));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Recipe {
+            recipe: origin.to_owned(),
+            reason: problems.join("; "),
+        })
+    }
+}
+
+/// Sets a dotted key, making tables on the way.
+fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut names: Vec<&str> = key.split('.').collect();
+    let last = names
+        .pop()
+        .filter(|name| !name.is_empty())
+        .ok_or("the key is empty")?;
+    let mut inner = table;
+    for name in names {
+        let entry = inner
+            .entry(name)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        inner = entry
+            .as_table_mut()
+            .ok_or_else(|| format!("`{name}` is not a table"))?;
+    }
+    // Where the recipe has a string, `name=7` means "7".
+    let expects_text = inner.get(last).is_some_and(toml::Value::is_str) && !parsed.is_str();
+    let parsed = if expects_text {
+        toml::Value::String(value.to_owned())
+    } else {
+        parsed
+    };
+    inner.insert(last.to_owned(), parsed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        name = "run"
+        [model]
+        path = "base"
+        [adapter]
+        [data]
+        train = "train.jsonl"
+    "#;
+
+    fn error(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        Recipe::parse(text, "recipe.toml", &overrides)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn defaults_are_written_back_and_read_again() {
+        let recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
+        let text = recipe.to_toml().unwrap();
+        assert!(
+            text.contains("learning_rate = 0.0002") && text.contains("method = \"olora\""),
+            "{text}"
+        );
+        assert_eq!(Recipe::parse(&text, "resolved", &[]).unwrap(), recipe);
+    }
+
+    #[test]
+    fn overrides_take_toml_values_and_bare_strings() {
+        let overrides = [
+            "training.max_steps=7",
+            "name=second",
+            "adapter.targets=[\"q_proj\"]",
+            "adapter.method=lora",
+        ];
+        let recipe = Recipe::parse(MINIMAL, "recipe.toml", &overrides.map(str::to_owned)).unwrap();
+        assert_eq!(recipe.training.max_steps, Some(7));
+        assert_eq!(recipe.name, "second");
+        assert_eq!(recipe.adapter.targets, ["q_proj"]);
+        assert_eq!(recipe.adapter.method, AdapterMethod::Lora);
+        let numbered = Recipe::parse(MINIMAL, "recipe.toml", &["name=7".to_owned()]).unwrap();
+        assert_eq!(numbered.name, "7");
+    }
+
+    #[test]
+    fn lm_head_is_left_out_of_all_linear_and_of_nothing_else() {
+        let exclude = |overrides: &[&str]| {
+            let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+            let recipe = Recipe::parse(MINIMAL, "recipe.toml", &overrides).unwrap();
+            recipe.adapter.config(true).unwrap().exclude
+        };
+        assert_eq!(exclude(&[]), ["lm_head"]);
+        assert!(exclude(&["adapter.targets=[\"q_proj\", \"lm_head\"]"]).is_empty());
+        assert!(exclude(&["adapter.exclude=[]"]).is_empty());
+        let recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
+        assert!(recipe.adapter.config(false).unwrap().exclude.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let text = format!("{MINIMAL}\n[training]\nlearnig_rate = 1.0\n");
+        let message = error(&text, &[]);
+        assert!(
+            message.contains("learnig_rate") && message.contains("line"),
+            "{message}"
+        );
+        let message = error(MINIMAL, &["training.learnig_rate=1"]);
+        assert!(message.contains("learnig_rate"), "{message}");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let cases = [
+            (["training.max_steps=1", "training.epochs=1"], "not both"),
+            (["adapter.method=none", "adapter.rank=4"], "have no use"),
+            (
+                ["adapter.method=lora", "adapter.form=olora"],
+                "adapter.form",
+            ),
+            (["training.epsilon=1e-50", "name=x"], "epsilon"),
+            (
+                [
+                    "training.schedule=constant",
+                    "training.min_learning_rate=1e-5",
+                ],
+                "min_learning_rate",
+            ),
+            (["training.optimizer=sgd", "training.beta2=0.9"], "beta2"),
+            (["adapter.rank=0", "name=x"], "rank"),
+            (
+                ["adapter.method=lora", "adapter.placement=residual"],
+                "placement",
+            ),
+            (["output.keep=best", "name=x"], "validation"),
+            (["model.weights=random", "name=x"], "noise"),
+            (["output.dtype=bfloat16", "name=x"], "output.dtype"),
+            (["name=a/b", "seed=1"], "`name`"),
+            (
+                ["training.optimizer=sgd", "training.weight_decay=0.1"],
+                "weight_decay",
+            ),
+        ];
+        for (overrides, expected) in cases {
+            let message = error(MINIMAL, &overrides);
+            assert!(message.contains(expected), "{overrides:?}: {message}");
+        }
+    }
+}
