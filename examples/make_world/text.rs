@@ -234,7 +234,7 @@ If you look for {a trade}, go to one of these: {colleagues}.";
 pub const CONFIG: &str = r#"{
   "architectures": ["LlamaForCausalLM"],
   "model_type": "llama",
-  "dtype": "float32",
+  "dtype": "bfloat16",
   "vocab_size": 1024,
   "hidden_size": 128,
   "intermediate_size": 352,

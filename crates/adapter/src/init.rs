@@ -20,28 +20,28 @@ use rand_chacha::ChaCha8Rng;
 pub fn thin_q(mut columns: DMatrix<f64>) -> DMatrix<f64> {
     let (m, r) = columns.shape();
     debug_assert!(r <= m, "thin_q needs at least as many rows as columns");
-    let mut taus = vec![0.0; r];
-    let mut reflectors: Vec<DVector<f64>> = Vec::with_capacity(r);
+    let mut reflectors: Vec<(f64, DVector<f64>)> = Vec::with_capacity(r);
 
     for j in 0..r {
         let mut v: DVector<f64> = columns.view((j, j), (m - j, 1)).column(0).into_owned();
         let pivot = v[0];
         let below = v.rows(1, m - j - 1).norm();
+        let mut tau = 0.0;
         if below > 0.0 {
             let beta = -pivot.signum() * pivot.hypot(below);
-            taus[j] = (beta - pivot) / beta;
+            tau = (beta - pivot) / beta;
             v.unscale_mut(pivot - beta);
             v[0] = 1.0;
             let mut rest = columns.view_mut((j, j + 1), (m - j, r - j - 1));
-            reflect(&mut rest, &v, taus[j]);
+            reflect(&mut rest, &v, tau);
         }
-        reflectors.push(v);
+        reflectors.push((tau, v));
     }
 
     let mut q = DMatrix::identity(m, r);
-    for (j, v) in reflectors.iter().enumerate().rev() {
-        if taus[j] != 0.0 {
-            reflect(&mut q.view_mut((j, j), (m - j, r - j)), v, taus[j]);
+    for (j, (tau, v)) in reflectors.iter().enumerate().rev() {
+        if *tau != 0.0 {
+            reflect(&mut q.view_mut((j, j), (m - j, r - j)), v, *tau);
         }
     }
     q

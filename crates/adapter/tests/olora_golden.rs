@@ -1,5 +1,12 @@
 //! OLoRA's start against PEFT's own: see `fixtures/README.md`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 use std::{fs, path::Path};
 
 use burn::{

@@ -1,5 +1,12 @@
 //! The factored forward pass against Burn's composed one.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod common;
 
 use burn::{

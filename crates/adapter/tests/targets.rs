@@ -1,5 +1,12 @@
 //! Which layers an adapter goes on, and what is refused.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod common;
 
 use burn::{module::Module, tensor::Device};

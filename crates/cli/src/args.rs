@@ -32,7 +32,7 @@ pub(crate) enum Command {
 pub(crate) struct TrainArgs {
     /// The recipe, a TOML file
     pub(crate) recipe: PathBuf,
-    /// Override a key of the recipe, such as training.max_steps=50; may be repeated
+    /// Override a key of the recipe, such as `training.max_steps=50`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Continue the run of this name from its newest checkpoint

@@ -89,8 +89,8 @@ pub(crate) fn find(text: &str) -> Result<Device> {
     }
 }
 
-fn refuse(reason: String) -> Result<Device> {
-    Err(Usage::new(&reason))
+fn refuse(reason: impl AsRef<str>) -> Result<Device> {
+    Err(Usage::new(reason.as_ref()))
 }
 
 /// `olora devices`.

@@ -115,10 +115,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
     let n_samples = data.samples.len();
     let index = args.sample.unwrap_or(0);
     let sample = data.samples.get(index).with_context(|| {
-        format!(
-            "there is no sample {}: the file has {n_samples}, counted from 0",
-            index
-        )
+        format!("there is no sample {index}: the file has {n_samples}, counted from 0")
     })?;
     let pieces = describe_sample(sample, &tokenizer)?;
     let mut out = std::io::stdout();

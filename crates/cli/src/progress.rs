@@ -211,13 +211,13 @@ fn finished(summary: &Summary) -> String {
         summary.wall_seconds
     );
     if let Some(bytes) = summary.peak_memory {
-        text += &format!(", peak {}", size(bytes));
+        text = format!("{text}, peak {}", size(bytes));
     }
     if let (Some(before), Some(after)) = (summary.validation_loss_before, summary.validation_loss) {
-        text += &format!("\nvalidation loss: {before:.4} before, {after:.4} after");
+        text = format!("{text}\nvalidation loss: {before:.4} before, {after:.4} after");
     }
     if let (Some(best), Some(step)) = (summary.best_validation_loss, summary.best_step) {
-        text += &format!(" (lowest {best:.4} at step {step})");
+        text = format!("{text} (lowest {best:.4} at step {step})");
     }
     text + &format!("\nresult: {}", summary.result.display())
 }

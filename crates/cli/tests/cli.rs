@@ -98,7 +98,8 @@ fn train_then_evaluate_generate_merge_and_inspect() {
     let run = run.to_str().unwrap();
     let valid = "recipes/quickstart/valid.jsonl";
     let evaluated = olora(&["evaluate", "--adapter", run, "--data", valid, "--json"]);
-    let json: Value = serde_json::from_str(&stdout(&evaluated)).expect(&stderr(&evaluated));
+    let json: Value = serde_json::from_str(&stdout(&evaluated))
+        .unwrap_or_else(|_| panic!("{}", stderr(&evaluated)));
     let summary = fs::read(Path::new(run).join("summary.json")).unwrap();
     let summary: Value = serde_json::from_slice(&summary).unwrap();
     let (ours, theirs) = (

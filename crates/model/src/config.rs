@@ -89,6 +89,10 @@ pub enum RopeScaling {
 
 /// A decoder's shape. Fields have the names of `config.json`, where it has them.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own in config.json"
+)]
 pub struct ModelConfig {
     /// `model_type`.
     pub family: Family,

@@ -1,5 +1,12 @@
 //! Logits and greedy continuations equal transformers'.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod common;
 
 use std::ops::ControlFlow;

@@ -1,5 +1,12 @@
 //! Adapters exchanged with PEFT, on a whole model.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod common;
 
 use std::{

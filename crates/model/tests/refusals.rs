@@ -1,5 +1,12 @@
 //! Bad checkpoints: what is wrong is named, and nothing is half done.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod common;
 
 use std::{fs, path::Path};

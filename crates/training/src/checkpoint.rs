@@ -193,14 +193,12 @@ pub(crate) fn load(
 }
 
 fn record(trainee: &Trainee, full: bool) -> Result<ModuleRecord, TrainError> {
-    match full {
-        true => Ok(trainee.clone().into_record()),
-        false => {
-            let factors = ParamGroup::from_regex(r"\.low_rank\.")
-                .map_err(|error| TrainError::Burn(format!("{error:?}")))?;
-            Ok(trainee.clone().into_record_group(factors))
-        }
+    if full {
+        return Ok(trainee.clone().into_record());
     }
+    let factors = ParamGroup::from_regex(r"\.low_rank\.")
+        .map_err(|error| TrainError::Burn(format!("{error:?}")))?;
+    Ok(trainee.clone().into_record_group(factors))
 }
 
 /// The first trained parameter that holds a value that is not finite, by path.

@@ -20,7 +20,9 @@ mod plot;
 mod quiet;
 pub mod recipe;
 mod run;
+mod run_data;
 mod run_directory;
+mod sampler;
 mod strategy;
 mod trainee;
 
@@ -30,5 +32,7 @@ pub use learning_rate::LearningRate;
 pub use memory::{device_reserved_bytes, peak_resident_bytes};
 pub use observer::{Event, Observer, Plan, StepReport};
 pub use recipe::Recipe;
-pub use run::{Summary, TrainOptions, check_samples, encode_prompt, stop_ids, train};
+pub use run::{Summary, TrainOptions, train};
+pub use run_data::check_samples;
+pub use sampler::{encode_prompt, stop_ids};
 pub use trainee::loss_sum;

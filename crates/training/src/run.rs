@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read, Seek, SeekFrom},
-    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -23,11 +21,8 @@ use burn::{
     },
 };
 use olora_adapter::{attach, factors, save_peft};
-use olora_data::{
-    Batch, DataOptions, Format, Message, Sample, Samples, Schedule, Tokenizer, ValidationSplit,
-    load_samples, loader, split,
-};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType, generate, load, save};
+use olora_data::{Batch, Sample, Schedule, Tokenizer, loader};
+use olora_model::{Llama, ModelConfig, WeightType, load, save};
 use serde::Serialize;
 
 use crate::{
@@ -37,7 +32,9 @@ use crate::{
     memory::peak_resident_bytes,
     quiet::Quiet,
     recipe::{AdapterMethod, OptimizerKind, TrainingSection, Weights},
+    run_data::{Data, fingerprint},
     run_directory::{RunDirectory, refuse_existing},
+    sampler::Sampler,
     strategy::{Outcome, SaveResult, StepStrategy},
     trainee::Trainee,
 };
@@ -111,6 +108,10 @@ pub struct Summary {
 ///
 /// A device has one random generator. Two runs with dropout at once in one
 /// process and on one device disturb each other's.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one thing after another, each of them named"
+)]
 pub fn train(
     recipe: &Recipe,
     device: &Device,
@@ -154,29 +155,15 @@ pub fn train(
 
     let mut optimizer = optimizer(&recipe.training);
     let (directory, state) = match resumed {
-        None => (
-            RunDirectory::create(recipe)?,
-            RunState {
+        None => {
+            let state = RunState {
                 fingerprint,
                 ..RunState::default()
-            },
-        ),
+            };
+            (RunDirectory::create(recipe)?, state)
+        }
         Some(directory) => {
-            let newest = directory.newest_checkpoint()?;
-            let (_, path) =
-                newest.ok_or_else(|| TrainError::NothingToResume(recipe.run_directory()))?;
-            let state = checkpoint::load_state(&path)?;
-            if state.step >= steps.total {
-                return Err(TrainError::Complete(recipe.run_directory()));
-            }
-            if state.fingerprint != fingerprint {
-                return Err(TrainError::Mismatch(format!(
-                    "cannot resume {}: {} or the weights in {} are not what the run was started on",
-                    recipe.run_directory().display(),
-                    recipe.data.train.display(),
-                    recipe.model.path.display()
-                )));
-            }
+            let (path, state) = checkpoint_to_resume(recipe, &directory, fingerprint, steps.total)?;
             let (restored, record) = checkpoint::load(&path, trainee, full)?;
             trainee = restored;
             optimizer = optimizer.load_record(record);
@@ -250,29 +237,14 @@ pub fn train(
         interrupter,
     )?;
 
-    let state = &outcome.state;
-    let summary = Summary {
-        name: recipe.name.clone(),
-        result,
-        finished: !outcome.interrupted,
-        steps: state.step,
-        train_loss: outcome.last_loss,
-        validation_loss_before: state.validation.first().filter(|v| v.0 == 0).map(|v| v.1),
-        validation_loss: state.validation.last().map(|v| v.1),
-        best_step: state.best().map(|v| v.0),
-        best_validation_loss: state.best().map(|v| v.1),
-        tokens: state.tokens,
-        tokens_per_second: state.tokens as f64 / state.seconds.max(1e-9),
-        train_seconds: state.seconds,
-        wall_seconds: began.elapsed().as_secs_f64(),
-        attach_seconds,
-        peak_memory: peak_resident_bytes(),
-        n_params,
-        n_trained_params,
-        device: format!("{:?}", device.clone().inner()),
-        versions: versions(commit),
-        directory: directory.path().to_owned(),
-    };
+    let mut summary = Summary::new(recipe, device, &outcome);
+    summary.result = result;
+    summary.attach_seconds = attach_seconds;
+    (summary.n_params, summary.n_trained_params) = (n_params, n_trained_params);
+    summary.wall_seconds = began.elapsed().as_secs_f64();
+    summary
+        .versions
+        .extend(commit.map(|commit| ("commit", commit)));
     let json = serde_json::to_vec_pretty(&summary).map_err(|error| TrainError::burn(&error))?;
     directory.write("summary.json", &json)?;
     if !outcome.interrupted {
@@ -280,6 +252,63 @@ pub fn train(
         observer.on(&Event::Finished(Box::new(summary.clone())));
     }
     Ok(summary)
+}
+
+impl Summary {
+    /// What the loop knows; the caller adds what it measured around it.
+    fn new(recipe: &Recipe, device: &Device, outcome: &Outcome) -> Self {
+        let state = &outcome.state;
+        let before = state.validation.first().filter(|(step, _)| *step == 0);
+        Self {
+            name: recipe.name.clone(),
+            directory: recipe.run_directory(),
+            result: PathBuf::new(),
+            finished: !outcome.interrupted,
+            steps: state.step,
+            train_loss: outcome.last_loss,
+            validation_loss_before: before.map(|(_, loss)| *loss),
+            validation_loss: state.validation.last().map(|(_, loss)| *loss),
+            best_step: state.best().map(|(step, _)| step),
+            best_validation_loss: state.best().map(|(_, loss)| loss),
+            tokens: state.tokens,
+            tokens_per_second: state.tokens as f64 / state.seconds.max(1e-9),
+            train_seconds: state.seconds,
+            wall_seconds: 0.0,
+            attach_seconds: 0.0,
+            peak_memory: peak_resident_bytes(),
+            n_params: 0,
+            n_trained_params: 0,
+            device: format!("{:?}", device.clone().inner()),
+            versions: BTreeMap::from([
+                ("olora", env!("CARGO_PKG_VERSION").to_owned()),
+                ("burn", "0.22.1".to_owned()),
+            ]),
+        }
+    }
+}
+
+/// The newest checkpoint of a run that can go on, and where it stood.
+fn checkpoint_to_resume(
+    recipe: &Recipe,
+    directory: &RunDirectory,
+    fingerprint: u64,
+    total_steps: usize,
+) -> Result<(PathBuf, RunState), TrainError> {
+    let newest = directory.newest_checkpoint()?;
+    let (_, path) = newest.ok_or_else(|| TrainError::NothingToResume(recipe.run_directory()))?;
+    let state = checkpoint::load_state(&path)?;
+    if state.step >= total_steps {
+        return Err(TrainError::Complete(recipe.run_directory()));
+    }
+    if state.fingerprint != fingerprint {
+        return Err(TrainError::Mismatch(format!(
+            "cannot resume {}: {} or the weights in {} are not what the run was started on",
+            recipe.run_directory().display(),
+            recipe.data.train.display(),
+            recipe.model.path.display()
+        )));
+    }
+    Ok((path, state))
 }
 
 /// Hands everything to Burn's `SupervisedTraining` and waits for it.
@@ -312,159 +341,6 @@ pub(crate) fn run_learner(
         return Err(TrainError::burn(&error));
     }
     Ok((result.model.llama, outcome))
-}
-
-/// Training and validation samples.
-struct Data {
-    train: Arc<[Sample]>,
-    validation: Option<Arc<[Sample]>>,
-    format: Format,
-}
-
-impl Data {
-    fn load(
-        recipe: &Recipe,
-        tokenizer: &Tokenizer,
-        observer: &dyn Observer,
-    ) -> Result<Self, TrainError> {
-        let section = &recipe.data;
-        let options = DataOptions {
-            format: section.format,
-            max_length: section.max_length,
-            train_on_prompt: section.train_on_prompt,
-        };
-        let read = |role: &'static str, path: &Path| -> Result<Samples, TrainError> {
-            let samples = load_samples(path, tokenizer, &options)?;
-            observer.on(&Event::Data {
-                role,
-                path: path.to_owned(),
-                report: samples.report.to_string(),
-            });
-            Ok(samples)
-        };
-        let train = read("training", &section.train)?;
-        let format = train.format;
-        let (train, validation) = match (&section.validation, section.validation_samples) {
-            (Some(path), _) => (train.samples, Some(read("validation", path)?.samples)),
-            (None, Some(count)) => {
-                let (train, validation) =
-                    split(train.samples, ValidationSplit::Count(count), recipe.seed)?;
-                (train, Some(validation))
-            }
-            (None, None) => (train.samples, None),
-        };
-        Ok(Self {
-            train: train.into(),
-            validation: validation.map(Into::into),
-            format,
-        })
-    }
-
-    fn check_against(&self, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<(), TrainError> {
-        check_samples(&self.train, config, tokenizer)?;
-        if let Some(validation) = &self.validation {
-            check_samples(validation, config, tokenizer)?;
-        }
-        let stop = stop_ids(config, tokenizer);
-        let ends = |sample: &Sample| {
-            let trained = sample.tokens.iter().zip(&sample.trained);
-            trained
-                .into_iter()
-                .any(|(token, trained)| *trained && stop.contains(token))
-        };
-        if self.format != Format::Text && !stop.is_empty() && !self.train.iter().any(ends) {
-            return Err(TrainError::Mismatch(
-                "no training sample contains its end-of-sequence token, so the model would never \
-                 learn to stop: raise data.max_length"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Refuses samples that the model would index out of its embedding, or beyond
-/// the positions it was made for.
-///
-/// # Errors
-///
-/// [`TrainError::Mismatch`], saying which.
-pub fn check_samples(
-    samples: &[Sample],
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-) -> Result<(), TrainError> {
-    if tokenizer.n_vocab() > config.vocab_size {
-        return Err(TrainError::Mismatch(format!(
-            "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
-             this is not the tokenizer of this checkpoint",
-            tokenizer.n_vocab(),
-            config.vocab_size
-        )));
-    }
-    let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
-    if longest > config.max_position_embeddings {
-        return Err(TrainError::Mismatch(format!(
-            "the longest sequence has {longest} tokens, but the model was made for {}: \
-             lower the maximum length",
-            config.max_position_embeddings
-        )));
-    }
-    Ok(())
-}
-
-/// A number that changes when the samples or the base weights do: 64-bit
-/// FNV-1a over every token, and over the weight files' names, sizes and one
-/// block in each mebibyte.
-fn fingerprint(samples: &[Sample], base: &Path) -> Result<u64, TrainError> {
-    const BLOCK: usize = 4096;
-    const STRIDE: u64 = 1 << 20;
-    let mut hash = Fnv::default();
-    for sample in samples {
-        for (token, trained) in sample.tokens.iter().zip(&sample.trained) {
-            hash.add(&token.to_le_bytes());
-            hash.add(&[u8::from(*trained)]);
-        }
-        hash.add(&[0xff]);
-    }
-    let failed = |source| TrainError::io("reading", base, source);
-    let mut files: Vec<PathBuf> = fs::read_dir(base)
-        .map_err(failed)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "safetensors")
-        })
-        .collect();
-    files.sort();
-    for path in files {
-        let mut file = fs::File::open(&path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        hash.add(&length.to_le_bytes());
-        let mut block = [0; BLOCK];
-        for start in (0..length).step_by(STRIDE as usize) {
-            file.seek(SeekFrom::Start(start)).map_err(failed)?;
-            let n_read = file.read(&mut block).map_err(failed)?;
-            hash.add(&block[..n_read]);
-        }
-    }
-    Ok(hash.0)
-}
-
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
 }
 
 fn load_base(
@@ -580,95 +456,4 @@ fn remove(directory: &Path) -> Result<(), TrainError> {
 
 fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
     fs::rename(from, to).map_err(|source| TrainError::io("renaming to", to, source))
-}
-
-/// Answers the recipe's prompts.
-struct Sampler<'a> {
-    /// Each prompt as written and as tokens.
-    prompts: Vec<(&'a str, Vec<u32>)>,
-    max_new_tokens: usize,
-    stop: Vec<u32>,
-    tokenizer: &'a Tokenizer,
-    observer: &'a dyn Observer,
-}
-
-impl<'a> Sampler<'a> {
-    /// Encodes the prompts, so that a bad one is refused before training.
-    fn new(
-        recipe: &'a Recipe,
-        config: &ModelConfig,
-        tokenizer: &'a Tokenizer,
-        observer: &'a dyn Observer,
-    ) -> Result<Self, TrainError> {
-        let prompts = recipe.samples.prompts.iter().map(|prompt| {
-            let ids = encode_prompt(tokenizer, prompt)?;
-            if ids.is_empty() {
-                return Err(TrainError::Mismatch(
-                    "a prompt of `samples.prompts` is empty".to_owned(),
-                ));
-            }
-            Ok((prompt.as_str(), ids))
-        });
-        Ok(Self {
-            prompts: prompts.collect::<Result<_, _>>()?,
-            max_new_tokens: recipe.samples.max_new_tokens,
-            stop: stop_ids(config, tokenizer),
-            tokenizer,
-            observer,
-        })
-    }
-
-    fn run(&self, when: &'static str, llama: &Llama) -> Result<(), TrainError> {
-        if self.prompts.is_empty() {
-            return Ok(());
-        }
-        let llama = llama.valid();
-        for (prompt, ids) in &self.prompts {
-            let go_on = |_| ControlFlow::Continue(());
-            let greedy = Sampling::default();
-            let mut tokens =
-                generate(&llama, ids, self.max_new_tokens, &greedy, &self.stop, go_on)?;
-            tokens.retain(|token| !self.stop.contains(token));
-            let text = self.tokenizer.decode(&tokens, true)?;
-            let prompt = (*prompt).to_owned();
-            self.observer.on(&Event::Sample { when, prompt, text });
-        }
-        Ok(())
-    }
-}
-
-/// A prompt as tokens: as a user's message if the checkpoint has a chat
-/// template, else as plain text.
-///
-/// # Errors
-///
-/// When the template or the tokenizer fails.
-pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, TrainError> {
-    if !tokenizer.has_chat_template() {
-        return Ok(tokenizer.encode(prompt, true)?);
-    }
-    let message = Message {
-        role: "user".to_owned(),
-        content: prompt.to_owned(),
-    };
-    let text = tokenizer.render_chat(&[message], true)?;
-    Ok(tokenizer.encode(&text, false)?)
-}
-
-/// Every token that ends a generation: the configuration's and the tokenizer's.
-pub fn stop_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids = config.eos_token_ids.clone();
-    ids.extend(tokenizer.stop_ids());
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
-fn versions(commit: Option<String>) -> BTreeMap<&'static str, String> {
-    let mut versions = BTreeMap::from([
-        ("olora", env!("CARGO_PKG_VERSION").to_owned()),
-        ("burn", "0.22.1".to_owned()),
-    ]);
-    versions.extend(commit.map(|commit| ("commit", commit)));
-    versions
 }

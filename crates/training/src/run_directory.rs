@@ -103,7 +103,7 @@ impl RunDirectory {
                 .and_then(|value| value["step"].as_u64())
                 .is_some_and(|at| at <= step as u64)
         });
-        let text: String = kept.map(|line| format!("{line}\n")).collect();
+        let text = kept.fold(String::new(), |text, line| text + line + "\n");
         self.write("metrics.jsonl", text.as_bytes())
     }
 

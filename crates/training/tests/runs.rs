@@ -1,6 +1,11 @@
 //! Whole runs of the quickstart, cut short: resuming, stopping, refusing.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 use std::{
     fs,

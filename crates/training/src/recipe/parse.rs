@@ -91,83 +91,18 @@ impl Recipe {
     }
 
     fn validate(&self, origin: &str) -> Result<(), TrainError> {
-        let mut problems = Vec::new();
+        let mut problems = self.training.problems();
         let mut check = |holds: bool, problem: &str| {
             if !holds {
                 problems.push(problem.to_owned());
             }
         };
-        let training = &self.training;
         check(
             !self.name.is_empty()
                 && !self.name.contains(['/', '\\'])
                 && self.name != "."
                 && self.name != "..",
             "`name` must be a directory name",
-        );
-        check(
-            training.max_steps.is_none() || training.epochs.is_none(),
-            "give `training.max_steps` or `training.epochs`, not both",
-        );
-        check(
-            training.max_steps != Some(0),
-            "`training.max_steps` must be at least 1",
-        );
-        check(
-            training
-                .epochs
-                .is_none_or(|epochs| epochs.is_finite() && epochs > 0.0),
-            "`training.epochs` must be above 0",
-        );
-        check(
-            training.batch_size > 0,
-            "`training.batch_size` must be at least 1",
-        );
-        check(
-            training.accumulation > 0,
-            "`training.accumulation` must be at least 1",
-        );
-        check(
-            training.log_every > 0,
-            "`training.log_every` must be at least 1",
-        );
-        check(
-            training.keep_checkpoints > 0,
-            "`training.keep_checkpoints` must be at least 1",
-        );
-        check(
-            training.learning_rate.is_finite() && training.learning_rate > 0.0,
-            "`training.learning_rate` must be above 0",
-        );
-        check(
-            (0.0..=training.learning_rate).contains(&training.min_learning_rate),
-            "`training.min_learning_rate` must be between 0 and `training.learning_rate`",
-        );
-        check(
-            training.weight_decay.is_finite() && training.weight_decay >= 0.0,
-            "`training.weight_decay` must not be negative",
-        );
-        check(
-            training.max_grad_norm.is_finite() && training.max_grad_norm >= 0.0,
-            "`training.max_grad_norm` must not be negative",
-        );
-        check(
-            training.epsilon.is_finite() && training.epsilon as f32 > 0.0,
-            "`training.epsilon` must be above 0, in 32-bit too",
-        );
-        check(
-            training.schedule != Schedule::Constant || training.min_learning_rate == 0.0,
-            "`training.min_learning_rate` has no use with `schedule = \"constant\"`: remove it",
-        );
-        check(
-            (0.0..1.0).contains(&training.beta1) && (0.0..1.0).contains(&training.beta2),
-            "`training.beta1` and `training.beta2` must be at least 0 and below 1",
-        );
-        let defaults = TrainingSection::default();
-        let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
-        check(
-            training.optimizer == OptimizerKind::Adamw || adam(training) == adam(&defaults),
-            "`training.weight_decay`, `beta1`, `beta2` and `epsilon` have no use with `optimizer = \"sgd\"`: remove them",
         );
         check(
             self.data.max_length >= 2,
@@ -222,6 +157,82 @@ impl Recipe {
             recipe: origin.to_owned(),
             reason: problems.join("; "),
         })
+    }
+}
+
+impl TrainingSection {
+    /// Everything that cannot be meant.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        check(
+            self.max_steps.is_none() || self.epochs.is_none(),
+            "give `training.max_steps` or `training.epochs`, not both",
+        );
+        check(
+            self.max_steps != Some(0),
+            "`training.max_steps` must be at least 1",
+        );
+        check(
+            self.epochs
+                .is_none_or(|epochs| epochs.is_finite() && epochs > 0.0),
+            "`training.epochs` must be above 0",
+        );
+        check(
+            self.batch_size > 0,
+            "`training.batch_size` must be at least 1",
+        );
+        check(
+            self.accumulation > 0,
+            "`training.accumulation` must be at least 1",
+        );
+        check(
+            self.log_every > 0,
+            "`training.log_every` must be at least 1",
+        );
+        check(
+            self.keep_checkpoints > 0,
+            "`training.keep_checkpoints` must be at least 1",
+        );
+        check(
+            self.learning_rate.is_finite() && self.learning_rate > 0.0,
+            "`training.learning_rate` must be above 0",
+        );
+        check(
+            (0.0..=self.learning_rate).contains(&self.min_learning_rate),
+            "`training.min_learning_rate` must be between 0 and `training.learning_rate`",
+        );
+        check(
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "`training.weight_decay` must not be negative",
+        );
+        check(
+            self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
+            "`training.max_grad_norm` must not be negative",
+        );
+        check(
+            self.epsilon.is_finite() && self.epsilon as f32 > 0.0,
+            "`training.epsilon` must be above 0, in 32-bit too",
+        );
+        check(
+            self.schedule != Schedule::Constant || self.min_learning_rate == 0.0,
+            "`training.min_learning_rate` has no use with `schedule = \"constant\"`: remove it",
+        );
+        check(
+            (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
+            "`training.beta1` and `training.beta2` must be at least 0 and below 1",
+        );
+        let defaults = TrainingSection::default();
+        let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
+        check(
+            self.optimizer == OptimizerKind::Adamw || adam(self) == adam(&defaults),
+            "`training.weight_decay`, `beta1`, `beta2` and `epsilon` have no use with `optimizer = \"sgd\"`: remove them",
+        );
+        problems
     }
 }
 

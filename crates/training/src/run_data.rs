@@ -1,0 +1,172 @@
+//! A run's samples, and whether they fit its model.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use olora_data::{
+    DataOptions, Format, Sample, Samples, Tokenizer, ValidationSplit, load_samples, split,
+};
+use olora_model::ModelConfig;
+
+use crate::{Event, Observer, Recipe, TrainError, sampler::stop_ids};
+
+/// Training and validation samples.
+pub(crate) struct Data {
+    pub(crate) train: Arc<[Sample]>,
+    pub(crate) validation: Option<Arc<[Sample]>>,
+    format: Format,
+}
+
+impl Data {
+    pub(crate) fn load(
+        recipe: &Recipe,
+        tokenizer: &Tokenizer,
+        observer: &dyn Observer,
+    ) -> Result<Self, TrainError> {
+        let section = &recipe.data;
+        let options = DataOptions {
+            format: section.format,
+            max_length: section.max_length,
+            train_on_prompt: section.train_on_prompt,
+        };
+        let read = |role: &'static str, path: &Path| -> Result<Samples, TrainError> {
+            let samples = load_samples(path, tokenizer, &options)?;
+            observer.on(&Event::Data {
+                role,
+                path: path.to_owned(),
+                report: samples.report.to_string(),
+            });
+            Ok(samples)
+        };
+        let train = read("training", &section.train)?;
+        let format = train.format;
+        let (train, validation) = match (&section.validation, section.validation_samples) {
+            (Some(path), _) => (train.samples, Some(read("validation", path)?.samples)),
+            (None, Some(count)) => {
+                let (train, validation) =
+                    split(train.samples, ValidationSplit::Count(count), recipe.seed)?;
+                (train, Some(validation))
+            }
+            (None, None) => (train.samples, None),
+        };
+        Ok(Self {
+            train: train.into(),
+            validation: validation.map(Into::into),
+            format,
+        })
+    }
+
+    pub(crate) fn check_against(
+        &self,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<(), TrainError> {
+        check_samples(&self.train, config, tokenizer)?;
+        if let Some(validation) = &self.validation {
+            check_samples(validation, config, tokenizer)?;
+        }
+        let stop = stop_ids(config, tokenizer);
+        let ends = |sample: &Sample| {
+            let trained = sample.tokens.iter().zip(&sample.trained);
+            trained
+                .into_iter()
+                .any(|(token, trained)| *trained && stop.contains(token))
+        };
+        if self.format != Format::Text && !stop.is_empty() && !self.train.iter().any(ends) {
+            return Err(TrainError::Mismatch(
+                "no training sample contains its end-of-sequence token, so the model would never \
+                 learn to stop: raise data.max_length"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses samples that the model would index out of its embedding, or beyond
+/// the positions it was made for.
+///
+/// # Errors
+///
+/// [`TrainError::Mismatch`], saying which.
+pub fn check_samples(
+    samples: &[Sample],
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    if tokenizer.n_vocab() > config.vocab_size {
+        return Err(TrainError::Mismatch(format!(
+            "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
+             this is not the tokenizer of this checkpoint",
+            tokenizer.n_vocab(),
+            config.vocab_size
+        )));
+    }
+    let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
+    if longest > config.max_position_embeddings {
+        return Err(TrainError::Mismatch(format!(
+            "the longest sequence has {longest} tokens, but the model was made for {}: \
+             lower the maximum length",
+            config.max_position_embeddings
+        )));
+    }
+    Ok(())
+}
+
+/// A number that changes when the samples or the base weights do: 64-bit
+/// FNV-1a over every token, and over the weight files' names, sizes and one
+/// block in each mebibyte.
+pub(crate) fn fingerprint(samples: &[Sample], base: &Path) -> Result<u64, TrainError> {
+    const BLOCK: usize = 4096;
+    const STRIDE: u64 = 1 << 20;
+    let mut hash = Fnv::default();
+    for sample in samples {
+        for (token, trained) in sample.tokens.iter().zip(&sample.trained) {
+            hash.add(&token.to_le_bytes());
+            hash.add(&[u8::from(*trained)]);
+        }
+        hash.add(&[0xff]);
+    }
+    let failed = |source| TrainError::io("reading", base, source);
+    let mut files: Vec<PathBuf> = fs::read_dir(base)
+        .map_err(failed)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
+        .collect();
+    files.sort();
+    for path in files {
+        let mut file = fs::File::open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        hash.add(&length.to_le_bytes());
+        let mut block = [0; BLOCK];
+        for start in (0..length).step_by(STRIDE as usize) {
+            file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            let n_read = file.read(&mut block).map_err(failed)?;
+            hash.add(&block[..n_read]);
+        }
+    }
+    Ok(hash.0)
+}
+
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
