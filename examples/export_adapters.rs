@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn export(directory: &Path, method: Method, form: PeftForm) -> anyhow::Result<()> {
-    let device = Device::flex();
+    let device = Device::default();
     device.seed(3);
     let (base, _) = load(Path::new("fixtures/llama"), WeightType::F32, &device)?;
     let config = AdapterConfig {

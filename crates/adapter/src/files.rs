@@ -32,16 +32,17 @@ pub fn write_atomically(
     Ok(())
 }
 
-/// Temporary files are made for their owner alone; results are for everyone
-/// whom the directory lets in.
+/// Makes a result readable for everyone whom its directory lets in; temporary
+/// files are made for their owner alone.
 #[cfg(unix)]
-fn make_readable(file: &fs::File) -> io::Result<()> {
+pub fn make_readable(file: &fs::File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(0o644))
 }
 
+/// Makes a result readable for everyone whom its directory lets in.
 #[cfg(not(unix))]
-fn make_readable(_file: &fs::File) -> io::Result<()> {
+pub fn make_readable(_file: &fs::File) -> io::Result<()> {
     Ok(())
 }
 

@@ -45,7 +45,7 @@ mod target;
 pub use attach::{AdapterConfig, Method, Placement, attach};
 pub use error::AdapterError;
 pub use factors::{Factors, factors};
-pub use files::write_atomically;
+pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank};
 pub use merge::{merge, without_adapter};
 pub use peft::{CONFIG_FILE, PeftAdapter, PeftForm, TENSOR_FILE, save_peft};

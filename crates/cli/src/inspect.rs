@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use burn::module::Module;
+use burn::{module::Module, tensor::Device};
 use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
@@ -15,7 +15,6 @@ use crate::{
     Usage,
     args::{InspectArgs, What},
     commands::read_adapter,
-    device,
     progress::{parameters, say},
 };
 
@@ -36,7 +35,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
 fn model(args: &InspectArgs) -> Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.path)?;
     // Nothing is allocated: only the shapes are asked for.
-    let llama = config.init(&device::find("cpu")?);
+    let llama = config.init(&Device::default());
     let n_params = llama.num_params();
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
     let facts = json!({

@@ -17,7 +17,7 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 use half::{bf16, f16};
-use olora_adapter::write_atomically;
+use olora_adapter::{make_readable, write_atomically};
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
@@ -448,8 +448,14 @@ fn write_weights(model: &Llama, dtype: WeightType, path: &Path) -> Result<(), Mo
         .into_iter()
         .map(|(name, stored)| (name, Stored { dtype, ..stored }));
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(tensors, metadata, path)
-        .map_err(|error| ModelError::io("writing", path, std::io::Error::other(error.to_string())))
+    let failed = |error: &dyn std::fmt::Display| {
+        ModelError::io("writing", path, std::io::Error::other(error.to_string()))
+    };
+    safetensors::serialize_to_file(tensors, metadata, path).map_err(|error| failed(&error))?;
+    let file = fs::File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
+    make_readable(&file)
+        .and_then(|()| file.sync_all())
+        .map_err(|source| ModelError::io("syncing", path, source))
 }
 
 /// A tensor that is read from its device only when it is written.
