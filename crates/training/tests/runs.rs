@@ -45,12 +45,7 @@ fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
     ];
     settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
     let text = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
-    Recipe::parse(
-        &text.replace("epochs = 3\n", ""),
-        "quickstart.toml",
-        &settings,
-    )
-    .unwrap()
+    Recipe::parse(&text, "quickstart.toml", &settings).unwrap()
 }
 
 struct Recorder {

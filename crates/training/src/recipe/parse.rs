@@ -16,7 +16,9 @@ impl Recipe {
     /// Reads a recipe and applies `key=value` overrides to it.
     ///
     /// A key is dotted (`training.learning_rate`), a value is TOML; one that
-    /// is not valid TOML is taken as a string, so `name=second` works.
+    /// is not valid TOML is taken as a string, so `name=second` works. Setting
+    /// `training.max_steps` takes the place of `training.epochs`, and the
+    /// other way around.
     ///
     /// # Errors
     ///
@@ -264,6 +266,12 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
         parsed
     };
     inner.insert(last.to_owned(), parsed);
+    // Either of these is the length of the run: the one given later replaces the other.
+    for (given, other) in [("max_steps", "epochs"), ("epochs", "max_steps")] {
+        if key == format!("training.{given}") {
+            inner.remove(other);
+        }
+    }
     Ok(())
 }
 
@@ -311,6 +319,12 @@ mod tests {
         assert_eq!(recipe.name, "second");
         assert_eq!(recipe.adapter.targets, ["q_proj"]);
         assert_eq!(recipe.adapter.method, AdapterMethod::Lora);
+        let overrides = ["training.max_steps=7", "training.epochs=2"].map(str::to_owned);
+        let replaced = Recipe::parse(MINIMAL, "recipe.toml", &overrides).unwrap();
+        assert_eq!(
+            (replaced.training.max_steps, replaced.training.epochs),
+            (None, Some(2.0))
+        );
         let numbered = Recipe::parse(MINIMAL, "recipe.toml", &["name=7".to_owned()]).unwrap();
         assert_eq!(numbered.name, "7");
     }
@@ -343,8 +357,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
+        let both = format!("{MINIMAL}\n[training]\nmax_steps = 1\nepochs = 1\n");
+        assert!(error(&both, &[]).contains("not both"));
         let cases = [
-            (["training.max_steps=1", "training.epochs=1"], "not both"),
             (["adapter.method=none", "adapter.rank=4"], "have no use"),
             (
                 ["adapter.method=lora", "adapter.form=olora"],
