@@ -24,7 +24,7 @@ use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, TrainArgs},
     device,
-    progress::{Display, say},
+    progress::{Display, finished, say},
 };
 
 pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
@@ -64,6 +64,10 @@ pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
     };
     let summary = olora_training::train(&recipe, &device, options, &observer)?;
+    if args.tui {
+        // The full-screen view has left nothing behind.
+        say(&finished(&summary));
+    }
     Ok(if summary.finished {
         ExitCode::SUCCESS
     } else {

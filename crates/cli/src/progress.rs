@@ -201,9 +201,14 @@ fn long(report: &StepReport) -> String {
     )
 }
 
-fn finished(summary: &Summary) -> String {
+pub(crate) fn finished(summary: &Summary) -> String {
     let mut text = format!(
-        "done: {} steps, {} tokens in {:.1} s of training ({:.0} tok/s), {:.1} s in all",
+        "{}: {} steps, {} tokens in {:.1} s of training ({:.0} tok/s), {:.1} s in all",
+        if summary.finished {
+            "done"
+        } else {
+            "interrupted, to be continued with --resume"
+        },
         summary.steps,
         summary.tokens,
         summary.train_seconds,

@@ -304,6 +304,7 @@ impl Run<'_> {
         };
         self.last_loss = Some(loss);
         self.strategy.directory.log_step(&report)?;
+        log::info!("{report:?}");
         self.strategy.observer.on(&Event::Step(report));
 
         let item = StepOutput {
@@ -337,6 +338,7 @@ impl Run<'_> {
         }
         self.state.validation.push((step, evaluation.loss));
         self.strategy.directory.log_evaluation(step, &evaluation)?;
+        log::info!("after step {step}: {evaluation:?}");
         self.strategy
             .observer
             .on(&Event::Evaluated { step, evaluation });
@@ -390,6 +392,7 @@ impl Run<'_> {
             &self.state,
             strategy.training.keep_checkpoints,
         )?;
+        log::info!("checkpoint {}", path.display());
         strategy.observer.on(&Event::Checkpoint {
             step: self.state.step,
             path: path.clone(),
