@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         // The reader of our output has gone, as `head` does: nothing to report.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {error:#}"));
+            progress::say(&format!("error: {}", message(&error)));
             let usage = error.downcast_ref::<Usage>().is_some()
                 || matches!(
                     error.downcast_ref::<TrainError>(),
@@ -39,6 +39,18 @@ fn main() -> ExitCode {
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// The error and those of its causes that it does not already quote.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |message, cause| {
+        let cause = cause.to_string();
+        match message.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => message,
+            _ => format!("{message}: {cause}"),
+        }
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -258,6 +258,7 @@ fn bad_data_is_named_with_its_line() {
     let missing = format!("data.train=\"{}\"", out.path().join("none.jsonl").display());
     let text = refused_before_writing(&out, &train(&out, &[&missing]), 1);
     assert!(text.contains("none.jsonl"), "{text}");
+    assert_eq!(text.matches("os error 2").count(), 1, "{text}");
 }
 
 #[test]
