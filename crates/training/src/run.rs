@@ -151,7 +151,7 @@ pub fn train(
     let mut trainee = Module::train(Trainee::new(llama));
     let n_trained_params = num_trained_params(&trainee);
     let steps = Steps::new(&recipe.training, &data.train)?;
-    let fingerprint = fingerprint(&data.train, &recipe.model.path)?;
+    let fingerprint = fingerprint(&data, recipe)?;
 
     let mut optimizer = optimizer(&recipe.training);
     let (directory, state) = match resumed {
@@ -297,9 +297,6 @@ fn checkpoint_to_resume(
     let newest = directory.newest_checkpoint()?;
     let (_, path) = newest.ok_or_else(|| TrainError::NothingToResume(recipe.run_directory()))?;
     let state = checkpoint::load_state(&path)?;
-    if state.step >= total_steps {
-        return Err(TrainError::Complete(recipe.run_directory()));
-    }
     if state.fingerprint != fingerprint {
         return Err(TrainError::Mismatch(format!(
             "cannot resume {}: {} or the weights in {} are not what the run was started on",
@@ -307,6 +304,10 @@ fn checkpoint_to_resume(
             recipe.data.train.display(),
             recipe.model.path.display()
         )));
+    }
+    // A run that failed after its last step still has its result to write.
+    if state.step >= total_steps && directory.path().join("summary.json").exists() {
+        return Err(TrainError::Complete(recipe.run_directory()));
     }
     Ok((path, state))
 }

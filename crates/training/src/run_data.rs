@@ -12,7 +12,7 @@ use olora_data::{
 };
 use olora_model::ModelConfig;
 
-use crate::{Event, Observer, Recipe, TrainError, sampler::stop_ids};
+use crate::{Event, Observer, Recipe, TrainError, recipe::Weights, sampler::stop_ids};
 
 /// Training and validation samples.
 pub(crate) struct Data {
@@ -117,14 +117,19 @@ pub fn check_samples(
     Ok(())
 }
 
-/// A number that changes when the samples or the base weights do: 64-bit
-/// FNV-1a over every token, and over the weight files' names, sizes and one
-/// block in each mebibyte.
-pub(crate) fn fingerprint(samples: &[Sample], base: &Path) -> Result<u64, TrainError> {
+/// A number that changes when the samples or the base do: 64-bit FNV-1a over
+/// every token, `config.json`, and, unless the weights are drawn afresh, the
+/// weight files' sizes and one block in each mebibyte.
+pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainError> {
     const BLOCK: usize = 4096;
     const STRIDE: u64 = 1 << 20;
     let mut hash = Fnv::default();
-    for sample in samples {
+    let base = recipe.model.path.as_path();
+    for sample in data
+        .train
+        .iter()
+        .chain(data.validation.iter().flat_map(|v| v.iter()))
+    {
         for (token, trained) in sample.tokens.iter().zip(&sample.trained) {
             hash.add(&token.to_le_bytes());
             hash.add(&[u8::from(*trained)]);
@@ -141,6 +146,10 @@ pub(crate) fn fingerprint(samples: &[Sample], base: &Path) -> Result<u64, TrainE
         })
         .collect();
     files.sort();
+    if recipe.model.weights == Weights::Random {
+        files.clear();
+    }
+    hash.add(&fs::read(base.join("config.json")).map_err(failed)?);
     for path in files {
         let mut file = fs::File::open(&path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();

@@ -362,6 +362,13 @@ fn changed_data_or_a_finished_run_is_not_resumed() {
     let error = run(&recipe, true, None).0.unwrap_err().to_string();
     assert!(error.contains("is complete"), "{error}");
 
+    // Killed after the last checkpoint and before the result was written.
+    let before = adapter(out.path(), "run");
+    fs::remove_dir_all(out.path().join("run/adapter")).unwrap();
+    fs::remove_file(out.path().join("run/summary.json")).unwrap();
+    assert!(run(&recipe, true, None).0.unwrap().finished);
+    assert!(adapter(out.path(), "run") == before, "adapters differ");
+
     fs::remove_dir_all(out.path().join("run/checkpoints/step-000002")).unwrap();
     let text = fs::read_to_string(&data).unwrap();
     fs::write(&data, text.replacen("Hear ye", "Here ye", 1)).unwrap();

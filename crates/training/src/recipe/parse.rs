@@ -49,6 +49,15 @@ impl Recipe {
             recipe.validate(origin)?;
             return Ok(recipe);
         }
+        let sets = |key: &str| {
+            overrides
+                .iter()
+                .any(|setting| setting.split('=').next().map(str::trim) == Some(key))
+        };
+        if sets("training.max_steps") && sets("training.epochs") {
+            let reason = "give training.max_steps or training.epochs, not both".to_owned();
+            return Err(refuse("--set", reason));
+        }
         for setting in overrides {
             let origin = format!("--set {setting}");
             let (key, value) = setting.split_once('=').ok_or_else(|| {
@@ -319,12 +328,11 @@ mod tests {
         assert_eq!(recipe.name, "second");
         assert_eq!(recipe.adapter.targets, ["q_proj"]);
         assert_eq!(recipe.adapter.method, AdapterMethod::Lora);
-        let overrides = ["training.max_steps=7", "training.epochs=2"].map(str::to_owned);
-        let replaced = Recipe::parse(MINIMAL, "recipe.toml", &overrides).unwrap();
-        assert_eq!(
-            (replaced.training.max_steps, replaced.training.epochs),
-            (None, Some(2.0))
-        );
+        let timed = format!("{MINIMAL}\n[training]\nmax_steps = 7\n");
+        let epochs = ["training.epochs=2".to_owned()];
+        let replaced = Recipe::parse(&timed, "recipe.toml", &epochs).unwrap();
+        assert_eq!(replaced.training.max_steps, None);
+        assert_eq!(replaced.training.epochs, Some(2.0));
         let numbered = Recipe::parse(MINIMAL, "recipe.toml", &["name=7".to_owned()]).unwrap();
         assert_eq!(numbered.name, "7");
     }
@@ -359,6 +367,8 @@ mod tests {
     fn what_cannot_be_meant_is_refused() {
         let both = format!("{MINIMAL}\n[training]\nmax_steps = 1\nepochs = 1\n");
         assert!(error(&both, &[]).contains("not both"));
+        let overrides = ["training.max_steps=1", "training.epochs=1"];
+        assert!(error(MINIMAL, &overrides).contains("not both"));
         let cases = [
             (["adapter.method=none", "adapter.rank=4"], "have no use"),
             (
