@@ -159,7 +159,8 @@ impl AdapterSection {
             AdapterMethod::Lora => Method::Lora,
             AdapterMethod::Olora => Method::Olora,
         };
-        let all_linear = self.targets.iter().any(|target| target == ALL_LINEAR);
+        let all_linear = self.targets.iter().any(|target| target == ALL_LINEAR)
+            && !self.targets.iter().any(|target| target == "lm_head");
         let by_default = if all_linear && has_lm_head {
             vec!["lm_head".to_owned()]
         } else {

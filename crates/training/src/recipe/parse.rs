@@ -346,6 +346,7 @@ mod tests {
         };
         assert_eq!(exclude(&[]), ["lm_head"]);
         assert!(exclude(&["adapter.targets=[\"q_proj\", \"lm_head\"]"]).is_empty());
+        assert!(exclude(&["adapter.targets=[\"all-linear\", \"lm_head\"]"]).is_empty());
         assert!(exclude(&["adapter.exclude=[]"]).is_empty());
         let recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
         assert!(recipe.adapter.config(false).unwrap().exclude.is_empty());
