@@ -56,15 +56,16 @@ fn check(method: Method, rank: usize, dims: [usize; 3]) {
         change > 0.05,
         "the adapter must do something, but changes outputs by {change}"
     );
-    assert!(max_diff(adapted.project(x2.clone()), adapted.forward(x2.clone())) < 5e-6);
-    assert!(max_diff(adapted.project(x3.clone()), adapted.forward(x3)) < 5e-6);
+    assert!(max_diff(adapted.project(x2.clone()), adapted.forward(x2.clone())) < 2e-5);
+    assert!(max_diff(adapted.project(x3.clone()), adapted.forward(x3)) < 2e-5);
     let merged = merge(adapted.clone()).unwrap();
     assert!(factors(&merged).is_empty());
-    assert!(max_diff(adapted.project(x2.clone()), merged.project(x2)) < 5e-6);
+    assert!(max_diff(adapted.project(x2.clone()), merged.project(x2)) < 2e-5);
 }
 
 #[test]
 fn equals_the_composed_form_for_every_rank_and_shape() {
+    let _alone = common::alone();
     for method in [Method::Lora, Method::Olora] {
         for rank in [1, 3, 8] {
             check(method, rank, [8, 8, 8]);
@@ -75,6 +76,7 @@ fn equals_the_composed_form_for_every_rank_and_shape() {
 
 #[test]
 fn gradients_equal_the_composed_forms_and_none_reaches_the_base() {
+    let _alone = common::alone();
     for rank in [1, 3, 8] {
         for dims in [[8, 8, 8], [12, 20, 9]] {
             let device = Device::flex();
@@ -121,6 +123,7 @@ fn gradients_equal_the_composed_forms_and_none_reaches_the_base() {
 
 #[test]
 fn lora_starts_with_a_gradient_for_b_alone_and_olora_for_both() {
+    let _alone = common::alone();
     let device = Device::flex();
     for (method, a_moves) in [(Method::Lora, false), (Method::Olora, true)] {
         let setup = AdapterConfig {
@@ -143,6 +146,7 @@ fn lora_starts_with_a_gradient_for_b_alone_and_olora_for_both() {
 
 #[test]
 fn an_anchored_start_is_the_base_bit_for_bit_in_f32_and_bf16() {
+    let _alone = common::alone();
     let device = Device::flex();
     for dtype in [DType::F32, DType::BF16] {
         let toy = cast(Toy::new(12, 20, 9, &device), dtype);
@@ -168,6 +172,7 @@ fn an_anchored_start_is_the_base_bit_for_bit_in_f32_and_bf16() {
 
 #[test]
 fn a_start_with_dropout_is_still_the_base() {
+    let _alone = common::alone();
     let device = Device::flex();
     let toy = Toy::new(12, 20, 9, &device);
     let setup = AdapterConfig {
@@ -190,11 +195,12 @@ fn a_start_with_dropout_is_still_the_base() {
         ) > 0.01
     );
     let evaluated = trained.valid();
-    assert!(max_diff(evaluated.project(x.clone()), evaluated.forward(x)) < 5e-6);
+    assert!(max_diff(evaluated.project(x.clone()), evaluated.forward(x)) < 2e-5);
 }
 
 #[test]
 fn a_residual_start_is_the_base_up_to_rounding() {
+    let _alone = common::alone();
     let device = Device::flex();
     let placement = olora_adapter::Placement::Residual;
     for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 3e-2)] {
@@ -218,6 +224,7 @@ fn a_residual_start_is_the_base_up_to_rounding() {
 
 #[test]
 fn merging_leaves_the_module_it_was_given_alone() {
+    let _alone = common::alone();
     let device = Device::flex();
     let adapted = perturb(
         attach(
@@ -236,6 +243,7 @@ fn merging_leaves_the_module_it_was_given_alone() {
 
 #[test]
 fn merging_factors_that_are_not_finite_is_refused_by_name() {
+    let _alone = common::alone();
     let device = Device::flex();
     struct Poison;
     impl ModuleMapper for Poison {

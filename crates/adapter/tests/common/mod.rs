@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
@@ -35,6 +37,15 @@ impl Toy {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         self.down.forward(self.up.forward(x))
     }
+}
+
+/// Holds the process's one random generator for a test, from a fixed seed, so
+/// that tests in other threads do not change what this one draws.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    Device::flex().seed(7);
+    guard
 }
 
 pub fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
