@@ -56,11 +56,11 @@ fn check(method: Method, rank: usize, dims: [usize; 3]) {
         change > 0.05,
         "the adapter must do something, but changes outputs by {change}"
     );
-    assert!(max_diff(adapted.project(x2.clone()), adapted.forward(x2.clone())) < 2e-5);
-    assert!(max_diff(adapted.project(x3.clone()), adapted.forward(x3)) < 2e-5);
+    assert!(max_diff(adapted.project(x2.clone()), adapted.forward(x2.clone())) < 5e-6);
+    assert!(max_diff(adapted.project(x3.clone()), adapted.forward(x3)) < 5e-6);
     let merged = merge(adapted.clone()).unwrap();
     assert!(factors(&merged).is_empty());
-    assert!(max_diff(adapted.project(x2.clone()), merged.project(x2)) < 2e-5);
+    assert!(max_diff(adapted.project(x2.clone()), merged.project(x2)) < 5e-6);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_start_with_dropout_is_still_the_base() {
         ) > 0.01
     );
     let evaluated = trained.valid();
-    assert!(max_diff(evaluated.project(x.clone()), evaluated.forward(x)) < 2e-5);
+    assert!(max_diff(evaluated.project(x.clone()), evaluated.forward(x)) < 5e-6);
 }
 
 #[test]
