@@ -1,11 +1,13 @@
 """Time the LoRA training step of PEFT on a random LLaMA: the peer of the `paths` suite of olora-benchmarks.
 
     python train_step.py [--threads 2] [--steps 10] [--init lora|olora] [--attn sdpa|eager]
+    python train_step.py --config CONFIG.json --device cuda --dtype bfloat16 --sequence 2048 [--compile]
 
 Prints a table and, as the last line, one JSON object. No downloads.
 """
 
 import argparse
+import json
 import os
 import time
 
@@ -17,33 +19,36 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import peak_rss_bytes, print_json, spread, table, versions
 
-BATCH, SEQUENCE, VOCABULARY, RANK, ALPHA, WARM_UP = 4, 256, 8192, 16, 16, 3
+RANK, ALPHA = 16, 16
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# The model of the `paths` suite.
+PATHS = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
 
 
-def build(init, attention):
-    """The model, adapted; PEFT freezes the base and leaves the factors trainable."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=SEQUENCE,
-        tie_word_embeddings=False,
-        use_cache=False,
-        attn_implementation=attention,
-    )
+def build(given):
+    """The model, adapted; PEFT freezes the base and leaves the factors trainable, in f32."""
+    shape = json.load(open(given.config)) if given.config else PATHS
+    config = LlamaConfig(**{**shape, "use_cache": False, "attn_implementation": given.attn})
     lora = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=0.0,
         target_modules=PROJECTIONS,
-        init_lora_weights="olora" if init == "olora" else True,
+        init_lora_weights="olora" if given.init == "olora" else True,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(LlamaForCausalLM(config).float(), lora).train()
+    with torch.device(given.device):
+        base = LlamaForCausalLM(config).to(getattr(torch, given.dtype))
+    return get_peft_model(base, lora).train(), config.vocab_size
 
 
 def step(model, optimiser, ids):
@@ -55,16 +60,17 @@ def step(model, optimiser, ids):
     return loss.item()
 
 
-def measure(model, steps):
-    """Seconds and loss of every timed step, after the warm-up. Each step has its own random batch."""
+def measure(model, vocabulary, given):
+    """Seconds and loss of every step, warm-up included. Each step has its own random batch."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    batches = [torch.randint(0, VOCABULARY, (BATCH, SEQUENCE)) for _ in range(WARM_UP + steps)]
     seconds, losses = [], []
-    for ids in batches:
+    for _ in range(given.warm_up + given.steps):
+        ids = torch.randint(0, vocabulary, (given.batch, given.sequence), device=given.device)
         start = time.perf_counter()
+        # Reading the loss waits for the device, as reading it at every step would in use.
         losses.append(step(model, optimiser, ids))
         seconds.append(time.perf_counter() - start)
-    return seconds[WARM_UP:], losses[WARM_UP:]
+    return seconds, losses
 
 
 def arguments():
@@ -73,6 +79,13 @@ def arguments():
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--init", choices=["lora", "olora"], default="lora")
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument("--config", help="a config.json of another shape")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--sequence", type=int, default=256)
+    parser.add_argument("--warm-up", type=int, default=3, help="steps that are not timed")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     return parser.parse_args()
 
 
@@ -80,9 +93,15 @@ def main():
     given = arguments()
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
-    model = build(given.init, given.attn)
-    seconds, losses = measure(model, given.steps)
-    rates = [BATCH * SEQUENCE / s for s in seconds]
+    model, vocabulary = build(given)
+    params = [p.numel() for p in model.parameters()]
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    cuda = given.device.startswith("cuda")
+    if given.compile:
+        model = torch.compile(model)
+    all_seconds, all_losses = measure(model, vocabulary, given)
+    seconds, losses = all_seconds[given.warm_up :], all_losses[given.warm_up :]
+    rates = [given.batch * given.sequence / s for s in seconds]
     table(["step", "seconds", "tokens/s", "loss"], [[str(i), *row] for i, row in enumerate(zip(seconds, rates, losses))])
     print_json(
         {
@@ -91,13 +110,19 @@ def main():
             "attention": given.attn,
             "threads": given.threads,
             "steps": given.steps,
-            "batch": [BATCH, SEQUENCE],
+            "batch": [given.batch, given.sequence],
             "rank": RANK,
+            "device": torch.cuda.get_device_name(given.device) if cuda else "cpu",
+            "dtype": given.dtype,
+            "compiled": given.compile,
+            "first_step_seconds": all_seconds[0],
+            "last_loss": losses[-1],
+            "peak_device_bytes": torch.cuda.max_memory_reserved() if cuda else None,
             "tokens_per_second": spread(rates),
             "step_seconds": spread(seconds),
             "peak_rss_bytes": peak_rss_bytes(),
-            "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "total_params": sum(p.numel() for p in model.parameters()),
+            "trainable_params": trainable,
+            "total_params": sum(params),
             "versions": versions(),
         }
     )

@@ -217,7 +217,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     for step in 0..size.warmup + size.steps {
         let batch = batch(&size, step as u64);
         let began = Instant::now();
-        let loss = loss_sum(&model, &batch).div_scalar(batch.n_trained() as f64);
+        let loss = loss_sum(&model, &batch).div_scalar(batch.n_trained as f64);
         let value = loss.clone().inner();
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(1e-4, model, grads);
@@ -251,7 +251,7 @@ fn check() -> anyhow::Result<(f64, f64)> {
         let model = Module::train(adapted(kind, &QUICK)?.map(&mut Refill { path: Vec::new() }));
         let batch = batch(&QUICK, 7);
         let loss = loss_sum(&model, &batch);
-        let value = f64::from(loss.clone().inner().into_scalar::<f32>()) / batch.n_trained() as f64;
+        let value = f64::from(loss.clone().inner().into_scalar::<f32>()) / batch.n_trained as f64;
         let grads = loss.backward();
         struct Collect<'a>(&'a burn::tensor::Gradients, Vec<Tensor<2>>);
         impl ModuleVisitor for Collect<'_> {

@@ -46,7 +46,7 @@ pub use attach::{AdapterConfig, Method, Placement, attach};
 pub use error::AdapterError;
 pub use factors::{Factors, factors};
 pub use files::{make_readable, write_atomically};
-pub use low_rank::{Anchor, LowRank};
+pub use low_rank::{Anchor, LowRank, to_dtype};
 pub use merge::{merge, without_adapter};
 pub use peft::{CONFIG_FILE, PeftAdapter, PeftForm, TENSOR_FILE, save_peft};
 pub use project::Project;

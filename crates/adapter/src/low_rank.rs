@@ -71,11 +71,7 @@ impl LowRank {
             }
             _ => product(x, &self.a, &self.b),
         };
-        if dtype == DType::F32 {
-            update
-        } else {
-            update.cast(dtype)
-        }
+        to_dtype(update, dtype)
     }
 
     /// The update as a dense `[d_in, d_out]` tensor in f32.
@@ -97,21 +93,20 @@ impl Reparameterization for LowRank {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let (dtype, shape) = (base.dtype(), base.shape());
-        let composed = as_f32(base) + self.dense().reshape(shape);
-        if dtype == DType::F32 {
-            composed
-        } else {
-            composed.cast(dtype)
-        }
+        to_dtype(as_f32(base) + self.dense().reshape(shape), dtype)
     }
 }
 
 /// Casts only where there is something to cast: on some backends a cast to the
 /// same dtype still copies.
-pub(crate) fn as_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    if tensor.dtype() == DType::F32 {
+pub fn to_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype {
         tensor
     } else {
-        tensor.cast(DType::F32)
+        tensor.cast(dtype)
     }
+}
+
+pub(crate) fn as_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    to_dtype(tensor, DType::F32)
 }

@@ -1,12 +1,11 @@
 //! The fast forward pass of an adapted linear layer.
 
 use burn::{
-    module::Param,
     nn::Linear,
     tensor::{Tensor, module::linear},
 };
 
-use crate::LowRank;
+use crate::{LowRank, to_dtype};
 
 /// A linear layer applied in factored form.
 ///
@@ -16,6 +15,7 @@ use crate::LowRank;
 /// `layer.project(x)` where it would call `layer.forward(x)`.
 pub trait Project {
     /// `x·W + bias`, plus the low-rank update if an adapter is attached.
+    /// Weight and bias are cast to the dtype of `x` where theirs is another.
     ///
     /// # Shapes
     ///
@@ -26,10 +26,14 @@ pub trait Project {
 
 impl Project for Linear {
     fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let bias = self.bias.as_ref().map(Param::val);
+        let dtype = x.dtype();
+        let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
         match self.weight.reparameterization::<LowRank>() {
-            None => linear(x, self.weight.val(), bias),
-            Some(adapter) => linear(x.clone(), self.weight.base(), bias) + adapter.forward(x),
+            None => linear(x, to_dtype(self.weight.val(), dtype), bias),
+            Some(adapter) => {
+                let weight = to_dtype(self.weight.base(), dtype);
+                linear(x.clone(), weight, bias) + adapter.forward(x)
+            }
         }
     }
 }

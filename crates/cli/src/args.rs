@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use olora_devices::KernelOptions;
+use olora_training::LENGTHS;
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) kernels: KernelArgs,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -24,8 +28,67 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Show what a model, an adapter or a data file holds
     Inspect(InspectArgs),
-    /// List the devices that this build can use
-    Devices,
+    /// List the devices that this build can use, and what they are
+    Devices(DevicesArgs),
+    /// Compare what devices compute, gradients above all, with the CPU
+    Doctor(DoctorArgs),
+}
+
+/// How a GPU's kernels are made.
+#[derive(Args, Clone, Copy)]
+#[command(next_help_heading = "Kernels, on a GPU")]
+pub(crate) struct KernelArgs {
+    /// Run every operation as a kernel of its own
+    #[arg(long, global = true)]
+    pub(crate) no_fusion: bool,
+    /// Take the first kernel that works instead of measuring which is fastest; the default on
+    /// software rasterisers
+    #[arg(long, global = true)]
+    pub(crate) no_autotune: bool,
+    /// Measure which kernel is fastest on a software rasteriser too
+    #[arg(long, global = true, conflicts_with = "no_autotune")]
+    pub(crate) autotune: bool,
+}
+
+impl From<KernelArgs> for KernelOptions {
+    fn from(args: KernelArgs) -> Self {
+        let autotune = match (args.autotune, args.no_autotune) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        };
+        Self {
+            fusion: !args.no_fusion,
+            autotune,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// The device to examine; every one that is found if not given
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Sequence lengths to run each operation at
+    #[arg(long, value_delimiter = ',', default_values_t = LENGTHS)]
+    pub(crate) lengths: Vec<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Examine one device with one setting in this process, printing a line of JSON for each step
+    #[arg(long, hide = true, requires = "device")]
+    pub(crate) worker: bool,
+    /// Break an operation on the device, to see that it is found
+    #[cfg(feature = "test-hooks")]
+    #[arg(long = "break", value_name = "OPERATION")]
+    pub(crate) fault: Option<String>,
 }
 
 #[derive(Args)]
@@ -44,6 +107,9 @@ pub(crate) struct TrainArgs {
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
+    /// Train without comparing the device's gradients with the CPU's first
+    #[arg(long)]
+    pub(crate) no_check: bool,
 }
 
 /// Which weights to run.
@@ -55,9 +121,10 @@ pub(crate) struct ModelArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Number format to hold the weights in
-    #[arg(long, default_value = "float32")]
-    pub(crate) dtype: Dtype,
+    /// Number format to hold the weights in; if not given, float32 on the CPU, and on a GPU
+    /// bfloat16 for a half-precision checkpoint where it can
+    #[arg(long)]
+    pub(crate) dtype: Option<Dtype>,
     /// Device: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,

@@ -16,18 +16,22 @@ use burn::train::{
 };
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Schedule, Tokenizer, load_samples, loader};
+use olora_devices::{KernelOptions, Opened};
 use olora_model::{Llama, ModelConfig, Sampling, WeightType};
-use olora_training::{Observer, Recipe, TrainOptions, check_samples, encode_prompt, stop_ids};
+use olora_training::{
+    DeviceTraits, Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt,
+    stop_ids,
+};
 use serde_json::json;
 
 use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, TrainArgs},
-    device,
+    devices,
     progress::{Display, finished, say},
 };
 
-pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
+pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode> {
     if args.tui && !std::io::stdout().is_terminal() {
         return Err(Usage::new("--tui needs a terminal"));
     }
@@ -38,7 +42,22 @@ pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
             .map(|device| format!("device=\"{device}\"")),
     );
     let recipe = Recipe::load(&args.recipe, &overrides)?;
-    let device = device::find(&recipe.device)?;
+    let Opened { device, details } = olora_devices::open(&recipe.device, kernels)?;
+    say(&format!("device: {}", devices::describe(&details)));
+    let reference = if details.accelerator && !args.no_check {
+        Some(olora_devices::reference().ok_or_else(|| {
+            Usage::new(
+                "this build has no CPU to compare the device's gradients with: build it with the \
+                 `flex` feature too, or give --no-check",
+            )
+        })?)
+    } else if args.no_check && !details.accelerator {
+        return Err(Usage::new(
+            "--no-check has no use on the CPU, which is what devices are compared with",
+        ));
+    } else {
+        None
+    };
 
     let interrupter = Interrupter::new();
     let handler = interrupter.clone();
@@ -62,6 +81,12 @@ pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
         interrupter,
         renderer,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
+        device: DeviceTraits {
+            name: devices::describe(&details),
+            accelerator: details.accelerator,
+            memory: details.memory,
+        },
+        reference,
     };
     let summary = olora_training::train(&recipe, &device, options, &observer)?;
     if args.tui {
@@ -75,8 +100,8 @@ pub(crate) fn train(args: &TrainArgs) -> Result<ExitCode> {
     })
 }
 
-pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<ExitCode> {
-    let loaded = Loaded::new(&args.model)?;
+pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    let loaded = Loaded::new(&args.model, kernels)?;
     let options = DataOptions {
         format: None,
         max_length: args.max_length,
@@ -109,7 +134,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
+pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let sampling = Sampling {
         repetition_penalty: args.repetition_penalty,
         temperature: args.temperature,
@@ -129,7 +154,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<ExitCode> {
             "give a prompt with --prompt, or run on a terminal to chat",
         ));
     }
-    let loaded = Loaded::new(&args.model)?;
+    let loaded = Loaded::new(&args.model, kernels)?;
     if let Some(prompt) = &args.prompt {
         let ids = if args.raw {
             loaded.tokenizer.encode(prompt, true)?
@@ -177,11 +202,11 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
     }
 }
 
-pub(crate) fn merge(args: &MergeArgs) -> Result<ExitCode> {
+pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
     if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(olora_model::ModelError::Exists(args.output.clone()).into());
     }
-    let device = device::find(&args.device)?;
+    let Opened { device, .. } = olora_devices::open(&args.device, kernels)?;
     let adapter = read_adapter(&args.adapter)?;
     let base = base_directory(args.model.as_deref(), Some(&adapter))?;
     // Added in f32, rounded once when written.
@@ -209,12 +234,19 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(args: &ModelArgs) -> Result<Self> {
-        let device = device::find(&args.device)?;
+    fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
+        let Opened { device, details } = olora_devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
         let tokenizer = Tokenizer::from_dir(&base)?;
-        let (llama, config) = olora_model::load(&base, args.dtype.into(), &device)?;
+        let stored = ModelConfig::from_dir(&base)?.stored_dtype();
+        let dtype = choose_dtype(
+            args.dtype.map(WeightType::from),
+            stored,
+            &device,
+            details.accelerator,
+        )?;
+        let (llama, config) = olora_model::load(&base, dtype, &device)?;
         let llama = match adapter {
             None => llama,
             Some(adapter) => adapter.attach(llama)?,

@@ -1,44 +1,77 @@
-//! `olora`: fine-tune, evaluate, generate, merge, inspect.
+//! `olora`: fine-tune, evaluate, generate, merge, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1
 //! a failed or interrupted run, 2 wrong usage.
 
 mod args;
 mod commands;
-mod device;
+mod devices;
+mod doctor;
 mod inspect;
 mod progress;
 
-use std::process::ExitCode;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
 
 use clap::Parser;
+use olora_devices::{DeviceError, KernelOptions};
 use olora_training::TrainError;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Train(args) => commands::train(&args),
-        Command::Evaluate(args) => commands::evaluate(&args),
-        Command::Generate(args) => commands::generate(&args),
-        Command::Merge(args) => commands::merge(&args),
-        Command::Inspect(args) => inspect::inspect(&args),
-        Command::Devices => device::list(),
-    };
+    // Devices report failures as panics, on threads of their own; they end as errors here.
+    olora_training::record_panics();
+    let result = catch_unwind(AssertUnwindSafe(|| run(Cli::parse()))).unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason was given");
+        Err(anyhow::anyhow!("something unforeseen failed: {said}"))
+    });
     match result {
         Ok(code) => code,
         // The reader of our output has gone, as `head` does: nothing to report.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             progress::say(&format!("error: {}", message(&error)));
-            let usage = error.downcast_ref::<Usage>().is_some()
-                || matches!(
-                    error.downcast_ref::<TrainError>(),
-                    Some(TrainError::Recipe { .. })
-                );
-            ExitCode::from(if usage { 2 } else { 1 })
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let kernels = KernelOptions::from(cli.kernels);
+    if matches!(cli.command, Command::Inspect(_)) && kernels != KernelOptions::default() {
+        return Err(Usage::new(
+            "`inspect` uses no device: leave out the options on kernels",
+        ));
+    }
+    olora_devices::prepare(kernels)?;
+    match cli.command {
+        Command::Train(args) => commands::train(&args, kernels),
+        Command::Evaluate(args) => commands::evaluate(&args, kernels),
+        Command::Generate(args) => commands::generate(&args, kernels),
+        Command::Merge(args) => commands::merge(&args, kernels),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Devices(args) => devices::list(&args, kernels),
+        Command::Doctor(args) => doctor::doctor(&args, kernels),
+    }
+}
+
+/// Whether the command line or the recipe is at fault, rather than the run.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Usage>().is_some()
+        || matches!(
+            error.downcast_ref::<TrainError>(),
+            Some(TrainError::Recipe { .. } | TrainError::Precision { .. })
+        )
+        || error
+            .downcast_ref::<DeviceError>()
+            .is_some_and(|error| !matches!(error, DeviceError::DoesNotOpen { .. }))
 }
 
 /// The error and those of its causes that it does not already quote.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use olora_training::{Event, Observer, Plan, StepReport, Summary};
+use olora_training::{Event, Observer, Plan, StepReport, Summary, size};
 
 /// Writes a line to stderr. A closed stderr is no reason to stop a run.
 pub(crate) fn say(line: &str) {
@@ -72,6 +72,26 @@ impl Observer for Display {
                     parameters(*n_params)
                 ));
             }
+            Event::DeviceChecked {
+                dtype,
+                worst,
+                seconds,
+            } => say(&format!(
+                "device check: loss and gradients in {dtype} as on the CPU, to {worst:.1e} ({seconds:.1} s)"
+            )),
+            Event::ChoosingKernels => Self::line(
+                &state,
+                "choosing kernels, once per shape: the first steps take longer",
+            ),
+            Event::KernelsChosen { seconds, n_tuned } => Self::line(
+                &state,
+                &match n_tuned {
+                    0 => format!("first step: {seconds:.1} s, with all kernels known"),
+                    n => format!(
+                        "first step: {seconds:.1} s; {n} kernel choices so far, kept for later runs"
+                    ),
+                },
+            ),
             Event::Attaching(done, all) => attaching(&mut state, *done, *all, self.terminal),
             Event::Ready(plan) => {
                 say(&describe(plan));
@@ -174,9 +194,14 @@ fn describe(plan: &Plan) -> String {
     };
     let epochs = plan.total_steps as f64 * plan.sequences_per_step as f64 / plan.n_samples as f64;
     format!(
-        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nplan: {} steps of {} sequences, {epochs:.2} epochs over {} samples\nrun directory: {}",
+        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} sequences, {epochs:.2} epochs over {} samples\nrun directory: {}",
         parameters(plan.n_trained_params),
         parameters(plan.n_params),
+        plan.precision,
+        plan.memory,
+        plan.device_memory
+            .map(|memory| format!("; the device has {}", size(memory)))
+            .unwrap_or_default(),
         plan.total_steps,
         plan.sequences_per_step,
         plan.n_samples,
@@ -232,12 +257,5 @@ pub(crate) fn parameters(n: usize) -> String {
         0..10_000 => format!("{n} parameters"),
         10_000..10_000_000 => format!("{:.1} k parameters", n as f64 / 1e3),
         _ => format!("{:.1} M parameters", n as f64 / 1e6),
-    }
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }

@@ -15,22 +15,47 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// Number of samples.
     pub n_rows: usize,
-    /// Length of the longest row.
+    /// Length of every row, padding included.
     pub seq_len: usize,
-    /// Flat indices into `inputs` of those whose *next* token is trained.
+    /// Flat indices into `inputs` of those whose *next* token is trained, and
+    /// after the first `n_trained` of them, zeros.
     pub positions: Vec<i32>,
     /// That next token, for each of `positions`.
     pub targets: Vec<i32>,
     /// Number of inputs that are not padding.
     pub n_tokens: usize,
+    /// Number of tokens the loss is taken on: the first of `targets`.
+    pub n_trained: usize,
+}
+
+/// How rows of unequal length become one rectangle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// The id to pad with. It may be the end-of-sequence token: what is trained
+    /// is known by position, never by value.
+    pub id: u32,
+    /// Rows, and the list of trained positions, are padded to a multiple of
+    /// this length, so that a device sees few different shapes: each new one
+    /// can cost it new kernels.
+    pub multiple: usize,
+}
+
+impl From<u32> for Padding {
+    /// No further than the longest row.
+    fn from(id: u32) -> Self {
+        Self { id, multiple: 1 }
+    }
 }
 
 impl Batch {
-    /// Pads with `pad`, which may be the end-of-sequence token: what is trained
-    /// is known by position, never by value.
-    pub fn from_samples(samples: &[Sample], pad: u32) -> Self {
-        let seq_len = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
-        let mut inputs = vec![pad.cast_signed(); samples.len() * seq_len];
+    /// Pads on the right: with a plain id to the longest row, with a
+    /// [`Padding`] to a multiple of its length.
+    pub fn from_samples(samples: &[Sample], padding: impl Into<Padding>) -> Self {
+        let Padding { id, multiple } = padding.into();
+        let round_up = |n: usize| n.next_multiple_of(multiple.max(1));
+        let longest = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
+        let seq_len = round_up(longest);
+        let mut inputs = vec![id.cast_signed(); samples.len() * seq_len];
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
         for (row, sample) in samples.iter().enumerate() {
             let next = sample.tokens.iter().zip(&sample.trained).skip(1);
@@ -44,6 +69,9 @@ impl Batch {
             }
         }
         let n_tokens = samples.iter().map(Sample::n_inputs).sum();
+        let n_trained = targets.len();
+        positions.resize(round_up(n_trained), 0);
+        targets.resize(round_up(n_trained), 0);
         Self {
             inputs,
             n_rows: samples.len(),
@@ -51,12 +79,8 @@ impl Batch {
             positions,
             targets,
             n_tokens,
+            n_trained,
         }
-    }
-
-    /// Number of tokens the loss is taken on.
-    pub fn n_trained(&self) -> usize {
-        self.targets.len()
     }
 }
 
@@ -64,13 +88,13 @@ impl Batch {
 /// [`Schedule`](crate::Schedule) is a whole micro-batch already.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchCollator {
-    /// The id to pad with.
-    pub pad: u32,
+    /// How to pad.
+    pub padding: Padding,
 }
 
 impl Batcher<Vec<Sample>, Batch> for BatchCollator {
     fn batch(&self, items: Vec<Vec<Sample>>, _device: &Device) -> Batch {
-        Batch::from_samples(&items.concat(), self.pad)
+        Batch::from_samples(&items.concat(), self.padding)
     }
 }
 
@@ -97,7 +121,22 @@ mod tests {
         assert_eq!(batch.inputs, [5, 6, 7, 8, 2, 2]);
         assert_eq!(batch.positions, [1, 2, 3]);
         assert_eq!(batch.targets, [7, 2, 2]);
-        assert_eq!((batch.n_tokens, batch.n_trained()), (4, 3));
+        assert_eq!((batch.n_tokens, batch.n_trained), (4, 3));
+    }
+
+    #[test]
+    fn a_multiple_adds_padding_and_nothing_else() {
+        let samples = [
+            sample(&[5, 6, 7, 2], &[0, 0, 1, 1]),
+            sample(&[8, 2], &[0, 1]),
+        ];
+        let padding = Padding { id: 9, multiple: 4 };
+        let batch = Batch::from_samples(&samples, padding);
+        assert_eq!(batch.inputs, [5, 6, 7, 9, 8, 9, 9, 9]);
+        assert_eq!((batch.seq_len, batch.n_tokens), (4, 4));
+        assert_eq!(batch.positions, [1, 2, 4, 0]);
+        assert_eq!(batch.targets, [7, 2, 2, 0]);
+        assert_eq!(batch.n_trained, 3);
     }
 
     #[test]

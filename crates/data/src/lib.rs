@@ -42,7 +42,7 @@ mod sample;
 mod schedule;
 mod tokenizer;
 
-pub use batch::{Batch, BatchCollator};
+pub use batch::{Batch, BatchCollator, Padding};
 pub use chat::Message;
 pub use error::{DataError, Location};
 pub use format::{Format, alpaca_prompt};

@@ -33,7 +33,7 @@ impl Sample {
     }
 
     /// Number of tokens a model reads for this sample: all but the last.
-    pub(crate) fn n_inputs(&self) -> usize {
+    pub fn n_inputs(&self) -> usize {
         self.len().saturating_sub(1)
     }
 

@@ -9,7 +9,7 @@ use burn::data::{
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Batch, BatchCollator, DataError, Sample};
+use crate::{Batch, BatchCollator, DataError, Padding, Sample};
 
 /// Samples are sorted by length within windows of this many batches: wide enough
 /// that rows of a batch are about as long, narrow enough that epochs differ.
@@ -169,8 +169,9 @@ impl Dataset<Vec<Sample>> for Schedule {
 ///
 /// One, because with several Burn hands batches out as they come in, and the
 /// order would be lost. To resume at micro-batch `k`: `loader.slice(k, n)`.
-pub fn loader(schedule: Schedule, pad: u32) -> Arc<dyn DataLoader<Batch>> {
-    DataLoaderBuilder::new(BatchCollator { pad })
+pub fn loader(schedule: Schedule, padding: impl Into<Padding>) -> Arc<dyn DataLoader<Batch>> {
+    let padding = padding.into();
+    DataLoaderBuilder::new(BatchCollator { padding })
         .batch_size(1)
         .num_workers(1)
         .build(schedule)

@@ -91,7 +91,7 @@ fn the_end_is_trained_although_it_is_also_the_padding() {
     assert_eq!(
         (
             ends,
-            batch.n_trained(),
+            batch.n_trained,
             batch.n_rows * batch.seq_len - batch.n_tokens
         ),
         (2, 6, 2)

@@ -55,14 +55,6 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    fn burn(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-
     fn safetensors(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -77,6 +69,16 @@ impl WeightType {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
             Self::F16 => "float16",
+        }
+    }
+}
+
+impl From<WeightType> for DType {
+    fn from(dtype: WeightType) -> Self {
+        match dtype {
+            WeightType::F32 => Self::F32,
+            WeightType::Bf16 => Self::BF16,
+            WeightType::F16 => Self::F16,
         }
     }
 }
@@ -290,7 +292,7 @@ impl ModuleMapper for Loader {
         match self.read(&self.path.join("."), &shape, transposed) {
             Ok(data) => {
                 let device = param.lazy_device();
-                let tensor = Tensor::<D>::from_data(data, (&device, self.dtype.burn()));
+                let tensor = Tensor::<D>::from_data(data, (&device, DType::from(self.dtype)));
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }
@@ -475,11 +477,11 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let data = self.tensor.clone().into_data_dtype(self.dtype.burn());
+        let data = self.tensor.clone().into_data_dtype(DType::from(self.dtype));
         Cow::Owned(data.as_bytes().to_vec())
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.burn().size()
+        self.shape.iter().product::<usize>() * DType::from(self.dtype).size()
     }
 }

@@ -165,7 +165,15 @@ impl ModelConfig {
     ///
     /// As [`from_dir`](Self::from_dir).
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
-        let json = read_object(path)?;
+        Self::from_json(read_object(path)?, path)
+    }
+
+    /// Takes what a `config.json` would hold; `path` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
         let keys = Keys { json: &json, path };
 
         let family = match keys.text("model_type")?.as_deref() {

@@ -3,8 +3,9 @@
 //! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)),
 //! Mistral, Qwen2 and Qwen3, which differ only in what [`ModelConfig`] says. It
 //! follows `transformers/models/llama/modeling_llama.py` in its eager form,
-//! dtype by dtype: norms and softmax in f32, everything else in the weights'
-//! dtype.
+//! dtype by dtype: norms and softmax in f32, everything else in the dtype that
+//! the model computes in, which is the weights' own unless
+//! [`Llama::computing_in`] says otherwise.
 //!
 //! Fields that own tensors have the checkpoint's names, so a parameter's path
 //! is its name in the file (`model.layers.0.self_attn.q_proj.weight`). Linear
@@ -22,10 +23,10 @@ use burn::{
         module::linear,
     },
 };
-use olora_adapter::Project;
+use olora_adapter::{Project, to_dtype};
 
 use crate::{
-    KvCache, ModelConfig,
+    KvCache, ModelConfig, WeightType,
     rope::{Rotation, frequencies},
 };
 
@@ -49,6 +50,8 @@ pub struct Decoder {
     pub norm: RmsNorm,
     #[module(skip)]
     rope_frequencies: Vec<f32>,
+    #[module(skip)]
+    compute: Option<WeightType>,
 }
 
 /// One decoder block: attention, then MLP, each added to the residual stream.
@@ -101,10 +104,21 @@ pub struct Mlp {
 pub struct RmsNorm {
     /// `[width]`.
     pub weight: Param<Tensor<1>>,
-    eps: f64,
+    /// Added to the mean square.
+    pub eps: f64,
 }
 
 impl Llama {
+    /// The same model, computing in `dtype` whatever its weights are held in:
+    /// activations are of that dtype, and each weight is cast where it is used.
+    /// Autodiff holds on to the cast copies until the backward pass, so this
+    /// buys speed or precision, not memory.
+    #[must_use]
+    pub fn computing_in(mut self, dtype: WeightType) -> Self {
+        self.model.compute = Some(dtype);
+        self
+    }
+
     /// Hidden states after the final norm, without a cache: the training path.
     ///
     /// # Shapes
@@ -116,7 +130,7 @@ impl Llama {
         self.model.forward(ids, None)
     }
 
-    /// Scores over the vocabulary, in the weights' dtype.
+    /// Scores over the vocabulary, in the dtype of `hidden`.
     ///
     /// # Shapes
     ///
@@ -125,11 +139,10 @@ impl Llama {
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
-            None => linear(
-                hidden,
-                self.model.embed_tokens.weight.val().transpose(),
-                None,
-            ),
+            None => {
+                let embedding = to_dtype(self.model.embed_tokens.weight.val(), hidden.dtype());
+                linear(hidden, embedding.transpose(), None)
+            }
         }
     }
 
@@ -171,6 +184,9 @@ impl Decoder {
         let [_, seq] = ids.dims();
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let mut x = self.embed_tokens.forward(ids);
+        if let Some(compute) = self.compute {
+            x = to_dtype(x, compute.into());
+        }
         // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
         let device = x.device();
         let rotation = Rotation::new(&self.rope_frequencies, start, seq, x.dtype(), &device);
@@ -204,9 +220,6 @@ impl Block {
 }
 
 impl Attention {
-    /// Query heads that share a key head are stacked along the sequence, so
-    /// that keys and values are never repeated: `groups · seq` queries against
-    /// one head of keys.
     fn forward(
         &self,
         x: Tensor<3>,
@@ -239,35 +252,59 @@ impl Attention {
             }
         };
 
-        let groups = self.n_heads / self.kv_heads;
-        let q = q.reshape([batch, self.kv_heads, groups * seq, self.head_dim]);
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let dtype = q.dtype();
-        let mut scores = q.mul_scalar(scale).matmul(k.transpose()); // [batch, kv_heads, groups · seq, keys]
-        if dtype != DType::F32 {
-            scores = scores.cast(DType::F32);
-        }
-        if let Some(mask) = mask {
-            scores = scores + mask;
-        }
-        let mut weights = softmax(scores, 3);
-        if dtype != DType::F32 {
-            weights = weights.cast(dtype);
-        }
-        let mixed = weights
-            .matmul(v)
-            .reshape([batch, self.n_heads, seq, self.head_dim])
-            .swap_dims(1, 2)
-            .reshape([batch, seq, self.n_heads * self.head_dim]);
+        let mixed = attention(q, k, v, mask).swap_dims(1, 2).reshape([
+            batch,
+            seq,
+            self.n_heads * self.head_dim,
+        ]);
         self.o_proj.project(mixed)
     }
 }
 
+/// `softmax(q·kᵀ / √head_dim + mask)·v`, with the softmax in f32.
+///
+/// Query heads that share a key head are stacked along the sequence, so that
+/// keys and values are never repeated: `groups · seq` queries against one head
+/// of keys.
+///
+/// # Shapes
+///
+/// - q: `[batch, kv_heads · groups, seq, head_dim]`
+/// - k, v: `[batch, kv_heads, keys, head_dim]`
+/// - mask: `[1, 1, groups · seq, keys]`, f32, added to the scores; see
+///   [`causal_mask`]
+/// - output: as q
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<4> {
+    let [batch, n_heads, seq, head_dim] = q.dims();
+    let kv_heads = k.dims()[1];
+    let q = q.reshape([batch, kv_heads, n_heads / kv_heads * seq, head_dim]);
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let dtype = q.dtype();
+    let scores = q.mul_scalar(scale).matmul(k.transpose()); // [batch, kv_heads, groups · seq, keys]
+    let mut scores = to_dtype(scores, DType::F32);
+    if let Some(mask) = mask {
+        scores = scores + mask;
+    }
+    let weights = to_dtype(softmax(scores, 3), dtype);
+    weights.matmul(v).reshape([batch, n_heads, seq, head_dim])
+}
+
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.project(x.clone()));
-        self.down_proj.project(gate * self.up_proj.project(x))
+        let gate = self.gate_proj.project(x.clone());
+        self.down_proj
+            .project(swiglu(gate, self.up_proj.project(x)))
     }
+}
+
+/// `silu(gate) · up`, the gate of the feed-forward network
+/// ([arXiv 2002.05202](https://arxiv.org/abs/2002.05202)).
+///
+/// # Shapes
+///
+/// - gate, up, output: the same
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    silu(gate) * up
 }
 
 impl RmsNorm {
@@ -280,19 +317,10 @@ impl RmsNorm {
     /// - output: the same
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
-        let x = if dtype == DType::F32 {
-            x
-        } else {
-            x.cast(DType::F32)
-        };
+        let x = to_dtype(x, DType::F32);
         let mean_square = x.clone().square().mean_dim(D - 1);
         let normed = x * mean_square.add_scalar(self.eps).sqrt().recip();
-        let normed = if dtype == DType::F32 {
-            normed
-        } else {
-            normed.cast(dtype)
-        };
-        normed * self.weight.val().unsqueeze()
+        to_dtype(normed, dtype) * to_dtype(self.weight.val(), dtype).unsqueeze()
     }
 }
 
@@ -314,8 +342,6 @@ impl Masks {
         }
     }
 
-    /// `[1, 1, groups · seq, start + seq]`, zero where a query sees a key and
-    /// very negative where it does not; `None` if every query sees every key.
     fn get(&mut self, attention: &Attention) -> Option<Tensor<4>> {
         let (window, groups) = (attention.window, attention.n_heads / attention.kv_heads);
         if let Some((.., mask)) = self
@@ -325,26 +351,43 @@ impl Masks {
         {
             return mask.clone();
         }
-        let keys = self.start + self.seq;
-        let sees_all = self.seq == 1 && window.is_none_or(|window| keys <= window);
-        let mask = (!sees_all).then(|| {
-            // Finite, so that no backend ever computes infinity minus infinity.
-            const HIDDEN: f32 = -1e30;
-            let queries = (0..groups).flat_map(|_| self.start..keys);
-            let values: Vec<f32> = queries
-                .flat_map(|query| {
-                    (0..keys).map(move |key| {
-                        let seen = key <= query && window.is_none_or(|window| query - key < window);
-                        if seen { 0.0 } else { HIDDEN }
-                    })
-                })
-                .collect();
-            let data = TensorData::new(values, [1, 1, groups * self.seq, keys]);
-            Tensor::from_data(data, (&self.device, DType::F32))
-        });
+        let mask = causal_mask(self.start, self.seq, window, groups, &self.device);
         self.built.push((window, groups, mask.clone()));
         mask
     }
+}
+
+/// What [`attention`] adds to its scores when `seq` queries follow `start`
+/// earlier keys: zero where a query sees a key, very negative where it does
+/// not. `None` if every query sees every key.
+///
+/// # Shapes
+///
+/// - output: `[1, 1, groups · seq, start + seq]`, f32
+pub fn causal_mask(
+    start: usize,
+    seq: usize,
+    window: Option<usize>,
+    groups: usize,
+    device: &Device,
+) -> Option<Tensor<4>> {
+    // Finite, so that no backend ever computes infinity minus infinity.
+    const HIDDEN: f32 = -1e30;
+    let keys = start + seq;
+    if seq == 1 && window.is_none_or(|window| keys <= window) {
+        return None;
+    }
+    let queries = (0..groups).flat_map(|_| start..keys);
+    let values: Vec<f32> = queries
+        .flat_map(|query| {
+            (0..keys).map(move |key| {
+                let seen = key <= query && window.is_none_or(|window| query - key < window);
+                if seen { 0.0 } else { HIDDEN }
+            })
+        })
+        .collect();
+    let data = TensorData::new(values, [1, 1, groups * seq, keys]);
+    Some(Tensor::from_data(data, (device, DType::F32)))
 }
 
 impl ModelConfig {
@@ -402,6 +445,7 @@ impl ModelConfig {
                 layers: (0..self.num_hidden_layers).map(block).collect(),
                 norm: norm(d_model),
                 rope_frequencies: frequencies(self),
+                compute: None,
             },
             lm_head: (!self.tie_word_embeddings).then(|| dense(d_model, self.vocab_size, false)),
         }

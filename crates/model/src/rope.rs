@@ -55,14 +55,16 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
 /// Cosines and sines for one stretch of positions, each
 /// `[seq, head_dim / 2]`, shared by all blocks.
 #[derive(Clone, Debug)]
-pub(crate) struct Rotation {
+pub struct Rotation {
     cos: Tensor<2>,
     sin: Tensor<2>,
 }
 
 impl Rotation {
-    /// For the positions `start .. start + seq`.
-    pub(crate) fn new(
+    /// For the positions `start .. start + seq`, turning at `frequencies`, in
+    /// radians per position, one per feature pair. Angles are computed in f32
+    /// on the host, the tables are of `dtype`.
+    pub fn new(
         frequencies: &[f32],
         start: usize,
         seq: usize,
@@ -92,7 +94,7 @@ impl Rotation {
     ///
     /// - x: `[batch, n_heads, seq, head_dim]`
     /// - output: the same
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let pairs = self.cos.dims()[1];
         let first = x.clone().narrow(3, 0, pairs);
         let second = x.narrow(3, pairs, pairs);

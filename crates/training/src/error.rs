@@ -6,6 +6,8 @@ use olora_adapter::AdapterError;
 use olora_data::DataError;
 use olora_model::ModelError;
 
+use crate::estimate::{MemoryEstimate, size};
+
 /// Why a run could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -91,6 +93,63 @@ pub enum TrainError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The device does not compute in the number format asked for.
+    #[error(
+        "this device does not compute in {wanted}; it offers {}. Ask for one of these \
+         (`model.dtype`, `model.compute_dtype`), or set `model.dtype_fallback = true` to let \
+         float32 take its place",
+        .offered.join(", ")
+    )]
+    Precision {
+        /// What was asked for.
+        wanted: &'static str,
+        /// What there is.
+        offered: Vec<&'static str>,
+    },
+    /// The device does not compute what the CPU computes.
+    #[error(
+        "this device computes wrong gradients, so nothing was trained on it:{}\n\
+         `olora doctor --device …` tells which operation it is, and whether --no-autotune or \
+         --no-fusion mends it; --no-check trains nevertheless",
+        listed(.0)
+    )]
+    WrongDevice(Vec<String>),
+    /// The device's memory does not hold the run.
+    #[error(
+        "{}the device is out of memory{}{}. Lower training.batch_size (training.accumulation \
+         makes up for it) or data.max_length, or hold the base in half precision \
+         (model.dtype = \"bfloat16\"){}",
+        during(*.step),
+        .asked.map(|bytes| format!(": it could not allocate {}", size(bytes))).unwrap_or_default(),
+        needs(.estimate.as_deref(), *.memory),
+        after(*.step, .last_good.as_deref())
+    )]
+    OutOfMemory {
+        /// The allocation that failed, in bytes.
+        asked: Option<u64>,
+        /// What the run was expected to take.
+        estimate: Option<Box<MemoryEstimate>>,
+        /// What the device has, in bytes.
+        memory: Option<u64>,
+        /// The step that was being made.
+        step: Option<usize>,
+        /// The last checkpoint written before it.
+        last_good: Option<PathBuf>,
+    },
+    /// The device stopped answering.
+    #[error(
+        "{}the device failed: {reason}{}. It cannot be used again in this process",
+        during(*.step),
+        after(*.step, .last_good.as_deref())
+    )]
+    DeviceFailed {
+        /// What its driver said.
+        reason: String,
+        /// The step that was being made.
+        step: Option<usize>,
+        /// The last checkpoint written before it.
+        last_good: Option<PathBuf>,
+    },
     /// Burn's learner, a device or a worker thread failed.
     #[error("training failed: {0}")]
     Burn(String),
@@ -123,6 +182,31 @@ fn kept(last_good: Option<&Path>) -> String {
     match last_good {
         Some(path) => format!("the last good checkpoint is {}", path.display()),
         None => "no checkpoint had been written yet".to_owned(),
+    }
+}
+
+/// Reading losses waits until several steps are done, so a failure has come up
+/// to this step, not necessarily in it.
+fn during(step: Option<usize>) -> String {
+    step.map_or_else(String::new, |step| format!("by step {step} "))
+}
+
+fn needs(estimate: Option<&MemoryEstimate>, memory: Option<u64>) -> String {
+    match (estimate, memory) {
+        (None, None) => String::new(),
+        (None, Some(memory)) => format!(". The device has {}", size(memory)),
+        (Some(estimate), None) => format!(". By estimate this run takes {estimate}"),
+        (Some(estimate), Some(memory)) => format!(
+            ". By estimate this run takes {estimate}, and the device has {}",
+            size(memory)
+        ),
+    }
+}
+
+fn after(step: Option<usize>, last_good: Option<&Path>) -> String {
+    match step {
+        None => String::new(),
+        Some(_) => format!("; {}", kept(last_good)),
     }
 }
 

@@ -25,8 +25,8 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::{
-    Event, Observer, Recipe, checkpoint::RunState, learning_rate::Stepper, run::run_learner,
-    run_directory::RunDirectory, strategy::StepStrategy, trainee::Trainee,
+    Event, Observer, Recipe, checkpoint::RunState, failure::Circumstances, learning_rate::Stepper,
+    run::run_learner, run_directory::RunDirectory, strategy::StepStrategy, trainee::Trainee,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -150,6 +150,9 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
         total_steps: total,
         seed: 0,
         device: trainee.llama.device(),
+        accelerator: false,
+        loss_scale: 1.0,
+        circumstances: Circumstances::default(),
         has_validation: false,
         directory: RunDirectory::create(&recipe).unwrap(),
         observer: recorder.clone(),
@@ -260,7 +263,7 @@ fn unequal_micro_batches_are_one_batch() {
         serde_json::from_slice(&fs::read(directory.join("reference.json")).unwrap()).unwrap();
     let whole = batches(&directory);
     let rows: Vec<Batch> = whole.iter().flat_map(rows_of).collect();
-    let tokens: Vec<usize> = rows.iter().take(3).map(Batch::n_trained).collect();
+    let tokens: Vec<usize> = rows.iter().take(3).map(|batch| batch.n_trained).collect();
     assert!(
         tokens.iter().any(|n| *n != tokens[0]),
         "rows of equal weight prove nothing: {tokens:?}"
@@ -294,6 +297,7 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
                 inputs: batch.inputs[start..start + batch.seq_len].to_vec(),
                 n_rows: 1,
                 seq_len: batch.seq_len,
+                n_trained: targets.len(),
                 positions,
                 targets,
                 n_tokens: batch.seq_len,

@@ -6,8 +6,8 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-/// Divides the summed gradients by the number of trained tokens and scales
-/// them down to a global norm of at most `max_norm` (0 leaves them alone), as
+/// Divides the summed gradients by `divisor`, the number of trained tokens times
+/// the loss scale, and scales them down to a global norm of at most `max_norm` (0 leaves them alone), as
 /// `torch.nn.utils.clip_grad_norm_` does. Burn's own clipping takes each
 /// tensor by its own norm.
 ///
@@ -16,7 +16,7 @@ use burn::{
 pub(crate) fn normalise<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
-    n_trained: usize,
+    divisor: f64,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = Squares {
@@ -28,7 +28,7 @@ pub(crate) fn normalise<M: Module>(
     if squares.is_empty() {
         return None;
     }
-    let mean = 1.0 / n_trained.max(1) as f64;
+    let mean = 1.0 / divisor;
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
     let factor = if max_norm > 0.0 {
         let clip = norm
@@ -43,6 +43,43 @@ pub(crate) fn normalise<M: Module>(
     };
     module.visit(&mut Scale { grads, factor });
     Some(norm)
+}
+
+/// Calls `on` with the path and gradient, flattened, of every parameter that
+/// has one.
+pub(crate) fn for_each_gradient<M: Module>(
+    module: &M,
+    grads: &GradientsParams,
+    on: impl FnMut(&str, Tensor<1>),
+) {
+    module.visit(&mut Each {
+        path: Vec::new(),
+        grads,
+        on,
+    });
+}
+
+struct Each<'a, F> {
+    path: Vec<String>,
+    grads: &'a GradientsParams,
+    on: F,
+}
+
+impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Each<'_, F> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            let n = grad.shape().num_elements();
+            (self.on)(&self.path.join("."), grad.reshape([n]));
+        }
+    }
 }
 
 struct Squares<'a> {

@@ -8,31 +8,41 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod checkpoint;
+mod doctor;
 mod error;
+mod estimate;
 mod evaluate;
+mod failure;
 #[cfg(test)]
 mod golden_tests;
 mod gradients;
 mod learning_rate;
 mod memory;
 mod observer;
+mod panics;
 mod plot;
+mod precision;
 mod quiet;
 pub mod recipe;
 mod run;
 mod run_data;
 mod run_directory;
+mod run_log;
 mod sampler;
 mod strategy;
 mod trainee;
 
+pub use doctor::{Doctor, Finding, LENGTHS, Verdict};
 pub use error::TrainError;
+pub use estimate::{MemoryEstimate, size};
 pub use evaluate::{Evaluation, evaluate};
 pub use learning_rate::LearningRate;
 pub use memory::{device_reserved_bytes, peak_resident_bytes};
 pub use observer::{Event, Observer, Plan, StepReport};
+pub use panics::record_panics;
+pub use precision::{Precision, choose_dtype};
 pub use recipe::Recipe;
-pub use run::{Summary, TrainOptions, train};
+pub use run::{DeviceTraits, Summary, TrainOptions, train};
 pub use run_data::check_samples;
 pub use sampler::{encode_prompt, stop_ids};
 pub use trainee::loss_sum;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{Evaluation, Summary};
+use crate::{Evaluation, MemoryEstimate, Precision, Summary};
 
 /// Receives the events of a run, from the thread that trains.
 pub trait Observer: Send + Sync {
@@ -35,8 +35,27 @@ pub enum Event {
     },
     /// Adapters are being initialised: layers done, layers in all.
     Attaching(usize, usize),
+    /// The device computes what the CPU computes.
+    DeviceChecked {
+        /// The number format it was checked in.
+        dtype: &'static str,
+        /// The largest relative difference that was found.
+        worst: f64,
+        /// Seconds it took.
+        seconds: f64,
+    },
     /// Everything is in place.
     Ready(Plan),
+    /// The first step is about to be made, for which the device has to make,
+    /// measure and choose kernels.
+    ChoosingKernels,
+    /// The first step is done.
+    KernelsChosen {
+        /// Seconds that the step took, for the most part because of this.
+        seconds: f64,
+        /// How many choices were made, since the process began.
+        n_tuned: usize,
+    },
     /// The run continues from a checkpoint of this step.
     Resumed(usize),
     /// A sample was generated.
@@ -91,6 +110,12 @@ pub struct Plan {
     pub sequences_per_step: usize,
     /// Training sequences.
     pub n_samples: usize,
+    /// The number formats.
+    pub precision: Precision,
+    /// The memory that the run is expected to take.
+    pub memory: MemoryEstimate,
+    /// The memory that the device has, in bytes, where it is known.
+    pub device_memory: Option<u64>,
 }
 
 /// One logged line: means over the steps since the line before.

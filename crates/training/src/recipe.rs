@@ -56,9 +56,20 @@ fn default_device() -> String {
 pub struct ModelSection {
     /// A Hugging Face checkpoint directory, relative to the working directory.
     pub path: PathBuf,
-    /// The number format that the base is held in.
+    /// The number format that the base is held in. If not given: float32 on the
+    /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
+    /// a half-precision checkpoint, if the device computes in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<BaseType>,
+    /// The number format of activations and matrix products; the base's own if
+    /// not given. Factors, optimiser, norms, softmax and loss are float32
+    /// whatever this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_dtype: Option<BaseType>,
+    /// Whether a device without the number formats asked for may use float32
+    /// in their place; if not, the run is refused.
     #[serde(default)]
-    pub dtype: BaseType,
+    pub dtype_fallback: bool,
     /// Whether weights come from the checkpoint or are drawn afresh.
     #[serde(default)]
     pub weights: Weights,
@@ -96,6 +107,9 @@ pub enum Weights {
     Checkpoint,
     /// Drawn at random; only `config.json` and the tokenizer are read.
     Random,
+    /// Drawn at random, for measuring speed and memory: an adapter may be
+    /// trained on them, which teaches it nothing.
+    Timing,
 }
 
 /// `[adapter]`: [`AdapterConfig`] and the form it is saved in.
@@ -271,6 +285,16 @@ pub struct TrainingSection {
     pub checkpoint_every: usize,
     /// How many checkpoints to keep.
     pub keep_checkpoints: usize,
+    /// Sequences are padded to a multiple of this length, so that a device that
+    /// chooses kernels by shape sees few shapes. If not given: 1 on the CPU,
+    /// 64 on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_to_multiple_of: Option<usize>,
+    /// The loss is multiplied by this before the backward pass and the
+    /// gradients are divided by it after, so that those of float16 do not
+    /// vanish. If not given: 1024 when computing in float16, 1 otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
 }
 
 impl Default for TrainingSection {
@@ -294,6 +318,8 @@ impl Default for TrainingSection {
             evaluate_every: 100,
             checkpoint_every: 100,
             keep_checkpoints: 2,
+            pad_to_multiple_of: None,
+            loss_scale: None,
         }
     }
 }

@@ -11,29 +11,33 @@ use std::{
 use burn::{
     data::dataloader::DataLoader,
     lr_scheduler::module_lr_scheduler::ModuleLrScheduler,
-    module::Module,
+    module::{Module, ModuleMapper, Param},
     optim::{AdamWConfig, ModuleOptimizer, SgdConfig},
-    tensor::Device,
+    tensor::{Device, Tensor},
     train::{
         Interrupter, Learner, SupervisedTraining, TrainingStrategy,
         metric::{LearningRateMetric, LossMetric},
         renderer::MetricsRenderer,
     },
 };
-use olora_adapter::{attach, factors, save_peft};
-use olora_data::{Batch, Sample, Schedule, Tokenizer, loader};
+use olora_adapter::{attach, factors, save_peft, to_dtype};
+use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer, loader};
 use olora_model::{Llama, ModelConfig, WeightType, load, save};
 use serde::Serialize;
 
 use crate::{
-    Event, Observer, Plan, Recipe, TrainError,
+    Doctor, Event, MemoryEstimate, Observer, Plan, Precision, Recipe, TrainError,
     checkpoint::{self, RunState, num_trained_params},
+    estimate::Load,
+    failure::Circumstances,
     learning_rate::Stepper,
     memory::peak_resident_bytes,
+    panics,
     quiet::Quiet,
-    recipe::{AdapterMethod, OptimizerKind, TrainingSection, Weights},
+    recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection, Weights},
     run_data::{Data, fingerprint},
     run_directory::{RunDirectory, refuse_existing},
+    run_log,
     sampler::Sampler,
     strategy::{Outcome, SaveResult, StepStrategy},
     trainee::Trainee,
@@ -50,6 +54,23 @@ pub struct TrainOptions {
     pub renderer: Option<Box<dyn MetricsRenderer>>,
     /// The source commit of this build, for `summary.json`.
     pub commit: Option<String>,
+    /// What the caller knows of the device.
+    pub device: DeviceTraits,
+    /// A device whose gradients are right, the CPU. If given, the run's device
+    /// is compared with it before the first step, and refused if it differs.
+    pub reference: Option<Device>,
+}
+
+/// What a [`Device`] does not tell of itself.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceTraits {
+    /// Its name, for `summary.json`; Burn's name for it if this is empty.
+    pub name: String,
+    /// Whether it makes kernels at run time and works by itself: everything but
+    /// the CPU.
+    pub accelerator: bool,
+    /// Its memory in bytes, where it is known.
+    pub memory: Option<u64>,
 }
 
 /// What came of a run; `summary.json`.
@@ -87,6 +108,18 @@ pub struct Summary {
     pub attach_seconds: f64,
     /// Peak resident memory of this process, in bytes.
     pub peak_memory: Option<u64>,
+    /// The most memory that the device's allocator held at a logged line, in
+    /// bytes.
+    pub peak_device_memory: Option<u64>,
+    /// The memory that the run was expected to take.
+    pub estimated_memory: MemoryEstimate,
+    /// What the first step of this session took, where kernels are made and
+    /// chosen in it.
+    pub first_step_seconds: Option<f64>,
+    /// How many times kernels were measured to choose one.
+    pub kernel_choices: usize,
+    /// The number formats.
+    pub precision: Precision,
     /// All parameters.
     pub n_params: usize,
     /// Those that were trained.
@@ -108,32 +141,69 @@ pub struct Summary {
 ///
 /// A device has one random generator. Two runs with dropout at once in one
 /// process and on one device disturb each other's.
-#[expect(
-    clippy::too_many_lines,
-    reason = "one thing after another, each of them named"
-)]
 pub fn train(
     recipe: &Recipe,
     device: &Device,
     options: TrainOptions,
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, TrainError> {
-    let began = Instant::now();
-    let resumed = if options.resume {
-        Some(RunDirectory::open(recipe)?)
-    } else {
-        refuse_existing(&recipe.run_directory())?;
-        None
+    run_log::listen();
+    let circumstances = Circumstances {
+        accelerator: options.device.accelerator,
+        memory: options.device.memory,
+        ..Circumstances::default()
     };
+    circumstances.guard(|| run_recipe(recipe, device, options, observer, &circumstances))
+}
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "one thing after another, each of them named"
+)]
+fn run_recipe(
+    recipe: &Recipe,
+    device: &Device,
+    options: TrainOptions,
+    observer: &Arc<dyn Observer>,
+    circumstances: &Circumstances,
+) -> Result<Summary, TrainError> {
+    let began = Instant::now();
+    if !options.resume {
+        refuse_existing(&recipe.run_directory())?;
+    }
+    let accelerator = options.device.accelerator;
+    let config = ModelConfig::from_dir(&recipe.model.path)?;
+    let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+    let recipe = &recipe;
+    let resumed = options
+        .resume
+        .then(|| RunDirectory::open(recipe))
+        .transpose()?;
     let full = recipe.adapter.method == AdapterMethod::None;
 
     let tokenizer = Tokenizer::from_dir(&recipe.model.path)?;
     let data = Data::load(recipe, &tokenizer, &**observer)?;
-    let config = ModelConfig::from_dir(&recipe.model.path)?;
     data.check_against(&config, &tokenizer)?;
     let sampler = Sampler::new(recipe, &config, &tokenizer, &**observer)?;
+    if let Some(reference) = &options.reference {
+        check_device(device, reference, precision.compute.into(), &**observer)?;
+    }
+    let padding = Padding {
+        id: tokenizer.pad_id(),
+        multiple: recipe.training.pad_to_multiple_of.unwrap_or(1),
+    };
+    let largest = largest_batch(&data.train, recipe.training.batch_size, padding.multiple);
+    let largest = Load {
+        // Nothing is allocated for weights that are never used.
+        n_params: config.init(device).num_params(),
+        base: precision.base,
+        compute: precision.compute,
+        n_adapted_layers: usize::from(!full),
+        ..largest
+    };
+    circumstances.expect(MemoryEstimate::new(&config, &largest));
     device.seed(recipe.seed);
-    let llama = load_base(recipe, &config, device, &**observer)?;
+    let llama = load_base(recipe, &config, &precision, device, &**observer)?;
 
     let attaching = Instant::now();
     let llama = attach_adapter(recipe, llama, &**observer)?;
@@ -148,10 +218,22 @@ pub fn train(
     drop(factors);
     let n_params = llama.num_params() - n_anchor_params;
 
-    let mut trainee = Module::train(Trainee::new(llama));
+    let loss_scale = recipe.training.loss_scale.unwrap_or(1.0);
+    let mut trainee = Module::train(Trainee::new(llama)).with_loss_scale(loss_scale);
     let n_trained_params = num_trained_params(&trainee);
     let steps = Steps::new(&recipe.training, &data.train)?;
     let fingerprint = fingerprint(&data, recipe)?;
+    let memory = MemoryEstimate::new(
+        &config,
+        &Load {
+            n_params,
+            n_trained_params,
+            n_anchor_params,
+            n_adapted_layers,
+            ..largest
+        },
+    );
+    circumstances.expect(memory);
 
     let mut optimizer = optimizer(&recipe.training);
     let (directory, state) = match resumed {
@@ -181,6 +263,9 @@ pub fn train(
         batches_per_epoch: steps.batches_per_epoch,
         sequences_per_step: recipe.training.batch_size * recipe.training.accumulation,
         n_samples: data.train.len(),
+        precision: precision.clone(),
+        memory,
+        device_memory: options.device.memory,
     }));
     if state.step == 0 {
         sampler.run("before", &trainee.llama)?;
@@ -191,16 +276,15 @@ pub fn train(
     let result = directory
         .path()
         .join(if full { "model" } else { "adapter" });
-    let pad = tokenizer.pad_id();
     let batch_size = recipe.training.batch_size;
     let schedule = Schedule::new(data.train.clone(), batch_size, recipe.seed, steps.n_batches)?;
-    let train_loader = loader(schedule, pad).slice(state.n_batches, steps.n_batches);
+    let train_loader = loader(schedule, padding).slice(state.n_batches, steps.n_batches);
     // Burn wants a validation loader even where there is nothing to validate on.
     let validation = data
         .validation
         .clone()
         .unwrap_or_else(|| data.train[..1].into());
-    let valid_loader = loader(Schedule::sequential(validation, batch_size)?, pad);
+    let valid_loader = loader(Schedule::sequential(validation, batch_size)?, padding);
 
     let rate = recipe.training.learning_rate(steps.total);
     let scheduler = ModuleLrScheduler::new(Stepper {
@@ -214,6 +298,9 @@ pub fn train(
         total_steps: steps.total,
         seed: recipe.seed,
         device: trainee.llama.device(),
+        accelerator,
+        loss_scale,
+        circumstances: circumstances.clone(),
         has_validation: data.validation.is_some(),
         directory: directory.clone(),
         observer: Arc::clone(observer),
@@ -226,18 +313,26 @@ pub fn train(
         renderer,
         interrupter,
         commit,
+        device: traits,
         ..
     } = options;
-    let (llama, outcome) = run_learner(
-        &strategy,
-        learner,
-        train_loader,
-        valid_loader,
-        renderer,
-        interrupter,
-    )?;
+    run_log::write_to(&directory.path().join("experiment.log"))?;
+    let (llama, outcome) = circumstances.guard(|| {
+        run_learner(
+            &strategy,
+            learner,
+            train_loader,
+            valid_loader,
+            renderer,
+            interrupter,
+        )
+    })?;
 
-    let mut summary = Summary::new(recipe, device, &outcome);
+    let mut summary = Summary::new(recipe, device, &outcome, precision);
+    if !traits.name.is_empty() {
+        summary.device = traits.name;
+    }
+    summary.estimated_memory = memory;
     summary.result = result;
     summary.attach_seconds = attach_seconds;
     (summary.n_params, summary.n_trained_params) = (n_params, n_trained_params);
@@ -256,7 +351,7 @@ pub fn train(
 
 impl Summary {
     /// What the loop knows; the caller adds what it measured around it.
-    fn new(recipe: &Recipe, device: &Device, outcome: &Outcome) -> Self {
+    fn new(recipe: &Recipe, device: &Device, outcome: &Outcome, precision: Precision) -> Self {
         let state = &outcome.state;
         let before = state.validation.first().filter(|(step, _)| *step == 0);
         Self {
@@ -276,6 +371,11 @@ impl Summary {
             wall_seconds: 0.0,
             attach_seconds: 0.0,
             peak_memory: peak_resident_bytes(),
+            peak_device_memory: outcome.peak_device_memory,
+            estimated_memory: MemoryEstimate::default(),
+            first_step_seconds: outcome.first_step_seconds,
+            kernel_choices: run_log::n_tuned(),
+            precision,
             n_params: 0,
             n_trained_params: 0,
             device: format!("{:?}", device.clone().inner()),
@@ -323,6 +423,8 @@ pub(crate) fn run_learner(
 ) -> Result<(Llama, Outcome), TrainError> {
     let training = SupervisedTraining::new(strategy.directory.path(), train, valid)
         .with_metric_logger(Quiet)
+        // The log is ours, and so is the panic hook that Burn's would set.
+        .with_application_logger(None)
         .metric_train_numeric(LossMetric::new())
         .metric_valid_numeric(LossMetric::new())
         .metric_train_numeric(LearningRateMetric::new())
@@ -330,7 +432,7 @@ pub(crate) fn run_learner(
         .renderer(renderer.unwrap_or_else(|| Box::new(Quiet)))
         .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
         .num_epochs(1);
-    let result = training.launch(learner);
+    let result = panics::caught(|| training.launch(learner));
     let outcome = strategy
         .outcome
         .lock()
@@ -338,22 +440,78 @@ pub(crate) fn run_learner(
         .take();
     let outcome =
         outcome.unwrap_or_else(|| Err(TrainError::Burn("the loop did not run".to_owned())))?;
+    let result = result.map_err(TrainError::Burn)?;
     if let Some(error) = result.error {
         return Err(TrainError::burn(&error));
     }
     Ok((result.model.llama, outcome))
 }
 
+/// Compares the device with the reference, in the number format of the run.
+fn check_device(
+    device: &Device,
+    reference: &Device,
+    dtype: WeightType,
+    observer: &dyn Observer,
+) -> Result<(), TrainError> {
+    let checking = Instant::now();
+    let findings = Doctor::new(device, reference).quick_check(dtype)?;
+    let worst = findings
+        .iter()
+        .filter_map(|finding| finding.worst)
+        .fold(0.0, f64::max);
+    observer.on(&Event::DeviceChecked {
+        dtype: dtype.name(),
+        worst,
+        seconds: checking.elapsed().as_secs_f64(),
+    });
+    Ok(())
+}
+
+/// The shape of the largest micro-batch: as many rows as there can be, of the
+/// longest length.
+fn largest_batch(samples: &[Sample], batch_size: usize, multiple: usize) -> Load {
+    let rows = batch_size.min(samples.len());
+    let longest = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
+    let trained = |sample: &Sample| sample.trained.iter().filter(|trained| **trained).count();
+    let targets = samples.iter().map(trained).max().unwrap_or(0);
+    Load {
+        rows,
+        seq: longest.next_multiple_of(multiple),
+        targets: (rows * targets).next_multiple_of(multiple),
+        n_params: 0,
+        n_trained_params: 0,
+        n_anchor_params: 0,
+        n_adapted_layers: 0,
+        base: BaseType::Float32,
+        compute: BaseType::Float32,
+    }
+}
+
 fn load_base(
     recipe: &Recipe,
     config: &ModelConfig,
+    precision: &Precision,
     device: &Device,
     observer: &dyn Observer,
 ) -> Result<Llama, TrainError> {
     let loading = Instant::now();
+    let base = WeightType::from(precision.base);
     let llama = match recipe.model.weights {
-        Weights::Checkpoint => load(&recipe.model.path, recipe.model.dtype.into(), device)?.0,
-        Weights::Random => config.init(device),
+        Weights::Checkpoint => load(&recipe.model.path, base, device)?.0,
+        Weights::Random | Weights::Timing => {
+            let random = config.init(device);
+            if base == WeightType::F32 {
+                random
+            } else {
+                random.map(&mut CastTo(base))
+            }
+        }
+    };
+    let llama = if precision.compute == precision.base {
+        llama
+    } else {
+        llama.computing_in(precision.compute.into())
     };
     observer.on(&Event::ModelLoaded {
         path: recipe.model.path.clone(),
@@ -361,6 +519,15 @@ fn load_base(
         seconds: loading.elapsed().as_secs_f64(),
     });
     Ok(llama)
+}
+
+/// Rounds every weight, one after another.
+struct CastTo(WeightType);
+
+impl ModuleMapper for CastTo {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|weight| to_dtype(weight, self.0.into()))
+    }
 }
 
 fn attach_adapter(

@@ -146,7 +146,7 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
         })
         .collect();
     files.sort();
-    if recipe.model.weights == Weights::Random {
+    if recipe.model.weights != Weights::Checkpoint {
         files.clear();
     }
     hash.add(&fs::read(base.join("config.json")).map_err(failed)?);

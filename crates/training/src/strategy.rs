@@ -28,10 +28,13 @@ use crate::{
     Event, Observer, StepReport, TrainError,
     checkpoint::{self, RunState},
     evaluate::evaluate,
+    failure::Circumstances,
     gradients::normalise,
     memory::{device_reserved_bytes, peak_resident_bytes},
+    panics,
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
+    run_log,
     trainee::{StepOutput, Trainee},
 };
 
@@ -48,6 +51,11 @@ pub(crate) struct StepStrategy {
     pub(crate) seed: u64,
     /// The device, with autodiff.
     pub(crate) device: Device,
+    /// Whether the device makes kernels at run time.
+    pub(crate) accelerator: bool,
+    pub(crate) loss_scale: f64,
+    /// What is known if the device fails.
+    pub(crate) circumstances: Circumstances,
     pub(crate) has_validation: bool,
     pub(crate) directory: RunDirectory,
     pub(crate) observer: Arc<dyn Observer>,
@@ -64,6 +72,10 @@ pub(crate) struct Outcome {
     pub(crate) state: RunState,
     pub(crate) last_loss: Option<f64>,
     pub(crate) interrupted: bool,
+    /// The most memory that the device's allocator held at a logged line.
+    pub(crate) peak_device_memory: Option<u64>,
+    /// What the first step took, on a device that makes kernels.
+    pub(crate) first_step_seconds: Option<f64>,
 }
 
 impl SupervisedLearningStrategy<Trainee> for StepStrategy {
@@ -85,8 +97,19 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             unread: Vec::new(),
             last_loss: None,
             last_checkpoint: None,
+            peak_device_memory: None,
+            first_step_seconds: None,
         };
-        let result = run.all_steps(&*train);
+        let result = panics::caught(|| run.all_steps(&*train))
+            .unwrap_or_else(|said| Err(TrainError::Burn(said)))
+            .map_err(|error| {
+                Circumstances {
+                    step: Some(run.state.step + 1),
+                    last_good: run.last_checkpoint.take().map(|(_, path)| path),
+                    ..self.circumstances.clone()
+                }
+                .explain(error)
+            });
         let processor = run.processor;
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         (learner.model(), processor)
@@ -105,6 +128,8 @@ struct Run<'a> {
     unread: Vec<Unread>,
     last_loss: Option<f64>,
     last_checkpoint: Option<(usize, PathBuf)>,
+    peak_device_memory: Option<u64>,
+    first_step_seconds: Option<f64>,
 }
 
 /// A step that the host has not looked at yet.
@@ -131,6 +156,9 @@ impl Run<'_> {
         }
         let mut clock = Instant::now();
         let mut interrupted = false;
+        if strategy.accelerator && self.state.step < total {
+            strategy.observer.on(&Event::ChoosingKernels);
+        }
         while self.state.step < total {
             if let Some(error) = self.interrupter.error() {
                 return Err(TrainError::burn(&error));
@@ -146,6 +174,19 @@ impl Run<'_> {
                 strategy.has_validation && (last || every(training.evaluate_every));
             let log_due = last || every(training.log_every);
             self.step(&mut batches, checkpoint_due)?;
+            if strategy.accelerator && self.first_step_seconds.is_none() {
+                // The one wait outside logged steps: what the kernels cost is to be seen.
+                strategy
+                    .device
+                    .sync()
+                    .map_err(|error| TrainError::burn(&error))?;
+                let seconds = clock.elapsed().as_secs_f64();
+                self.first_step_seconds = Some(seconds);
+                strategy.observer.on(&Event::KernelsChosen {
+                    seconds,
+                    n_tuned: run_log::n_tuned(),
+                });
+            }
 
             if log_due || checkpoint_due || evaluation_due {
                 // Reading the losses waits for the device, so the clock is stopped after it.
@@ -181,6 +222,8 @@ impl Run<'_> {
             state: self.state.clone(),
             last_loss: self.last_loss,
             interrupted,
+            peak_device_memory: self.peak_device_memory,
+            first_step_seconds: self.first_step_seconds,
         })
     }
 
@@ -192,6 +235,8 @@ impl Run<'_> {
     ) -> Result<(), TrainError> {
         let training = &self.strategy.training;
         let step = self.state.step + 1;
+        #[cfg(feature = "test-hooks")]
+        lose_device(step);
         // Dropout is the only thing that draws from the device's generator. Seeded by the step,
         // it is the same in a resumed run.
         self.strategy
@@ -212,7 +257,7 @@ impl Run<'_> {
                 break;
             };
             let batch = batch.map_err(|error| TrainError::burn(&error))?;
-            if batch.n_trained() == 0 {
+            if batch.n_trained == 0 {
                 return Err(TrainError::Mismatch(format!(
                     "the batch of step {step} has no trained tokens: its loss would be 0 / 0"
                 )));
@@ -236,8 +281,9 @@ impl Run<'_> {
 
         let model = self.learner.model();
         let mut grads = accumulator.grads();
+        let divisor = n_trained.max(1) as f64 * self.strategy.loss_scale;
         let norm =
-            normalise(&model, &mut grads, n_trained, training.max_grad_norm).ok_or_else(|| {
+            normalise(&model, &mut grads, divisor, training.max_grad_norm).ok_or_else(|| {
                 TrainError::Burn(
                     "no parameter received a gradient: is everything frozen?".to_owned(),
                 )
@@ -291,6 +337,8 @@ impl Run<'_> {
         let window = std::mem::take(&mut self.state.window);
         let loss = window.loss_sum / window.n_trained.max(1) as f64;
         let learning_rate = self.learner.lr_current();
+        let device_memory = device_reserved_bytes(&self.strategy.device);
+        self.peak_device_memory = self.peak_device_memory.max(device_memory);
         let report = StepReport {
             step: self.state.step,
             loss,
@@ -300,7 +348,7 @@ impl Run<'_> {
             tokens_per_second: window.tokens as f64 / window.seconds.max(1e-9),
             seconds: self.state.seconds,
             peak_memory: peak_resident_bytes(),
-            device_memory: device_reserved_bytes(&self.strategy.device),
+            device_memory,
         };
         self.last_loss = Some(loss);
         self.strategy.directory.log_step(&report)?;
@@ -404,6 +452,16 @@ impl Run<'_> {
     fn report_event(&mut self, event: LearnerEvent<StepOutput>) {
         self.interrupter
             .fail_on_error(self.processor.process_train(event));
+    }
+}
+
+/// Does what a lost device does, at the step that a test names.
+#[cfg(feature = "test-hooks")]
+#[expect(clippy::panic, reason = "so do tensor operations on a lost device")]
+fn lose_device(step: usize) {
+    let at = std::env::var("OLORA_TEST_LOSE_DEVICE_AT").ok();
+    if at.is_some_and(|at| at.parse() == Ok(step)) {
+        panic!("the device is lost (a test asked for it)");
     }
 }
 

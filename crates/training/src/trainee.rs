@@ -12,6 +12,7 @@ use burn::{
         metric::{Adaptor, LossInput},
     },
 };
+use olora_adapter::to_dtype;
 use olora_data::Batch;
 use olora_model::Llama;
 
@@ -23,6 +24,8 @@ pub struct Trainee {
     pub llama: Llama,
     #[module(skip)]
     tap: OptimizerTap,
+    #[module(skip)]
+    loss_scale: f64,
 }
 
 /// `Learner` keeps its optimiser to itself and lends it to
@@ -67,7 +70,17 @@ impl Trainee {
         Self {
             llama,
             tap: OptimizerTap::default(),
+            loss_scale: 1.0,
         }
+    }
+
+    /// Gradients come out this many times too large, for [`normalise`] to
+    /// divide again.
+    ///
+    /// [`normalise`]: crate::gradients::normalise
+    pub(crate) fn with_loss_scale(mut self, loss_scale: f64) -> Self {
+        self.loss_scale = loss_scale;
+        self
     }
 
     pub(crate) fn tap(&self) -> OptimizerTap {
@@ -83,9 +96,14 @@ impl TrainStep for Trainee {
         let loss_sum = loss_sum(&self.llama, &batch);
         let output = StepOutput {
             loss_sum: loss_sum.clone().inner(),
-            n_trained: batch.n_trained(),
+            n_trained: batch.n_trained,
         };
-        TrainOutput::new(self, loss_sum.backward(), output)
+        let scaled = if self.loss_scale == 1.0 {
+            loss_sum
+        } else {
+            loss_sum.mul_scalar(self.loss_scale)
+        };
+        TrainOutput::new(self, scaled.backward(), output)
     }
 
     fn optimize(
@@ -111,7 +129,7 @@ impl InferenceStep for Trainee {
     fn step(&self, batch: Batch) -> StepOutput {
         StepOutput {
             loss_sum: loss_sum(&self.llama, &batch),
-            n_trained: batch.n_trained(),
+            n_trained: batch.n_trained,
         }
     }
 }
@@ -134,14 +152,28 @@ pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     let trained = hidden
         .reshape([rows * seq, width])
         .select(0, host(&batch.positions));
-    let logits = llama.logits(trained);
-    let logits = if logits.dtype() == DType::F32 {
-        logits
-    } else {
-        logits.cast(DType::F32)
-    };
-    let targets = host(&batch.targets).unsqueeze_dim::<2>(1);
-    log_softmax(logits, 1).gather(1, targets).sum().neg()
+    cross_entropy_sum(llama.logits(trained), &batch.targets, batch.n_trained)
+}
+
+/// The cross-entropy summed over the first `n_trained` rows, `[1]`, in f32; the
+/// rows after them are padding.
+///
+/// # Shapes
+///
+/// - logits: `[n, vocab_size]`, any float dtype
+/// - targets: `n` token ids
+pub(crate) fn cross_entropy_sum(logits: Tensor<2>, targets: &[i32], n_trained: usize) -> Tensor<1> {
+    let n = targets.len();
+    let device = logits.device();
+    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets.to_vec(), [n, 1]), &device);
+    let logits = to_dtype(logits, DType::F32);
+    let mut log_likelihoods = log_softmax(logits, 1).gather(1, targets);
+    if n_trained < n {
+        let counts: Vec<f32> = (0..n).map(|i| f32::from(i < n_trained)).collect();
+        let counts = Tensor::from_data(TensorData::new(counts, [n, 1]), (&device, DType::F32));
+        log_likelihoods = log_likelihoods * counts;
+    }
+    log_likelihoods.sum().neg()
 }
 
 impl ItemLazy for StepOutput {

@@ -144,12 +144,16 @@ impl Recipe {
             "the other keys of `[adapter]` have no use with `method = \"none\"`: remove them",
         );
         check(
-            full || self.model.weights == Weights::Checkpoint,
+            full || self.model.weights != Weights::Random,
             "`model.weights = \"random\"` with an adapter would train an adapter on noise: \
-             set `adapter.method = \"none\"`",
+             set `adapter.method = \"none\"`, or `weights = \"timing\"` if only speed is of interest",
         );
         check(
-            !full || self.model.dtype == BaseType::Float32,
+            !full
+                || self
+                    .model
+                    .dtype
+                    .is_none_or(|dtype| dtype == BaseType::Float32),
             "`adapter.method = \"none\"` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
         );
@@ -236,6 +240,15 @@ impl TrainingSection {
         check(
             (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
             "`training.beta1` and `training.beta2` must be at least 0 and below 1",
+        );
+        check(
+            self.pad_to_multiple_of != Some(0),
+            "`training.pad_to_multiple_of` must be at least 1",
+        );
+        check(
+            self.loss_scale
+                .is_none_or(|scale| scale.is_finite() && scale > 0.0),
+            "`training.loss_scale` must be above 0",
         );
         let defaults = TrainingSection::default();
         let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
@@ -393,6 +406,15 @@ mod tests {
             (["output.keep=best", "name=x"], "validation"),
             (["model.weights=random", "name=x"], "noise"),
             (["output.dtype=bfloat16", "name=x"], "output.dtype"),
+            (["training.loss_scale=0", "name=x"], "loss_scale"),
+            (
+                ["training.pad_to_multiple_of=0", "name=x"],
+                "pad_to_multiple_of",
+            ),
+            (
+                ["adapter.method=none", "model.dtype=bfloat16"],
+                "half precision",
+            ),
             (["name=a/b", "seed=1"], "`name`"),
             (
                 ["training.optimizer=sgd", "training.weight_decay=0.1"],

@@ -1,0 +1,188 @@
+//! A tiny LLaMA with adapters, the same on every device: its loss, its
+//! gradients, and its losses in training.
+
+use std::path::Path;
+
+use burn::{
+    lr_scheduler::module_lr_scheduler::ModuleLearningRate,
+    module::{Module, ModuleMapper, Param},
+    optim::{AdamWConfig, ModuleOptimizer},
+    tensor::{Tensor, TensorData},
+    train::TrainStep,
+};
+use olora_adapter::{AdapterConfig, attach};
+use olora_data::{Batch, Padding, Sample};
+use olora_model::{Llama, ModelConfig, WeightType};
+use serde_json::{Map, Value, json};
+
+use super::{Bench, Outputs, inputs::numbers, operations::read};
+use crate::{
+    gradients::{for_each_gradient, normalise},
+    trainee::Trainee,
+};
+
+const VOCAB: u32 = 96;
+
+/// Loss and every adapter gradient for two sequences of unequal length.
+pub(super) fn loss_and_gradients(
+    bench: &Bench,
+    name: &str,
+    length: usize,
+    window: Option<usize>,
+) -> Outputs {
+    let trainee = trainee(bench, window);
+    let step = trainee.step(batch(length));
+    let mut outputs = vec![read("loss", step.item.loss_sum)];
+    // The whole model's fault is in what its backward pass hands over.
+    let factor = if bench.fault == Some(name) { 1.25 } else { 1.0 };
+    for_each_gradient(&trainee, &step.grads, |path, gradient| {
+        outputs.push(read(
+            &format!("gradient of {path}"),
+            gradient.mul_scalar(factor),
+        ));
+    });
+    outputs
+}
+
+/// The losses of `n_steps` steps on one batch.
+pub(super) fn losses(bench: &Bench, name: &str, length: usize, n_steps: usize) -> Outputs {
+    let mut trainee = trainee(bench, None);
+    let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    // Adam forgives a gradient that is too large everywhere; this it does not.
+    let learning_rate = if bench.fault == Some(name) {
+        5e-3
+    } else {
+        4e-3
+    };
+    (0..n_steps)
+        .map(|step| {
+            let batch = batch(length);
+            let n_trained = batch.n_trained;
+            let output = trainee.step(batch);
+            let mut grads = output.grads;
+            normalise(&trainee, &mut grads, n_trained as f64, 1.0);
+            let rate = ModuleLearningRate::from(learning_rate);
+            trainee = trainee.clone().optimize(&mut optimizer, rate, grads);
+            read(&format!("loss {step}"), output.item.loss_sum)
+        })
+        .collect()
+}
+
+/// Two rows, the second about half as long, prompts masked, padded to a
+/// multiple of 16.
+fn batch(length: usize) -> Batch {
+    let sample = |name: &str, length: usize| {
+        let tokens: Vec<u32> = numbers(name, length + 1, 1.0)
+            .iter()
+            .map(|x| ((x + 1.0) * 64.0) as u32 % VOCAB)
+            .collect();
+        let trained = (0..=length).map(|i| i > length / 4).collect();
+        Sample { tokens, trained }
+    };
+    let samples = [
+        sample("long row", length),
+        sample("short row", length / 2 + 1),
+    ];
+    Batch::from_samples(
+        &samples,
+        Padding {
+            id: 0,
+            multiple: 16,
+        },
+    )
+}
+
+fn trainee(bench: &Bench, window: Option<usize>) -> Trainee {
+    #[expect(
+        clippy::expect_used,
+        reason = "the configuration is a constant, held by the tests; device failures are caught \
+                  by whoever runs an operation"
+    )]
+    let llama = build(bench, window).expect("the doctor's model can be built");
+    Module::train(Trainee::new(llama))
+}
+
+fn build(bench: &Bench, window: Option<usize>) -> Result<Llama, crate::TrainError> {
+    let llama = config(window)?.init(bench.device).map(&mut Fill {
+        path: Vec::new(),
+        dtype: bench.dtype,
+        factors: false,
+    });
+    let config = AdapterConfig {
+        rank: 8,
+        alpha: 12.0,
+        exclude: vec!["lm_head".to_owned()],
+        ..AdapterConfig::default()
+    };
+    let adapted = attach(llama, &config, 0, &mut |_, _| {})?;
+    Ok(adapted.map(&mut Fill {
+        path: Vec::new(),
+        dtype: WeightType::F32,
+        factors: true,
+    }))
+}
+
+/// Mistral's layout has the window; without one it is LLaMA's.
+fn config(window: Option<usize>) -> Result<ModelConfig, olora_model::ModelError> {
+    let json = json!({
+        "model_type": "mistral", "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 96, "vocab_size": VOCAB, "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "sliding_window": window,
+        "rope_parameters": { "rope_theta": 10000.0, "rope_type": "default" },
+    });
+    let json: Map<String, Value> = match json {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    ModelConfig::from_json(json, Path::new("the doctor's model"))
+}
+
+/// Fills the weights, or the factors, with numbers that their paths decide.
+struct Fill {
+    path: Vec<String>,
+    dtype: WeightType,
+    factors: bool,
+}
+
+impl ModuleMapper for Fill {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        if path.contains(".low_rank.") != self.factors {
+            return param;
+        }
+        // The trained factors differ from where they started, so that the update is not zero.
+        let size = if D == 1 {
+            1.0
+        } else if path.contains("embed_tokens") {
+            0.5
+        } else {
+            // Small enough that attention is not all on one token, where rounding is amplified.
+            0.125
+        };
+        let dtype = self.dtype;
+        param.map(|old| {
+            let shape = old.shape();
+            let mut values = numbers(&path, shape.num_elements(), size);
+            if D == 1 {
+                // Norm weights near 1: 7 bits still hold them.
+                for value in &mut values {
+                    *value = 1.0 + *value / 4.0;
+                    *value = (*value * 64.0).round() / 64.0;
+                }
+            }
+            Tensor::from_data(
+                TensorData::new(values, shape),
+                (&old.device(), dtype.into()),
+            )
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Which number formats a model is held in and computes in.
+
+use burn::tensor::{DType, Device};
+use olora_model::{ModelConfig, WeightType};
+use serde::Serialize;
+
+use crate::{
+    Recipe, TrainError,
+    recipe::{AdapterMethod, BaseType},
+};
+
+/// The number formats of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Precision {
+    /// Of the base weights.
+    pub base: BaseType,
+    /// Of activations and matrix products.
+    pub compute: BaseType,
+    /// What was asked for and could not be had, if the recipe allows that.
+    pub fallback: Option<String>,
+}
+
+/// The number format for a checkpoint that is stored as `stored`, on `device`.
+///
+/// Asked for nothing, the CPU gets float32, which it computes fastest in; an
+/// `accelerator` gets bfloat16 for a half-precision checkpoint where it can,
+/// also for one stored in float16, whose small range is no safe place for
+/// gradients.
+///
+/// # Errors
+///
+/// [`TrainError::Precision`] if `requested` is not among what the device
+/// computes in.
+pub fn choose_dtype(
+    requested: Option<WeightType>,
+    stored: Option<WeightType>,
+    device: &Device,
+    accelerator: bool,
+) -> Result<WeightType, TrainError> {
+    let can = |dtype: WeightType| device.supports_dtype(DType::from(dtype));
+    if let Some(dtype) = requested {
+        return if can(dtype) {
+            Ok(dtype)
+        } else {
+            Err(TrainError::Precision {
+                wanted: dtype.name(),
+                offered: [WeightType::F32, WeightType::Bf16, WeightType::F16]
+                    .into_iter()
+                    .filter(|&dtype| can(dtype))
+                    .map(WeightType::name)
+                    .collect(),
+            })
+        };
+    }
+    let half = matches!(stored, Some(WeightType::Bf16 | WeightType::F16));
+    Ok(if accelerator && half && can(WeightType::Bf16) {
+        WeightType::Bf16
+    } else {
+        WeightType::F32
+    })
+}
+
+impl Recipe {
+    /// The recipe with everything decided that depends on the device and the
+    /// checkpoint, as it is written to the run directory.
+    pub(crate) fn resolved(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        accelerator: bool,
+    ) -> Result<(Self, Precision), TrainError> {
+        let mut fallback = None;
+        let mut choose = |requested: Option<BaseType>, stored| {
+            let requested = requested.map(WeightType::from);
+            match choose_dtype(requested, stored, device, accelerator) {
+                Err(TrainError::Precision { wanted, .. }) if self.model.dtype_fallback => {
+                    fallback = Some(format!(
+                        "this device does not compute in {wanted}; float32 is used in its place"
+                    ));
+                    Ok(WeightType::F32)
+                }
+                other => other,
+            }
+        };
+        let full = self.adapter.method == AdapterMethod::None;
+        let stored = if full { None } else { config.stored_dtype() };
+        let base = choose(self.model.dtype, stored)?;
+        let compute = choose(self.model.compute_dtype, Some(base))?;
+        // Left out, the compute format is the base's own, on the CPU too.
+        let compute = if self.model.compute_dtype.is_some() {
+            compute
+        } else {
+            base
+        };
+        let mut recipe = self.clone();
+        recipe.model.dtype = Some(base.into());
+        recipe.model.compute_dtype = Some(compute.into());
+        let training = &mut recipe.training;
+        training
+            .pad_to_multiple_of
+            .get_or_insert(if accelerator { 64 } else { 1 });
+        training
+            .loss_scale
+            .get_or_insert(if compute == WeightType::F16 {
+                1024.0
+            } else {
+                1.0
+            });
+        let precision = Precision {
+            base: base.into(),
+            compute: compute.into(),
+            fallback,
+        };
+        Ok((recipe, precision))
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |dtype: BaseType| WeightType::from(dtype).name();
+        write!(f, "{} weights", name(self.base))?;
+        if self.compute != self.base {
+            write!(f, ", computing in {}", name(self.compute))?;
+        }
+        if let Some(fallback) = &self.fallback {
+            write!(f, " ({fallback})")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<WeightType> for BaseType {
+    fn from(dtype: WeightType) -> Self {
+        match dtype {
+            WeightType::F32 => Self::Float32,
+            WeightType::Bf16 => Self::Bfloat16,
+            WeightType::F16 => Self::Float16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_follows_from_checkpoint_and_device() {
+        let device = Device::flex();
+        let choose = |requested, stored, accelerator| {
+            choose_dtype(requested, stored, &device, accelerator).unwrap()
+        };
+        use WeightType::{Bf16, F16, F32};
+        assert_eq!(choose(None, Some(Bf16), false), F32);
+        assert_eq!(choose(None, Some(Bf16), true), Bf16);
+        assert_eq!(choose(None, Some(F16), true), Bf16);
+        assert_eq!(choose(None, Some(F32), true), F32);
+        assert_eq!(choose(None, None, true), F32);
+        assert_eq!(choose(Some(F16), Some(Bf16), false), F16);
+    }
+}
