@@ -217,9 +217,12 @@ fn short(report: &StepReport) -> String {
 }
 
 fn long(report: &StepReport) -> String {
-    let memory = report
-        .peak_memory
-        .map_or_else(String::new, |bytes| format!(" | peak {}", size(bytes)));
+    // Where the work is on a device, so is the memory that counts.
+    let memory = match (report.device_memory, report.peak_memory) {
+        (Some(bytes), _) => format!(" | device {}", size(bytes)),
+        (None, Some(bytes)) => format!(" | peak {}", size(bytes)),
+        (None, None) => String::new(),
+    };
     format!(
         "loss {:.4} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{memory}",
         report.loss, report.learning_rate, report.grad_norm, report.tokens_per_second
@@ -242,6 +245,13 @@ pub(crate) fn finished(summary: &Summary) -> String {
     );
     if let Some(bytes) = summary.peak_memory {
         text = format!("{text}, peak {}", size(bytes));
+    }
+    if let Some(bytes) = summary.peak_device_memory {
+        text = format!(
+            "{text}, on the device {} (estimated {})",
+            size(bytes),
+            size(summary.estimated_memory.total())
+        );
     }
     if let (Some(before), Some(after)) = (summary.validation_loss_before, summary.validation_loss) {
         text = format!("{text}\nvalidation loss: {before:.4} before, {after:.4} after");

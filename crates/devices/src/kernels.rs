@@ -18,6 +18,8 @@ use crate::{DeviceError, KernelOptions};
 /// `cubecl.toml` of the user and the environment's `BURN_…` and `CUBECL_…` are
 /// read first and hold in everything that is not asked for here.
 pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
+    #[cfg(feature = "_wgpu")]
+    quieten_mesa();
     let mut cubecl = CubeClRuntimeConfig::from_current_dir().override_from_env();
     if matches!(cubecl.environment.path, CacheConfig::Target) {
         // By default choices would be kept below whatever Cargo.toml is near.
@@ -36,6 +38,18 @@ pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
         }
     }
     Ok(())
+}
+
+/// Looking for GPUs asks EGL too, and without this variable Mesa's prints an
+/// error at each question, as on any machine that nobody is logged in to.
+#[cfg(feature = "_wgpu")]
+fn quieten_mesa() {
+    const DIRECTORY: &str = "XDG_RUNTIME_DIR";
+    if cfg!(target_os = "linux") && std::env::var_os(DIRECTORY).is_none() {
+        // SAFETY: nothing else may read the environment meanwhile, which is what `prepare` asks
+        // of its caller: it comes before anything else, and before other threads.
+        unsafe { std::env::set_var(DIRECTORY, std::env::temp_dir()) };
+    }
 }
 
 /// Keeps the device's choices in a file of their own: CubeCL tells devices

@@ -159,7 +159,8 @@ pub fn reference() -> Option<Device> {
 }
 
 /// Sets how kernels are made. Call it before anything else of this crate or of
-/// Burn: what is set is read once.
+/// Burn, and before other threads are started: what is set is read once, and
+/// some of it is set in the environment.
 ///
 /// # Errors
 ///
