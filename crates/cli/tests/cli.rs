@@ -379,3 +379,89 @@ fn evaluate_refuses_a_tokenizer_larger_than_the_embedding() {
         "{text}"
     );
 }
+
+#[test]
+fn the_doctor_finds_the_cpu_right() {
+    let output = olora(&["doctor", "--device", "cpu", "--lengths", "7,33"]);
+    let table = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{table}{}", stderr(&output));
+    for (operation, dtype) in [
+        ("attention, window", "float32"),
+        ("cast", "bfloat16"),
+        ("training", "float16"),
+    ] {
+        let line = table
+            .lines()
+            .find(|line| line.contains(operation) && line.contains(dtype))
+            .unwrap_or_else(|| panic!("{operation} in {dtype}: {table}"));
+        assert!(line.trim_end().ends_with("right"), "{line}");
+    }
+    assert!(
+        table.contains("cpu computes what the CPU computes"),
+        "{table}"
+    );
+
+    let json = olora(&["doctor", "--device", "cpu", "--lengths", "7", "--json"]);
+    let reports: Value = serde_json::from_str(&stdout(&json)).unwrap();
+    assert_eq!(reports[0]["device"], "cpu");
+    assert_eq!(reports[0]["good"], true);
+}
+
+#[test]
+fn options_that_a_device_has_no_use_for_are_refused() {
+    let cases = [
+        (
+            &["doctor", "--device", "tpu"][..],
+            "there is no device `tpu`",
+        ),
+        (&["doctor", "--lengths", "0"], "at least 1"),
+        (
+            &[
+                "generate",
+                "--model",
+                "recipes/quickstart/base",
+                "--prompt",
+                "x",
+                "--no-fusion",
+            ],
+            "--no-fusion has no use with `cpu`",
+        ),
+        (
+            &[
+                "generate",
+                "--model",
+                "recipes/quickstart/base",
+                "--prompt",
+                "x",
+                "--no-autotune",
+            ],
+            "--no-autotune has no use with `cpu`",
+        ),
+        (
+            &["inspect", "model", "recipes/quickstart/base", "--no-fusion"],
+            "`inspect` uses no device",
+        ),
+        (
+            &["train", "recipes/quickstart.toml", "--no-check"],
+            "--no-check has no use on the CPU",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let text = refused(&olora(arguments), 2);
+        assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn devices_are_described_for_scripts_too() {
+    let output = olora(&["devices", "--json"]);
+    let backends: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let cpu = &backends[0];
+    assert_eq!(
+        (&cpu["backend"], &cpu["compiled_in"]),
+        (&"cpu".into(), &true.into())
+    );
+    let dtypes = cpu["devices"][0]["dtypes"].as_array().unwrap();
+    assert_eq!(dtypes.len(), 3);
+    assert_eq!(cpu["devices"][0]["accelerator"], false);
+}

@@ -17,7 +17,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Output,
 };
 
 use assert_cmd::Command;

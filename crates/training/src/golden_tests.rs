@@ -151,7 +151,6 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
         seed: 0,
         device: trainee.llama.device(),
         accelerator: false,
-        loss_scale: 1.0,
         circumstances: Circumstances::default(),
         has_validation: false,
         directory: RunDirectory::create(&recipe).unwrap(),

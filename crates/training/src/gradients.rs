@@ -6,8 +6,8 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-/// Divides the summed gradients by `divisor`, the number of trained tokens times
-/// the loss scale, and scales them down to a global norm of at most `max_norm` (0 leaves them alone), as
+/// Divides the summed gradients by the number of trained tokens and scales
+/// them down to a global norm of at most `max_norm` (0 leaves them alone), as
 /// `torch.nn.utils.clip_grad_norm_` does. Burn's own clipping takes each
 /// tensor by its own norm.
 ///
@@ -16,7 +16,7 @@ use burn::{
 pub(crate) fn normalise<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
-    divisor: f64,
+    n_trained: usize,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = Squares {
@@ -28,7 +28,7 @@ pub(crate) fn normalise<M: Module>(
     if squares.is_empty() {
         return None;
     }
-    let mean = 1.0 / divisor;
+    let mean = 1.0 / n_trained.max(1) as f64;
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
     let factor = if max_norm > 0.0 {
         let clip = norm

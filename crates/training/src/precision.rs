@@ -95,17 +95,10 @@ impl Recipe {
         let mut recipe = self.clone();
         recipe.model.dtype = Some(base.into());
         recipe.model.compute_dtype = Some(compute.into());
-        let training = &mut recipe.training;
-        training
+        recipe
+            .training
             .pad_to_multiple_of
             .get_or_insert(if accelerator { 64 } else { 1 });
-        training
-            .loss_scale
-            .get_or_insert(if compute == WeightType::F16 {
-                1024.0
-            } else {
-                1.0
-            });
         let precision = Precision {
             base: base.into(),
             compute: compute.into(),

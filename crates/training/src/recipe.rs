@@ -290,11 +290,6 @@ pub struct TrainingSection {
     /// 64 on a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to_multiple_of: Option<usize>,
-    /// The loss is multiplied by this before the backward pass and the
-    /// gradients are divided by it after, so that those of float16 do not
-    /// vanish. If not given: 1024 when computing in float16, 1 otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<f64>,
 }
 
 impl Default for TrainingSection {
@@ -319,7 +314,6 @@ impl Default for TrainingSection {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             pad_to_multiple_of: None,
-            loss_scale: None,
         }
     }
 }

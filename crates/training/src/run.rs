@@ -218,8 +218,7 @@ fn run_recipe(
     drop(factors);
     let n_params = llama.num_params() - n_anchor_params;
 
-    let loss_scale = recipe.training.loss_scale.unwrap_or(1.0);
-    let mut trainee = Module::train(Trainee::new(llama)).with_loss_scale(loss_scale);
+    let mut trainee = Module::train(Trainee::new(llama));
     let n_trained_params = num_trained_params(&trainee);
     let steps = Steps::new(&recipe.training, &data.train)?;
     let fingerprint = fingerprint(&data, recipe)?;
@@ -299,7 +298,6 @@ fn run_recipe(
         seed: recipe.seed,
         device: trainee.llama.device(),
         accelerator,
-        loss_scale,
         circumstances: circumstances.clone(),
         has_validation: data.validation.is_some(),
         directory: directory.clone(),

@@ -53,7 +53,6 @@ pub(crate) struct StepStrategy {
     pub(crate) device: Device,
     /// Whether the device makes kernels at run time.
     pub(crate) accelerator: bool,
-    pub(crate) loss_scale: f64,
     /// What is known if the device fails.
     pub(crate) circumstances: Circumstances,
     pub(crate) has_validation: bool,
@@ -281,9 +280,8 @@ impl Run<'_> {
 
         let model = self.learner.model();
         let mut grads = accumulator.grads();
-        let divisor = n_trained.max(1) as f64 * self.strategy.loss_scale;
         let norm =
-            normalise(&model, &mut grads, divisor, training.max_grad_norm).ok_or_else(|| {
+            normalise(&model, &mut grads, n_trained, training.max_grad_norm).ok_or_else(|| {
                 TrainError::Burn(
                     "no parameter received a gradient: is everything frozen?".to_owned(),
                 )

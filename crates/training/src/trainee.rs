@@ -24,8 +24,6 @@ pub struct Trainee {
     pub llama: Llama,
     #[module(skip)]
     tap: OptimizerTap,
-    #[module(skip)]
-    loss_scale: f64,
 }
 
 /// `Learner` keeps its optimiser to itself and lends it to
@@ -70,17 +68,7 @@ impl Trainee {
         Self {
             llama,
             tap: OptimizerTap::default(),
-            loss_scale: 1.0,
         }
-    }
-
-    /// Gradients come out this many times too large, for [`normalise`] to
-    /// divide again.
-    ///
-    /// [`normalise`]: crate::gradients::normalise
-    pub(crate) fn with_loss_scale(mut self, loss_scale: f64) -> Self {
-        self.loss_scale = loss_scale;
-        self
     }
 
     pub(crate) fn tap(&self) -> OptimizerTap {
@@ -98,12 +86,7 @@ impl TrainStep for Trainee {
             loss_sum: loss_sum.clone().inner(),
             n_trained: batch.n_trained,
         };
-        let scaled = if self.loss_scale == 1.0 {
-            loss_sum
-        } else {
-            loss_sum.mul_scalar(self.loss_scale)
-        };
-        TrainOutput::new(self, scaled.backward(), output)
+        TrainOutput::new(self, loss_sum.backward(), output)
     }
 
     fn optimize(
@@ -137,7 +120,9 @@ impl InferenceStep for Trainee {
 /// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
 ///
 /// A sum, not a mean: whoever accumulates adds sums and counts and divides
-/// once, so that micro-batches of unequal length weigh as they should. The
+/// once, so that micro-batches of unequal length weigh as they should. It also
+/// keeps gradients large enough for float16, which needs no other loss scale
+/// (measured: BENCHMARKS.md, "Half precision"). The
 /// vocabulary projection is computed at trained positions only.
 pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     let device: Device = llama.device();

@@ -503,3 +503,99 @@ fn a_damaged_checkpoint_is_refused_by_name() {
         "{error}"
     );
 }
+
+/// Losses of two runs, step by step, as relative differences.
+fn differences(left: &Losses, right: &Losses) -> Vec<f64> {
+    assert_eq!(left.len(), right.len());
+    left.iter()
+        .zip(right)
+        .map(|((_, left), (_, right))| (left - right).abs() / right)
+        .collect()
+}
+
+#[test]
+fn padding_to_a_multiple_changes_no_loss() {
+    let out = tempfile::tempdir().unwrap();
+    let losses = |name: &str, multiple: &str| {
+        let settings = ["training.max_steps=8", multiple];
+        let (summary, losses) = run(&recipe(out.path(), name, &settings), false, None);
+        summary.unwrap();
+        losses
+    };
+    let plain = losses("plain", "training.pad_to_multiple_of=1");
+    let padded = losses("padded", "training.pad_to_multiple_of=32");
+    let worst = differences(&padded, &plain).into_iter().fold(0.0, f64::max);
+    // Sums over longer rows are added in another order, and that is all.
+    assert!(worst < 1e-4, "{worst}: {plain:?} {padded:?}");
+}
+
+#[test]
+fn half_precision_computing_is_asked_for_and_written_down() {
+    let out = tempfile::tempdir().unwrap();
+    let losses = |name: &str, settings: &[&str]| {
+        let settings: Vec<_> = ["training.max_steps=5"]
+            .into_iter()
+            .chain(settings.iter().copied())
+            .collect();
+        let (summary, losses) = run(&recipe(out.path(), name, &settings), false, None);
+        (summary.unwrap(), losses)
+    };
+    let (_, full) = losses("full", &[]);
+    for compute in ["bfloat16", "float16"] {
+        let setting = format!("model.compute_dtype={compute}");
+        let (summary, half) = losses(compute, &[&setting]);
+        assert_eq!(
+            summary.precision.to_string(),
+            format!("float32 weights, computing in {compute}")
+        );
+        let text = fs::read_to_string(out.path().join(compute).join("recipe.toml")).unwrap();
+        assert!(text.contains("dtype = \"float32\""), "{text}");
+        assert!(
+            text.contains(&format!("compute_dtype = \"{compute}\"")),
+            "{text}"
+        );
+        let differences = differences(&half, &full);
+        let worst = differences.iter().copied().fold(0.0, f64::max);
+        assert!(worst > 0.0 && worst < 0.03, "{compute}: {worst}");
+    }
+}
+
+#[test]
+fn weights_for_timing_take_an_adapter() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = [
+        "training.max_steps=2",
+        "model.weights=timing",
+        "model.dtype=bfloat16",
+    ];
+    let (summary, losses) = run(&recipe(out.path(), "timing", &settings), false, None);
+    let summary = summary.unwrap();
+    assert_eq!(summary.precision.to_string(), "bfloat16 weights");
+    // Near the logarithm of the vocabulary, as random weights have it.
+    assert!((losses[0].1 - 1024_f64.ln()).abs() < 0.3, "{losses:?}");
+}
+
+#[test]
+fn a_reference_is_compared_with_before_the_first_step() {
+    struct Checked(Mutex<Vec<f64>>);
+    impl Observer for Checked {
+        fn on(&self, event: &Event) {
+            if let Event::DeviceChecked { worst, .. } = event {
+                self.0.lock().unwrap().push(*worst);
+            }
+        }
+    }
+    let _alone = GENERATOR
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let out = tempfile::tempdir().unwrap();
+    let checked = Arc::new(Checked(Mutex::default()));
+    let observer: Arc<dyn Observer> = checked.clone();
+    let options = TrainOptions {
+        reference: Some(Device::flex()),
+        ..TrainOptions::default()
+    };
+    let recipe = recipe(out.path(), "checked", &["training.max_steps=1"]);
+    train(&recipe, &Device::flex(), options, &observer).unwrap();
+    assert_eq!(*checked.0.lock().unwrap(), [0.0]);
+}

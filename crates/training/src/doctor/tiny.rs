@@ -60,7 +60,7 @@ pub(super) fn losses(bench: &Bench, name: &str, length: usize, n_steps: usize) -
             let n_trained = batch.n_trained;
             let output = trainee.step(batch);
             let mut grads = output.grads;
-            normalise(&trainee, &mut grads, n_trained as f64, 1.0);
+            normalise(&trainee, &mut grads, n_trained, 1.0);
             let rate = ModuleLearningRate::from(learning_rate);
             trainee = trainee.clone().optimize(&mut optimizer, rate, grads);
             read(&format!("loss {step}"), output.item.loss_sum)

@@ -245,11 +245,6 @@ impl TrainingSection {
             self.pad_to_multiple_of != Some(0),
             "`training.pad_to_multiple_of` must be at least 1",
         );
-        check(
-            self.loss_scale
-                .is_none_or(|scale| scale.is_finite() && scale > 0.0),
-            "`training.loss_scale` must be above 0",
-        );
         let defaults = TrainingSection::default();
         let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
         check(
@@ -406,7 +401,6 @@ mod tests {
             (["output.keep=best", "name=x"], "validation"),
             (["model.weights=random", "name=x"], "noise"),
             (["output.dtype=bfloat16", "name=x"], "output.dtype"),
-            (["training.loss_scale=0", "name=x"], "loss_scale"),
             (
                 ["training.pad_to_multiple_of=0", "name=x"],
                 "pad_to_multiple_of",
