@@ -1,16 +1,17 @@
 //! Like `attach`, but on a whole language model, by a recipe: what
-//! `olora train` does, with the events in your hands.
+//! `olora train` does, with the events in your hands, on a device by name.
 //!
 //! ```text
 //! cargo run --release -p olora-examples --example finetune
+//! cargo run --release -p olora-examples --features wgpu --example finetune -- wgpu
 //! ```
 
 #![allow(clippy::print_stdout, reason = "an example shows its results")]
 
 use std::{path::Path, sync::Arc};
 
-use burn::tensor::Device;
-use olora_training::{Event, Observer, Recipe, TrainOptions, train};
+use olora_devices::{KernelOptions, Opened};
+use olora_training::{DeviceTraits, Event, Observer, Recipe, TrainOptions, train};
 
 struct Printer;
 
@@ -30,12 +31,22 @@ fn main() -> anyhow::Result<()> {
     let overrides = ["name=example-finetune", "training.epochs=1"].map(str::to_owned);
     let recipe = Recipe::load(Path::new("recipes/quickstart.toml"), &overrides)?;
     let observer: Arc<dyn Observer> = Arc::new(Printer);
-    let summary = train(
-        &recipe,
-        &Device::default(),
-        TrainOptions::default(),
-        &observer,
-    )?;
+
+    let kernels = KernelOptions::default();
+    olora_devices::prepare(kernels)?;
+    let name = std::env::args().nth(1).unwrap_or_else(|| "cpu".to_owned());
+    let Opened { device, details } = olora_devices::open(&name, kernels)?;
+    let options = TrainOptions {
+        // With a CPU to compare with, a device whose gradients are wrong is refused.
+        reference: olora_devices::reference().filter(|_| details.accelerator),
+        device: DeviceTraits {
+            name: details.name,
+            accelerator: details.accelerator,
+            memory: details.memory,
+        },
+        ..TrainOptions::default()
+    };
+    let summary = train(&recipe, &device, options, &observer)?;
     println!("the adapter is in {}", summary.result.display());
     Ok(())
 }

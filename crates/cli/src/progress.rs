@@ -48,6 +48,10 @@ impl Display {
 }
 
 impl Observer for Display {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm after another, each a sentence"
+    )]
     fn on(&self, event: &Event) {
         if self.quiet {
             return;

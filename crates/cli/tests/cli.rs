@@ -397,7 +397,7 @@ fn the_doctor_finds_the_cpu_right() {
         assert!(line.trim_end().ends_with("right"), "{line}");
     }
     assert!(
-        table.contains("cpu computes what the CPU computes"),
+        table.contains("its half precision rounds as expected"),
         "{table}"
     );
 

@@ -49,6 +49,10 @@ pub struct Opened {
 
 /// What a device is and can do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the device"
+)]
 pub struct Details {
     /// As `--device` takes it.
     pub device: String,

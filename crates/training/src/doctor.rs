@@ -122,6 +122,7 @@ impl Kind {
 
 /// An operation: its name, what kind it is, in which formats and at which
 /// length it is run, and how.
+#[derive(Debug)]
 struct Operation {
     name: &'static str,
     kind: Kind,
@@ -148,6 +149,25 @@ impl Formats {
             Self::Full => dtype == WeightType::F32,
             Self::Half => dtype != WeightType::F32,
         }
+    }
+}
+
+/// Something to examine.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    operation: &'static Operation,
+    dtype: WeightType,
+}
+
+impl Case {
+    /// The operation's name.
+    pub fn operation(&self) -> &'static str {
+        self.operation.name
+    }
+
+    /// The number format's name.
+    pub fn dtype(&self) -> &'static str {
+        self.dtype.name()
     }
 }
 
@@ -203,34 +223,23 @@ impl Doctor {
             .collect()
     }
 
-    /// How many findings [`examine`](Self::examine) makes.
-    pub fn n_findings(&self) -> usize {
-        self.cases().len()
-    }
-
-    fn cases(&self) -> Vec<(&'static Operation, WeightType)> {
+    /// Everything there is to examine: each operation in each number format
+    /// that the device offers and in which it is different.
+    pub fn cases(&self) -> Vec<Case> {
         self.dtypes()
             .into_iter()
             .flat_map(|dtype| {
                 operations::ALL
                     .iter()
-                    .map(move |operation| (operation, dtype))
+                    .map(move |operation| Case { operation, dtype })
             })
-            .filter(|(operation, dtype)| operation.formats.has(*dtype))
+            .filter(|case| case.operation.formats.has(case.dtype))
             .collect()
     }
 
-    /// Every operation in every number format that the device offers.
-    /// `on_start` hears what is about to run, `on_finding` what came of it.
-    pub fn examine(
-        &self,
-        mut on_start: impl FnMut(&str, &str),
-        mut on_finding: impl FnMut(Finding),
-    ) {
-        for (operation, dtype) in self.cases() {
-            on_start(operation.name, dtype.name());
-            on_finding(self.compare(operation, dtype));
-        }
+    /// Runs one operation on the device and on the reference.
+    pub fn examine(&self, case: Case) -> Finding {
+        self.compare(case.operation, case.dtype)
     }
 
     /// The short form, in a second or two: a tiny model in `dtype`, its loss,
@@ -374,18 +383,10 @@ mod tests {
         Doctor::new(&device, &device)
     }
 
-    fn examine(doctor: &Doctor) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        doctor.examine(|_, _| (), |finding| findings.push(finding));
-        findings
-    }
-
     #[test]
     fn the_cpu_agrees_with_itself_exactly_and_its_half_precision_within_bounds() {
-        let findings = examine(&cpu());
-        assert_eq!(findings.len(), cpu().n_findings());
-        for finding in &findings {
-            println!("{finding}");
+        for case in cpu().cases() {
+            let finding = cpu().examine(case);
             assert!(finding.verdict.is_good(), "{finding}");
             let worst = finding.worst.unwrap();
             if finding.dtype == "float32" {

@@ -32,7 +32,7 @@ mod sampler;
 mod strategy;
 mod trainee;
 
-pub use doctor::{Doctor, Finding, LENGTHS, Verdict};
+pub use doctor::{Case, Doctor, Finding, LENGTHS, Verdict};
 pub use error::TrainError;
 pub use estimate::{MemoryEstimate, size};
 pub use evaluate::{Evaluation, evaluate};

@@ -50,7 +50,7 @@ pub(super) fn tensor<const D: usize>(
 }
 
 /// `n` multiples of `size / 64` between `-size` and `size`: with a `size` that
-/// is a power of two, seven bits, which bf16 and f16 hold exactly. SplitMix64
+/// is a power of two, seven bits, which bf16 and f16 hold exactly. `SplitMix64`
 /// (Steele, Lea, Flood 2014), seeded by the name's 64-bit FNV-1a hash.
 pub(super) fn numbers(name: &str, n: usize, size: f32) -> Vec<f32> {
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -31,11 +31,9 @@ const fn operation(name: &'static str, run: fn(&Bench, usize) -> Outputs) -> Ope
     }
 }
 
-const fn only(formats: Formats, operation: Operation) -> Operation {
-    Operation {
-        formats,
-        ..operation
-    }
+const fn only(formats: Formats, mut operation: Operation) -> Operation {
+    operation.formats = formats;
+    operation
 }
 
 const fn whole(
