@@ -43,6 +43,7 @@ fn main() -> anyhow::Result<()> {
             name: details.name,
             accelerator: details.accelerator,
             memory: details.memory,
+            autotune: details.autotune,
         },
         ..TrainOptions::default()
     };

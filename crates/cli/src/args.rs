@@ -42,7 +42,7 @@ pub(crate) struct KernelArgs {
     #[arg(long, global = true)]
     pub(crate) no_fusion: bool,
     /// Take the first kernel that works instead of measuring which is fastest; the default on
-    /// software rasterisers
+    /// software rasterisers. (Reductions fused with what is broadcast from them are measured still)
     #[arg(long, global = true)]
     pub(crate) no_autotune: bool,
     /// Measure which kernel is fastest on a software rasteriser too

@@ -15,11 +15,11 @@ use burn::train::{
     renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{DataOptions, Message, Schedule, Tokenizer, load_samples, loader};
-use olora_devices::{KernelOptions, Opened};
+use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
+use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Llama, ModelConfig, Sampling, WeightType};
 use olora_training::{
-    DeviceTraits, Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt,
+    Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
     stop_ids,
 };
 use serde_json::json;
@@ -42,7 +42,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
             .map(|device| format!("device=\"{device}\"")),
     );
     let recipe = Recipe::load(&args.recipe, &overrides)?;
-    let Opened { device, details } = olora_devices::open(&recipe.device, kernels)?;
+    let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
     let reference = if details.accelerator && !args.no_check {
         Some(olora_devices::reference().ok_or_else(|| {
@@ -81,11 +81,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         interrupter,
         renderer,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
-        device: DeviceTraits {
-            name: devices::describe(&details),
-            accelerator: details.accelerator,
-            memory: details.memory,
-        },
+        device: devices::traits(&details),
         reference,
     };
     let summary = olora_training::train(&recipe, &device, options, &observer)?;
@@ -111,9 +107,17 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     check_samples(&data.samples, &loaded.config, &loaded.tokenizer)?;
     say(&data.report.to_string());
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
-    let batches = loader(schedule, loaded.tokenizer.pad_id());
+    let padding = Padding {
+        id: loaded.tokenizer.pad_id(),
+        multiple: padding_multiple(loaded.details.accelerator),
+    };
+    let batches = loader(schedule, padding);
     let began = Instant::now();
-    let evaluation = olora_training::evaluate(&loaded.llama, &*batches)?;
+    let advice =
+        "Lower --batch-size or --max-length, or hold the weights in half precision (--dtype)";
+    let evaluation = devices::guarded(&loaded.details, advice, || {
+        Ok(olora_training::evaluate(&loaded.llama, &*batches)?)
+    })?;
     let seconds = began.elapsed().as_secs_f64();
     let mut out = std::io::stdout();
     if args.json {
@@ -155,16 +159,19 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
         ));
     }
     let loaded = Loaded::new(&args.model, kernels)?;
-    if let Some(prompt) = &args.prompt {
+    let advice = "Lower --max-new-tokens, or hold the weights in half precision (--dtype)";
+    devices::guarded(&loaded.details, advice, || {
+        let Some(prompt) = &args.prompt else {
+            return chat(&loaded, args, &sampling);
+        };
         let ids = if args.raw {
             loaded.tokenizer.encode(prompt, true)?
         } else {
             encode_prompt(&loaded.tokenizer, prompt)?
         };
         loaded.stream(&ids, args.max_new_tokens, &sampling)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    chat(&loaded, args, &sampling)?;
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -206,18 +213,22 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(olora_model::ModelError::Exists(args.output.clone()).into());
     }
-    let Opened { device, .. } = olora_devices::open(&args.device, kernels)?;
+    let Opened { device, details } = devices::open(&args.device, kernels)?;
     let adapter = read_adapter(&args.adapter)?;
     let base = base_directory(args.model.as_deref(), Some(&adapter))?;
-    // Added in f32, rounded once when written.
-    let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
-    let merged = olora_adapter::merge(adapter.attach(llama)?)?;
-    let dtype = args
-        .dtype
-        .map(WeightType::from)
-        .or(config.stored_dtype())
-        .unwrap_or(WeightType::F32);
-    olora_model::save(&merged, &config, dtype, Some(&base), &args.output)?;
+    let advice = "Merge on the CPU: leave --device out";
+    let dtype = devices::guarded(&details, advice, || {
+        // Added in f32, rounded once when written.
+        let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
+        let merged = olora_adapter::merge(adapter.attach(llama)?)?;
+        let dtype = args
+            .dtype
+            .map(WeightType::from)
+            .or(config.stored_dtype())
+            .unwrap_or(WeightType::F32);
+        olora_model::save(&merged, &config, dtype, Some(&base), &args.output)?;
+        Ok(dtype)
+    })?;
     say(&format!(
         "wrote {} ({})",
         args.output.display(),
@@ -231,16 +242,18 @@ struct Loaded {
     llama: Llama,
     config: ModelConfig,
     tokenizer: Tokenizer,
+    details: Details,
 }
 
 impl Loaded {
     fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
-        let Opened { device, details } = olora_devices::open(&args.device, kernels)?;
+        let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
         let tokenizer = Tokenizer::from_dir(&base)?;
         let stored = ModelConfig::from_dir(&base)?.stored_dtype();
         let dtype = choose_dtype(
+            "--dtype",
             args.dtype.map(WeightType::from),
             stored,
             &device,
@@ -255,6 +268,7 @@ impl Loaded {
             llama,
             config,
             tokenizer,
+            details,
         })
     }
 

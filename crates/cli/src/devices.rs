@@ -3,8 +3,9 @@
 use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
-use olora_devices::{Details, KernelOptions, Listing};
-use olora_training::size;
+use olora_devices::{Details, DeviceError, KernelOptions, Listing, Opened};
+use olora_model::ModelError;
+use olora_training::{DeviceTraits, TrainError, listening, on_device, size};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
@@ -45,6 +46,51 @@ fn facts(details: &Details) -> String {
         parts.extend(off);
     }
     parts.join(", ")
+}
+
+/// Opens a device by name.
+///
+/// A driver that refuses says so on a thread of its own, so what was heard
+/// there meanwhile is part of the reason.
+pub(crate) fn open(name: &str, kernels: KernelOptions) -> Result<Opened> {
+    let (opened, heard) = listening(|| olora_devices::open(name, kernels));
+    opened.map_err(|error| match error {
+        DeviceError::DoesNotOpen { device, reason } if !heard.is_empty() => {
+            let reason = format!("{} ({reason})", heard.join("; "));
+            DeviceError::DoesNotOpen { device, reason }.into()
+        }
+        error => error.into(),
+    })
+}
+
+/// What the training crate has to know of a device.
+pub(crate) fn traits(details: &Details) -> DeviceTraits {
+    DeviceTraits {
+        name: describe(details),
+        accelerator: details.accelerator,
+        memory: details.free_memory.or(details.memory),
+        autotune: details.autotune,
+    }
+}
+
+/// Runs something on a device; its failures are told as what they are.
+pub(crate) fn guarded<T>(
+    details: &Details,
+    advice: &str,
+    part: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    // An error that is not the device's goes through as it is.
+    let result = on_device(&traits(details), advice, || match part() {
+        Ok(value) => Ok(Ok(value)),
+        Err(error) => match error.downcast::<TrainError>() {
+            Ok(error) => Err(error),
+            Err(error) => match error.downcast::<ModelError>() {
+                Ok(error) => Err(error.into()),
+                Err(error) => Ok(Err(error)),
+            },
+        },
+    });
+    result?
 }
 
 /// `olora devices`.

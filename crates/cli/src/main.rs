@@ -10,10 +10,7 @@ mod doctor;
 mod inspect;
 mod progress;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use olora_devices::{DeviceError, KernelOptions};
@@ -24,14 +21,8 @@ use crate::args::{Cli, Command};
 fn main() -> ExitCode {
     // Devices report failures as panics, on threads of their own; they end as errors here.
     olora_training::record_panics();
-    let result = catch_unwind(AssertUnwindSafe(|| run(Cli::parse()))).unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no reason was given");
-        Err(anyhow::anyhow!("something unforeseen failed: {said}"))
-    });
+    let result = olora_training::caught(|| run(Cli::parse()))
+        .unwrap_or_else(|said| Err(anyhow::anyhow!("something unforeseen failed: {said}")));
     match result {
         Ok(code) => code,
         // The reader of our output has gone, as `head` does: nothing to report.

@@ -83,16 +83,19 @@ impl Observer for Display {
             } => say(&format!(
                 "device check: loss and gradients in {dtype} as on the CPU, to {worst:.1e} ({seconds:.1} s)"
             )),
-            Event::ChoosingKernels => Self::line(
+            Event::MakingKernels { measured } => say(if *measured {
+                "choosing kernels, once per shape: the first steps take longer, in a first run above all"
+            } else {
+                "making kernels, once per shape: the first steps take longer"
+            }),
+            Event::FirstStep { seconds, n_choices } => Self::line(
                 &state,
-                "choosing kernels, once per shape: the first steps take longer",
-            ),
-            Event::KernelsChosen { seconds, n_tuned } => Self::line(
-                &state,
-                &match n_tuned {
-                    0 => format!("first step: {seconds:.1} s, with all kernels known"),
+                &match n_choices {
+                    0 => {
+                        format!("first step: {seconds:.1} s, all kernels known from an earlier run")
+                    }
                     n => format!(
-                        "first step: {seconds:.1} s; {n} kernel choices so far, kept for later runs"
+                        "first step: {seconds:.1} s; kernels for {n} shapes so far are new, and kept for later runs"
                     ),
                 },
             ),

@@ -25,7 +25,7 @@ pub enum DeviceError {
     /// The backend is not in this build.
     #[error(
         "`{name}` is not compiled into this build, which has {}. Add it with:\n  \
-         cargo install --path crates/cli --features {feature}",
+         cargo install --path crates/cli --features {features}",
         .compiled_in.join(", ")
     )]
     NotCompiledIn {
@@ -33,8 +33,8 @@ pub enum DeviceError {
         name: &'static str,
         /// What this build has.
         compiled_in: Vec<&'static str>,
-        /// The Cargo feature that adds it.
-        feature: &'static str,
+        /// The Cargo features of this build and the one that adds it.
+        features: String,
     },
     /// The driver's library is not on this machine.
     #[error(

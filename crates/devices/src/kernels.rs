@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use burn::cubecl::{
     client::Client,
-    config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig},
+    config::{CubeClRuntimeConfig, RuntimeConfig, autotune::AutotuneLevel, cache::CacheConfig},
     environment,
     ir::{ElemType, FloatKind},
     throughput::{
@@ -16,7 +16,8 @@ use crate::{DeviceError, KernelOptions};
 
 /// Sets Burn's and CubeCL's process-wide configuration. A `burn.toml` or
 /// `cubecl.toml` of the user and the environment's `BURN_…` and `CUBECL_…` are
-/// read first and hold in everything that is not asked for here.
+/// read first, and hold in everything that is not asked for here; compiled
+/// kernels are kept in any case.
 pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
     #[cfg(feature = "_wgpu")]
     quieten_mesa();
@@ -26,18 +27,48 @@ pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
         cubecl.environment.path = CacheConfig::Global;
     }
     cubecl.compilation.cache = true;
+    if options.autotune == Some(false) {
+        // What `take_first_kernels` relies on.
+        cubecl.autotune.level = AutotuneLevel::Balanced;
+        cubecl.autotune.disable_short_circuit = false;
+        cubecl.throughput.disable_cache = false;
+    }
     if !CubeClRuntimeConfig::try_set(cubecl) {
         return Err(DeviceError::TooLate);
     }
     if !options.fusion {
-        // Without explorations no fused kernel is ever tried: every operation runs by itself.
-        let config = "[fusion.beam_search]\nmax_explorations = 0";
-        let burn = toml::from_str(config).map_err(|_| DeviceError::TooLate)?;
-        if !burn::BurnConfig::try_set(burn) {
+        let burn = burn::BurnConfig::from_current_dir().override_from_env();
+        if !unfused(&burn).is_some_and(burn::BurnConfig::try_set) {
             return Err(DeviceError::TooLate);
         }
     }
     Ok(())
+}
+
+/// The same configuration, but that no fused kernel is ever tried: every
+/// operation runs by itself.
+fn unfused(config: &burn::BurnConfig) -> Option<burn::BurnConfig> {
+    let mut table = toml::Table::try_from(config).ok()?;
+    let fusion = table
+        .entry("fusion")
+        .or_insert_with(|| toml::Table::new().into());
+    let search = fusion
+        .as_table_mut()?
+        .entry("beam_search")
+        .or_insert_with(|| toml::Table::new().into());
+    search
+        .as_table_mut()?
+        .insert("max_explorations".to_owned(), 0.into());
+    table.try_into().ok()
+}
+
+/// Whether the configuration leaves [`take_first_kernels`] its effect, where
+/// it was not asked for.
+pub(crate) fn may_take_first() -> bool {
+    let config = CubeClRuntimeConfig::get();
+    !matches!(config.autotune.level, AutotuneLevel::Full)
+        && !config.autotune.disable_short_circuit
+        && !config.throughput.disable_cache
 }
 
 /// Looking for GPUs asks EGL too, and without this variable Mesa's prints an
@@ -52,9 +83,12 @@ fn quieten_mesa() {
     }
 }
 
-/// Keeps the device's choices in a file of their own: CubeCL tells devices
-/// apart by their number, not by what they are.
+/// Keeps the device's choices in a file of their own, unless the user has named
+/// one: CubeCL tells devices apart by their number, not by what they are.
 pub(crate) fn keep_choices(name: &str, options: KernelOptions, autotune: bool) {
+    if CubeClRuntimeConfig::get().environment.name != "default" {
+        return;
+    }
     let name: String = name
         .chars()
         .map(|c| {
@@ -75,13 +109,14 @@ pub(crate) fn keep_choices(name: &str, options: KernelOptions, autotune: bool) {
 /// Burn 0.22.1 has no switch for this at run time. What it has is a short
 /// circuit: a candidate that comes close to the device's measured peak is
 /// taken at once. So the peaks are set before anything measures them, so low
-/// that every candidate exceeds them.
+/// that every candidate exceeds them. One kind of kernel has no such bound and
+/// is still measured: a reduction fused with what is broadcast from it.
 pub(crate) fn take_first_kernels(client: &Client) {
     let cache = ThroughputCache::get_for_device(client.name(), client.properties());
     let mut cache = cache.lock();
     let slow = ThroughputValue {
         ops_count: 1,
-        duration: Duration::from_secs(3600),
+        duration: Duration::from_hours(1),
     };
     let mut set = |mode| cache.insert(ThroughputKey { mode }, slow);
     set(ThroughputMode::Launch);

@@ -210,12 +210,19 @@ pub fn find(text: &str) -> Result<Device, DeviceError> {
         .filter(|backend| backend.kind.is_some())
         .map(|backend| backend.name)
         .collect();
+    let features = backends
+        .iter()
+        .filter(|other| other.kind.is_some() && other.feature != "flex")
+        .map(|other| other.feature)
+        .chain([backends[at].feature])
+        .collect::<Vec<_>>()
+        .join(",");
     let backend = backends.swap_remove(at);
     let Some(kind) = backend.kind.clone() else {
         return Err(DeviceError::NotCompiledIn {
             name: backend.name,
             compiled_in,
-            feature: backend.feature,
+            features,
         });
     };
     let found = Device::enumerate(kind).into_vec();

@@ -39,22 +39,27 @@ pub(crate) fn details(
         reason,
     };
 
-    #[cfg(feature = "_wgpu")]
-    let adapter = wgpu_adapter(cube).map_err(&fails)?;
-    let client = catch_unwind(AssertUnwindSafe(|| cube.client())).map_err(|panic| {
+    let open = || {
+        #[cfg(feature = "_wgpu")]
+        let adapter = wgpu_adapter(cube)?;
+        #[cfg(not(feature = "_wgpu"))]
+        let adapter = None::<Adapter>;
+        Ok::<_, String>((adapter, cube.client()))
+    };
+    let opened = catch_unwind(AssertUnwindSafe(open)).map_err(|panic| {
         let said = panic
             .downcast_ref::<String>()
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         fails(said.unwrap_or_else(|| "its driver gave no reason".to_owned()))
     })?;
+    let (adapter, client) = opened.map_err(fails)?;
     let properties = client.properties();
     details.name.clone_from(&properties.identity.name);
     client.name().clone_into(&mut details.runtime);
     details.memory = properties.memory.max_memory();
     details.accelerator = true;
 
-    #[cfg(feature = "_wgpu")]
     if let Some(adapter) = adapter {
         details.name = adapter.name;
         details.driver = Some(
@@ -70,7 +75,10 @@ pub(crate) fn details(
         describe_nvidia(cuda.index, &mut details);
     }
 
-    details.autotune = options.autotune.unwrap_or(!details.software);
+    details.autotune = match options.autotune {
+        Some(autotune) => autotune,
+        None => !details.software || !kernels::may_take_first(),
+    };
     details.fusion = options.fusion;
     let identity = format!("{} {}", details.name, properties.identity.fingerprint);
     kernels::keep_choices(&identity, options, details.autotune);
@@ -89,7 +97,7 @@ pub(crate) fn details(
     Ok(Some(details))
 }
 
-#[cfg(feature = "_wgpu")]
+/// What wgpu says of the GPU behind a device.
 struct Adapter {
     name: String,
     driver: String,

@@ -377,8 +377,7 @@ pub fn causal_mask(
     if seq == 1 && window.is_none_or(|window| keys <= window) {
         return None;
     }
-    let queries = (0..groups).flat_map(|_| start..keys);
-    let values: Vec<f32> = queries
+    let values: Vec<f32> = (start..keys)
         .flat_map(|query| {
             (0..keys).map(move |key| {
                 let seen = key <= query && window.is_none_or(|window| query - key < window);
@@ -386,8 +385,14 @@ pub fn causal_mask(
             })
         })
         .collect();
-    let data = TensorData::new(values, [1, 1, groups * seq, keys]);
-    Some(Tensor::from_data(data, (device, DType::F32)))
+    let data = TensorData::new(values, [1, 1, seq, keys]);
+    let mask = Tensor::from_data(data, (device, DType::F32));
+    // Repeated on the device, which gets only one copy.
+    Some(if groups == 1 {
+        mask
+    } else {
+        mask.repeat_dim(2, groups)
+    })
 }
 
 impl ModelConfig {

@@ -197,7 +197,7 @@ fn record(trainee: &Trainee, full: bool) -> Result<ModuleRecord, TrainError> {
         return Ok(trainee.clone().into_record());
     }
     let factors = ParamGroup::from_regex(r"\.low_rank\.")
-        .map_err(|error| TrainError::Burn(format!("{error:?}")))?;
+        .map_err(|error| TrainError::Device(format!("{error:?}")))?;
     Ok(trainee.clone().into_record_group(factors))
 }
 
@@ -232,7 +232,7 @@ pub(crate) fn not_finite(trainee: &Trainee) -> Result<Option<String>, TrainError
     trainee.visit(&mut finder);
     finder
         .error
-        .map_or(Ok(finder.found), |error| Err(TrainError::Burn(error)))
+        .map_or(Ok(finder.found), |error| Err(TrainError::Device(error)))
 }
 
 /// How many values train, on an autodiff device.

@@ -127,6 +127,8 @@ struct Operation {
     name: &'static str,
     kind: Kind,
     formats: Formats,
+    /// What a model's weights are held in, if not in what is computed in.
+    base: Option<WeightType>,
     /// The one length it is run at; each of the doctor's if there is none.
     length: Option<usize>,
     run: fn(&Bench, usize) -> Outputs,
@@ -175,7 +177,10 @@ impl Case {
 /// with which fault.
 struct Bench<'a> {
     device: &'a Device,
+    /// What is computed in.
     dtype: WeightType,
+    /// What a model's weights are held in.
+    base: WeightType,
     fault: Option<&'a str>,
 }
 
@@ -239,19 +244,32 @@ impl Doctor {
 
     /// Runs one operation on the device and on the reference.
     pub fn examine(&self, case: Case) -> Finding {
-        self.compare(case.operation, case.dtype)
+        let base = case.operation.base.unwrap_or(case.dtype);
+        self.compare(case.operation, case.dtype, base)
     }
 
-    /// The short form, in a second or two: a tiny model in `dtype`, its loss,
-    /// every adapter gradient, and the losses of a few steps.
+    /// The short form, in a second or two: a tiny model held in `base` and
+    /// computing in `compute`, its loss, the gradient of everything that trains
+    /// (every weight if `full`, else the adapters), and the losses of a few
+    /// steps.
     ///
     /// # Errors
     ///
     /// [`TrainError::WrongDevice`] with what was found.
-    pub fn quick_check(&self, dtype: WeightType) -> Result<Vec<Finding>, TrainError> {
-        let findings: Vec<Finding> = operations::QUICK
+    pub fn quick_check(
+        &self,
+        base: WeightType,
+        compute: WeightType,
+        full: bool,
+    ) -> Result<Vec<Finding>, TrainError> {
+        let quick = if full {
+            operations::QUICK_FULL
+        } else {
+            operations::QUICK
+        };
+        let findings: Vec<Finding> = quick
             .iter()
-            .map(|operation| self.compare(operation, dtype))
+            .map(|operation| self.compare(operation, compute, base))
             .collect();
         if findings.iter().all(|finding| finding.verdict.is_good()) {
             return Ok(findings);
@@ -265,7 +283,7 @@ impl Doctor {
         ))
     }
 
-    fn compare(&self, operation: &Operation, dtype: WeightType) -> Finding {
+    fn compare(&self, operation: &Operation, dtype: WeightType, base: WeightType) -> Finding {
         let mut finding = Finding {
             operation: operation.name.to_owned(),
             dtype: dtype.name().to_owned(),
@@ -283,11 +301,13 @@ impl Doctor {
             let expected = Bench {
                 device: &self.reference,
                 dtype: WeightType::F32,
+                base: WeightType::F32,
                 fault: None,
             };
             let found = Bench {
                 device: &self.device,
                 dtype,
+                base,
                 fault: self.fault.as_deref(),
             };
             let expected = panics::caught(|| (operation.run)(&expected, length));
@@ -409,23 +429,26 @@ mod tests {
                 WeightType::F16
             };
             let doctor = cpu().with_lengths(vec![64]).with_fault(operation.name);
-            let finding = doctor.compare(operation, dtype);
+            let finding = doctor.compare(operation, dtype, dtype);
             assert_eq!(finding.verdict, Verdict::Wrong, "{finding}");
             let other = operations::ALL
                 .iter()
                 .find(|other| other.name != operation.name)
                 .unwrap();
-            let finding = doctor.compare(other, WeightType::F32);
+            let finding = doctor.compare(other, WeightType::F32, WeightType::F32);
             assert!(finding.verdict.is_good(), "{finding}");
         }
     }
 
     #[test]
     fn the_quick_check_passes_and_refuses() {
-        assert_eq!(cpu().quick_check(WeightType::F32).unwrap().len(), 2);
+        use WeightType::{Bf16, F32};
+        for (base, compute, full) in [(F32, F32, false), (F32, Bf16, true), (Bf16, Bf16, false)] {
+            assert_eq!(cpu().quick_check(base, compute, full).unwrap().len(), 2);
+        }
         let error = cpu()
             .with_fault("model")
-            .quick_check(WeightType::F32)
+            .quick_check(F32, F32, false)
             .unwrap_err()
             .to_string();
         assert!(error.contains("model in float32: off by"), "{error}");

@@ -95,12 +95,17 @@ pub enum TrainError {
     },
     /// The device does not compute in the number format asked for.
     #[error(
-        "this device does not compute in {wanted}; it offers {}. Ask for one of these \
-         (`model.dtype`, `model.compute_dtype`), or set `model.dtype_fallback = true` to let \
-         float32 take its place",
-        .offered.join(", ")
+        "{key}: this device does not compute in {wanted}; it offers {}. Ask for one of these{}",
+        .offered.join(", "),
+        if .key.starts_with("model.") {
+            ", or set `model.dtype_fallback = true` to let float32 take its place"
+        } else {
+            ""
+        }
     )]
     Precision {
+        /// The key or option that asked for it.
+        key: &'static str,
         /// What was asked for.
         wanted: &'static str,
         /// What there is.
@@ -116,9 +121,7 @@ pub enum TrainError {
     WrongDevice(Vec<String>),
     /// The device's memory does not hold the run.
     #[error(
-        "{}the device is out of memory{}{}. Lower training.batch_size (training.accumulation \
-         makes up for it) or data.max_length, or hold the base in half precision \
-         (model.dtype = \"bfloat16\"){}",
+        "{}the device is out of memory{}{}. {advice}{}",
         during(*.step),
         .asked.map(|bytes| format!(": it could not allocate {}", size(bytes))).unwrap_or_default(),
         needs(.estimate.as_deref(), *.memory),
@@ -131,6 +134,8 @@ pub enum TrainError {
         estimate: Option<Box<MemoryEstimate>>,
         /// What the device has, in bytes.
         memory: Option<u64>,
+        /// What to lower.
+        advice: String,
         /// The step that was being made.
         step: Option<usize>,
         /// The last checkpoint written before it.
@@ -150,7 +155,10 @@ pub enum TrainError {
         /// The last checkpoint written before it.
         last_good: Option<PathBuf>,
     },
-    /// Burn's learner, a device or a worker thread failed.
+    /// An operation on the device failed.
+    #[error("computing failed: {0}")]
+    Device(String),
+    /// Burn's learner or a worker thread failed.
     #[error("training failed: {0}")]
     Burn(String),
     /// The adapter could not be attached, saved or loaded.
@@ -175,6 +183,10 @@ impl TrainError {
 
     pub(crate) fn burn(error: &impl ToString) -> Self {
         Self::Burn(error.to_string())
+    }
+
+    pub(crate) fn device(error: &impl ToString) -> Self {
+        Self::Device(error.to_string())
     }
 }
 

@@ -73,8 +73,9 @@ impl MemoryEstimate {
         };
         let layers = n(config.num_hidden_layers);
         let activations = layers * tokens * (norms + attention_stream + mlp + adapters);
-        // Scores with their mask added, probabilities in f32, and a copy in the compute dtype.
-        let per_score = 8 + if element == 4 { 0 } else { element };
+        // Three f32 tensors of scores and probabilities (measured on the CPU), and a copy in the
+        // compute dtype.
+        let per_score = 12 + if element == 4 { 0 } else { element };
         let attention = layers
             * n(load.rows)
             * n(config.num_attention_heads)

@@ -29,7 +29,7 @@ pub fn evaluate(llama: &Llama, batches: &dyn DataLoader<Batch>) -> Result<Evalua
     for batch in batches.iter() {
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
         let sum = loss_sum(llama, &batch).try_into_scalar::<f32>();
-        loss += f64::from(sum.map_err(|error| TrainError::burn(&error))?);
+        loss += f64::from(sum.map_err(|error| TrainError::device(&error))?);
         n_trained_tokens += batch.n_trained;
     }
     let loss = loss / n_trained_tokens.max(1) as f64;

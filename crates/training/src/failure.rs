@@ -5,24 +5,67 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{MemoryEstimate, TrainError, panics};
+use olora_adapter::AdapterError;
+use olora_model::ModelError;
+
+use crate::{DeviceTraits, MemoryEstimate, TrainError, panics};
 
 /// What is known about a run when its device fails.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Circumstances {
     /// Whether the device is one that can fail by itself.
-    pub(crate) accelerator: bool,
-    /// The step that was being made, if the loop had begun.
-    pub(crate) step: Option<usize>,
-    /// The newest checkpoint.
-    pub(crate) last_good: Option<PathBuf>,
-    /// What the run is expected to take, as soon as it is known.
-    pub(crate) estimate: Arc<Mutex<Option<MemoryEstimate>>>,
+    accelerator: bool,
     /// The device's memory.
-    pub(crate) memory: Option<u64>,
+    memory: Option<u64>,
+    /// What to lower when it is out of memory.
+    advice: String,
+    /// What the run is expected to take, as soon as it is known.
+    estimate: Arc<Mutex<Option<MemoryEstimate>>>,
+    /// How many panics had been heard before.
+    n_heard: usize,
+    /// The step that was being made, if the loop had begun.
+    step: Option<usize>,
+    /// The newest checkpoint.
+    last_good: Option<PathBuf>,
+}
+
+/// Runs something on a device. A panic in it, or an error that comes from the
+/// device, is told as what it is; `advice` is what to do when memory runs out.
+///
+/// # Errors
+///
+/// Those of `part`, and [`TrainError::OutOfMemory`], [`TrainError::DeviceFailed`]
+/// and [`TrainError::Device`].
+pub fn on_device<T>(
+    device: &DeviceTraits,
+    advice: &str,
+    part: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    Circumstances::new(device, advice).guard(part)
 }
 
 impl Circumstances {
+    pub(crate) fn new(device: &DeviceTraits, advice: &str) -> Self {
+        Self {
+            accelerator: device.accelerator,
+            memory: device.memory,
+            advice: advice.to_owned(),
+            estimate: Arc::default(),
+            n_heard: panics::n_heard(),
+            step: None,
+            last_good: None,
+        }
+    }
+
+    /// The same, in the middle of a run.
+    pub(crate) fn at_step(&self, step: usize, last_good: Option<PathBuf>) -> Self {
+        Self {
+            step: Some(step),
+            last_good,
+            ..self.clone()
+        }
+    }
+
     /// Notes what the run is expected to take, for every copy of this.
     pub(crate) fn expect(&self, estimate: MemoryEstimate) {
         *self.estimate.lock().unwrap_or_else(PoisonError::into_inner) = Some(estimate);
@@ -35,51 +78,47 @@ impl Circumstances {
         part: impl FnOnce() -> Result<T, TrainError>,
     ) -> Result<T, TrainError> {
         panics::caught(part)
-            .unwrap_or_else(|said| Err(TrainError::Burn(said)))
+            .unwrap_or_else(|said| Err(TrainError::Device(said)))
             .map_err(|error| self.explain(error))
     }
 
     /// Recognises a device's failure in an error's text, and in what threads
-    /// that serve the device have said since the process began.
+    /// that serve the device have said since the run began.
     pub(crate) fn explain(&self, error: TrainError) -> TrainError {
         let reason = match &error {
-            TrainError::Burn(reason) => reason.clone(),
-            TrainError::Adapter(error) => error.to_string(),
-            TrainError::Model(error) => error.to_string(),
-            // Told already.
+            TrainError::Device(reason) => reason.clone(),
+            TrainError::Adapter(error @ AdapterError::Device { .. }) => error.to_string(),
+            TrainError::Model(error @ ModelError::Device { .. }) => error.to_string(),
             _ => return error,
         };
-        let heard = panics::heard();
+        let heard = panics::heard_since(self.n_heard);
         let out_of_memory = std::iter::once(&reason)
             .chain(&heard)
             .find(|text| is_out_of_memory(text));
         if let Some(text) = out_of_memory {
+            let estimate = *self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
             return TrainError::OutOfMemory {
                 asked: allocation(text),
-                estimate: self
-                    .estimate
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .map(Box::new),
+                estimate: estimate.map(Box::new),
                 memory: self.memory,
+                advice: self.advice.clone(),
                 step: self.step,
                 last_good: self.last_good.clone(),
             };
         }
-        if self.accelerator && matches!(error, TrainError::Burn(_)) {
-            // The caller often sees only that a thread is gone; that thread has said why.
-            let said = heard.last().filter(|said| !reason.contains(said.as_str()));
-            let reason = match said {
+        if !self.accelerator {
+            return error;
+        }
+        // The caller often sees only that a thread is gone; that thread has said why.
+        let said = heard.last().filter(|said| !reason.contains(said.as_str()));
+        TrainError::DeviceFailed {
+            reason: match said {
                 Some(said) => format!("{reason}: {said}"),
                 None => reason,
-            };
-            return TrainError::DeviceFailed {
-                reason,
-                step: self.step,
-                last_good: self.last_good.clone(),
-            };
+            },
+            step: self.step,
+            last_good: self.last_good.clone(),
         }
-        error
     }
 }
 
@@ -115,6 +154,15 @@ fn allocation(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn gpu() -> Circumstances {
+        let device = DeviceTraits {
+            accelerator: true,
+            memory: Some(8_000_000_000),
+            ..DeviceTraits::default()
+        };
+        Circumstances::new(&device, "Lower training.batch_size")
+    }
+
     #[test]
     fn the_sentences_of_the_drivers_are_understood() {
         let cases = [
@@ -132,14 +180,9 @@ mod tests {
                 None,
             ),
         ];
-        let circumstances = Circumstances {
-            accelerator: true,
-            step: Some(3),
-            memory: Some(8_000_000_000),
-            ..Circumstances::default()
-        };
+        let circumstances = gpu().at_step(3, None);
         for (text, expected) in cases {
-            let error = circumstances.explain(TrainError::Burn(text.to_owned()));
+            let error = circumstances.explain(TrainError::Device(text.to_owned()));
             let TrainError::OutOfMemory { asked, .. } = &error else {
                 panic!("{text}: {error}");
             };
@@ -148,34 +191,28 @@ mod tests {
             assert!(message.contains("training.batch_size"), "{message}");
             assert!(message.contains("8.00 GB"), "{message}");
         }
-        let error = circumstances.explain(TrainError::Burn("The device is poisoned".to_owned()));
+        let error = circumstances.explain(TrainError::Device("The device is poisoned".to_owned()));
         assert!(
             matches!(error, TrainError::DeviceFailed { step: Some(3), .. }),
             "{error}"
         );
-        let cpu = Circumstances::default();
-        let error = cpu.explain(TrainError::Burn("something else".to_owned()));
+        // What is not the device's is left as it is, and so is everything on the CPU.
+        let error = circumstances.explain(TrainError::Burn("out of memory".to_owned()));
         assert!(matches!(error, TrainError::Burn(_)), "{error}");
+        let cpu = Circumstances::new(&DeviceTraits::default(), "");
+        let error = cpu.explain(TrainError::Device("something else".to_owned()));
+        assert!(matches!(error, TrainError::Device(_)), "{error}");
     }
 
     #[test]
     fn a_panic_becomes_an_error() {
-        let circumstances = Circumstances {
-            accelerator: true,
-            ..Circumstances::default()
-        };
-        let error = circumstances
+        let error = gpu()
             .guard::<()>(|| panic!("out of device memory allocating 12 bytes"))
             .unwrap_err();
-        assert!(
-            matches!(
-                error,
-                TrainError::OutOfMemory {
-                    asked: Some(12),
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let asked = match &error {
+            TrainError::OutOfMemory { asked, .. } => *asked,
+            _ => None,
+        };
+        assert_eq!(asked, Some(12), "{error}");
     }
 }

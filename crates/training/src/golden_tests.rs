@@ -25,8 +25,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::{
-    Event, Observer, Recipe, checkpoint::RunState, failure::Circumstances, learning_rate::Stepper,
-    run::run_learner, run_directory::RunDirectory, strategy::StepStrategy, trainee::Trainee,
+    DeviceTraits, Event, Observer, Recipe, checkpoint::RunState, failure::Circumstances,
+    learning_rate::Stepper, run::run_learner, run_directory::RunDirectory, strategy::StepStrategy,
+    trainee::Trainee,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -148,10 +149,10 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
         full: false,
         keep: recipe.output.keep,
         total_steps: total,
-        seed: 0,
+        dropout_seed: None,
         device: trainee.llama.device(),
         accelerator: false,
-        circumstances: Circumstances::default(),
+        circumstances: Circumstances::new(&DeviceTraits::default(), ""),
         has_validation: false,
         directory: RunDirectory::create(&recipe).unwrap(),
         observer: recorder.clone(),

@@ -35,6 +35,20 @@ pub enum Event {
     },
     /// Adapters are being initialised: layers done, layers in all.
     Attaching(usize, usize),
+    /// From here on, until each shape has occurred once, the device makes the
+    /// kernels that it has not made in an earlier run.
+    MakingKernels {
+        /// Whether it measures which of several is fastest.
+        measured: bool,
+    },
+    /// The first step is done.
+    FirstStep {
+        /// Seconds that it took, most of them for kernels if any were new.
+        seconds: f64,
+        /// For how many shapes a kernel has been chosen since the process
+        /// began.
+        n_choices: usize,
+    },
     /// The device computes what the CPU computes.
     DeviceChecked {
         /// The number format it was checked in.
@@ -46,16 +60,6 @@ pub enum Event {
     },
     /// Everything is in place.
     Ready(Plan),
-    /// The first step is about to be made, for which the device has to make,
-    /// measure and choose kernels.
-    ChoosingKernels,
-    /// The first step is done.
-    KernelsChosen {
-        /// Seconds that the step took, for the most part because of this.
-        seconds: f64,
-        /// How many choices were made, since the process began.
-        n_tuned: usize,
-    },
     /// The run continues from a checkpoint of this step.
     Resumed(usize),
     /// A sample was generated.

@@ -27,15 +27,43 @@ pub fn record_panics() {
     }));
 }
 
-/// What panics have said so far, the first first; nothing without
-/// [`record_panics`].
-pub(crate) fn heard() -> Vec<String> {
-    HEARD.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// How many panics have been heard so far; see [`heard_since`].
+pub(crate) fn n_heard() -> usize {
+    HEARD.lock().unwrap_or_else(PoisonError::into_inner).len()
 }
 
-/// Runs something; a panic in it is returned as what it said.
-pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| message(&*panic))
+/// What panics have said after the first `n`, the first first; nothing without
+/// [`record_panics`].
+pub(crate) fn heard_since(n: usize) -> Vec<String> {
+    let heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
+    heard.get(n..).unwrap_or_default().to_vec()
+}
+
+/// Runs something. A panic in it is returned as what it said, together with
+/// what panics of other threads said meanwhile: a device fails on a thread of
+/// its own, and whoever waits for it learns only that it is gone.
+///
+/// # Errors
+///
+/// What the panics said.
+pub fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    let before = n_heard();
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let said = message(&*panic);
+        let mut all = heard_since(before);
+        all.retain(|other| *other != said);
+        all.push(said);
+        all.dedup();
+        all.join("; then: ")
+    })
+}
+
+/// Runs something and returns with it what panics said meanwhile, on whatever
+/// thread; nothing without [`record_panics`].
+pub fn listening<T>(run: impl FnOnce() -> T) -> (T, Vec<String>) {
+    let before = n_heard();
+    let result = run();
+    (result, heard_since(before))
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

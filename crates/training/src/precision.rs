@@ -16,8 +16,10 @@ pub struct Precision {
     pub base: BaseType,
     /// Of activations and matrix products.
     pub compute: BaseType,
-    /// What was asked for and could not be had, if the recipe allows that.
-    pub fallback: Option<String>,
+    /// What was asked for and could not be had, where the recipe allows that:
+    /// the key and the number format.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<(&'static str, &'static str)>,
 }
 
 /// The number format for a checkpoint that is stored as `stored`, on `device`.
@@ -29,9 +31,10 @@ pub struct Precision {
 ///
 /// # Errors
 ///
-/// [`TrainError::Precision`] if `requested` is not among what the device
-/// computes in.
+/// [`TrainError::Precision`], naming `key`, if `requested` is not among what
+/// the device computes in.
 pub fn choose_dtype(
+    key: &'static str,
     requested: Option<WeightType>,
     stored: Option<WeightType>,
     device: &Device,
@@ -43,6 +46,7 @@ pub fn choose_dtype(
             Ok(dtype)
         } else {
             Err(TrainError::Precision {
+                key,
                 wanted: dtype.name(),
                 offered: [WeightType::F32, WeightType::Bf16, WeightType::F16]
                     .into_iter()
@@ -60,6 +64,12 @@ pub fn choose_dtype(
     })
 }
 
+/// What sequences are padded to a multiple of, if nothing else is asked for:
+/// an `accelerator` makes kernels for shapes, so it is shown few of them.
+pub fn padding_multiple(accelerator: bool) -> usize {
+    if accelerator { 64 } else { 1 }
+}
+
 impl Recipe {
     /// The recipe with everything decided that depends on the device and the
     /// checkpoint, as it is written to the run directory.
@@ -69,14 +79,12 @@ impl Recipe {
         device: &Device,
         accelerator: bool,
     ) -> Result<(Self, Precision), TrainError> {
-        let mut fallback = None;
-        let mut choose = |requested: Option<BaseType>, stored| {
+        let mut fallback = Vec::new();
+        let mut choose = |key, requested: Option<BaseType>, stored| {
             let requested = requested.map(WeightType::from);
-            match choose_dtype(requested, stored, device, accelerator) {
+            match choose_dtype(key, requested, stored, device, accelerator) {
                 Err(TrainError::Precision { wanted, .. }) if self.model.dtype_fallback => {
-                    fallback = Some(format!(
-                        "this device does not compute in {wanted}; float32 is used in its place"
-                    ));
+                    fallback.push((key, wanted));
                     Ok(WeightType::F32)
                 }
                 other => other,
@@ -84,21 +92,17 @@ impl Recipe {
         };
         let full = self.adapter.method == AdapterMethod::None;
         let stored = if full { None } else { config.stored_dtype() };
-        let base = choose(self.model.dtype, stored)?;
-        let compute = choose(self.model.compute_dtype, Some(base))?;
+        let base = choose("model.dtype", self.model.dtype, stored)?;
         // Left out, the compute format is the base's own, on the CPU too.
-        let compute = if self.model.compute_dtype.is_some() {
-            compute
-        } else {
-            base
-        };
+        let compute = self.model.compute_dtype.unwrap_or(base.into());
+        let compute = choose("model.compute_dtype", Some(compute), None)?;
         let mut recipe = self.clone();
         recipe.model.dtype = Some(base.into());
         recipe.model.compute_dtype = Some(compute.into());
         recipe
             .training
             .pad_to_multiple_of
-            .get_or_insert(if accelerator { 64 } else { 1 });
+            .get_or_insert(padding_multiple(accelerator));
         let precision = Precision {
             base: base.into(),
             compute: compute.into(),
@@ -115,8 +119,11 @@ impl std::fmt::Display for Precision {
         if self.compute != self.base {
             write!(f, ", computing in {}", name(self.compute))?;
         }
-        if let Some(fallback) = &self.fallback {
-            write!(f, " ({fallback})")?;
+        for (key, wanted) in &self.fallback {
+            write!(
+                f,
+                " ({key} = {wanted} is not to be had here: float32 instead)"
+            )?;
         }
         Ok(())
     }
@@ -140,7 +147,7 @@ mod tests {
     fn what_is_left_out_follows_from_checkpoint_and_device() {
         let device = Device::flex();
         let choose = |requested, stored, accelerator| {
-            choose_dtype(requested, stored, &device, accelerator).unwrap()
+            choose_dtype("model.dtype", requested, stored, &device, accelerator).unwrap()
         };
         use WeightType::{Bf16, F16, F32};
         assert_eq!(choose(None, Some(Bf16), false), F32);

@@ -13,7 +13,7 @@ use burn::{
     lr_scheduler::module_lr_scheduler::ModuleLrScheduler,
     module::{Module, ModuleMapper, Param},
     optim::{AdamWConfig, ModuleOptimizer, SgdConfig},
-    tensor::{Device, Tensor},
+    tensor::{DType, Device, Tensor},
     train::{
         Interrupter, Learner, SupervisedTraining, TrainingStrategy,
         metric::{LearningRateMetric, LossMetric},
@@ -71,6 +71,8 @@ pub struct DeviceTraits {
     pub accelerator: bool,
     /// Its memory in bytes, where it is known.
     pub memory: Option<u64>,
+    /// Whether it measures which of several kernels is fastest.
+    pub autotune: bool,
 }
 
 /// What came of a run; `summary.json`.
@@ -116,7 +118,8 @@ pub struct Summary {
     /// What the first step of this session took, where kernels are made and
     /// chosen in it.
     pub first_step_seconds: Option<f64>,
-    /// How many times kernels were measured to choose one.
+    /// For how many shapes a kernel was chosen that was not known from an
+    /// earlier run.
     pub kernel_choices: usize,
     /// The number formats.
     pub precision: Precision,
@@ -148,12 +151,25 @@ pub fn train(
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, TrainError> {
     run_log::listen();
-    let circumstances = Circumstances {
-        accelerator: options.device.accelerator,
-        memory: options.device.memory,
-        ..Circumstances::default()
-    };
+    let circumstances = Circumstances::new(&options.device, &advice(recipe, device));
     circumstances.guard(|| run_recipe(recipe, device, options, observer, &circumstances))
+}
+
+/// What to lower when memory runs out.
+fn advice(recipe: &Recipe, device: &Device) -> String {
+    let is_full = recipe.adapter.method == AdapterMethod::None;
+    let is_half = recipe
+        .model
+        .dtype
+        .is_some_and(|dtype| dtype != BaseType::Float32);
+    let half = if is_full || is_half || !device.supports_dtype(DType::BF16) {
+        ""
+    } else {
+        ", or hold the base in half precision (model.dtype = \"bfloat16\")"
+    };
+    format!(
+        "Lower training.batch_size (training.accumulation makes up for it) or data.max_length{half}"
+    )
 }
 
 #[expect(
@@ -185,17 +201,24 @@ fn run_recipe(
     let data = Data::load(recipe, &tokenizer, &**observer)?;
     data.check_against(&config, &tokenizer)?;
     let sampler = Sampler::new(recipe, &config, &tokenizer, &**observer)?;
+    if accelerator {
+        observer.on(&Event::MakingKernels {
+            measured: options.device.autotune,
+        });
+    }
     if let Some(reference) = &options.reference {
-        check_device(device, reference, precision.compute.into(), &**observer)?;
+        check_device(device, reference, &precision, full, &**observer)?;
     }
     let padding = Padding {
         id: tokenizer.pad_id(),
         multiple: recipe.training.pad_to_multiple_of.unwrap_or(1),
     };
     let largest = largest_batch(&data.train, recipe.training.batch_size, padding.multiple);
+    // Nothing is allocated for weights that are never used.
+    let n_params = config.init(device).num_params();
     let largest = Load {
-        // Nothing is allocated for weights that are never used.
-        n_params: config.init(device).num_params(),
+        n_params,
+        n_trained_params: if full { n_params } else { 0 },
         base: precision.base,
         compute: precision.compute,
         n_adapted_layers: usize::from(!full),
@@ -295,7 +318,7 @@ fn run_recipe(
         full,
         keep: recipe.output.keep,
         total_steps: steps.total,
-        seed: recipe.seed,
+        dropout_seed: (recipe.adapter.dropout > 0.0).then_some(recipe.seed),
         device: trainee.llama.device(),
         accelerator,
         circumstances: circumstances.clone(),
@@ -372,7 +395,7 @@ impl Summary {
             peak_device_memory: outcome.peak_device_memory,
             estimated_memory: MemoryEstimate::default(),
             first_step_seconds: outcome.first_step_seconds,
-            kernel_choices: run_log::n_tuned(),
+            kernel_choices: run_log::n_choices(),
             precision,
             n_params: 0,
             n_trained_params: 0,
@@ -436,9 +459,10 @@ pub(crate) fn run_learner(
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
-    let outcome =
-        outcome.unwrap_or_else(|| Err(TrainError::Burn("the loop did not run".to_owned())))?;
-    let result = result.map_err(TrainError::Burn)?;
+    // The loop's own error says more than what Burn makes of it.
+    let outcome = outcome.transpose()?;
+    let result = result.map_err(TrainError::Device)?;
+    let outcome = outcome.ok_or_else(|| TrainError::Burn("the loop did not run".to_owned()))?;
     if let Some(error) = result.error {
         return Err(TrainError::burn(&error));
     }
@@ -449,17 +473,19 @@ pub(crate) fn run_learner(
 fn check_device(
     device: &Device,
     reference: &Device,
-    dtype: WeightType,
+    precision: &Precision,
+    full: bool,
     observer: &dyn Observer,
 ) -> Result<(), TrainError> {
     let checking = Instant::now();
-    let findings = Doctor::new(device, reference).quick_check(dtype)?;
+    let doctor = Doctor::new(device, reference);
+    let findings = doctor.quick_check(precision.base.into(), precision.compute.into(), full)?;
     let worst = findings
         .iter()
         .filter_map(|finding| finding.worst)
         .fold(0.0, f64::max);
     observer.on(&Event::DeviceChecked {
-        dtype: dtype.name(),
+        dtype: WeightType::from(precision.compute).name(),
         worst,
         seconds: checking.elapsed().as_secs_f64(),
     });

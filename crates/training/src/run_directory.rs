@@ -21,7 +21,7 @@ use olora_adapter::write_atomically;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Evaluation, Recipe, StepReport, TrainError, checkpoint, plot};
+use crate::{Evaluation, Recipe, StepReport, TrainError, checkpoint, plot, recipe::BaseType};
 
 /// One run's directory.
 #[derive(Clone, Debug)]
@@ -47,7 +47,11 @@ impl RunDirectory {
         if directory.newest_checkpoint()?.is_none() {
             return Err(TrainError::NothingToResume(path));
         }
-        let started_with = Recipe::load(&path.join("recipe.toml"), &[])?;
+        let mut started_with = Recipe::load(&path.join("recipe.toml"), &[])?;
+        // Runs from before these keys were written did as follows.
+        let base = *started_with.model.dtype.get_or_insert(BaseType::Float32);
+        started_with.model.compute_dtype.get_or_insert(base);
+        started_with.training.pad_to_multiple_of.get_or_insert(1);
         if started_with != *recipe {
             let differences = differences(&started_with.to_toml()?, &recipe.to_toml()?);
             return Err(TrainError::RecipeChanged {

@@ -17,13 +17,14 @@ use crate::TrainError;
 
 static LOG: RunLog = RunLog(Mutex::new(None));
 static INSTALLED: Once = Once::new();
-static TUNED: AtomicUsize = AtomicUsize::new(0);
+static CHOICES: AtomicUsize = AtomicUsize::new(0);
 
 struct RunLog(Mutex<Option<(File, Instant)>>);
 
-/// How many times a device has measured kernels to choose one, in this process.
-pub(crate) fn n_tuned() -> usize {
-    TUNED.load(Ordering::Relaxed)
+/// For how many shapes a device has chosen a kernel in this process, by
+/// measuring or not; those known from an earlier run are not among them.
+pub(crate) fn n_choices() -> usize {
+    CHOICES.load(Ordering::Relaxed)
 }
 
 /// Hears what is logged from here on. A program that has installed a logger of
@@ -63,7 +64,7 @@ impl Log for RunLog {
             return;
         }
         if record.target() == "cubecl_runtime::tune::tuner" && record.level() == Level::Info {
-            TUNED.fetch_add(1, Ordering::Relaxed);
+            CHOICES.fetch_add(1, Ordering::Relaxed);
         }
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((file, began)) = log.as_mut() {

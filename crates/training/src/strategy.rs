@@ -48,7 +48,8 @@ pub(crate) struct StepStrategy {
     pub(crate) full: bool,
     pub(crate) keep: Keep,
     pub(crate) total_steps: usize,
-    pub(crate) seed: u64,
+    /// Seeds dropout; `None` if there is none.
+    pub(crate) dropout_seed: Option<u64>,
     /// The device, with autodiff.
     pub(crate) device: Device,
     /// Whether the device makes kernels at run time.
@@ -100,14 +101,12 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             first_step_seconds: None,
         };
         let result = panics::caught(|| run.all_steps(&*train))
-            .unwrap_or_else(|said| Err(TrainError::Burn(said)))
+            .unwrap_or_else(|said| Err(TrainError::Device(said)))
             .map_err(|error| {
-                Circumstances {
-                    step: Some(run.state.step + 1),
-                    last_good: run.last_checkpoint.take().map(|(_, path)| path),
-                    ..self.circumstances.clone()
-                }
-                .explain(error)
+                let last_good = run.last_checkpoint.take().map(|(_, path)| path);
+                self.circumstances
+                    .at_step(run.state.step + 1, last_good)
+                    .explain(error)
             });
         let processor = run.processor;
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -155,9 +154,6 @@ impl Run<'_> {
         }
         let mut clock = Instant::now();
         let mut interrupted = false;
-        if strategy.accelerator && self.state.step < total {
-            strategy.observer.on(&Event::ChoosingKernels);
-        }
         while self.state.step < total {
             if let Some(error) = self.interrupter.error() {
                 return Err(TrainError::burn(&error));
@@ -178,12 +174,12 @@ impl Run<'_> {
                 strategy
                     .device
                     .sync()
-                    .map_err(|error| TrainError::burn(&error))?;
+                    .map_err(|error| TrainError::device(&error))?;
                 let seconds = clock.elapsed().as_secs_f64();
                 self.first_step_seconds = Some(seconds);
-                strategy.observer.on(&Event::KernelsChosen {
+                strategy.observer.on(&Event::FirstStep {
                     seconds,
-                    n_tuned: run_log::n_tuned(),
+                    n_choices: run_log::n_choices(),
                 });
             }
 
@@ -237,10 +233,12 @@ impl Run<'_> {
         #[cfg(feature = "test-hooks")]
         lose_device(step);
         // Dropout is the only thing that draws from the device's generator. Seeded by the step,
-        // it is the same in a resumed run.
-        self.strategy
-            .device
-            .seed(self.strategy.seed.wrapping_add((step as u64) << 20));
+        // it is the same in a resumed run. Without it nothing is seeded, since a device that fuses
+        // operations finishes recording them first.
+        if let Some(seed) = self.strategy.dropout_seed {
+            let device = &self.strategy.device;
+            device.seed(seed.wrapping_add((step as u64) << 20));
+        }
 
         let mut accumulator = GradientsAccumulator::new();
         let mut loss_sum: Option<Tensor<1>> = None;
@@ -305,15 +303,23 @@ impl Run<'_> {
     /// Brings the losses since the last reading to the host and refuses to go
     /// on if one is not a number. Returns the last norm.
     fn read_losses(&mut self) -> Result<f64, TrainError> {
+        let unread = std::mem::take(&mut self.unread);
+        if unread.is_empty() {
+            return Ok(0.0);
+        }
+        // One reading, since each waits for the device.
+        let all = unread
+            .iter()
+            .flat_map(|unread| [unread.loss_sum.clone(), unread.norm.clone()])
+            .collect();
+        let values = Tensor::cat(all, 0)
+            .try_into_data()
+            .map_err(|error| TrainError::device(&error))?
+            .try_to_vec::<f32>()
+            .map_err(|error| TrainError::device(&error))?;
         let mut last_norm = 0.0;
-        for unread in self.unread.drain(..) {
-            let read = |tensor: Tensor<1>| {
-                tensor
-                    .try_into_scalar::<f32>()
-                    .map_err(|error| TrainError::burn(&error))
-            };
-            let loss = read(unread.loss_sum)?;
-            let norm = read(unread.norm)?;
+        for (unread, values) in unread.iter().zip(values.as_chunks::<2>().0) {
+            let [loss, norm] = *values;
             for (what, value) in [("loss", loss), ("gradient norm", norm)] {
                 if !value.is_finite() {
                     return Err(TrainError::NotFinite {
@@ -455,12 +461,11 @@ impl Run<'_> {
 
 /// Does what a lost device does, at the step that a test names.
 #[cfg(feature = "test-hooks")]
-#[expect(clippy::panic, reason = "so do tensor operations on a lost device")]
 fn lose_device(step: usize) {
     let at = std::env::var("OLORA_TEST_LOSE_DEVICE_AT").ok();
-    if at.is_some_and(|at| at.parse() == Ok(step)) {
-        panic!("the device is lost (a test asked for it)");
-    }
+    let lost = at.is_some_and(|at| at.parse() == Ok(step));
+    // So do tensor operations on a lost device.
+    assert!(!lost, "the device is lost (a test asked for it)");
 }
 
 fn host_scalar(value: f64, device: &Device) -> Tensor<1> {

@@ -1,6 +1,6 @@
 //! What was found on one device, for people and for scripts.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use olora_training::{Finding, Verdict};
 use serde_json::{Value, json};
@@ -61,6 +61,11 @@ impl Report {
                 ""
             };
             return format!("{device} computes what the CPU computes{note}");
+        }
+        if first.is_good() {
+            return format!(
+                "{device} computes what the CPU computes, but its driver does not end well"
+            );
         }
         if let Some(setting) = self.remedy() {
             let name = setting.name();
@@ -137,7 +142,7 @@ impl fmt::Display for Report {
                     None => "not reached".to_owned(),
                 };
                 let width = "with ".len() + other.setting.name().len();
-                row += &format!("  {cell:width$}");
+                write!(row, "  {cell:width$}")?;
             }
             writeln!(f, "{}", row.trim_end())?;
         }

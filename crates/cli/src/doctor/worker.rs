@@ -4,6 +4,8 @@
 use std::{
     io::{BufRead, BufReader, IsTerminal, Read, Write},
     process::{Child, Command, ExitCode, Stdio},
+    sync::mpsc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -12,7 +14,11 @@ use olora_training::{Doctor, Finding, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::{Examination, Setting, report::Report};
-use crate::{args::DoctorArgs, devices, progress::say};
+use crate::{Usage, args::DoctorArgs, devices, progress::say};
+
+/// How long one operation may take: on a software rasteriser, which is what is
+/// slowest, none takes a minute.
+const PATIENCE: Duration = Duration::from_mins(15);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,7 +43,18 @@ enum Line {
 pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions) -> Result<()> {
     let mut worker = start(&report.device, args, options)
         .context("starting the process that examines the device")?;
-    let lines = worker.stdout.take().context("the worker's output")?;
+    let stdout = worker.stdout.take().context("the worker's output")?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            // What a driver prints there is not ours.
+            if let Ok(line) = serde_json::from_str::<Line>(&line)
+                && sender.send(line).is_err()
+            {
+                return;
+            }
+        }
+    });
     let mut errors = worker.stderr.take().context("the worker's errors")?;
     // Drained on a thread of its own, so that a talkative driver cannot block the worker.
     let errors = std::thread::spawn(move || {
@@ -48,8 +65,18 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
     });
 
     let (mut examination, mut running) = (None, None);
-    for line in BufReader::new(lines).lines() {
-        match serde_json::from_str(&line?).context("reading the worker's findings")? {
+    let mut timed_out = false;
+    loop {
+        let line = match lines.recv_timeout(PATIENCE) {
+            Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                timed_out = true;
+                worker.kill()?;
+                break;
+            }
+        };
+        match line {
             Line::Opened {
                 description,
                 accelerator,
@@ -88,7 +115,12 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
     let errors = errors.join().unwrap_or_default();
     if !ended.success() {
         let said = errors.trim().trim_start_matches("error: ");
-        let reason = if said.is_empty() {
+        if ended.code() == Some(2) {
+            return Err(Usage::new(said));
+        }
+        let reason = if timed_out {
+            format!("it did not answer for {} minutes", PATIENCE.as_secs() / 60)
+        } else if said.is_empty() {
             format!("the process ended with {ended}")
         } else {
             said.to_owned()
@@ -102,7 +134,7 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
                 place: "the driver".to_owned(),
                 tolerance: 0.0,
                 verdict: Verdict::Failed,
-                reason: Some(format!("{ended}")),
+                reason: Some(reason.clone()),
             });
         }
         // Only how the device is trained on decides whether it is good.
@@ -150,7 +182,7 @@ fn status(text: &str) {
 /// Examines one device in this process and prints what happens.
 pub(super) fn work(args: &DoctorArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let device = args.device.as_deref().unwrap_or_default();
-    let opened = olora_devices::open(device, kernels)?;
+    let opened = devices::open(device, kernels)?;
     let reference = olora_devices::reference().context("this build has no CPU backend")?;
     let doctor = Doctor::new(&opened.device, &reference).with_lengths(args.lengths.clone());
     #[cfg(feature = "test-hooks")]

@@ -7,9 +7,13 @@ use burn::{
     tensor::{DType, Gradients, Int, Tensor, TensorData},
 };
 use olora_adapter::{Anchor, LowRank, Project, to_dtype};
-use olora_model::{RmsNorm, Rotation, attention, causal_mask, swiglu};
+use olora_model::{RmsNorm, Rotation, WeightType, attention, causal_mask, swiglu};
 
-use super::{Bench, Formats, Kind, Operation, Outputs, inputs::numbers, tiny};
+use super::{
+    Bench, Formats, Kind, Operation, Outputs,
+    inputs::numbers,
+    tiny::{self, Variant},
+};
 use crate::{gradients::normalise, trainee::cross_entropy_sum};
 
 const ROWS: usize = 2;
@@ -26,6 +30,7 @@ const fn operation(name: &'static str, run: fn(&Bench, usize) -> Outputs) -> Ope
         name,
         kind: Kind::Operation,
         formats: Formats::All,
+        base: None,
         length: None,
         run,
     }
@@ -33,6 +38,13 @@ const fn operation(name: &'static str, run: fn(&Bench, usize) -> Outputs) -> Ope
 
 const fn only(formats: Formats, mut operation: Operation) -> Operation {
     operation.formats = formats;
+    operation
+}
+
+/// Computing in half precision over weights that are cast where they are used.
+const fn held_in_f32(mut operation: Operation) -> Operation {
+    operation.formats = Formats::Half;
+    operation.base = Some(WeightType::F32);
     operation
 }
 
@@ -46,6 +58,7 @@ const fn whole(
         name,
         kind,
         formats: Formats::All,
+        base: None,
         length,
         run,
     }
@@ -66,23 +79,52 @@ pub(super) const ALL: &[Operation] = &[
     only(Formats::Full, operation("clip", clip)),
     only(Formats::Full, operation("adamw", adamw)),
     whole("model", Kind::Model, None, |bench, length| {
-        tiny::loss_and_gradients(bench, "model", length, None)
+        tiny::loss_and_gradients(bench, "model", length, Variant::ADAPTED)
     }),
     whole("model, window", Kind::Model, None, |bench, length| {
-        tiny::loss_and_gradients(bench, "model, window", length, Some(WINDOW))
+        let windowed = Variant::ADAPTED.with_window(WINDOW);
+        tiny::loss_and_gradients(bench, "model, window", length, windowed)
     }),
+    only(
+        Formats::Full,
+        whole("model, all weights", Kind::Model, None, |bench, length| {
+            tiny::loss_and_gradients(bench, "model, all weights", length, Variant::FULL)
+        }),
+    ),
+    held_in_f32(whole(
+        "model, f32 base",
+        Kind::Model,
+        None,
+        |bench, length| tiny::loss_and_gradients(bench, "model, f32 base", length, Variant::FULL),
+    )),
     whole("training", Kind::Training, Some(64), |bench, length| {
-        tiny::losses(bench, "training", length, 10)
+        tiny::losses(bench, "training", length, 10, Variant::ADAPTED)
     }),
 ];
 
-/// What `train` looks at before its first step.
+/// What `train` looks at before its first step, if an adapter trains.
 pub(super) const QUICK: &[Operation] = &[
     whole("model", Kind::Model, Some(64), |bench, length| {
-        tiny::loss_and_gradients(bench, "model", length, Some(WINDOW))
+        let variant = Variant::ADAPTED.with_window(WINDOW);
+        tiny::loss_and_gradients(bench, "model", length, variant)
     }),
     whole("training", Kind::Training, Some(64), |bench, length| {
-        tiny::losses(bench, "training", length, 3)
+        tiny::losses(bench, "training", length, 3, Variant::ADAPTED)
+    }),
+];
+
+/// The same, if every weight trains.
+pub(super) const QUICK_FULL: &[Operation] = &[
+    whole(
+        "model, all weights",
+        Kind::Model,
+        Some(64),
+        |bench, length| {
+            tiny::loss_and_gradients(bench, "model, all weights", length, Variant::FULL)
+        },
+    ),
+    whole("training", Kind::Training, Some(64), |bench, length| {
+        tiny::losses(bench, "training", length, 3, Variant::FULL)
     }),
 ];
 
@@ -238,7 +280,7 @@ fn gated(bench: &Bench, length: usize) -> Outputs {
 /// layer's dtype.
 fn adapter(bench: &Bench, length: usize) -> Outputs {
     let full = Bench {
-        dtype: olora_model::WeightType::F32,
+        dtype: WeightType::F32,
         ..*bench
     };
     let (d_in, d_out) = (WIDTH, 3 * WIDTH / 2);

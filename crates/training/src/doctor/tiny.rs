@@ -23,14 +23,41 @@ use crate::{
 
 const VOCAB: u32 = 96;
 
-/// Loss and every adapter gradient for two sequences of unequal length.
+/// Which of the models.
+#[derive(Clone, Copy)]
+pub(super) struct Variant {
+    /// How far back a token sees.
+    window: Option<usize>,
+    /// Whether every weight trains rather than adapters, and the vocabulary
+    /// projection is the embedding's transpose.
+    full: bool,
+}
+
+impl Variant {
+    pub(super) const ADAPTED: Self = Self {
+        window: None,
+        full: false,
+    };
+    pub(super) const FULL: Self = Self {
+        window: None,
+        full: true,
+    };
+
+    pub(super) const fn with_window(mut self, window: usize) -> Self {
+        self.window = Some(window);
+        self
+    }
+}
+
+/// Loss and the gradient of everything that trains, for two sequences of
+/// unequal length.
 pub(super) fn loss_and_gradients(
     bench: &Bench,
     name: &str,
     length: usize,
-    window: Option<usize>,
+    variant: Variant,
 ) -> Outputs {
-    let trainee = trainee(bench, window);
+    let trainee = trainee(bench, variant);
     let step = trainee.step(batch(length));
     let mut outputs = vec![read("loss", step.item.loss_sum)];
     // The whole model's fault is in what its backward pass hands over.
@@ -45,8 +72,14 @@ pub(super) fn loss_and_gradients(
 }
 
 /// The losses of `n_steps` steps on one batch.
-pub(super) fn losses(bench: &Bench, name: &str, length: usize, n_steps: usize) -> Outputs {
-    let mut trainee = trainee(bench, None);
+pub(super) fn losses(
+    bench: &Bench,
+    name: &str,
+    length: usize,
+    n_steps: usize,
+    variant: Variant,
+) -> Outputs {
+    let mut trainee = trainee(bench, variant);
     let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     // Adam forgives a gradient that is too large everywhere; this it does not.
     let learning_rate = if bench.fault == Some(name) {
@@ -92,22 +125,30 @@ fn batch(length: usize) -> Batch {
     )
 }
 
-fn trainee(bench: &Bench, window: Option<usize>) -> Trainee {
+fn trainee(bench: &Bench, variant: Variant) -> Trainee {
     #[expect(
         clippy::expect_used,
         reason = "the configuration is a constant, held by the tests; device failures are caught \
                   by whoever runs an operation"
     )]
-    let llama = build(bench, window).expect("the doctor's model can be built");
+    let llama = build(bench, variant).expect("the doctor's model can be built");
     Module::train(Trainee::new(llama))
 }
 
-fn build(bench: &Bench, window: Option<usize>) -> Result<Llama, crate::TrainError> {
-    let llama = config(window)?.init(bench.device).map(&mut Fill {
+fn build(bench: &Bench, variant: Variant) -> Result<Llama, crate::TrainError> {
+    let llama = config(variant)?.init(bench.device).map(&mut Fill {
         path: Vec::new(),
-        dtype: bench.dtype,
+        dtype: bench.base,
         factors: false,
     });
+    let llama = if bench.base == bench.dtype {
+        llama
+    } else {
+        llama.computing_in(bench.dtype)
+    };
+    if variant.full {
+        return Ok(llama);
+    }
     let config = AdapterConfig {
         rank: 8,
         alpha: 12.0,
@@ -123,12 +164,13 @@ fn build(bench: &Bench, window: Option<usize>) -> Result<Llama, crate::TrainErro
 }
 
 /// Mistral's layout has the window; without one it is LLaMA's.
-fn config(window: Option<usize>) -> Result<ModelConfig, olora_model::ModelError> {
+fn config(variant: Variant) -> Result<ModelConfig, olora_model::ModelError> {
     let json = json!({
         "model_type": "mistral", "hidden_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "intermediate_size": 96, "vocab_size": VOCAB, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "sliding_window": window,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": variant.full,
+        "sliding_window": variant.window,
         "rope_parameters": { "rope_theta": 10000.0, "rope_type": "default" },
     });
     let json: Map<String, Value> = match json {
