@@ -26,6 +26,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 RANK = 16
+BEGAN = time.monotonic()
 # Dense bf16 peaks in TFLOP/s, from the vendors' data sheets.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
 
@@ -40,7 +41,8 @@ def arguments():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--limit", type=int, default=240, help="seconds that one measurement may take")
+    parser.add_argument("--limit", type=int, default=150, help="seconds that one measurement may take")
+    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is left out, and said")
     parser.add_argument("--no-doctor", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a tiny shape on the CPU")
@@ -55,19 +57,22 @@ def say(text=""):
     print(text, flush=True)
 
 
-def run(command, limit):
+def run(command, given):
     """Runs a command; returns its exit code, what it printed and the seconds it took."""
     began = time.monotonic()
+    limit = min(given.limit, given.minutes * 60 - (began - BEGAN))
+    if limit < 5:
+        return 124, "", "left out: no time was left", 0.0
     try:
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=limit)
         return done.returncode, done.stdout, done.stderr, time.monotonic() - began
     except subprocess.TimeoutExpired as late:
         text = lambda x: (x or b"").decode() if isinstance(x, bytes) else (x or "")
-        return 124, text(late.stdout), text(late.stderr) + f"\nnot done after {limit} s", time.monotonic() - began
+        return 124, text(late.stdout), text(late.stderr) + f"\nnot done after {limit:.0f} s", time.monotonic() - began
 
 
 def doctor(given, device):
-    code, out, err, seconds = run([given.olora, "doctor", "--device", device], given.limit)
+    code, out, err, seconds = run([given.olora, "doctor", "--device", device], given)
     say(out.rstrip() or err.rstrip())
     say(f"(exit code {code}, {seconds:.0f} s)\n")
     return {"device": device, "exit_code": code, "seconds": seconds}
@@ -106,7 +111,7 @@ def train(given, shape, device, dtype, directory):
     command = [given.olora, "train", HERE / "gpu" / "train.toml", "--device", device]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    code, _, err, seconds = run(command, given.limit)
+    code, _, err, seconds = run(command, given)
     run_directory = directory / "runs" / name
     result = {"what": f"olora, {device}", "shape": shape, "device": device, "exit_code": code, "seconds": seconds}
     if code != 0:
@@ -139,7 +144,7 @@ def peer(given, shape, compiled):
     command += ["--sequence", given.sequence, "--batch", given.batch]
     command += ["--warm-up", given.warm_up, "--steps", given.steps]
     command += ["--compile"] if compiled else []
-    code, out, err, seconds = run(command, given.limit)
+    code, out, err, seconds = run(command, given)
     name = "PyTorch + PEFT, compiled" if compiled else "PyTorch + PEFT, eager"
     result = {"what": name, "shape": shape, "exit_code": code, "seconds": seconds}
     if code != 0:
@@ -172,22 +177,26 @@ def flops_per_token(shape, sequence):
     return (6 * matmul + 6 * layers * sequence * d) * (2 + lora / matmul) / 3
 
 
-def report(given, results):
+def header():
     say("| shape | what | dtype | tokens/s | step, s | share of bf16 peak | peak memory | first step, s |")
     say("|---|---|---|---|---|---|---|---|")
-    for r in results:
-        if "error" in r:
-            say(f"| {r['shape']} | {r['what']} | | failed: {' '.join(r['error'])} | | | | |")
-            continue
-        peak = next((tflops for name, tflops in PEAKS.items() if name in r["device"]), None)
-        r["flops_per_token"] = flops_per_token(r["shape"], given.sequence)
-        r["mfu"] = r["tokens_per_second"] * r["flops_per_token"] / (peak * 1e12) if peak else None
-        mfu = f"{100 * r['mfu']:.1f} %" if r["mfu"] else "unknown"
-        first = r["first_step_seconds"]
-        say(
-            f"| {r['shape']} | {r['what']} | {r['dtype']} | {r['tokens_per_second']:,.0f} | {r['step_seconds']:.4f} "
-            f"| {mfu} | {r['peak_bytes'] / 1e9:.2f} GB | {'-' if first is None else format(first, '.1f')} |"
-        )
+
+
+def row(given, r):
+    """Prints a row as soon as it is measured, so that a call that is cut short loses only the rest."""
+    if "error" in r:
+        say(f"| {r['shape']} | {r['what']} | | failed: {' '.join(r['error'])} | | | | |")
+        return r
+    peak = next((tflops for name, tflops in PEAKS.items() if name in r["device"]), None)
+    r["flops_per_token"] = flops_per_token(r["shape"], given.sequence)
+    r["mfu"] = r["tokens_per_second"] * r["flops_per_token"] / (peak * 1e12) if peak else None
+    mfu = f"{100 * r['mfu']:.1f} %" if r["mfu"] else "unknown"
+    first = r["first_step_seconds"]
+    say(
+        f"| {r['shape']} | {r['what']} | {r['dtype']} | {r['tokens_per_second']:,.0f} | {r['step_seconds']:.4f} "
+        f"| {mfu} | {r['peak_bytes'] / 1e9:.2f} GB | {'-' if first is None else format(first, '.1f')} |"
+    )
+    return r
 
 
 def main():
@@ -195,22 +204,27 @@ def main():
     results, examined = [], []
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
-        listed = run([given.olora, "devices"], given.limit)
+        listed = run([given.olora, "devices"], given)
         say(listed[1].rstrip() + "\n")
         for device in [] if given.no_doctor else given.devices:
             examined.append(doctor(given, device))
-        code, out, _, _ = run([given.olora, "devices", "--json"], given.limit)
+        code, out, _, _ = run([given.olora, "devices", "--json"], given)
         found = {d["device"]: d for b in (json.loads(out) if code == 0 else []) for d in b["devices"] if "device" in d}
+        header()
         for shape in given.shapes:
             for device in given.devices:
-                offered = found.get(device, {}).get("dtypes", [])
-                dtype = given.dtype if given.dtype in offered else "float32"
+                # Where there are several, `cuda` is `cuda:0`.
+                details = found.get(device) or found.get(f"{device}:0")
+                if details is None:
+                    what = {"what": f"olora, {device}", "shape": shape, "exit_code": 1}
+                    results.append(row(given, what | {"error": ["not found on this machine"]}))
+                    continue
+                dtype = given.dtype if given.dtype in details["dtypes"] else "float32"
                 place = directory / f"{shape}-{device}".replace(":", "-")
                 place.mkdir()
-                results.append(train(given, shape, device, dtype, directory))
-            if not given.no_peers:
-                results += [peer(given, shape, compiled) for compiled in (False, True)]
-    report(given, results)
+                results.append(row(given, train(given, shape, device, dtype, directory)))
+            for compiled in [] if given.no_peers else [False, True]:
+                results.append(row(given, peer(given, shape, compiled)))
     settings = {k: v for k, v in vars(given).items() if k not in ("olora", "quick")}
     say(json.dumps({"suite": "gpu", "quick": given.quick, "settings": settings, "doctor": examined, "results": results}))
     return 1 if any(r["exit_code"] for r in results + examined) else 0

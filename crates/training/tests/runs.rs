@@ -599,3 +599,21 @@ fn a_reference_is_compared_with_before_the_first_step() {
     train(&recipe, &Device::flex(), options, &observer).unwrap();
     assert_eq!(*checked.0.lock().unwrap(), [0.0]);
 }
+
+#[test]
+fn a_run_of_before_the_precision_keys_goes_on() {
+    let out = tempfile::tempdir().unwrap();
+    let recipe = recipe(out.path(), "old", &["training.max_steps=6"]);
+    assert!(!run(&recipe, false, Some(2)).0.unwrap().finished);
+    let file = out.path().join("old/recipe.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let old: Vec<_> = text
+        .lines()
+        .filter(|line| {
+            !line.starts_with("compute_dtype") && !line.starts_with("pad_to_multiple_of")
+        })
+        .collect();
+    assert_eq!(old.len() + 2, text.lines().count());
+    fs::write(&file, old.join("\n")).unwrap();
+    assert!(run(&recipe, true, None).0.unwrap().finished);
+}
