@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything that is measured on a GPU, in one call of about ten minutes on an H100 or H200.
+"""Everything that is measured on a GPU, in one call that ends within ten minutes.
 
     python3 benchmarks/gpu.py --olora PATH/TO/olora [--devices cuda vulkan] [--shapes tinyllama-1.1b ...] [--no-peers]
     python3 benchmarks/gpu.py --olora target/release/olora --quick      # tries the script itself, on a CPU, in a minute
@@ -12,7 +12,8 @@ transformers and peft.
 
 Tokens per second are those of the steps after warm-up. MFU is their share of the device's bf16 peak by NeMo's convention
 for LoRA: (6 N + 6 L s d) (2 + trained / frozen) / 3 operations per token, N the linear layers and the vocabulary
-projection, causal attention counted at half. Memory is what the allocator held at most (`reserved`).
+projection, causal attention counted at half. Memory is what the
+allocator held (`reserved`): ours at most at a logged line, PyTorch's at most at any time; on a CPU, the peak resident size.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def arguments():
     parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "tinyllama-1.1b"])
     parser.add_argument("--dtype", default="bfloat16", help="for devices that compute in it; others take float32")
     parser.add_argument("--sequence", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1, help="sequences; ours keep attention's scores, so memory is short")
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=150, help="seconds that one measurement may take")

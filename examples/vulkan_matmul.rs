@@ -17,7 +17,7 @@ use burn::tensor::Tensor;
 use olora_devices::{KernelOptions, Opened};
 
 fn main() -> anyhow::Result<()> {
-    // The first that is compiled in: a build with `vulkan` has `wgpu` in it, under that name.
+    // SPIR-V if `vulkan` is compiled in, else portable shaders.
     let name = if cfg!(feature = "vulkan") {
         "vulkan"
     } else {

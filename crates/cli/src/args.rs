@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// List the devices that this build can use, and what they are
     Devices(DevicesArgs),
-    /// Compare what devices compute, gradients above all, with the CPU
+    /// Compare what devices compute in training, gradients above all, with the CPU
     Doctor(DoctorArgs),
 }
 

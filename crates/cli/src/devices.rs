@@ -68,7 +68,7 @@ pub(crate) fn traits(details: &Details) -> DeviceTraits {
     DeviceTraits {
         name: describe(details),
         accelerator: details.accelerator,
-        memory: details.free_memory.or(details.memory),
+        memory: details.memory,
         autotune: details.autotune,
     }
 }

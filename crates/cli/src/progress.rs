@@ -92,10 +92,12 @@ impl Observer for Display {
                 &state,
                 &match n_choices {
                     0 => {
-                        format!("first step: {seconds:.1} s, all kernels known from an earlier run")
+                        format!(
+                            "first step: {seconds:.1} s, all kernel choices known from an earlier run"
+                        )
                     }
                     n => format!(
-                        "first step: {seconds:.1} s; kernels for {n} shapes so far are new, and kept for later runs"
+                        "first step: {seconds:.1} s; kernels chosen for {n} new shapes so far, kept for later runs"
                     ),
                 },
             ),

@@ -438,6 +438,10 @@ fn options_that_a_device_has_no_use_for_are_refused() {
             "--no-autotune has no use with `cpu`",
         ),
         (
+            &["doctor", "--device", "cpu", "--autotune"],
+            "--autotune has no use with `cpu`",
+        ),
+        (
             &["inspect", "model", "recipes/quickstart/base", "--no-fusion"],
             "`inspect` uses no device",
         ),

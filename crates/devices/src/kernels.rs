@@ -17,7 +17,7 @@ use crate::{DeviceError, KernelOptions};
 /// Sets Burn's and CubeCL's process-wide configuration. A `burn.toml` or
 /// `cubecl.toml` of the user and the environment's `BURN_…` and `CUBECL_…` are
 /// read first, and hold in everything that is not asked for here; compiled
-/// kernels are kept in any case.
+/// kernels are kept in any case, where CubeCL can: not portable shaders.
 pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
     #[cfg(feature = "_wgpu")]
     quieten_mesa();

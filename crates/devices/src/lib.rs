@@ -256,8 +256,8 @@ fn none_found(backend: &Backend) -> DeviceError {
 ///
 /// # Errors
 ///
-/// Those of [`find`], and [`DeviceError::DoesNotOpen`] with what its driver
-/// said.
+/// Those of [`find`], [`DeviceError::DoesNotOpen`] with what its driver said,
+/// and [`DeviceError::NoUse`] if the device has no use for an option.
 pub fn open(text: &str, options: KernelOptions) -> Result<Opened, DeviceError> {
     let device = find(text)?;
     details(text, &device, options).map(|details| Opened { device, details })
@@ -281,8 +281,10 @@ fn details(text: &str, device: &Device, options: KernelOptions) -> Result<Detail
     if !options.fusion {
         return no_use("--no-fusion");
     }
-    if options.autotune == Some(false) {
-        return no_use("--no-autotune");
+    match options.autotune {
+        Some(true) => return no_use("--autotune"),
+        Some(false) => return no_use("--no-autotune"),
+        None => {}
     }
     Ok(Details {
         name: cpu_name(),

@@ -212,7 +212,8 @@ impl Doctor {
         self
     }
 
-    /// The names that [`with_fault`](Self::with_fault) knows.
+    /// The names of all operations, which are those that a test may break.
+    #[cfg(any(test, feature = "test-hooks"))]
     pub fn operations() -> Vec<&'static str> {
         operations::ALL
             .iter()

@@ -2,8 +2,8 @@
 //!
 //! [`train`] does all of it through Burn's `Learner`, with a loop of steps in
 //! the place of its loop of epochs. [`evaluate`] is the loss over held-out
-//! data. Whoever calls gets [`Event`]s; this crate prints nothing and names no
-//! backend.
+//! data. Whoever calls gets [`Event`]s; this crate prints nothing and chooses no
+//! backend, though it knows how they fail and log.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

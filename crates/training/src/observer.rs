@@ -35,8 +35,9 @@ pub enum Event {
     },
     /// Adapters are being initialised: layers done, layers in all.
     Attaching(usize, usize),
-    /// From here on, until each shape has occurred once, the device makes the
-    /// kernels that it has not made in an earlier run.
+    /// From here on, until each shape has occurred once, the device makes
+    /// kernels, and chooses among those that it has not chosen among in an
+    /// earlier run.
     MakingKernels {
         /// Whether it measures which of several is fastest.
         measured: bool,

@@ -127,7 +127,7 @@ pub struct Summary {
     pub n_params: usize,
     /// Those that were trained.
     pub n_trained_params: usize,
-    /// The device, as Burn names it.
+    /// The device, as the caller describes it, or else as Burn names it.
     pub device: String,
     /// Versions of this program and of Burn.
     pub versions: BTreeMap<&'static str, String>,
@@ -338,16 +338,14 @@ fn run_recipe(
         ..
     } = options;
     run_log::write_to(&directory.path().join("experiment.log"))?;
-    let (llama, outcome) = circumstances.guard(|| {
-        run_learner(
-            &strategy,
-            learner,
-            train_loader,
-            valid_loader,
-            renderer,
-            interrupter,
-        )
-    })?;
+    let (llama, outcome) = run_learner(
+        &strategy,
+        learner,
+        train_loader,
+        valid_loader,
+        renderer,
+        interrupter,
+    )?;
 
     let mut summary = Summary::new(recipe, device, &outcome, precision);
     if !traits.name.is_empty() {

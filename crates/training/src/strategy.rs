@@ -170,7 +170,7 @@ impl Run<'_> {
             let log_due = last || every(training.log_every);
             self.step(&mut batches, checkpoint_due)?;
             if strategy.accelerator && self.first_step_seconds.is_none() {
-                // The one wait outside logged steps: what the kernels cost is to be seen.
+                // The one wait that nothing else asks for: what the kernels cost is to be seen.
                 strategy
                     .device
                     .sync()
