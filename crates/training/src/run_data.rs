@@ -106,10 +106,11 @@ pub fn check_samples(
             config.vocab_size
         )));
     }
-    let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
+    // The last token is only ever predicted: it takes no position.
+    let longest = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
     if longest > config.max_position_embeddings {
         return Err(TrainError::Mismatch(format!(
-            "the longest sequence has {longest} tokens, but the model was made for {}: \
+            "the longest sequence takes {longest} positions, but the model was made for {}: \
              lower the maximum length",
             config.max_position_embeddings
         )));

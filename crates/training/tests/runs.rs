@@ -15,10 +15,10 @@ use std::{
 
 use burn::{tensor::Device, train::Interrupter};
 use olora_adapter::PeftAdapter;
-use olora_data::{DataOptions, Schedule, Tokenizer, load_samples, loader};
-use olora_model::WeightType;
+use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
+use olora_model::{ModelConfig, WeightType};
 use olora_training::{
-    Event, Observer, Recipe, Summary, TrainError, TrainOptions, evaluate,
+    Event, Observer, Recipe, Summary, TrainError, TrainOptions, check_samples, evaluate,
     recipe::{AdapterMethod, AdapterSection, Weights},
     train,
 };
@@ -616,4 +616,21 @@ fn a_run_of_before_the_precision_keys_goes_on() {
     assert_eq!(old.len() + 2, text.lines().count());
     fs::write(&file, old.join("\n")).unwrap();
     assert!(run(&recipe, true, None).0.unwrap().finished);
+}
+
+#[test]
+fn a_sequence_may_predict_one_token_beyond_the_last_position() {
+    let base = root().join("recipes/quickstart/base");
+    let config = ModelConfig::from_dir(&base).unwrap();
+    let tokenizer = Tokenizer::from_dir(&base).unwrap();
+    let check = |n| {
+        let samples = [Sample {
+            tokens: vec![5; n],
+            trained: vec![true; n],
+        }];
+        check_samples(&samples, &config, &tokenizer)
+    };
+    check(config.max_position_embeddings + 1).unwrap();
+    let error = check(config.max_position_embeddings + 2).unwrap_err();
+    assert!(error.to_string().contains("takes 257 positions"), "{error}");
 }
