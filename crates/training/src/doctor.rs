@@ -12,11 +12,11 @@ mod inputs;
 mod operations;
 mod tiny;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use olora_model::WeightType;
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainError, panics};
+use crate::{TrainError, panics, precision::offered_dtypes};
 
 /// Sequence lengths that lie on both sides of where kernels switch: odd, a
 /// multiple of everything, one beyond that, and long.
@@ -223,10 +223,7 @@ impl Doctor {
 
     /// The number formats that the device computes in.
     pub fn dtypes(&self) -> Vec<WeightType> {
-        [WeightType::F32, WeightType::Bf16, WeightType::F16]
-            .into_iter()
-            .filter(|&dtype| self.device.supports_dtype(DType::from(dtype)))
-            .collect()
+        offered_dtypes(&self.device)
     }
 
     /// Everything there is to examine: each operation in each number format

@@ -30,6 +30,7 @@ mod run_directory;
 mod run_log;
 mod sampler;
 mod strategy;
+mod summary;
 mod trainee;
 
 pub use doctor::{Case, Doctor, Finding, LENGTHS, Verdict};
@@ -43,7 +44,8 @@ pub use observer::{Event, Observer, Plan, StepReport};
 pub use panics::{caught, listening, record_panics};
 pub use precision::{Precision, choose_dtype, padding_multiple};
 pub use recipe::Recipe;
-pub use run::{DeviceTraits, Summary, TrainOptions, train};
+pub use run::{DeviceTraits, TrainOptions, train};
 pub use run_data::check_samples;
 pub use sampler::{encode_prompt, stop_ids};
+pub use summary::Summary;
 pub use trainee::loss_sum;

@@ -22,6 +22,14 @@ pub struct Precision {
     pub fallback: Vec<(&'static str, &'static str)>,
 }
 
+/// The number formats that a device computes in.
+pub(crate) fn offered_dtypes(device: &Device) -> Vec<WeightType> {
+    [WeightType::F32, WeightType::Bf16, WeightType::F16]
+        .into_iter()
+        .filter(|&dtype| device.supports_dtype(DType::from(dtype)))
+        .collect()
+}
+
 /// The number format for a checkpoint that is stored as `stored`, on `device`.
 ///
 /// Asked for nothing, the CPU gets float32, which it computes fastest in; an
@@ -48,9 +56,8 @@ pub fn choose_dtype(
             Err(TrainError::Precision {
                 key,
                 wanted: dtype.name(),
-                offered: [WeightType::F32, WeightType::Bf16, WeightType::F16]
+                offered: offered_dtypes(device)
                     .into_iter()
-                    .filter(|&dtype| can(dtype))
                     .map(WeightType::name)
                     .collect(),
             })

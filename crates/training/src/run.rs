@@ -1,7 +1,6 @@
 //! From a recipe to a finished run directory.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -23,7 +22,6 @@ use burn::{
 use olora_adapter::{attach, factors, save_peft, to_dtype};
 use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer, loader};
 use olora_model::{Llama, ModelConfig, WeightType, load, save};
-use serde::Serialize;
 
 use crate::{
     Doctor, Event, MemoryEstimate, Observer, Plan, Precision, Recipe, TrainError,
@@ -31,7 +29,6 @@ use crate::{
     estimate::Load,
     failure::Circumstances,
     learning_rate::Stepper,
-    memory::peak_resident_bytes,
     panics,
     quiet::Quiet,
     recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection, Weights},
@@ -40,6 +37,7 @@ use crate::{
     run_log,
     sampler::Sampler,
     strategy::{Outcome, SaveResult, StepStrategy},
+    summary::Summary,
     trainee::Trainee,
 };
 
@@ -73,64 +71,6 @@ pub struct DeviceTraits {
     pub memory: Option<u64>,
     /// Whether it measures which of several kernels is fastest.
     pub autotune: bool,
-}
-
-/// What came of a run; `summary.json`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    /// The recipe's name.
-    pub name: String,
-    /// The run directory.
-    pub directory: PathBuf,
-    /// The adapter's directory, or the model's.
-    pub result: PathBuf,
-    /// Whether all steps were made.
-    pub finished: bool,
-    /// Steps made.
-    pub steps: usize,
-    /// Training loss of the last logged stretch.
-    pub train_loss: Option<f64>,
-    /// Validation loss before the first step.
-    pub validation_loss_before: Option<f64>,
-    /// Validation loss after the last step.
-    pub validation_loss: Option<f64>,
-    /// The step with the lowest validation loss.
-    pub best_step: Option<usize>,
-    /// The lowest validation loss.
-    pub best_validation_loss: Option<f64>,
-    /// Unpadded input tokens.
-    pub tokens: u64,
-    /// Unpadded input tokens per second of training.
-    pub tokens_per_second: f64,
-    /// Seconds of training, over all sessions of the run.
-    pub train_seconds: f64,
-    /// Seconds of this session, all told.
-    pub wall_seconds: f64,
-    /// Seconds spent initialising the adapter.
-    pub attach_seconds: f64,
-    /// Peak resident memory of this process, in bytes.
-    pub peak_memory: Option<u64>,
-    /// The most memory that the device's allocator held at a logged line, in
-    /// bytes.
-    pub peak_device_memory: Option<u64>,
-    /// The memory that the run was expected to take.
-    pub estimated_memory: MemoryEstimate,
-    /// What the first step of this session took, where kernels are made and
-    /// chosen in it.
-    pub first_step_seconds: Option<f64>,
-    /// For how many shapes a kernel was chosen that was not known from an
-    /// earlier run.
-    pub kernel_choices: usize,
-    /// The number formats.
-    pub precision: Precision,
-    /// All parameters.
-    pub n_params: usize,
-    /// Those that were trained.
-    pub n_trained_params: usize,
-    /// The device, as the caller describes it, or else as Burn names it.
-    pub device: String,
-    /// Versions of this program and of Burn.
-    pub versions: BTreeMap<&'static str, String>,
 }
 
 /// Runs a recipe on `device`, from reading its data to writing the result.
@@ -366,44 +306,6 @@ fn run_recipe(
         observer.on(&Event::Finished(Box::new(summary.clone())));
     }
     Ok(summary)
-}
-
-impl Summary {
-    /// What the loop knows; the caller adds what it measured around it.
-    fn new(recipe: &Recipe, device: &Device, outcome: &Outcome, precision: Precision) -> Self {
-        let state = &outcome.state;
-        let before = state.validation.first().filter(|(step, _)| *step == 0);
-        Self {
-            name: recipe.name.clone(),
-            directory: recipe.run_directory(),
-            result: PathBuf::new(),
-            finished: !outcome.interrupted,
-            steps: state.step,
-            train_loss: outcome.last_loss,
-            validation_loss_before: before.map(|(_, loss)| *loss),
-            validation_loss: state.validation.last().map(|(_, loss)| *loss),
-            best_step: state.best().map(|(step, _)| step),
-            best_validation_loss: state.best().map(|(_, loss)| loss),
-            tokens: state.tokens,
-            tokens_per_second: state.tokens as f64 / state.seconds.max(1e-9),
-            train_seconds: state.seconds,
-            wall_seconds: 0.0,
-            attach_seconds: 0.0,
-            peak_memory: peak_resident_bytes(),
-            peak_device_memory: outcome.peak_device_memory,
-            estimated_memory: MemoryEstimate::default(),
-            first_step_seconds: outcome.first_step_seconds,
-            kernel_choices: run_log::n_choices(),
-            precision,
-            n_params: 0,
-            n_trained_params: 0,
-            device: format!("{:?}", device.clone().inner()),
-            versions: BTreeMap::from([
-                ("olora", env!("CARGO_PKG_VERSION").to_owned()),
-                ("burn", "0.22.1".to_owned()),
-            ]),
-        }
-    }
 }
 
 /// The newest checkpoint of a run that can go on, and where it stood.
