@@ -3,8 +3,9 @@
 use burn::{
     module::{Module, Param, Reparameterization},
     nn::Dropout,
-    tensor::{DType, Tensor, module::linear},
+    tensor::{DType, Device, Tensor},
 };
+use olora_operations::{Factors, projection};
 
 /// The trainable low-rank update of one frozen weight:
 /// `ΔW = scale · (A·B − A₀·B₀)`, the second product only when the adapter is anchored.
@@ -58,20 +59,23 @@ impl LowRank {
     /// - x: `[.., d_in]`, any float dtype
     /// - output: `[.., d_out]`, in the dtype of `x`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let x = as_f32(self.dropout.forward(x));
-        let product = |x: Tensor<D>, a: &Param<Tensor<2>>, b: &Param<Tensor<2>>| {
-            // Scaling the `[.., rank]` side costs rank / d_out of scaling the output.
-            let down = linear(x, a.val(), None).mul_scalar(self.scale);
-            linear(down, b.val(), None)
-        };
-        let update = match &self.anchor {
-            Some(anchor) if self.subtract_anchor => {
-                product(x.clone(), &self.a, &self.b) - product(x, &anchor.a, &anchor.b)
-            }
-            _ => product(x, &self.a, &self.b),
-        };
-        to_dtype(update, dtype)
+        projection::update(self.dropout.forward(x), &self.factors())
+    }
+
+    /// The factors as operations take them.
+    pub(crate) fn factors(&self) -> Factors {
+        let anchor = self.anchor.as_ref().filter(|_| self.subtract_anchor);
+        Factors {
+            a: self.a.val(),
+            b: self.b.val(),
+            anchor: anchor.map(|anchor| [anchor.a.val(), anchor.b.val()]),
+            scale: self.scale,
+        }
+    }
+
+    /// Whether dropout changes the adapter's input, on such a device.
+    pub(crate) fn drops(&self, device: &Device) -> bool {
+        self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && device.is_autodiff()
     }
 
     /// The update as a dense `[d_in, d_out]` tensor in f32.

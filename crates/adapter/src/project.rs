@@ -4,6 +4,7 @@ use burn::{
     nn::Linear,
     tensor::{Tensor, module::linear},
 };
+use olora_operations::project;
 
 use crate::{LowRank, to_dtype};
 
@@ -29,10 +30,27 @@ impl Project for Linear {
         let dtype = x.dtype();
         let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
         match self.weight.reparameterization::<LowRank>() {
-            None => linear(x, to_dtype(self.weight.val(), dtype), bias),
+            None => {
+                let trains = self.weight.val().is_require_grad()
+                    || self
+                        .bias
+                        .as_ref()
+                        .is_some_and(|bias| bias.val().is_require_grad());
+                let weight = to_dtype(self.weight.val(), dtype);
+                if trains {
+                    linear(x, weight, bias)
+                } else {
+                    project(x, weight, bias, None)
+                }
+            }
             Some(adapter) => {
                 let weight = to_dtype(self.weight.base(), dtype);
-                linear(x.clone(), weight, bias) + adapter.forward(x)
+                if adapter.drops(&x.device()) {
+                    // The adapter's input is then another than the layer's.
+                    linear(x.clone(), weight, bias) + adapter.forward(x)
+                } else {
+                    project(x, weight, bias, Some(adapter.factors()))
+                }
             }
         }
     }

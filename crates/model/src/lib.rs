@@ -23,5 +23,5 @@ pub use checkpoint::{WeightType, load, save};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};
-pub use llama::{Llama, RmsNorm, attention, causal_mask, swiglu};
+pub use llama::{Llama, Positions, RmsNorm};
 pub use rope::Rotation;

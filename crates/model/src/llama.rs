@@ -12,18 +12,16 @@
 //! layers are called through [`Project`]: adapters attach to them without a
 //! change here.
 //!
-//! In shapes, `kv_heads · groups = n_heads`.
+//! Norm, rotation, attention and gate are `olora-operations`, each with a
+//! backward pass of its own; here is how they are put together.
 
 use burn::{
     module::{Initializer, Module, Param},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{
-        DType, Device, Int, Tensor, TensorData,
-        activation::{silu, softmax},
-        module::linear,
-    },
+    tensor::{DType, Device, Int, Tensor, module::linear},
 };
-use olora_adapter::{Project, to_dtype};
+use olora_adapter::{LowRank, Project, to_dtype};
+use olora_operations::{Sight, attention, rms_norm, swiglu};
 
 use crate::{
     KvCache, ModelConfig, WeightType,
@@ -127,7 +125,7 @@ impl Llama {
     ///   sees those after it
     /// - output: `[batch, seq, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.model.forward(ids, None)
+        self.through_blocks(ids, None)
     }
 
     /// Scores over the vocabulary, in the dtype of `hidden`.
@@ -163,7 +161,7 @@ impl Llama {
     /// - ids: `[batch, seq]`, without padding
     /// - output: `[batch, vocab_size]`
     pub fn next_token_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
-        let hidden = self.model.forward(ids, Some(cache));
+        let hidden = self.through_blocks(ids, Some(cache));
         let [batch, seq, width] = hidden.dims();
         self.logits(hidden.narrow(1, seq - 1, 1).reshape([batch, width]))
     }
@@ -179,43 +177,100 @@ impl Llama {
     }
 }
 
-impl Decoder {
-    fn forward(&self, ids: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
-        let [_, seq] = ids.dims();
-        let start = cache.as_ref().map_or(0, |cache| cache.len());
-        let mut x = self.embed_tokens.forward(ids);
-        if let Some(compute) = self.compute {
-            x = to_dtype(x, compute.into());
+impl Llama {
+    /// The embedded tokens, in the dtype that the model computes in.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[batch, seq]`
+    /// - output: `[batch, seq, hidden_size]`
+    pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let x = self.model.embed_tokens.forward(ids);
+        match self.model.compute {
+            Some(compute) => to_dtype(x, compute.into()),
+            None => x,
         }
+    }
+
+    /// What all blocks need to know of the positions of `x`, which
+    /// [`Llama::embed`] gave, `start` of them being in a cache already.
+    pub fn positions(&self, x: &Tensor<3>, start: usize) -> Positions {
         // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
-        let device = x.device();
-        let rotation = Rotation::new(&self.rope_frequencies, start, seq, x.dtype(), &device);
-        let mut masks = Masks::new(start, seq, device);
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            let mask = masks.get(&layer.self_attn);
+        let (seq, device) = (x.dims()[1], x.device().inner());
+        let frequencies = &self.model.rope_frequencies;
+        Positions {
+            rotation: Rotation::new(frequencies, start, seq, x.dtype(), &device),
+            documents: None,
+        }
+    }
+
+    /// The same where each row holds several documents, each counted from zero
+    /// and seeing itself alone. `lengths` are those of each row's documents, in
+    /// order; what follows the last is a document too.
+    pub fn positions_in_documents(&self, x: &Tensor<3>, lengths: &[Vec<usize>]) -> Positions {
+        let (seq, device) = (x.dims()[1], x.device().inner());
+        let frequencies = &self.model.rope_frequencies;
+        Positions {
+            rotation: Rotation::in_documents(frequencies, lengths, seq, x.dtype(), &device),
+            documents: Some(Sight::causal(None).within_documents(lengths, seq)),
+        }
+    }
+
+    /// The weight of the vocabulary projection, `[hidden_size, vocab_size]`, in
+    /// `dtype`; `None` if an adapter is attached to it.
+    pub fn output_weight(&self, dtype: DType) -> Option<Tensor<2>> {
+        let weight = match &self.lm_head {
+            Some(lm_head) if lm_head.weight.reparameterization::<LowRank>().is_some() => {
+                return None;
+            }
+            Some(lm_head) => lm_head.weight.val(),
+            None => self.model.embed_tokens.weight.val().transpose(),
+        };
+        Some(to_dtype(weight, dtype))
+    }
+
+    fn through_blocks(&self, ids: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+        let [_, seq] = ids.dims();
+        let mut x = self.embed(ids);
+        let positions = self.positions(&x, cache.as_ref().map_or(0, |cache| cache.len()));
+        for (layer_idx, layer) in self.model.layers.iter().enumerate() {
             let layer_cache = cache.as_mut().map(|cache| cache.layer(layer_idx));
-            x = layer.forward(x, &rotation, mask, layer_cache);
+            x = layer.continued(x, &positions, layer_cache);
         }
         if let Some(cache) = cache {
             cache.advance(seq);
         }
-        self.norm.forward(x)
+        self.model.norm.forward(x)
     }
 }
 
+/// Where the tokens of one forward pass stand.
+#[derive(Clone, Debug)]
+pub struct Positions {
+    rotation: Rotation,
+    documents: Option<Sight>,
+}
+
 impl Block {
-    fn forward(
+    /// The residual stream after this block.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[batch, seq, hidden_size]`
+    pub fn forward(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        self.continued(x, positions, None)
+    }
+
+    fn continued(
         &self,
         x: Tensor<3>,
-        rotation: &Rotation,
-        mask: Option<Tensor<4>>,
+        positions: &Positions,
         cache: Option<&mut Option<[Tensor<4>; 2]>>,
     ) -> Tensor<3> {
-        let x = x.clone()
-            + self
-                .self_attn
-                .forward(self.input_layernorm.forward(x), rotation, mask, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+        let normed = self.input_layernorm.forward(x.clone());
+        let x = x + self.self_attn.forward(normed, positions, cache);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        x + self.mlp.forward(normed)
     }
 }
 
@@ -223,8 +278,7 @@ impl Attention {
     fn forward(
         &self,
         x: Tensor<3>,
-        rotation: &Rotation,
-        mask: Option<Tensor<4>>,
+        positions: &Positions,
         cache: Option<&mut Option<[Tensor<4>; 2]>>,
     ) -> Tensor<3> {
         let [batch, seq, _] = x.dims();
@@ -236,8 +290,8 @@ impl Attention {
             q = q_norm.forward(q);
             k = k_norm.forward(k);
         }
-        let q = rotation.apply(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
-        let k = rotation.apply(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
+        let q = positions.rotation.apply(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
+        let k = positions.rotation.apply(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
         let [k, v] = match cache {
             None => [k, v],
             Some(past) => {
@@ -252,41 +306,12 @@ impl Attention {
             }
         };
 
-        let mixed = attention(q, k, v, mask).swap_dims(1, 2).reshape([
-            batch,
-            seq,
-            self.n_heads * self.head_dim,
-        ]);
+        let sight = positions.documents.clone().unwrap_or_default();
+        let mixed = attention(q, k, v, &sight.within_window(self.window))
+            .swap_dims(1, 2)
+            .reshape([batch, seq, self.n_heads * self.head_dim]);
         self.o_proj.project(mixed)
     }
-}
-
-/// `softmax(q·kᵀ / √head_dim + mask)·v`, with the softmax in f32.
-///
-/// Query heads that share a key head are stacked along the sequence, so that
-/// keys and values are never repeated: `groups · seq` queries against one head
-/// of keys.
-///
-/// # Shapes
-///
-/// - q: `[batch, kv_heads · groups, seq, head_dim]`
-/// - k, v: `[batch, kv_heads, keys, head_dim]`
-/// - mask: `[1, 1, groups · seq, keys]`, f32, added to the scores; see
-///   [`causal_mask`]
-/// - output: as q
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<4> {
-    let [batch, n_heads, seq, head_dim] = q.dims();
-    let kv_heads = k.dims()[1];
-    let q = q.reshape([batch, kv_heads, n_heads / kv_heads * seq, head_dim]);
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let dtype = q.dtype();
-    let scores = q.mul_scalar(scale).matmul(k.transpose()); // [batch, kv_heads, groups · seq, keys]
-    let mut scores = to_dtype(scores, DType::F32);
-    if let Some(mask) = mask {
-        scores = scores + mask;
-    }
-    let weights = to_dtype(softmax(scores, 3), dtype);
-    weights.matmul(v).reshape([batch, n_heads, seq, head_dim])
 }
 
 impl Mlp {
@@ -295,16 +320,6 @@ impl Mlp {
         self.down_proj
             .project(swiglu(gate, self.up_proj.project(x)))
     }
-}
-
-/// `silu(gate) · up`, the gate of the feed-forward network
-/// ([arXiv 2002.05202](https://arxiv.org/abs/2002.05202)).
-///
-/// # Shapes
-///
-/// - gate, up, output: the same
-pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    silu(gate) * up
 }
 
 impl RmsNorm {
@@ -316,83 +331,8 @@ impl RmsNorm {
     /// - x: `[.., width]`
     /// - output: the same
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let x = to_dtype(x, DType::F32);
-        let mean_square = x.clone().square().mean_dim(D - 1);
-        let normed = x * mean_square.add_scalar(self.eps).sqrt().recip();
-        to_dtype(normed, dtype) * to_dtype(self.weight.val(), dtype).unsqueeze()
+        rms_norm(x, self.weight.val(), self.eps)
     }
-}
-
-/// The additive masks of one forward pass, built once per distinct shape.
-struct Masks {
-    start: usize,
-    seq: usize,
-    device: Device,
-    built: Vec<(Option<usize>, usize, Option<Tensor<4>>)>,
-}
-
-impl Masks {
-    fn new(start: usize, seq: usize, device: Device) -> Self {
-        Self {
-            start,
-            seq,
-            device,
-            built: Vec::new(),
-        }
-    }
-
-    fn get(&mut self, attention: &Attention) -> Option<Tensor<4>> {
-        let (window, groups) = (attention.window, attention.n_heads / attention.kv_heads);
-        if let Some((.., mask)) = self
-            .built
-            .iter()
-            .find(|(w, g, _)| (*w, *g) == (window, groups))
-        {
-            return mask.clone();
-        }
-        let mask = causal_mask(self.start, self.seq, window, groups, &self.device);
-        self.built.push((window, groups, mask.clone()));
-        mask
-    }
-}
-
-/// What [`attention`] adds to its scores when `seq` queries follow `start`
-/// earlier keys: zero where a query sees a key, very negative where it does
-/// not. `None` if every query sees every key.
-///
-/// # Shapes
-///
-/// - output: `[1, 1, groups · seq, start + seq]`, f32
-pub fn causal_mask(
-    start: usize,
-    seq: usize,
-    window: Option<usize>,
-    groups: usize,
-    device: &Device,
-) -> Option<Tensor<4>> {
-    // Finite, so that no backend ever computes infinity minus infinity.
-    const HIDDEN: f32 = -1e30;
-    let keys = start + seq;
-    if seq == 1 && window.is_none_or(|window| keys <= window) {
-        return None;
-    }
-    let values: Vec<f32> = (start..keys)
-        .flat_map(|query| {
-            (0..keys).map(move |key| {
-                let seen = key <= query && window.is_none_or(|window| query - key < window);
-                if seen { 0.0 } else { HIDDEN }
-            })
-        })
-        .collect();
-    let data = TensorData::new(values, [1, 1, seq, keys]);
-    let mask = Tensor::from_data(data, (device, DType::F32));
-    // Repeated on the device, which gets only one copy.
-    Some(if groups == 1 {
-        mask
-    } else {
-        mask.repeat_dim(2, groups)
-    })
 }
 
 impl ModelConfig {

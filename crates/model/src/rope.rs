@@ -7,6 +7,7 @@
 use std::f64::consts::TAU;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use olora_operations::rotate;
 
 use crate::{ModelConfig, RopeScaling};
 
@@ -52,12 +53,12 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     }
 }
 
-/// Cosines and sines for one stretch of positions, each
-/// `[seq, head_dim / 2]`, shared by all blocks.
+/// Cosines and sines for the positions of one forward pass, each
+/// `[1 or batch, 1, seq, head_dim / 2]`, shared by all blocks.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
+    cos: Tensor<4>,
+    sin: Tensor<4>,
 }
 
 impl Rotation {
@@ -71,21 +72,57 @@ impl Rotation {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let angles = (start..start + seq).flat_map(|position| {
+        let positions: Vec<usize> = (start..start + seq).collect();
+        Self::of(frequencies, &positions, [1, seq], dtype, device)
+    }
+
+    /// For rows of several documents, each counted from zero; `lengths` are
+    /// those of each row's documents, and what follows the last is one too.
+    pub fn in_documents(
+        frequencies: &[f32],
+        lengths: &[Vec<usize>],
+        seq: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let positions: Vec<usize> = lengths
+            .iter()
+            .flat_map(|lengths| {
+                let used: usize = lengths.iter().sum();
+                let all = lengths.iter().copied().chain([seq.saturating_sub(used)]);
+                all.flat_map(|length| 0..length).take(seq)
+            })
+            .collect();
+        Self::of(frequencies, &positions, [lengths.len(), seq], dtype, device)
+    }
+
+    fn of(
+        frequencies: &[f32],
+        positions: &[usize],
+        [rows, seq]: [usize; 2],
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let angles = positions.iter().flat_map(|position| {
             frequencies
                 .iter()
-                .map(move |frequency| position as f32 * frequency)
+                .map(move |frequency| *position as f32 * frequency)
         });
         let (cos, sin): (Vec<f32>, Vec<f32>) =
             angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         let table = |values: Vec<f32>| {
-            let data = TensorData::new(values, [seq, frequencies.len()]);
-            Tensor::<2>::from_data(data, (device, DType::F32)).cast(dtype)
+            let data = TensorData::new(values, [rows, 1, seq, frequencies.len()]);
+            Tensor::<4>::from_data(data, (device, DType::F32)).cast(dtype)
         };
         Self {
             cos: table(cos),
             sin: table(sin),
         }
+    }
+
+    /// Cosines and sines, each `[1 or batch, 1, seq, head_dim / 2]`.
+    pub fn tables(&self) -> [Tensor<4>; 2] {
+        [self.cos.clone(), self.sin.clone()]
     }
 
     /// Turns queries or keys.
@@ -95,17 +132,6 @@ impl Rotation {
     /// - x: `[batch, n_heads, seq, head_dim]`
     /// - output: the same
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let pairs = self.cos.dims()[1];
-        let first = x.clone().narrow(3, 0, pairs);
-        let second = x.narrow(3, pairs, pairs);
-        let cos = self.cos.clone().unsqueeze::<4>();
-        let sin = self.sin.clone().unsqueeze::<4>();
-        Tensor::cat(
-            vec![
-                first.clone() * cos.clone() - second.clone() * sin.clone(),
-                second * cos + first * sin,
-            ],
-            3,
-        )
+        rotate(x, self.cos.clone(), self.sin.clone())
     }
 }

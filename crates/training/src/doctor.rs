@@ -181,6 +181,8 @@ struct Bench<'a> {
     dtype: WeightType,
     /// What a model's weights are held in.
     base: WeightType,
+    /// Whether operations that have a composition are computed by that.
+    composed: bool,
     fault: Option<&'a str>,
 }
 
@@ -300,12 +302,14 @@ impl Doctor {
                 device: &self.reference,
                 dtype: WeightType::F32,
                 base: WeightType::F32,
+                composed: true,
                 fault: None,
             };
             let found = Bench {
                 device: &self.device,
                 dtype,
                 base,
+                composed: false,
                 fault: self.fault.as_deref(),
             };
             let expected = panics::caught(|| (operation.run)(&expected, length));

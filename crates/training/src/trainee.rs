@@ -6,15 +6,15 @@ use burn::{
     lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     module::Module,
     optim::{GradientsParams, ModuleOptimizer, OptimizerRecord},
-    tensor::{DType, Device, Int, Tensor, TensorData, activation::log_softmax},
+    tensor::{Device, Int, Tensor, TensorData},
     train::{
         InferenceStep, ItemLazy, TrainOutput, TrainStep,
         metric::{Adaptor, LossInput},
     },
 };
-use olora_adapter::to_dtype;
 use olora_data::Batch;
 use olora_model::Llama;
+use olora_operations::loss::{composed, cross_entropy};
 
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
@@ -137,28 +137,16 @@ pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     let trained = hidden
         .reshape([rows * seq, width])
         .select(0, host(&batch.positions));
-    cross_entropy_sum(llama.logits(trained), &batch.targets, batch.n_trained)
+    loss_of_hidden(llama, trained, batch)
 }
 
-/// The cross-entropy summed over the first `n_trained` rows, `[1]`, in f32; the
-/// rows after them are padding.
-///
-/// # Shapes
-///
-/// - logits: `[n, vocab_size]`, any float dtype
-/// - targets: `n` token ids
-pub(crate) fn cross_entropy_sum(logits: Tensor<2>, targets: &[i32], n_trained: usize) -> Tensor<1> {
-    let n = targets.len();
-    let device = logits.device();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets.to_vec(), [n, 1]), &device);
-    let logits = to_dtype(logits, DType::F32);
-    let mut log_likelihoods = log_softmax(logits, 1).gather(1, targets);
-    if n_trained < n {
-        let counts: Vec<f32> = (0..n).map(|i| f32::from(i < n_trained)).collect();
-        let counts = Tensor::from_data(TensorData::new(counts, [n, 1]), (&device, DType::F32));
-        log_likelihoods = log_likelihoods * counts;
+/// The loss of final hidden states at the trained positions, `[n, hidden_size]`.
+pub(crate) fn loss_of_hidden(llama: &Llama, trained: Tensor<2>, batch: &Batch) -> Tensor<1> {
+    match llama.output_weight(trained.dtype()) {
+        Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
+        // With an adapter on the projection, the logits are made whole.
+        None => composed(llama.logits(trained), &batch.targets, batch.n_trained),
     }
-    log_likelihoods.sum().neg()
 }
 
 impl ItemLazy for StepOutput {

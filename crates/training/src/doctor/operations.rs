@@ -2,19 +2,25 @@
 
 use burn::{
     module::Param,
-    nn::{DropoutConfig, Linear},
+    nn::Linear,
     optim::{AdamWConfig, GradientsParams},
     tensor::{DType, Gradients, Int, Tensor, TensorData},
 };
-use olora_adapter::{Anchor, LowRank, Project, to_dtype};
-use olora_model::{RmsNorm, Rotation, WeightType, attention, causal_mask, swiglu};
+use olora_adapter::{Project, to_dtype};
+use olora_model::{RmsNorm, Rotation, WeightType};
+use olora_operations::{
+    Factors, Sight,
+    attention::{self, attention},
+    loss, norm, projection, rotary,
+    swiglu::{self, swiglu},
+};
 
 use super::{
     Bench, Formats, Kind, Operation, Outputs,
     inputs::numbers,
     tiny::{self, Variant},
 };
-use crate::{gradients::normalise, trainee::cross_entropy_sum};
+use crate::gradients::normalise;
 
 const ROWS: usize = 2;
 const WIDTH: usize = 64;
@@ -69,13 +75,13 @@ pub(super) const ALL: &[Operation] = &[
     only(Formats::Half, operation("cast", cast)),
     operation("matmul", matmul),
     operation("embedding", embedding),
-    operation("norm", norm),
-    operation("rotary", rotary),
+    operation("norm", normed),
+    operation("rotary", rotated),
     operation("attention", full_attention),
     operation("attention, window", windowed_attention),
     operation("swiglu", gated),
     operation("adapter", adapter),
-    operation("loss", loss),
+    operation("loss", cross_entropy),
     only(Formats::Full, operation("clip", clip)),
     only(Formats::Full, operation("adamw", adamw)),
     whole("model", Kind::Model, None, |bench, length| {
@@ -209,14 +215,18 @@ fn ids(bench: &Bench, length: usize) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(ids, [ROWS, length]), bench.device)
 }
 
-fn norm(bench: &Bench, length: usize) -> Outputs {
+fn normed(bench: &Bench, length: usize) -> Outputs {
     let x = bench.variable("norm x", [ROWS, length, WIDTH], 2.0);
     let weight = bench.variable("norm weight", [WIDTH], 1.0);
     let norm = RmsNorm {
         weight: Param::from_tensor(weight),
         eps: 1e-5,
     };
-    let output = norm.forward(x.clone());
+    let output = if bench.composed {
+        norm::composed(x.clone(), norm.weight.val(), norm.eps)
+    } else {
+        norm.forward(x.clone())
+    };
     backward(bench, "norm", output, |gradients| {
         vec![
             gradient("x", &x, gradients),
@@ -233,9 +243,15 @@ fn rotation(bench: &Bench, length: usize) -> Rotation {
     Rotation::new(&frequencies, 0, length, bench.dtype.into(), bench.device)
 }
 
-fn rotary(bench: &Bench, length: usize) -> Outputs {
+fn rotated(bench: &Bench, length: usize) -> Outputs {
     let x = bench.variable("rotary", [ROWS, HEADS, length, HEAD_DIM], 1.0);
-    let output = rotation(bench, length).apply(x.clone());
+    let rotation = rotation(bench, length);
+    let output = if bench.composed {
+        let [cos, sin] = rotation.tables();
+        rotary::composed(x.clone(), cos, sin)
+    } else {
+        rotation.apply(x.clone())
+    };
     backward(bench, "rotary", output, |gradients| {
         vec![gradient("x", &x, gradients)]
     })
@@ -253,8 +269,14 @@ fn attend(bench: &Bench, name: &str, length: usize, window: Option<usize>) -> Ou
     let q = bench.variable("queries", [ROWS, HEADS, length, HEAD_DIM], 2.0);
     let k = bench.variable("keys", [ROWS, KV_HEADS, length, HEAD_DIM], 2.0);
     let v = bench.variable("values", [ROWS, KV_HEADS, length, HEAD_DIM], 1.0);
-    let mask = causal_mask(0, length, window, HEADS / KV_HEADS, &q.device());
-    let output = attention(q.clone(), k.clone(), v.clone(), mask);
+    // Stretches that do not divide the length, so that more than one is looked at.
+    let sight = Sight::causal(window).in_stretches_of(40);
+    let (queries, keys, values) = (q.clone(), k.clone(), v.clone());
+    let output = if bench.composed {
+        attention::composed(queries, keys, values, &sight)
+    } else {
+        attention(queries, keys, values, &sight)
+    };
     backward(bench, name, output, |gradients| {
         vec![
             gradient("queries", &q, gradients),
@@ -267,7 +289,11 @@ fn attend(bench: &Bench, name: &str, length: usize, window: Option<usize>) -> Ou
 fn gated(bench: &Bench, length: usize) -> Outputs {
     let gate = bench.variable("gate", [ROWS, length, WIDTH], 4.0);
     let up = bench.variable("up", [ROWS, length, WIDTH], 1.0);
-    let output = swiglu(gate.clone(), up.clone());
+    let output = if bench.composed {
+        swiglu::composed(gate.clone(), up.clone())
+    } else {
+        swiglu(gate.clone(), up.clone())
+    };
     backward(bench, "swiglu", output, |gradients| {
         vec![
             gradient("gate", &gate, gradients),
@@ -285,28 +311,25 @@ fn adapter(bench: &Bench, length: usize) -> Outputs {
     };
     let (d_in, d_out) = (WIDTH, 3 * WIDTH / 2);
     let x = bench.variable("adapter x", [ROWS, length, d_in], 1.0);
-    let frozen = |name: &str, shape: [usize; 2]| {
-        let tensor = Tensor::from_inner(full.constant(name, shape, 0.25));
-        Param::from_tensor(tensor).set_require_grad(false)
-    };
-    let low_rank = LowRank {
-        a: Param::from_tensor(full.variable("adapter a", [d_in, RANK], 0.25)),
-        b: Param::from_tensor(full.variable("adapter b", [RANK, d_out], 0.25)),
-        anchor: Some(Anchor {
-            a: frozen("adapter a0", [d_in, RANK]),
-            b: frozen("adapter b0", [RANK, d_out]),
-        }),
-        dropout: DropoutConfig::new(0.0).init(),
+    let constant =
+        |name: &str, shape: [usize; 2]| Tensor::from_inner(full.constant(name, shape, 0.25));
+    let a = full.variable("adapter a", [d_in, RANK], 0.25);
+    let b = full.variable("adapter b", [RANK, d_out], 0.25);
+    let factors = Factors {
+        a: a.clone(),
+        b: b.clone(),
+        anchor: Some([
+            constant("adapter a0", [d_in, RANK]),
+            constant("adapter b0", [RANK, d_out]),
+        ]),
         scale: 1.5,
-        subtract_anchor: true,
     };
     let weight = Tensor::from_inner(bench.constant("adapter w", [d_in, d_out], 0.25));
-    let layer = Linear {
-        weight: Param::from_tensor(weight).set_require_grad(false),
-        bias: None,
+    let output = if bench.composed {
+        projection::composed(x.clone(), weight, None, Some(factors))
+    } else {
+        projection::project(x.clone(), weight, None, Some(factors))
     };
-    let (a, b) = (low_rank.a.val(), low_rank.b.val());
-    let output = layer.project(x.clone()) + low_rank.forward(x.clone());
     backward(bench, "adapter", output, |gradients| {
         vec![
             gradient("x", &x, gradients),
@@ -317,12 +340,22 @@ fn adapter(bench: &Bench, length: usize) -> Outputs {
 }
 
 /// Cross-entropy at some positions, the rest padding.
-fn loss(bench: &Bench, length: usize) -> Outputs {
-    let logits = bench.variable("logits", [ROWS * length, VOCAB], 4.0);
-    let targets: Vec<i32> = (0..ROWS * length).map(|i| (i * 7 % VOCAB) as i32).collect();
-    let sum = cross_entropy_sum(logits.clone(), &targets, ROWS * length - 3);
+fn cross_entropy(bench: &Bench, length: usize) -> Outputs {
+    let n = ROWS * length;
+    let hidden = bench.variable("hidden", [n, WIDTH], 2.0);
+    let weight = bench.variable("output weight", [WIDTH, VOCAB], 0.5);
+    let targets: Vec<i32> = (0..n).map(|i| (i * 7 % VOCAB) as i32).collect();
+    let (states, projection) = (hidden.clone(), weight.clone());
+    let sum = if bench.composed {
+        loss::composed(states.matmul(projection), &targets, n - 3)
+    } else {
+        loss::cross_entropy_in_chunks(states, projection, &targets, n - 3, 48)
+    };
     backward(bench, "loss", sum, |gradients| {
-        vec![gradient("logits", &logits, gradients)]
+        vec![
+            gradient("hidden", &hidden, gradients),
+            gradient("weight", &weight, gradients),
+        ]
     })
 }
 

@@ -1,0 +1,502 @@
+//! Causal attention that keeps no scores.
+//!
+//! The forward pass keeps, beside its inputs and output, one number per query:
+//! the logarithm of its softmax's denominator. The backward pass computes the
+//! scores again, a stretch of queries at a time (FlashAttention,
+//! [arXiv 2205.14135](https://arxiv.org/abs/2205.14135), algorithm 4): with
+//! `P = exp(s·q·kᵀ − L)` and `D = Σ g·o`, `dv = Pᵀ·g`, `dS = P·(g·vᵀ − D)`,
+//! `dq = s·dS·k`, `dk = s·dSᵀ·q`.
+//!
+//! Query heads that share a key head are stacked along the sequence, so that
+//! keys and values are never repeated.
+
+use std::{ops::Range, sync::Arc};
+
+use burn::{
+    backend::{
+        Autodiff, Backend, DType,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        backend_extension,
+        tensor::{BoolTensor, Device, FloatTensor},
+    },
+    tensor::{Tensor, TensorData, activation::softmax},
+};
+
+use crate::{
+    portable::Portable,
+    support::{for_backends, supports, to_dtype},
+};
+
+/// Bytes of f32 scores that portable code has at once.
+const SCORES_BYTES: usize = 64 << 20;
+
+/// Which keys a query sees: those up to its own position, the queries being
+/// the last positions of the keys.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    window: Option<usize>,
+    /// For each row and query, the first key of its document.
+    starts: Option<Arc<[usize]>>,
+    tile: Option<usize>,
+}
+
+impl Sight {
+    /// All earlier keys, or the last `window` of them, its own included.
+    pub fn causal(window: Option<usize>) -> Self {
+        Self {
+            window,
+            ..Self::default()
+        }
+    }
+
+    /// Only the last `window` keys, if there is a window.
+    #[must_use]
+    pub fn within_window(mut self, window: Option<usize>) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// Only keys of the same document, for rows that hold several: `lengths`
+    /// gives each row's, in order; what follows the last is a document too.
+    #[must_use]
+    pub fn within_documents(mut self, lengths: &[Vec<usize>], seq: usize) -> Self {
+        let starts = lengths.iter().flat_map(|lengths| {
+            let mut starts = Vec::with_capacity(seq);
+            for length in lengths {
+                let start = starts.len();
+                starts.resize((start + length).min(seq), start);
+            }
+            let start = starts.len();
+            starts.resize(seq, start);
+            starts
+        });
+        self.starts = Some(starts.collect());
+        self
+    }
+
+    /// The portable code's stretches of `rows` queries, rather than as many as
+    /// fit its budget.
+    #[must_use]
+    pub fn in_stretches_of(mut self, rows: usize) -> Self {
+        self.tile = Some(rows.max(1));
+        self
+    }
+
+    /// The keys that query `query` of row `row` sees.
+    pub(crate) fn keys(&self, row: usize, query: usize, seq: usize, keys: usize) -> Range<usize> {
+        let end = keys - seq + query + 1;
+        let mut start = self.window.map_or(0, |window| end.saturating_sub(window));
+        if let Some(starts) = &self.starts {
+            start = start.max(starts[row * seq + query]);
+        }
+        start..end
+    }
+
+    /// The keys that any of some queries of any row sees.
+    fn keys_of(&self, queries: &Range<usize>, seq: usize, keys: usize) -> Range<usize> {
+        let end = keys - seq + queries.end;
+        let first = keys - seq + queries.start + 1;
+        let start = self.window.map_or(0, |window| first.saturating_sub(window));
+        start..end
+    }
+
+    fn tile(&self, scores_per_query: usize, seq: usize) -> usize {
+        let fitting = SCORES_BYTES / 4 / scores_per_query.max(1);
+        self.tile.unwrap_or(fitting).clamp(1, seq.max(1))
+    }
+}
+
+/// `softmax(q·kᵀ / √head_dim)·v` over the keys that each query sees, with the
+/// softmax in f32.
+///
+/// # Shapes
+///
+/// - q: `[batch, kv_heads · groups, seq, head_dim]`
+/// - k, v: `[batch, kv_heads, keys, head_dim]`, `keys` at least `seq`
+/// - output: as q
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
+    if !supports(&q.device()) {
+        return composed(q, k, v, sight);
+    }
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as AttentionExtension>::attention_extension(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            sight.clone(),
+        ),
+    )
+}
+
+/// [`attention`] as a composition of Burn's operations, with all scores at
+/// once.
+pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
+    let [batch, n_heads, seq, head_dim] = q.dims();
+    let [_, kv_heads, keys, _] = k.dims();
+    let groups = n_heads / kv_heads;
+    let (dtype, device) = (q.dtype(), q.device());
+    let q = q.reshape([batch, kv_heads, groups * seq, head_dim]);
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let scores = q.mul_scalar(scale).matmul(k.transpose());
+    // Finite, so that no backend ever computes infinity minus infinity.
+    const HIDDEN: f32 = -1e30;
+    let mask: Vec<f32> = (0..batch)
+        .flat_map(|row| (0..seq).map(move |query| (row, query)))
+        .flat_map(|(row, query)| {
+            let seen = sight.keys(row, query, seq, keys);
+            (0..keys).map(move |key| if seen.contains(&key) { 0.0 } else { HIDDEN })
+        })
+        .collect();
+    let mask = TensorData::new(mask, [batch, 1, seq, keys]);
+    let mask = Tensor::<4>::from_data(mask, (&device, DType::F32)).repeat_dim(2, groups);
+    let weights = softmax(to_dtype(scores, DType::F32) + mask, 3);
+    to_dtype(weights, dtype)
+        .matmul(v)
+        .reshape([batch, n_heads, seq, head_dim])
+}
+
+/// Attention as an operation of a backend.
+#[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
+pub trait AttentionExtension: Backend {
+    /// See [`attention`].
+    fn attention_extension(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sight: Sight,
+    ) -> FloatTensor<Self>;
+}
+
+/// What the forward pass gives.
+#[derive(Clone, Debug)]
+pub struct Attended<B: Backend> {
+    /// As the queries.
+    pub output: FloatTensor<B>,
+    /// The logarithm of each softmax's denominator, in f32, shaped as the
+    /// backend likes.
+    pub log_sums: FloatTensor<B>,
+}
+
+/// Forward and backward of attention, which a backend may do in its own way.
+pub trait AttentionKernel: Backend {
+    /// The output and the softmax's denominators.
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sight: &Sight,
+    ) -> Attended<Self> {
+        portable_forward::<Self>(q, k, v, sight)
+    }
+
+    /// The gradients of queries, keys and values.
+    fn attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sight: &Sight,
+        forward: Attended<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        portable_backward::<Self>(q, k, v, sight, forward, grad)
+    }
+}
+
+#[cfg(feature = "cube")]
+impl AttentionKernel for burn::backend::Cube {}
+
+for_backends!(AttentionExtension {
+    fn attention_extension(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sight: Sight,
+    ) -> FloatTensor<Self> {
+        Self::attention_forward(q, k, v, &sight).output
+    }
+});
+
+/// The sizes of one call.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) n_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) seq: usize,
+    pub(crate) keys: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl Sizes {
+    pub(crate) fn of(q: &[usize], k: &[usize]) -> Self {
+        Self {
+            batch: q[0],
+            n_heads: q[1],
+            kv_heads: k[1],
+            seq: q[2],
+            keys: k[2],
+            head_dim: q[3],
+        }
+    }
+
+    pub(crate) fn groups(self) -> usize {
+        self.n_heads / self.kv_heads
+    }
+
+    pub(crate) fn scale(self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
+
+/// One stretch of queries in the portable code.
+struct Stretch {
+    sizes: Sizes,
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Stretch {
+    /// All of them, in order.
+    fn all(sizes: Sizes, sight: &Sight) -> Vec<Self> {
+        let tile = sight.tile(sizes.batch * sizes.n_heads * sizes.keys, sizes.seq);
+        (0..sizes.seq)
+            .step_by(tile)
+            .map(|start| {
+                let queries = start..(start + tile).min(sizes.seq);
+                let keys = sight.keys_of(&queries, sizes.seq, sizes.keys);
+                Self {
+                    sizes,
+                    queries,
+                    keys,
+                }
+            })
+            .collect()
+    }
+
+    /// Its part of something shaped `[batch, n_heads, seq, n]`, as
+    /// `[batch, kv_heads, groups · queries, n]`.
+    fn rows<B: Backend>(&self, whole: &Portable<B>) -> Portable<B> {
+        let last = whole.shape()[3];
+        let Sizes {
+            batch, kv_heads, ..
+        } = self.sizes;
+        let stacked = self.sizes.groups() * self.queries.len();
+        whole
+            .clone()
+            .narrow(2, self.queries.clone())
+            .reshape([batch, kv_heads, stacked, last])
+    }
+
+    /// Back from there.
+    fn unstacked<B: Backend>(&self, rows: Portable<B>) -> Portable<B> {
+        let last = rows.shape()[3];
+        rows.reshape([
+            self.sizes.batch,
+            self.sizes.n_heads,
+            self.queries.len(),
+            last,
+        ])
+    }
+
+    /// Scaled scores in f32, `[batch, kv_heads, groups · queries, keys]`, very
+    /// negative where a query does not see a key.
+    fn scores<B: Backend>(&self, q: &Portable<B>, k: &Portable<B>, sight: &Sight) -> Portable<B> {
+        let k = k.clone().narrow(2, self.keys.clone());
+        let scores = self.rows(q).scale(self.sizes.scale()).matmul(k.transpose());
+        let scores = scores.f32();
+        let device = scores.device();
+        let shape = scores.shape();
+        // Finite, so that no backend ever computes infinity minus infinity.
+        const HIDDEN: f64 = -1e30;
+        let mut scores = scores;
+        for mask in self.hidden::<B>(sight, &device) {
+            let mask = B::bool_expand(mask, burn::backend::Shape::from(shape.clone()));
+            scores = scores.fill_where(mask, HIDDEN);
+        }
+        scores
+    }
+
+    /// Masks of what is not seen, each `[1 or batch, 1, groups · queries, keys]`.
+    fn hidden<B: Backend>(&self, sight: &Sight, device: &Device<B>) -> Vec<BoolTensor<B>> {
+        let Sizes {
+            batch, seq, keys, ..
+        } = self.sizes;
+        let (n_queries, n_keys, groups) =
+            (self.queries.len(), self.keys.len(), self.sizes.groups());
+        // Positions fit f32 exactly: they are far below 2²⁴.
+        let at = || {
+            let queries = self.queries.start + keys - seq..self.queries.end + keys - seq;
+            Portable::<B>::count(queries, device).reshape([1, 1, n_queries, 1])
+        };
+        let key = || Portable::<B>::count(self.keys.clone(), device).reshape([1, 1, 1, n_keys]);
+        let stack = |rows: Portable<B>| Portable::cat(vec![rows; groups], 2);
+        let mut masks = Vec::new();
+        if n_queries > 1 {
+            masks.push(stack(at()).lower(key()));
+        }
+        if let Some(window) = sight.window {
+            masks.push(key().lower(stack(at().add_scalar(1.0 - window as f64))));
+        }
+        if let Some(starts) = &sight.starts {
+            let starts: Vec<f32> = (0..batch)
+                .flat_map(|row| &starts[row * seq..][self.queries.clone()])
+                .map(|start| *start as f32)
+                .collect();
+            let starts = TensorData::new(starts, [batch, 1, n_queries, 1]);
+            let starts = Portable::<B>(B::float_from_data(starts, device)).f32();
+            masks.push(key().lower(stack(starts)));
+        }
+        masks
+    }
+}
+
+pub(crate) fn portable_forward<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    sight: &Sight,
+) -> Attended<B> {
+    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let sizes = Sizes::of(&q.shape(), &k.shape());
+    let dtype = q.dtype();
+    let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
+    for stretch in Stretch::all(sizes, sight) {
+        let scores = stretch.scores(&q, &k, sight);
+        let highest = scores.clone().max_dim(3);
+        let exponentials = (scores - highest.clone()).exp();
+        let sums = exponentials.clone().sum_dim(3);
+        let weights = (exponentials * sums.clone().recip()).cast(dtype);
+        let output = weights.matmul(v.clone().narrow(2, stretch.keys.clone()));
+        outputs.push(stretch.unstacked(output));
+        log_sums.push(stretch.unstacked(sums.log() + highest));
+    }
+    Attended {
+        output: Portable::cat(outputs, 2).0,
+        log_sums: Portable::cat(log_sums, 2).0,
+    }
+}
+
+pub(crate) fn portable_backward<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    sight: &Sight,
+    forward: Attended<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 3] {
+    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let sizes = Sizes::of(&q.shape(), &k.shape());
+    let dtype = q.dtype();
+    let (output, log_sums) = (
+        Portable::<B>(forward.output),
+        Portable::<B>(forward.log_sums),
+    );
+    let grad = Portable::<B>(grad);
+    let along = (output.f32() * grad.clone().f32()).sum_dim(3);
+    let mut of_q = Vec::new();
+    let mut of_k = Sum::new(&k);
+    let mut of_v = Sum::new(&v);
+    for stretch in Stretch::all(sizes, sight) {
+        let scores = stretch.scores(&q, &k, sight);
+        let weights = (scores - stretch.rows(&log_sums)).exp();
+        let grad = stretch.rows(&grad);
+        let seen = |whole: &Portable<B>| whole.clone().narrow(2, stretch.keys.clone());
+        of_v.add(
+            &stretch,
+            weights.clone().cast(dtype).transpose().matmul(grad.clone()),
+        );
+        let of_weights = grad.matmul(seen(&v).transpose()).f32();
+        let of_scores = weights * (of_weights - stretch.rows(&along));
+        let of_scores = of_scores.scale(sizes.scale()).cast(dtype);
+        of_q.push(stretch.unstacked(of_scores.clone().matmul(seen(&k))));
+        of_k.add(&stretch, of_scores.transpose().matmul(stretch.rows(&q)));
+    }
+    [Portable::cat(of_q, 2).0, of_k.0.0, of_v.0.0]
+}
+
+/// The gradient of keys or values, summed over stretches of queries.
+struct Sum<B: Backend>(Portable<B>);
+
+impl<B: Backend> Sum<B> {
+    fn new(like: &Portable<B>) -> Self {
+        let shape = burn::backend::Shape::from(like.shape());
+        Self(Portable(B::float_zeros(
+            shape,
+            &like.device(),
+            like.dtype().into(),
+        )))
+    }
+
+    fn add(&mut self, stretch: &Stretch, part: Portable<B>) {
+        let shape = self.0.shape();
+        let slices: Vec<burn::backend::Slice> = shape
+            .iter()
+            .enumerate()
+            .map(|(axis, len)| {
+                let range = if axis == 2 {
+                    stretch.keys.clone()
+                } else {
+                    0..*len
+                };
+                range.into()
+            })
+            .collect();
+        let so_far = self.0.clone().narrow(2, stretch.keys.clone());
+        self.0 = Portable(B::float_slice_assign(
+            self.0.0.clone(),
+            &slices,
+            (so_far + part).0,
+        ));
+    }
+}
+
+impl<B: AttentionKernel, C: CheckpointStrategy> AttentionExtension for Autodiff<B, C> {
+    fn attention_extension(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        sight: Sight,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct AttentionBackward;
+
+        impl<B: AttentionKernel> Backward<B, 3> for AttentionBackward {
+            type State = ([FloatTensor<B>; 3], Sight, Attended<B>);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                grads: &mut Gradients,
+                _checkpointer: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let ([q, k, v], sight, forward) = ops.state;
+                let found = B::attention_backward(q, k, v, &sight, forward, grad);
+                for (node, gradient) in ops.parents.into_iter().zip(found) {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
+            }
+        }
+
+        let nodes = [q.node(), k.node(), v.node()];
+        let [q, k, v] = [q, k, v].map(|tensor| tensor.into_primitive());
+        match AttentionBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let forward = B::attention_forward(q.clone(), k.clone(), v.clone(), &sight);
+                let output = forward.output.clone();
+                prep.finish(([q, k, v], sight, forward), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, &sight).output),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Kernels for the CPU backend in f32: rows in parallel, one pass over memory,
+//! exponentials that vectorise, products accumulated in place.
+//!
+//! How work is divided follows from shapes alone, never from the number of
+//! threads, so that results do not depend on it.
+
+mod attention;
+mod loss;
+mod matrix;
+mod norm;
+mod projection;
+mod rotary;
+mod rows;
+mod swiglu;
+mod vector;
+
+use burn::backend::{
+    Bytes, DType, Shape,
+    flex::{FlexTensor, Layout},
+};
+
+/// Whether all of them are f32, which these kernels are for.
+fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> bool {
+    tensors
+        .into_iter()
+        .all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// All values from the first on, following the strides; see
+/// [`FlexTensor::layout`].
+fn strided(tensor: &FlexTensor) -> &[f32] {
+    &tensor.storage::<f32>()[tensor.layout().start_offset()..]
+}
+
+/// The same tensor with its values one after the other.
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// The values of a tensor that [`contiguous`] gave.
+fn values(tensor: &FlexTensor) -> &[f32] {
+    &strided(tensor)[..tensor.layout().num_elements()]
+}
+
+/// A tensor of the given values.
+fn tensor(values: Vec<f32>, shape: impl Into<Vec<usize>>) -> FlexTensor {
+    let layout = Layout::contiguous(Shape::from(shape.into()));
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+}
+
+/// `[batch, heads, seq, n]` over values that lie as `[batch, seq, heads, n]`,
+/// the order in which projections give and take them.
+fn by_heads(values: Vec<f32>, [batch, heads, seq, n]: [usize; 4]) -> FlexTensor {
+    let strides = [seq * heads * n, n, heads * n, 1].map(|stride| stride as isize);
+    let layout = Layout::new(Shape::from(vec![batch, heads, seq, n]), strides.to_vec(), 0);
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+}
+
+/// The shape as a vector.
+fn shape(tensor: &FlexTensor) -> Vec<usize> {
+    tensor.layout().shape().to_vec()
+}

@@ -1,0 +1,55 @@
+//! Rotary position embedding.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::{Flex, flex::FlexTensor};
+
+use super::{
+    all_f32, by_heads, contiguous, rows::build, shape, strided, values, vector::vectorised,
+};
+use crate::rotary::{RotaryKernel, portable_turn};
+
+impl RotaryKernel for Flex {
+    fn turn(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
+        if !all_f32([&x, &cos, &sin]) {
+            return portable_turn::<Self>(x, cos, sin, back);
+        }
+        let x = if x.layout().strides()[3] == 1 {
+            x
+        } else {
+            contiguous(x)
+        };
+        let (cos, sin) = (contiguous(cos), contiguous(sin));
+        let [batch, heads, seq, head_dim] = [0, 1, 2, 3].map(|axis| shape(&x)[axis]);
+        let pairs = head_dim / 2;
+        let (cosines, sines) = (values(&cos), values(&sin));
+        // One table for all rows, or one for each.
+        let per_row = if shape(&cos)[0] == 1 { 0 } else { seq * pairs };
+        let from = strided(&x);
+        let strides = [0, 1, 2].map(|axis| x.layout().strides()[axis] as usize);
+        let sign = if back { -1.0 } else { 1.0 };
+        let width = heads * head_dim;
+        // One row of the output is one position, all heads of it.
+        let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
+            vectorised(|| {
+                for (i, out) in room.chunks_exact_mut(width).enumerate() {
+                    let (row, position) = ((first + i) / seq, (first + i) % seq);
+                    let table = row * per_row + position * pairs;
+                    let (cos, sin) = (&cosines[table..][..pairs], &sines[table..][..pairs]);
+                    for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                        let at = row * strides[0] + head * strides[1] + position * strides[2];
+                        let (x, y) = from[at..][..head_dim].split_at(pairs);
+                        let (out_x, out_y) = out.split_at_mut(pairs);
+                        for i in 0..pairs {
+                            let sin = sign * sin[i];
+                            out_x[i].write(x[i] * cos[i] - y[i] * sin);
+                            out_y[i].write(y[i] * cos[i] + x[i] * sin);
+                        }
+                    }
+                }
+            });
+        };
+        let turned = build(batch * seq, width, fill);
+        by_heads(turned, [batch, heads, seq, head_dim])
+    }
+}

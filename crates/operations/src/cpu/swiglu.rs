@@ -1,0 +1,59 @@
+//! The gate of the feed-forward network.
+
+use burn::backend::{Flex, flex::FlexTensor};
+
+use super::{
+    all_f32, contiguous,
+    rows::{build, build_two},
+    shape, tensor, values,
+    vector::{exp, vectorised},
+};
+use crate::swiglu::{SwigluKernel, portable_backward, portable_forward};
+
+impl SwigluKernel for Flex {
+    fn swiglu_forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        if !all_f32([&gate, &up]) {
+            return portable_forward::<Self>(gate, up);
+        }
+        let (gate, up) = (contiguous(gate), contiguous(up));
+        let (gates, ups) = (values(&gate), values(&up));
+        let output = build(gates.len(), 1, |first, room| {
+            let (gates, ups) = (&gates[first..][..room.len()], &ups[first..][..room.len()]);
+            vectorised(|| {
+                for ((out, gate), up) in room.iter_mut().zip(gates).zip(ups) {
+                    out.write(gate / (1.0 + exp(-gate)) * up);
+                }
+            });
+        });
+        tensor(output, shape(&gate))
+    }
+
+    fn swiglu_backward(
+        gate: FlexTensor,
+        up: FlexTensor,
+        grad: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        if !all_f32([&gate, &up, &grad]) {
+            return portable_backward::<Self>(gate, up, grad);
+        }
+        let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
+        let (gates, ups, grads) = (values(&gate), values(&up), values(&grad));
+        let (of_gate, of_up) = build_two(gates.len(), 1, |first, of_gate, of_up| {
+            let n = of_gate.len();
+            let (gates, ups) = (&gates[first..][..n], &ups[first..][..n]);
+            let grads = &grads[first..][..n];
+            vectorised(|| {
+                let rooms = of_gate.iter_mut().zip(of_up.iter_mut());
+                let given = gates.iter().zip(ups).zip(grads);
+                for ((of_gate, of_up), ((gate, up), grad)) in rooms.zip(given) {
+                    let sigma = 1.0 / (1.0 + exp(-gate));
+                    let active = gate * sigma;
+                    of_up.write(grad * active);
+                    of_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
+                }
+            });
+        });
+        let shape = shape(&gate);
+        (tensor(of_gate, shape.clone()), tensor(of_up, shape))
+    }
+}

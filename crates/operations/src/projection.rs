@@ -1,0 +1,436 @@
+//! A frozen linear layer with a trainable low-rank update, as one operation.
+//!
+//! With `h = s·x·A`, `y = x·W + h·B` (anchored: `− (s·x·A₀)·B₀`). For the
+//! gradient `g` of `y`: `dB = hᵀ·g`, `dh = s·g·Bᵀ`, `dA = xᵀ·dh`,
+//! `dx = g·Wᵀ + dh·Aᵀ`. The frozen weight has no gradient, and layers that share
+//! an input keep it once.
+
+use burn::{
+    backend::{
+        Autodiff, Backend, DType, ExtensionType,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        backend_extension,
+        tensor::FloatTensor,
+    },
+    tensor::{Tensor, module::linear},
+};
+
+use crate::{
+    portable::Portable,
+    support::{for_backends, supports, to_dtype},
+};
+
+/// The factors of a low-rank update, in f32.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// `[d_in, rank]`, trainable.
+    pub a: Tensor<2>,
+    /// `[rank, d_out]`, trainable.
+    pub b: Tensor<2>,
+    /// `A₀` and `B₀`, shaped alike, constants, whose product is subtracted.
+    pub anchor: Option<[Tensor<2>; 2]>,
+    /// What the products are scaled by.
+    pub scale: f64,
+}
+
+/// `x·W + bias + s·((x·A)·B − (x·A₀)·B₀)`, where weight and bias are constants:
+/// no gradient reaches them.
+///
+/// While the factors equal the anchor, the update is exactly zero: the two
+/// products are computed alike and subtracted before anything is added.
+///
+/// # Shapes
+///
+/// - x: `[.., d_in]`
+/// - weight: `[d_in, d_out]`, bias: `[d_out]`, of x's dtype
+/// - output: `[.., d_out]`, in x's dtype
+pub fn project<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    factors: Option<Factors>,
+) -> Tensor<D> {
+    if !supports(&x.device()) {
+        return composed(x, weight, bias, factors);
+    }
+    let bias = Maybe::new(bias.map(Tensor::into_dispatch));
+    let [x, weight] = [x.into_dispatch(), weight.into_dispatch()];
+    Tensor::from_dispatch(match factors {
+        None => <burn::backend::Dispatch as ProjectionExtension>::frozen_extension(x, weight, bias),
+        Some(factors) => {
+            let [a0, b0] = match factors.anchor {
+                None => [Maybe::Nothing, Maybe::Nothing],
+                Some(anchor) => anchor.map(|factor| Maybe::Tensor(factor.into_dispatch())),
+            };
+            <burn::backend::Dispatch as ProjectionExtension>::adapted_extension(
+                x,
+                weight,
+                bias,
+                factors.a.into_dispatch(),
+                factors.b.into_dispatch(),
+                a0,
+                b0,
+                factors.scale,
+            )
+        }
+    })
+}
+
+/// [`project`] as a composition of Burn's operations.
+pub fn composed<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    factors: Option<Factors>,
+) -> Tensor<D> {
+    let output = linear(x.clone(), weight, bias);
+    match factors {
+        None => output,
+        Some(factors) => output + update(x, &factors),
+    }
+}
+
+/// The update alone, `s·((x·A)·B − (x·A₀)·B₀)`, as a composition of Burn's
+/// operations.
+///
+/// # Shapes
+///
+/// - x: `[.., d_in]`, any float dtype
+/// - output: `[.., d_out]`, in the dtype of `x`
+pub fn update<const D: usize>(x: Tensor<D>, factors: &Factors) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = to_dtype(x, DType::F32);
+    let product = |x: Tensor<D>, a: &Tensor<2>, b: &Tensor<2>| {
+        // Scaling the `[.., rank]` side costs rank / d_out of scaling the output.
+        let down = linear(x, a.clone(), None).mul_scalar(factors.scale);
+        linear(down, b.clone(), None)
+    };
+    let update = match &factors.anchor {
+        None => product(x, &factors.a, &factors.b),
+        Some([a0, b0]) => product(x.clone(), &factors.a, &factors.b) - product(x, a0, b0),
+    };
+    to_dtype(update, dtype)
+}
+
+/// A tensor or none, as an argument of an operation.
+#[derive(ExtensionType)]
+pub enum Maybe<B: Backend> {
+    /// There is one.
+    Tensor(FloatTensor<B>),
+    /// There is none.
+    Nothing,
+}
+
+impl<B: Backend> Maybe<B> {
+    fn new(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::Nothing, Self::Tensor)
+    }
+
+    fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Tensor(tensor) => Some(tensor),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// The projection as an operation of a backend.
+#[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
+pub trait ProjectionExtension: Backend {
+    /// See [`project`], without factors.
+    fn frozen_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`project`], with factors.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "tensors, which the macro takes one by one"
+    )]
+    fn adapted_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        #[extension_type] a0: Maybe<Self>,
+        #[extension_type] b0: Maybe<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self>;
+}
+
+/// A layer as a backend sees it.
+#[derive(Clone, Debug)]
+pub struct Layer<B: Backend> {
+    /// `[d_in, d_out]`.
+    pub weight: FloatTensor<B>,
+    /// `[d_out]`.
+    pub bias: Option<FloatTensor<B>>,
+    /// `A` and `B`.
+    pub factors: Option<[FloatTensor<B>; 2]>,
+    /// `A₀` and `B₀`.
+    pub anchor: Option<[FloatTensor<B>; 2]>,
+    /// What the products are scaled by.
+    pub scale: f64,
+}
+
+/// What a layer's gradients are.
+pub struct LayerGradients<B: Backend> {
+    /// As x, if wanted.
+    pub of_x: Option<FloatTensor<B>>,
+    /// As the factors, if there are any.
+    pub of_factors: Option<[FloatTensor<B>; 2]>,
+}
+
+/// Forward and backward of the projection, which a backend may do in its own
+/// way.
+pub trait ProjectionKernel: Backend {
+    /// The output and, if there are factors, `s·x·A`, `[rows, rank]` in f32.
+    fn projection_forward(
+        x: FloatTensor<Self>,
+        layer: &Layer<Self>,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        portable_forward::<Self>(x, layer)
+    }
+
+    /// The gradients, from that of the output, given x and `s·x·A` again if
+    /// there are factors.
+    fn projection_backward(
+        layer: &Layer<Self>,
+        kept: Option<[FloatTensor<Self>; 2]>,
+        grad: FloatTensor<Self>,
+        for_x: bool,
+    ) -> LayerGradients<Self> {
+        portable_backward::<Self>(layer, kept, grad, for_x)
+    }
+}
+
+#[cfg(feature = "cube")]
+impl ProjectionKernel for burn::backend::Cube {}
+
+for_backends!(ProjectionExtension {
+    fn frozen_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        let bias = bias.into_option();
+        let layer = Layer { weight, bias, factors: None, anchor: None, scale: 0.0 };
+        Self::projection_forward(x, &layer).0
+    }
+
+    fn adapted_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        a0: Maybe<Self>,
+        b0: Maybe<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        let bias = bias.into_option();
+        let anchor = a0.into_option().zip(b0.into_option()).map(|(a0, b0)| [a0, b0]);
+        let layer = Layer { weight, bias, factors: Some([a, b]), anchor, scale };
+        Self::projection_forward(x, &layer).0
+    }
+});
+
+/// `[.., width]` as `[rows, width]`.
+fn rows<B: Backend>(x: Portable<B>) -> Portable<B> {
+    let shape = x.shape();
+    let width = shape[shape.len() - 1];
+    let n_rows = shape.iter().product::<usize>() / width.max(1);
+    x.reshape([n_rows, width])
+}
+
+pub(crate) fn portable_forward<B: Backend>(
+    x: FloatTensor<B>,
+    layer: &Layer<B>,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let x = Portable::<B>(x);
+    let dtype = x.dtype();
+    let mut shape = x.shape();
+    let x = rows(x);
+    let weight = Portable::<B>(layer.weight.clone());
+    let d_out = weight.shape()[1];
+    let mut output = x.clone().matmul(weight);
+    if let Some(bias) = &layer.bias {
+        output = output + Portable::<B>(bias.clone()).reshape([1, d_out]);
+    }
+    let mut kept = None;
+    if let Some([a, b]) = layer.factors.clone() {
+        let x = x.f32();
+        let down = x.clone().matmul(Portable(a)).scale(layer.scale);
+        kept = Some(down.0.clone());
+        let mut update = down.matmul(Portable(b));
+        if let Some([a0, b0]) = layer.anchor.clone() {
+            update = update
+                - x.matmul(Portable(a0))
+                    .scale(layer.scale)
+                    .matmul(Portable(b0));
+        }
+        output = output + update.cast(dtype);
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = d_out;
+    }
+    (output.reshape(shape).0, kept)
+}
+
+pub(crate) fn portable_backward<B: Backend>(
+    layer: &Layer<B>,
+    kept: Option<[FloatTensor<B>; 2]>,
+    grad: FloatTensor<B>,
+    for_x: bool,
+) -> LayerGradients<B> {
+    let weight = Portable::<B>(layer.weight.clone());
+    let grad = Portable::<B>(grad);
+    let (dtype, mut shape) = (grad.dtype(), grad.shape());
+    if let Some(last) = shape.last_mut() {
+        *last = weight.shape()[0];
+    }
+    let grad = rows(grad);
+    let mut of_x = for_x.then(|| grad.clone().matmul(weight.transpose()));
+    let mut of_factors = None;
+    if let (Some([a, b]), Some([x, down])) = (layer.factors.clone(), kept) {
+        let (x, grad) = (rows(Portable::<B>(x)).f32(), grad.f32());
+        let back = |b: FloatTensor<B>| {
+            let up = Portable::<B>(b).transpose();
+            grad.clone().matmul(up).scale(layer.scale)
+        };
+        let of_b = Portable::<B>(down).transpose().matmul(grad.clone());
+        let of_down = back(b);
+        let of_a = x.transpose().matmul(of_down.clone());
+        if let Some(sum) = of_x {
+            let mut update = of_down.matmul(Portable::<B>(a).transpose());
+            if let Some([a0, b0]) = layer.anchor.clone() {
+                update = update - back(b0).matmul(Portable::<B>(a0).transpose());
+            }
+            of_x = Some(sum + update.cast(dtype));
+        }
+        of_factors = Some([of_a.0, of_b.0]);
+    }
+    LayerGradients {
+        of_x: of_x.map(|of_x| of_x.reshape(shape).0),
+        of_factors,
+    }
+}
+
+impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodiff<B, C> {
+    fn frozen_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct FrozenBackward;
+
+        impl<B: ProjectionKernel> Backward<B, 1> for FrozenBackward {
+            type State = Layer<B>;
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _checkpointer: &mut Checkpointer,
+            ) {
+                let [node] = ops.parents;
+                let grad = grads.consume::<B>(&ops.node);
+                let Some(node) = node else { return };
+                let found = B::projection_backward(&ops.state, None, grad, true);
+                if let Some(of_x) = found.of_x {
+                    grads.register::<B>(node.id, of_x);
+                }
+            }
+        }
+
+        let nodes = [x.node()];
+        let x = x.into_primitive();
+        let layer = Layer {
+            weight: weight.into_primitive(),
+            bias: bias.into_option().map(|bias| bias.into_primitive()),
+            factors: None,
+            anchor: None,
+            scale: 0.0,
+        };
+        let (output, _) = B::projection_forward(x, &layer);
+        match FrozenBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish(layer, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn adapted_extension(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        a0: Maybe<Self>,
+        b0: Maybe<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct AdaptedBackward;
+
+        impl<B: ProjectionKernel> Backward<B, 3> for AdaptedBackward {
+            type State = (Layer<B>, Option<[FloatTensor<B>; 2]>);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                grads: &mut Gradients,
+                _checkpointer: &mut Checkpointer,
+            ) {
+                let [node_x, node_a, node_b] = ops.parents;
+                let grad = grads.consume::<B>(&ops.node);
+                let (layer, kept) = ops.state;
+                let found = B::projection_backward(&layer, kept, grad, node_x.is_some());
+                if let (Some(node), Some(of_x)) = (node_x, found.of_x) {
+                    grads.register::<B>(node.id, of_x);
+                }
+                if let Some([of_a, of_b]) = found.of_factors {
+                    if let Some(node) = node_a {
+                        grads.register::<B>(node.id, of_a);
+                    }
+                    if let Some(node) = node_b {
+                        grads.register::<B>(node.id, of_b);
+                    }
+                }
+            }
+        }
+
+        let nodes = [x.node(), a.node(), b.node()];
+        let x = x.into_primitive();
+        let layer = Layer {
+            weight: weight.into_primitive(),
+            bias: bias.into_option().map(|bias| bias.into_primitive()),
+            factors: Some([a.into_primitive(), b.into_primitive()]),
+            anchor: a0
+                .into_option()
+                .zip(b0.into_option())
+                .map(|(a0, b0)| [a0.into_primitive(), b0.into_primitive()]),
+            scale,
+        };
+        let (output, down) = B::projection_forward(x.clone(), &layer);
+        match AdaptedBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((layer, down.map(|down| [x, down])), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}

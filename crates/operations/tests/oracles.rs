@@ -1,0 +1,304 @@
+//! Every operation against the composition of Burn's operations: values and
+//! gradients, on the CPU backend.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use olora_operations::{
+    Factors, Sight,
+    attention::{self, attention},
+    loss, norm, projection, rotary,
+    swiglu::{self, swiglu},
+};
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Numbers between −`size` and `size`, different for every `seed`.
+fn numbers<const D: usize>(seed: u32, shape: [usize; D], size: f32) -> Tensor<D> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 8) as f32 / 8_388_608.0 - 1.0) * size
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.without_autodiff().into_data().try_to_vec().unwrap()
+}
+
+/// The largest difference, relative to the largest value.
+fn difference(ours: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(ours.len(), right.len());
+    let size = right.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+    assert!(ours.iter().all(|x| x.is_finite()));
+    ours.iter()
+        .zip(right)
+        .fold(0.0_f32, |worst, (x, y)| worst.max((x - y).abs()))
+        / size.max(0.3)
+}
+
+/// Runs both ways on fresh leaves of the same values, and compares outputs and
+/// gradients.
+fn compare<const D: usize, const N: usize>(
+    inputs: [Tensor<D>; N],
+    ours: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    right: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    let run = |f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>| {
+        let leaves = inputs
+            .clone()
+            .map(|x| Tensor::from_inner(x.without_autodiff()).require_grad());
+        let output = f(leaves.clone());
+        let weights = numbers(99, output.dims(), 1.0);
+        let grads = (output.clone() * weights).sum().backward();
+        let mut found = vec![values(output)];
+        found
+            .extend(leaves.map(|leaf| values(Tensor::<D>::from_inner(leaf.grad(&grads).unwrap()))));
+        found
+    };
+    let (ours, right) = (run(&ours), run(&right));
+    assert!(
+        right[0].iter().any(|x| *x != 0.0),
+        "all zero, which proves nothing"
+    );
+    for (i, (ours, right)) in ours.iter().zip(&right).enumerate() {
+        let difference = difference(ours, right);
+        assert!(
+            difference < 2e-6,
+            "output and gradients: {i} differs by {difference}"
+        );
+    }
+}
+
+#[test]
+fn norm_equals_its_composition() {
+    for (rows, width) in [(1, 8), (7, 33), (130, 576)] {
+        let x = numbers(1, [rows, 3, width], 2.0);
+        let weight = numbers(2, [1, 1, width], 1.0);
+        let flat = |weight: Tensor<3>| weight.reshape([width]);
+        compare(
+            [x, weight],
+            |[x, weight]| norm::rms_norm(x, flat(weight), 1e-5),
+            |[x, weight]| norm::composed(x, flat(weight), 1e-5),
+        );
+    }
+}
+
+#[test]
+fn swiglu_equals_its_composition() {
+    for size in [1, 37, 40_000] {
+        compare(
+            [numbers(1, [size, 2], 6.0), numbers(2, [size, 2], 1.0)],
+            |[gate, up]| swiglu(gate, up),
+            |[gate, up]| swiglu::composed(gate, up),
+        );
+    }
+}
+
+#[test]
+fn rotation_equals_its_composition() {
+    let (batch, heads, seq, pairs) = (3, 4, 70, 8);
+    for rows in [1, batch] {
+        let cos = numbers(5, [rows, 1, seq, pairs], 1.0);
+        let sin = numbers(6, [rows, 1, seq, pairs], 1.0);
+        // As projections give it, and as it is named.
+        for swap in [true, false] {
+            let x = if swap {
+                numbers(1, [batch, seq, heads, 2 * pairs], 1.0)
+            } else {
+                numbers(1, [batch, heads, seq, 2 * pairs], 1.0)
+            };
+            let heads_first = |x: Tensor<4>| if swap { x.swap_dims(1, 2) } else { x };
+            compare(
+                [x],
+                |[x]| rotary::rotate(heads_first(x), cos.clone(), sin.clone()),
+                |[x]| rotary::composed(heads_first(x), cos.clone(), sin.clone()),
+            );
+        }
+    }
+}
+
+fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
+    let (batch, kv_heads, head_dim) = (2, 2, 16);
+    let q = numbers(1, [batch, seq, kv_heads * groups, head_dim], 2.0);
+    let k = numbers(2, [batch, keys, kv_heads, head_dim], 2.0);
+    let v = numbers(3, [batch, keys, kv_heads, head_dim], 1.0);
+    compare(
+        [q, k, v],
+        |all| {
+            let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
+            attention(q, k, v, sight)
+        },
+        |all| {
+            let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
+            attention::composed(q, k, v, sight)
+        },
+    );
+}
+
+#[test]
+fn causal_attention_equals_its_composition() {
+    for seq in [1, 5, 64, 65, 200] {
+        for groups in [1, 3] {
+            compare_attention(&Sight::causal(None), [seq, seq], groups);
+        }
+    }
+}
+
+/// More keys than one tile holds, so that sums are rescaled.
+#[test]
+fn attention_over_several_tiles_of_keys_equals_its_composition() {
+    compare_attention(&Sight::causal(None), [600, 600], 2);
+}
+
+#[test]
+fn windowed_attention_equals_its_composition() {
+    for window in [1, 7, 64, 100] {
+        compare_attention(&Sight::causal(Some(window)), [150, 150], 2);
+    }
+    // Windows that begin and end within different tiles of keys.
+    compare_attention(&Sight::causal(Some(520)), [1100, 1100], 1);
+}
+
+#[test]
+fn queries_after_cached_keys_equal_the_composition() {
+    for seq in [1, 3, 70] {
+        compare_attention(&Sight::causal(None), [seq, 90], 2);
+        compare_attention(&Sight::causal(Some(11)), [seq, 90], 2);
+    }
+}
+
+#[test]
+fn documents_in_one_row_do_not_see_each_other() {
+    let lengths = [vec![3, 80, 40], vec![64, 1]];
+    let sight = Sight::causal(None).within_documents(&lengths, 150);
+    compare_attention(&sight, [150, 150], 2);
+    let windowed = Sight::causal(Some(9)).within_documents(&lengths, 150);
+    compare_attention(&windowed, [150, 150], 2);
+}
+
+/// A score that is not a number must not be lost on the way.
+#[test]
+fn attention_keeps_nan() {
+    let x = numbers(1, [1, 1, 8, 4], 1.0);
+    let bad = x.clone().slice_fill([0..1, 0..1, 2..3, 0..1], f32::NAN);
+    let output = values(attention(bad, x.clone(), x, &Sight::causal(None)));
+    assert!(output[2 * 4].is_nan());
+    assert!(output[..2 * 4].iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn loss_equals_its_composition() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets: Vec<i32> = (0..n).map(|i| (i * 7 % vocab) as i32).collect();
+    for n_trained in [n, n - 5] {
+        // One chunk, several, and one row at a time.
+        for rows in [64, 10, 1] {
+            let hidden = numbers(1, [n, width], 2.0);
+            let weight = numbers(2, [width, vocab], 1.0);
+            let scalar = |loss: Tensor<1>| loss.reshape([1, 1]);
+            compare(
+                [hidden, weight],
+                |[hidden, weight]| {
+                    scalar(loss::cross_entropy_in_chunks(
+                        hidden, weight, &targets, n_trained, rows,
+                    ))
+                },
+                |[hidden, weight]| {
+                    scalar(loss::composed(hidden.matmul(weight), &targets, n_trained))
+                },
+            );
+        }
+    }
+}
+
+/// A tied embedding is a transposed weight.
+#[test]
+fn loss_takes_a_transposed_weight() {
+    let targets = [3, 0, 9];
+    compare(
+        [numbers(1, [3, 12], 1.0), numbers(2, [11, 12], 1.0)],
+        |[hidden, table]| {
+            loss::cross_entropy(hidden, table.transpose(), &targets, 3).reshape([1, 1])
+        },
+        |[hidden, table]| {
+            loss::composed(hidden.matmul(table.transpose()), &targets, 3).reshape([1, 1])
+        },
+    );
+}
+
+fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> Factors {
+    Factors {
+        a,
+        b,
+        anchor: anchored.then_some([a0, b0]),
+        scale: 1.5,
+    }
+}
+
+#[test]
+fn adapted_projection_equals_its_composition() {
+    let (rows, d_in, d_out, rank) = (70, 48, 80, 8);
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let weight = constant(4, [d_in, d_out]);
+    let [a0, b0] = [constant(5, [d_in, rank]), constant(6, [rank, d_out])];
+    for anchored in [false, true] {
+        for bias in [None, Some(numbers(7, [d_out], 1.0))] {
+            let inputs = [
+                numbers(1, [rows, d_in], 1.0),
+                numbers(2, [d_in, rank], 0.5),
+                numbers(3, [rank, d_out], 0.5),
+            ];
+            let layer = |a, b| factors([a, b, a0.clone(), b0.clone()], anchored);
+            compare(
+                inputs,
+                |[x, a, b]| {
+                    // Three axes, as a model has them.
+                    let x = x.reshape([2, rows / 2, d_in]);
+                    let output =
+                        projection::project(x, weight.clone(), bias.clone(), Some(layer(a, b)));
+                    output.reshape([rows, d_out])
+                },
+                |[x, a, b]| {
+                    projection::composed(x, weight.clone(), bias.clone(), Some(layer(a, b)))
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn frozen_projection_equals_its_composition() {
+    let weight = numbers(4, [48, 80], 0.5).detach();
+    compare(
+        [numbers(1, [70, 48], 1.0)],
+        |[x]| projection::project(x, weight.clone(), None, None),
+        |[x]| projection::composed(x, weight.clone(), None, None),
+    );
+}
+
+#[test]
+fn an_adapter_at_its_anchor_changes_not_one_bit() {
+    let x = numbers(1, [64, 700], 1.0);
+    let weight = numbers(2, [700, 90], 0.5);
+    let [a, b] = [numbers(3, [700, 16], 1.0), numbers(4, [16, 90], 1.0)];
+    let at_anchor = factors([a.clone(), b.clone(), a, b], true);
+    let adapted = projection::project(x.clone(), weight.clone(), None, Some(at_anchor));
+    let plain = projection::project(x, weight, None, None);
+    assert_eq!(values(adapted), values(plain));
+}
+
+/// Half precision takes the portable code, on a device with kernels of its own.
+#[test]
+fn half_precision_is_close_to_f32() {
+    let x = numbers(1, [9, 64], 1.0);
+    let weight = numbers(2, [64], 1.0);
+    let right = values(norm::rms_norm(x.clone(), weight.clone(), 1e-5));
+    let half = norm::rms_norm(x.cast(DType::BF16), weight.cast(DType::BF16), 1e-5);
+    assert_eq!(half.dtype(), DType::BF16);
+    let difference = difference(&values(half.cast(DType::F32)), &right);
+    assert!(difference < 0.02 && difference > 0.0, "{difference}");
+}
