@@ -32,21 +32,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod batch;
+mod cache;
 mod chat;
 mod clock;
 mod error;
 mod format;
 mod load;
 mod read;
+mod report;
 mod sample;
 mod schedule;
 mod tokenizer;
 
 pub use batch::{Batch, BatchCollator, Padding};
+pub use cache::{MIN_CACHED_BYTES, TokenCache};
 pub use chat::Message;
 pub use error::{DataError, Location};
 pub use format::{Format, alpaca_prompt};
-pub use load::{DataOptions, DataReport, PromptStyle, Samples, load_samples};
+pub use load::{DataOptions, Samples, load_samples, load_samples_cached};
+pub use report::{DataReport, PromptStyle};
 pub use sample::{Sample, ValidationSplit, describe_sample, split};
 pub use schedule::{Schedule, loader};
 pub use tokenizer::{DecodeStream, Tokenizer};

@@ -1,19 +1,17 @@
 //! The order in which a run sees its samples.
 
+mod grouping;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::{
     dataloader::{DataLoader, DataLoaderBuilder},
     dataset::{Dataset, DatasetError},
 };
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{Batch, BatchCollator, DataError, Padding, Sample};
-
-/// Samples are sorted by length within windows of this many batches: wide enough
-/// that rows of a batch are about as long, narrow enough that epochs differ.
-const WINDOW: usize = 50;
 
 /// The order of a whole run: item `i` is its `i`-th micro-batch, all epochs back
 /// to back. Nothing but the samples, the batch size and the seed decides it, so
@@ -97,40 +95,25 @@ impl Schedule {
         self.samples.len().div_ceil(self.batch_size)
     }
 
-    /// The share of a batch's positions that is padding, over the first epoch.
+    /// The share of a batch's positions that is padding, over the first epoch,
+    /// if rows are padded no further than the longest.
     pub fn padding_share(&self) -> f64 {
-        let (mut real, mut all) = (0, 0);
-        for batch in self.plan_of(0) {
-            let lengths = batch.iter().map(|&i| self.samples[i].n_inputs());
-            all += batch.len() * lengths.clone().max().unwrap_or(0);
-            real += lengths.sum::<usize>();
-        }
-        if all == 0 {
-            0.0
-        } else {
-            1.0 - real as f64 / all as f64
-        }
+        let plan = self.plan_of(0);
+        grouping::padding_share(plan.iter().map(Vec::as_slice), &self.lengths())
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        self.samples.iter().map(Sample::n_inputs).collect()
     }
 
     fn plan_of(&self, epoch: usize) -> Plan {
-        let mut order: Vec<_> = (0..self.samples.len()).collect();
-        let length = |&i: &usize| self.samples[i].len();
-        let cut = |order: &[usize]| order.chunks(self.batch_size).map(<[_]>::to_vec).collect();
+        let lengths = self.lengths();
         match self.order {
-            Order::ByLength => {
-                order.sort_by_key(length);
-                cut(&order)
-            }
+            Order::ByLength => grouping::by_length(&lengths, self.batch_size),
             Order::Shuffled { seed } => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream(epoch as u64);
-                order.shuffle(&mut random);
-                for window in order.chunks_mut(self.batch_size.saturating_mul(WINDOW)) {
-                    window.sort_by_key(length);
-                }
-                let mut batches: Plan = cut(&order);
-                batches.shuffle(&mut random);
-                batches
+                grouping::grouped(&lengths, self.batch_size, &mut random)
             }
         }
     }
