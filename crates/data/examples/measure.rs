@@ -12,9 +12,10 @@ use std::{
     time::Instant,
 };
 
-use burn::data::dataset::Dataset;
+use burn::data::dataset::{Dataset, DatasetError};
 use olora_data::{
-    Batch, DataOptions, Padding, Sample, Schedule, TokenCache, Tokenizer, load_samples_cached,
+    Batch, DataOptions, MicroBatch, Padding, Sample, Schedule, TokenCache, Tokenizer,
+    load_samples_cached,
 };
 use tempfile::TempDir;
 
@@ -83,20 +84,33 @@ fn batching(samples: &[Sample]) -> Result<(), Box<dyn Error>> {
     let schedule = Schedule::new(samples, BATCH_SIZE, 42, n)?;
     println!(
         "  padding at batch {BATCH_SIZE}: {:.2} %, least possible {:.2} %",
-        100.0 * schedule.padding_share(),
-        100.0 * Schedule::sequential(samples, BATCH_SIZE)?.padding_share(),
+        100.0 * schedule.padding_share()?,
+        100.0 * Schedule::sequential(samples, BATCH_SIZE)?.padding_share()?,
     );
+    batches(&schedule, n)?;
+    let (schedule, seconds) = timed(|| Schedule::packed(samples, BATCH_SIZE, MAX_LENGTH, 42, n));
+    let schedule = schedule?;
+    let rows = schedule.n_rows_per_epoch();
+    println!("  packed into {rows} rows in {:.1} ms", 1e3 * seconds);
+    batches(&schedule, schedule.n_batches_per_epoch())
+}
+
+/// The first `n` batches, padded to several multiples.
+fn batches(schedule: &Schedule, n: usize) -> Result<(), Box<dyn Error>> {
+    // The plan of the epoch is made with its first batch.
+    schedule.get(0)?;
     for multiple in [1, 8, 16, 32, 64] {
         let (mut real, mut all) = (0, 0);
         let padding = Padding { id: 0, multiple };
-        let ((), seconds) = timed(|| {
-            for i in 0..n {
-                let Ok(micro) = schedule.get(i) else { continue };
-                let batch = black_box(Batch::from_samples(&micro, padding));
+        let (result, seconds) = timed(|| {
+            (0..n).try_for_each(|i| {
+                let batch = black_box(collate(&schedule.get(i)?, padding));
                 real += batch.n_tokens;
                 all += batch.inputs.len();
-            }
+                Ok::<_, DatasetError>(())
+            })
         });
+        result?;
         println!(
             "  rows to a multiple of {multiple}: {:.2} % padding, {:.1} µs per batch",
             100.0 * (1.0 - real as f64 / all as f64),
@@ -104,6 +118,14 @@ fn batching(samples: &[Sample]) -> Result<(), Box<dyn Error>> {
         );
     }
     Ok(())
+}
+
+fn collate(item: &MicroBatch, padding: Padding) -> Batch {
+    if item.is_packed {
+        Batch::packed(&item.rows, padding)
+    } else {
+        Batch::from_samples(&item.rows.concat(), padding)
+    }
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
