@@ -1,19 +1,23 @@
-//! Samples to one right-padded batch on the host.
+//! Rows of samples to one right-padded batch on the host.
+
+use std::slice;
 
 use burn::{data::dataloader::batcher::Batcher, tensor::Device};
 
-use crate::Sample;
+use crate::{MicroBatch, Sample};
 
 /// A batch as host vectors: what a model reads, and where it is to be judged.
 ///
 /// Inputs and targets are already shifted against each other. Rows are padded on
 /// the right, so causal attention needs no other mask: no real token sees a
-/// padded one, and no padded one is a target.
+/// padded one, and no padded one is a target. In a packed batch a row holds
+/// several samples, and attention has to keep to each of them: see
+/// [`segments`](Self::segments).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// `[n_rows, seq_len]`, row-major: all tokens but the last of each sample.
     pub inputs: Vec<i32>,
-    /// Number of samples.
+    /// Number of rows: of samples, unless they are packed.
     pub n_rows: usize,
     /// Length of every row, padding included.
     pub seq_len: usize,
@@ -26,6 +30,11 @@ pub struct Batch {
     pub n_tokens: usize,
     /// Number of tokens the loss is taken on: the first of `targets`.
     pub n_trained: usize,
+    /// Of a packed batch, for each row the number of inputs of each of its
+    /// samples, in order and none of them 0; what is left of the row is padding.
+    /// A sample's inputs may attend to each other alone, and their positions
+    /// begin at 0. `None` where each row is one sample.
+    pub segments: Option<Vec<Vec<usize>>>,
 }
 
 /// How rows of unequal length become one rectangle.
@@ -51,40 +60,86 @@ impl Batch {
     /// Pads on the right: with a plain id to the longest row, with a
     /// [`Padding`] to a multiple of its length.
     pub fn from_samples(samples: &[Sample], padding: impl Into<Padding>) -> Self {
-        let Padding { id, multiple } = padding.into();
+        let rows: Vec<_> = samples.iter().map(slice::from_ref).collect();
+        Self::from_rows(&rows, padding.into())
+    }
+
+    /// Puts the samples of each row behind each other, and pads like
+    /// [`from_samples`](Self::from_samples). No input is judged by a token of
+    /// the next sample: the last token of each is a target only.
+    pub fn packed(rows: &[Vec<Sample>], padding: impl Into<Padding>) -> Self {
+        let segments = |row: &Vec<Sample>| {
+            let lengths = row.iter().map(Sample::n_inputs);
+            lengths.filter(|&length| length > 0).collect()
+        };
+        let segments = Some(rows.iter().map(segments).collect());
+        let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
+        Self {
+            segments,
+            ..Self::from_rows(&rows, padding.into())
+        }
+    }
+
+    fn from_rows(rows: &[&[Sample]], Padding { id, multiple }: Padding) -> Self {
         let round_up = |n: usize| n.next_multiple_of(multiple.max(1));
-        let longest = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
-        let seq_len = round_up(longest);
-        let mut inputs = vec![id.cast_signed(); samples.len() * seq_len];
+        let lengths = rows.iter().map(|row| n_inputs(row));
+        let n_tokens = lengths.clone().sum();
+        let seq_len = round_up(lengths.max().unwrap_or(0));
+        let mut inputs = vec![id.cast_signed(); rows.len() * seq_len];
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
-        for (row, sample) in samples.iter().enumerate() {
-            let next = sample.tokens.iter().zip(&sample.trained).skip(1);
-            for (i, (&token, (&target, &trained))) in sample.tokens.iter().zip(next).enumerate() {
-                let at = row * seq_len + i;
-                inputs[at] = token.cast_signed();
-                if trained {
-                    positions.push((at as u32).cast_signed());
-                    targets.push(target.cast_signed());
+        for (row, samples) in rows.iter().enumerate() {
+            let mut at = row * seq_len;
+            for sample in *samples {
+                let next = sample.tokens.iter().zip(&sample.trained).skip(1);
+                for (&token, (&target, &trained)) in sample.tokens.iter().zip(next) {
+                    inputs[at] = token.cast_signed();
+                    if trained {
+                        positions.push((at as u32).cast_signed());
+                        targets.push(target.cast_signed());
+                    }
+                    at += 1;
                 }
             }
         }
-        let n_tokens = samples.iter().map(Sample::n_inputs).sum();
         let n_trained = targets.len();
         positions.resize(round_up(n_trained), 0);
         targets.resize(round_up(n_trained), 0);
         Self {
             inputs,
-            n_rows: samples.len(),
+            n_rows: rows.len(),
             seq_len,
             positions,
             targets,
             n_tokens,
             n_trained,
+            segments: None,
         }
+    }
+
+    /// The position of every input within its sample, `[n_rows, seq_len]`,
+    /// row-major. Of padding, its distance from where it begins in a packed
+    /// row, and from the row's beginning otherwise.
+    pub fn sample_positions(&self) -> Vec<i32> {
+        let whole = Vec::new();
+        let mut all = Vec::with_capacity(self.inputs.len());
+        for row in 0..self.n_rows {
+            let segments = self.segments.as_ref().and_then(|rows| rows.get(row));
+            let segments = segments.unwrap_or(&whole);
+            let rest = self.seq_len.saturating_sub(segments.iter().sum());
+            for &length in segments.iter().chain([&rest]) {
+                all.extend((0..length as u32).map(u32::cast_signed));
+            }
+        }
+        all
     }
 }
 
-/// Burn's name for [`Batch::from_samples`]: an item of a
+/// Inputs of a row.
+pub(crate) fn n_inputs(row: &[Sample]) -> usize {
+    row.iter().map(Sample::n_inputs).sum()
+}
+
+/// Burn's name for making a [`Batch`]: an item of a
 /// [`Schedule`](crate::Schedule) is a whole micro-batch already.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchCollator {
@@ -92,9 +147,15 @@ pub struct BatchCollator {
     pub padding: Padding,
 }
 
-impl Batcher<Vec<Sample>, Batch> for BatchCollator {
-    fn batch(&self, items: Vec<Vec<Sample>>, _device: &Device) -> Batch {
-        Batch::from_samples(&items.concat(), self.padding)
+impl Batcher<MicroBatch, Batch> for BatchCollator {
+    fn batch(&self, items: Vec<MicroBatch>, _device: &Device) -> Batch {
+        let is_packed = items.iter().any(|item| item.is_packed);
+        let rows: Vec<_> = items.into_iter().flat_map(|item| item.rows).collect();
+        if is_packed {
+            Batch::packed(&rows, self.padding)
+        } else {
+            Batch::from_samples(&rows.concat(), self.padding)
+        }
     }
 }
 
@@ -144,5 +205,33 @@ mod tests {
         let batch = Batch::from_samples(&[sample(&[5], &[0]), sample(&[], &[])], 0);
         assert_eq!((batch.n_rows, batch.seq_len, batch.n_tokens), (2, 0, 0));
         assert!(batch.inputs.is_empty() && batch.targets.is_empty());
+    }
+
+    #[test]
+    fn packed_rows_are_whole_samples_behind_each_other() {
+        let rows = [
+            vec![
+                sample(&[5, 6, 7, 2], &[0, 0, 1, 1]),
+                sample(&[8, 2], &[0, 1]),
+            ],
+            vec![sample(&[9, 4, 2], &[0, 0, 1]), sample(&[3], &[0])],
+        ];
+        let batch = Batch::packed(&rows, Padding { id: 1, multiple: 5 });
+        assert_eq!((batch.n_rows, batch.seq_len), (2, 5));
+        assert_eq!(batch.inputs, [5, 6, 7, 8, 1, 9, 4, 1, 1, 1]);
+        assert_eq!(batch.segments, Some(vec![vec![3, 1], vec![2]]));
+        assert_eq!(batch.sample_positions(), [0, 1, 2, 0, 0, 0, 1, 0, 1, 2]);
+        // 6 → 7, 7 → 2 and 8 → 2 in the first row, 4 → 2 in the second; 7 → 8
+        // and 9's neighbours in the other row are nobody's.
+        assert_eq!(batch.positions, [1, 2, 3, 6, 0]);
+        assert_eq!(batch.targets, [7, 2, 2, 2, 0]);
+        assert_eq!((batch.n_tokens, batch.n_trained), (6, 4));
+    }
+
+    #[test]
+    fn positions_of_samples_of_their_own_rows_count_through() {
+        let batch = Batch::from_samples(&[sample(&[5, 6, 7], &[0, 1, 1]), sample(&[5], &[0])], 0);
+        assert_eq!(batch.segments, None);
+        assert_eq!(batch.sample_positions(), [0, 1, 0, 1]);
     }
 }

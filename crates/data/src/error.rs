@@ -191,6 +191,20 @@ pub enum DataError {
     /// The tokenizer failed on a text or on ids.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A sample fits no row of a packed batch.
+    #[error(
+        "sample {sample} takes {n_inputs} positions, but a packed row has only {max_length}: \
+         cut samples to at most {} tokens, or pack into longer rows",
+        .max_length + 1
+    )]
+    TooLongToPack {
+        /// The sample, from 1.
+        sample: usize,
+        /// The positions that it takes.
+        n_inputs: usize,
+        /// Those of a row.
+        max_length: usize,
+    },
     /// A number is out of range.
     #[error("`{key}` is {found}, but must be {expected}")]
     OutOfRange {

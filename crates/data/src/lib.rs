@@ -26,27 +26,32 @@
 //! ```
 //!
 //! This crate knows no model and makes no tensors: batches are host vectors. It
-//! reads a file into memory whole, downloads nothing, and does not pack several
-//! samples into one row.
+//! reads a file into memory whole and downloads nothing.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod batch;
+mod cache;
 mod chat;
 mod clock;
 mod error;
 mod format;
 mod load;
+mod pack;
 mod read;
+mod report;
 mod sample;
 mod schedule;
 mod tokenizer;
 
 pub use batch::{Batch, BatchCollator, Padding};
+pub use cache::{MIN_CACHED_BYTES, TokenCache};
 pub use chat::Message;
 pub use error::{DataError, Location};
 pub use format::{Format, alpaca_prompt};
-pub use load::{DataOptions, DataReport, PromptStyle, Samples, load_samples};
+pub use load::{DataOptions, Samples, load_samples, load_samples_cached};
+pub use pack::pack;
+pub use report::{DataReport, PromptStyle};
 pub use sample::{Sample, ValidationSplit, describe_sample, split};
-pub use schedule::{Schedule, loader};
+pub use schedule::{MicroBatch, Schedule, loader};
 pub use tokenizer::{DecodeStream, Tokenizer};

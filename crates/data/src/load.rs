@@ -1,12 +1,12 @@
 //! A data file to samples, with a report of what became of it.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use rayon::prelude::*;
-use serde::Serialize;
 
 use crate::{
-    DataError, Format, Sample, Tokenizer,
+    DataError, DataReport, Format, PromptStyle, Sample, TokenCache, Tokenizer,
+    cache::{self, Encoded},
     format::Example,
     read::{self, Record},
 };
@@ -43,52 +43,36 @@ pub struct Samples {
     pub format: Format,
     /// What a user should be told.
     pub report: DataReport,
+    /// Whether they were tokenised earlier and found in the cache.
+    pub from_cache: bool,
 }
 
-/// What a prompt looks like to the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptStyle {
-    /// As the checkpoint's chat template renders it.
-    ChatTemplate,
-    /// As [`alpaca_prompt`](crate::alpaca_prompt) writes it.
-    AlpacaPrompt,
-    /// As it is in the file.
-    Verbatim,
-}
-
-/// What became of a data file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DataReport {
-    /// How the records were laid out.
-    pub format: Format,
-    /// What prompts look like.
-    pub prompt_style: PromptStyle,
-    /// The limit that was asked for.
-    pub max_length: usize,
-    /// Records in the file.
-    pub n_records: usize,
-    /// Samples made of them.
-    pub n_samples: usize,
-    /// Tokens of the samples.
-    pub n_tokens: usize,
-    /// Those that the loss is taken on.
-    pub n_trained_tokens: usize,
-    /// Samples that were longer than the limit, dropped ones included.
-    pub n_truncated: usize,
-    /// Samples of which the limit left nothing that is trained.
-    pub n_dropped: usize,
-    /// Text records that were empty and left out.
-    pub n_empty: usize,
-    /// Tokens of the longest sample (of text, the longest document), before truncation.
-    pub longest: usize,
-}
-
-/// Reads, renders and tokenises a data file.
+/// Reads, renders and tokenises a data file, on all threads of rayon's pool, or
+/// finds it tokenised in the user's cache ([`TokenCache::from_env`]).
+///
+/// # Errors
+///
+/// When the file cannot be read, or a record not be used: of several, the first
+/// in the file is named. When no sample is left.
 pub fn load_samples(
     path: &Path,
     tokenizer: &Tokenizer,
     options: &DataOptions,
+) -> Result<Samples, DataError> {
+    load_samples_cached(path, tokenizer, options, TokenCache::from_env().as_ref())
+}
+
+/// [`load_samples`] with a cache of the caller's choice, or none. The samples
+/// are the same.
+///
+/// # Errors
+///
+/// Those of [`load_samples`]; the cache adds none.
+pub fn load_samples_cached(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    cache: Option<&TokenCache>,
 ) -> Result<Samples, DataError> {
     if options.max_length < 2 {
         return Err(DataError::OutOfRange {
@@ -106,8 +90,34 @@ pub fn load_samples(
             format,
         });
     }
-    let records = read::records(path)?;
-    let format = match (options.format, records.first()) {
+    let bytes = read::bytes(path)?;
+    // A tokenizer without identity makes other samples tomorrow.
+    let cache = cache
+        .filter(|cache| bytes.len() as u64 >= cache.min_bytes)
+        .zip(tokenizer.identity())
+        .map(|(cache, tokenizer)| {
+            let key = cache::key(&bytes, read::is_json(path), options.format, tokenizer);
+            (cache, key)
+        });
+    if let Some(encoded) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
+        return within_limit(path, encoded, tokenizer, options, true);
+    }
+    let encoded = encode(path, bytes, tokenizer, options.format)?;
+    if let Some((cache, key)) = cache {
+        cache.put(&key, &encoded);
+    }
+    within_limit(path, encoded, tokenizer, options, false)
+}
+
+/// The part that takes time.
+fn encode(
+    path: &Path,
+    bytes: Vec<u8>,
+    tokenizer: &Tokenizer,
+    format: Option<Format>,
+) -> Result<Encoded, DataError> {
+    let records = read::records(path, bytes)?;
+    let format = match (format, records.first()) {
         (Some(format), _) => format,
         (None, Some(first)) => {
             Format::detect(&first.fields).map_err(|error| error.at(&first.at))?
@@ -121,9 +131,24 @@ pub fn load_samples(
             .map_err(|error| error.at(&record.at))
     };
     // In two steps, so that of several bad records the first is named.
-    let encoded: Vec<_> = records.par_iter().map(read).collect();
-    let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let samples: Vec<_> = records.par_iter().map(read).collect();
+    let samples = samples.into_iter().collect::<Result<_, _>>()?;
+    Ok(Encoded { format, samples })
+}
 
+/// Cuts what is too long and counts what became of it.
+fn within_limit(
+    path: &Path,
+    encoded: Encoded,
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    from_cache: bool,
+) -> Result<Samples, DataError> {
+    let Encoded {
+        format,
+        samples: encoded,
+    } = encoded;
+    let n_records = encoded.len();
     let longest = encoded.iter().map(Sample::len).max().unwrap_or(0);
     let n_empty = encoded.iter().filter(|sample| sample.is_empty()).count();
     let (mut n_truncated, mut n_dropped) = (0, 0);
@@ -154,7 +179,7 @@ pub fn load_samples(
         encoded.into_iter().filter_map(within_limit).collect()
     };
     if samples.is_empty() {
-        let (path, n_records, max_length) = (path.to_owned(), records.len(), options.max_length);
+        let (path, max_length) = (path.to_owned(), options.max_length);
         return Err(if n_dropped == 0 {
             DataError::Empty(path)
         } else {
@@ -175,7 +200,7 @@ pub fn load_samples(
             _ => PromptStyle::Verbatim,
         },
         max_length: options.max_length,
-        n_records: records.len(),
+        n_records,
         n_samples: samples.len(),
         n_tokens: samples.iter().map(Sample::len).sum(),
         n_trained_tokens: samples.iter().map(Sample::n_trained).sum(),
@@ -188,6 +213,7 @@ pub fn load_samples(
         samples,
         format,
         report,
+        from_cache,
     })
 }
 
@@ -198,54 +224,4 @@ fn tokenise(example: &Example, tokenizer: &Tokenizer) -> Result<Sample, DataErro
         Example::Pair { prompt, completion } => tokenizer.pair_sample(prompt, completion),
         Example::Chat(messages) => tokenizer.chat_sample(messages),
     }
-}
-
-impl fmt::Display for PromptStyle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ChatTemplate => "chat template of the checkpoint",
-            Self::AlpacaPrompt => "Alpaca prompt",
-            Self::Verbatim => "no template",
-        })
-    }
-}
-
-impl fmt::Display for DataReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = 100.0 * self.n_trained_tokens as f64 / self.n_tokens as f64;
-        write!(
-            f,
-            "{} of {}, {}: {} of {} tokens, {} ({share:.0} %) of them trained, the longest {}",
-            counted(self.n_records, "record"),
-            self.format,
-            self.prompt_style,
-            counted(self.n_samples, "sample"),
-            self.n_tokens,
-            self.n_trained_tokens,
-            self.longest,
-        )?;
-        if self.n_truncated > 0 {
-            write!(
-                f,
-                "\n{} cut to the first {} tokens",
-                counted(self.n_truncated, "sample"),
-                self.max_length
-            )?;
-        }
-        if self.n_dropped > 0 {
-            write!(
-                f,
-                ", {} of them left out because nothing trained was within",
-                self.n_dropped
-            )?;
-        }
-        if self.n_empty > 0 {
-            write!(f, "\n{} left out", counted(self.n_empty, "empty record"))?;
-        }
-        Ok(())
-    }
-}
-
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -24,13 +24,16 @@ pub(crate) fn is_json(path: &Path) -> bool {
         .any(|json| extension.eq_ignore_ascii_case(json))
 }
 
-/// Reads a JSON list of objects, one JSON object per line, or plain text as one
-/// record with the key `text`.
-pub(crate) fn records(path: &Path) -> Result<Vec<Record>, DataError> {
-    let bytes = std::fs::read(path).map_err(|source| DataError::Read {
+pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, DataError> {
+    std::fs::read(path).map_err(|source| DataError::Read {
         path: path.to_owned(),
         source,
-    })?;
+    })
+}
+
+/// Reads a JSON list of objects, one JSON object per line, or plain text as one
+/// record with the key `text`.
+pub(crate) fn records(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>, DataError> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error
             .as_bytes()

@@ -1,32 +1,31 @@
 //! The order in which a run sees its samples.
 
+mod grouping;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::{
     dataloader::{DataLoader, DataLoaderBuilder},
     dataset::{Dataset, DatasetError},
 };
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Batch, BatchCollator, DataError, Padding, Sample};
-
-/// Samples are sorted by length within windows of this many batches: wide enough
-/// that rows of a batch are about as long, narrow enough that epochs differ.
-const WINDOW: usize = 50;
+use crate::{Batch, BatchCollator, DataError, Padding, Sample, pack};
 
 /// The order of a whole run: item `i` is its `i`-th micro-batch, all epochs back
 /// to back. Nothing but the samples, the batch size and the seed decides it, so
 /// a run resumed at micro-batch `k` reads items `k..`.
 ///
-/// Each epoch holds every sample exactly once, in batches of similar length.
-/// Where the batch size does not divide the number of samples, one batch of each
-/// epoch is smaller.
+/// Each epoch holds every sample exactly once, in rows of their own or several
+/// in one, and rows of similar length in a batch. Where the batch size does not
+/// divide the number of rows, one batch of each epoch is smaller.
 #[derive(Debug)]
 pub struct Schedule {
     samples: Arc<[Sample]>,
     batch_size: usize,
     order: Order,
+    n_rows: usize,
     n_batches: usize,
     /// The epoch last asked for, and its batches.
     plan: Mutex<Option<(usize, Plan)>>,
@@ -35,11 +34,27 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug)]
 enum Order {
     Shuffled { seed: u64 },
+    Packed { seed: u64, max_length: usize },
     ByLength,
 }
 
-/// Batches of indices into the samples.
-type Plan = Vec<Vec<usize>>;
+/// What one epoch holds.
+#[derive(Debug)]
+struct Plan {
+    /// Indices into the samples; one each unless they are packed.
+    rows: Vec<Vec<usize>>,
+    /// Indices into the rows.
+    batches: Vec<Vec<usize>>,
+}
+
+/// An item of a [`Schedule`]: what becomes one [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MicroBatch {
+    /// The samples of each row.
+    pub rows: Vec<Vec<Sample>>,
+    /// Whether a row may hold more than one.
+    pub is_packed: bool,
+}
 
 impl Schedule {
     /// A training run of `n_batches` micro-batches, over as many epochs as that takes.
@@ -51,6 +66,30 @@ impl Schedule {
     ) -> Result<Self, DataError> {
         let schedule = Self::with_order(samples.into(), batch_size, Order::Shuffled { seed })?;
         Ok(Self {
+            n_batches,
+            ..schedule
+        })
+    }
+
+    /// Like [`new`](Self::new), but with as many samples in a row as [`pack`]
+    /// puts into `max_length` inputs; `batch_size` counts rows. Every epoch has
+    /// as many of them, so that a run of whole epochs is known beforehand.
+    ///
+    /// # Errors
+    ///
+    /// When a sample alone is longer than a row, as well.
+    pub fn packed(
+        samples: impl Into<Arc<[Sample]>>,
+        batch_size: usize,
+        max_length: usize,
+        seed: u64,
+        n_batches: usize,
+    ) -> Result<Self, DataError> {
+        let order = Order::Packed { seed, max_length };
+        let schedule = Self::with_order(samples.into(), batch_size, order)?;
+        let n_rows = pack(&schedule.samples, max_length, seed, 0)?.len();
+        Ok(Self {
+            n_rows,
             n_batches,
             ..schedule
         })
@@ -82,62 +121,64 @@ impl Schedule {
                 });
             }
         }
-        let n_batches = samples.len().div_ceil(batch_size);
+        let n_rows = samples.len();
         Ok(Self {
             samples,
             batch_size,
             order,
-            n_batches,
+            n_rows,
+            n_batches: n_rows.div_ceil(batch_size),
             plan: Mutex::new(None),
         })
     }
 
+    /// Rows in one pass over the samples.
+    pub fn n_rows_per_epoch(&self) -> usize {
+        self.n_rows
+    }
+
     /// Micro-batches in one pass over the samples.
     pub fn n_batches_per_epoch(&self) -> usize {
-        self.samples.len().div_ceil(self.batch_size)
+        self.n_rows.div_ceil(self.batch_size)
     }
 
-    /// The share of a batch's positions that is padding, over the first epoch.
-    pub fn padding_share(&self) -> f64 {
-        let (mut real, mut all) = (0, 0);
-        for batch in self.plan_of(0) {
-            let lengths = batch.iter().map(|&i| self.samples[i].n_inputs());
-            all += batch.len() * lengths.clone().max().unwrap_or(0);
-            real += lengths.sum::<usize>();
-        }
-        if all == 0 {
-            0.0
-        } else {
-            1.0 - real as f64 / all as f64
-        }
+    /// The share of a batch's positions that is padding, over the first epoch,
+    /// if rows are padded no further than the longest.
+    pub fn padding_share(&self) -> Result<f64, DataError> {
+        let plan = self.plan_of(0)?;
+        let lengths = self.lengths(&plan.rows);
+        let batches = plan.batches.iter().map(Vec::as_slice);
+        Ok(grouping::padding_share(batches, &lengths))
     }
 
-    fn plan_of(&self, epoch: usize) -> Plan {
-        let mut order: Vec<_> = (0..self.samples.len()).collect();
-        let length = |&i: &usize| self.samples[i].len();
-        let cut = |order: &[usize]| order.chunks(self.batch_size).map(<[_]>::to_vec).collect();
-        match self.order {
-            Order::ByLength => {
-                order.sort_by_key(length);
-                cut(&order)
+    /// Inputs of each row.
+    fn lengths(&self, rows: &[Vec<usize>]) -> Vec<usize> {
+        let length = |row: &Vec<usize>| row.iter().map(|&i| self.samples[i].n_inputs()).sum();
+        rows.iter().map(length).collect()
+    }
+
+    fn plan_of(&self, epoch: usize) -> Result<Plan, DataError> {
+        let rows = match self.order {
+            Order::Packed { seed, max_length } => pack(&self.samples, max_length, seed, epoch)?,
+            Order::Shuffled { .. } | Order::ByLength => {
+                (0..self.samples.len()).map(|i| vec![i]).collect()
             }
-            Order::Shuffled { seed } => {
+        };
+        let lengths = self.lengths(&rows);
+        let batches = match self.order {
+            Order::ByLength => grouping::by_length(&lengths, self.batch_size),
+            Order::Shuffled { seed } | Order::Packed { seed, .. } => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream(epoch as u64);
-                order.shuffle(&mut random);
-                for window in order.chunks_mut(self.batch_size.saturating_mul(WINDOW)) {
-                    window.sort_by_key(length);
-                }
-                let mut batches: Plan = cut(&order);
-                batches.shuffle(&mut random);
-                batches
+                grouping::grouped(&lengths, self.batch_size, &mut random)
             }
-        }
+        };
+        Ok(Plan { rows, batches })
     }
 }
 
-impl Dataset<Vec<Sample>> for Schedule {
-    fn get(&self, index: usize) -> Result<Vec<Sample>, DatasetError> {
+impl Dataset<MicroBatch> for Schedule {
+    fn get(&self, index: usize) -> Result<MicroBatch, DatasetError> {
         let out_of_range = || {
             DatasetError::new(DataError::OutOfRange {
                 key: "micro-batch",
@@ -154,10 +195,23 @@ impl Dataset<Vec<Sample>> for Schedule {
         let mut cached = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, plan) = match cached.take() {
             Some((planned, plan)) if planned == epoch => cached.insert((epoch, plan)),
-            _ => cached.insert((epoch, self.plan_of(epoch))),
+            _ => {
+                let plan = self.plan_of(epoch).map_err(DatasetError::new)?;
+                cached.insert((epoch, plan))
+            }
         };
-        let batch = plan.get(index % per_epoch).ok_or_else(out_of_range)?;
-        Ok(batch.iter().map(|&i| self.samples[i].clone()).collect())
+        let batch = plan
+            .batches
+            .get(index % per_epoch)
+            .ok_or_else(out_of_range)?;
+        let row = |&row: &usize| {
+            let samples = plan.rows[row].iter().map(|&i| self.samples[i].clone());
+            samples.collect()
+        };
+        Ok(MicroBatch {
+            rows: batch.iter().map(row).collect(),
+            is_packed: matches!(self.order, Order::Packed { .. }),
+        })
     }
 
     fn len(&self) -> usize {
@@ -178,103 +232,4 @@ pub fn loader(schedule: Schedule, padding: impl Into<Padding>) -> Arc<dyn DataLo
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Sample `i` begins with token `i` and has a length all its own.
-    fn samples(n: u32) -> Vec<Sample> {
-        let tokens = |i: u32| (0..i * 7 % n + 2).map(|j| i + j).collect();
-        (0..n).map(|i| Sample::all_trained(tokens(i))).collect()
-    }
-
-    fn firsts(schedule: &Schedule, batches: std::ops::Range<usize>) -> Vec<u32> {
-        batches
-            .flat_map(|i| schedule.get(i).unwrap())
-            .map(|sample| sample.tokens[0])
-            .collect()
-    }
-
-    #[test]
-    fn each_epoch_has_every_sample_once_and_an_order_of_its_own() {
-        let schedule = Schedule::new(samples(103), 4, 42, 78).unwrap();
-        assert_eq!(schedule.n_batches_per_epoch(), 26);
-        let epochs: Vec<_> = (0..3)
-            .map(|e| firsts(&schedule, e * 26..(e + 1) * 26))
-            .collect();
-        for epoch in &epochs {
-            let mut sorted = epoch.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, (0..103).collect::<Vec<_>>());
-        }
-        assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
-        // Going back to an epoch gives the same order, and so does a second schedule.
-        let again = Schedule::new(samples(103), 4, 42, 78).unwrap();
-        assert_eq!(firsts(&schedule, 0..26), epochs[0]);
-        assert_eq!(firsts(&again, 26..52), epochs[1]);
-        let other = Schedule::new(samples(103), 4, 43, 78).unwrap();
-        assert_ne!(firsts(&other, 0..26), epochs[0]);
-    }
-
-    #[test]
-    fn grouping_by_length_pads_less() {
-        let grouped = Schedule::new(samples(1000), 8, 1, 125)
-            .unwrap()
-            .padding_share();
-        let best = Schedule::sequential(samples(1000), 8)
-            .unwrap()
-            .padding_share();
-        assert!(
-            best > 0.0 && best < grouped && grouped < 0.05,
-            "{best} {grouped}"
-        );
-        // Batches do not come shortest first: what a window sorts, the batches' shuffle undoes.
-        let schedule = Schedule::new(samples(1000), 8, 1, 125).unwrap();
-        let lengths: Vec<_> = (0..125)
-            .map(|i| schedule.get(i).unwrap()[0].len())
-            .collect();
-        assert!(!lengths[..50].is_sorted());
-    }
-
-    #[test]
-    fn sequential_is_every_sample_once_shortest_first() {
-        let schedule = Schedule::sequential(samples(10), 3).unwrap();
-        let lengths: Vec<_> = (0..schedule.len())
-            .flat_map(|i| schedule.get(i).unwrap())
-            .map(|s| s.len())
-            .collect();
-        assert_eq!(lengths, (2..12).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_loader_keeps_the_order_and_a_slice_is_the_tail() {
-        // More batches than Burn queues, so that several workers would show.
-        let schedule = || Schedule::new(samples(50), 4, 7, 500).unwrap();
-        let expected: Vec<_> = (0..500)
-            .map(|i| Batch::from_samples(&schedule().get(i).unwrap(), 0))
-            .collect();
-        let loader = loader(schedule(), 0);
-        let all: Vec<_> = loader.iter().map(Result::unwrap).collect();
-        assert_eq!(all, expected);
-        let tail: Vec<_> = loader.slice(217, 500).iter().map(Result::unwrap).collect();
-        assert_eq!(tail, expected[217..]);
-    }
-
-    #[test]
-    fn what_cannot_be_scheduled_is_refused() {
-        let error = Schedule::new(samples(3), 0, 0, 1).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`batch size` is 0, but must be at least 1"
-        );
-        let error = Schedule::sequential(Vec::new(), 1).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`number of samples` is 0, but must be at least 1"
-        );
-        let error = Schedule::sequential(samples(3), 1)
-            .unwrap()
-            .get(3)
-            .unwrap_err();
-        assert_eq!(error.to_string(), "`micro-batch` is 3, but must be below 3");
-    }
-}
+mod tests;

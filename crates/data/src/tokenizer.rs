@@ -1,5 +1,6 @@
 //! A checkpoint's tokenizer, special tokens and chat template.
 
+mod identity;
 mod mask;
 
 use std::{
@@ -13,7 +14,11 @@ use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-use crate::{DataError, Message, chat::ChatTemplate};
+use crate::{
+    DataError, Message,
+    cache::{Fields, Key},
+    chat::ChatTemplate,
+};
 
 /// What turns text into a checkpoint's tokens and back.
 #[derive(Clone, Debug)]
@@ -26,6 +31,7 @@ pub struct Tokenizer {
     eos_id: Option<u32>,
     stop_ids: Vec<u32>,
     n_vocab: usize,
+    identity: Option<Key>,
 }
 
 type Config = Map<String, Value>;
@@ -40,6 +46,8 @@ impl Tokenizer {
             path: path.clone(),
             source,
         })?;
+        let mut identity = Fields::default();
+        identity.add(&bytes);
         let mut inner =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| DataError::Checkpoint {
                 path,
@@ -93,8 +101,9 @@ impl Tokenizer {
                 specials.entry(key.to_owned()).or_insert(token);
             }
         }
-        let chat = match template_source(dir, &config)? {
-            Some(source) => Some(ChatTemplate::new(&source, &specials)?),
+        let source = template_source(dir, &config)?;
+        let chat = match &source {
+            Some(source) => Some(ChatTemplate::new(source, &specials)?),
             None => None,
         };
         let n_vocab = inner
@@ -112,6 +121,7 @@ impl Tokenizer {
             eos_id,
             stop_ids: Vec::new(),
             n_vocab,
+            identity: None,
         };
         stop_ids.extend(tokenizer.turn_end());
         for id in stop_ids {
@@ -119,6 +129,7 @@ impl Tokenizer {
                 tokenizer.stop_ids.push(id);
             }
         }
+        tokenizer.identity = tokenizer.identify(identity, source.as_deref(), &specials);
         Ok(tokenizer)
     }
 

@@ -301,6 +301,7 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
                 positions,
                 targets,
                 n_tokens: batch.seq_len,
+                segments: None,
             }
         })
         .collect()

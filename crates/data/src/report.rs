@@ -1,0 +1,96 @@
+//! What a user should be told of a data file.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::Format;
+
+/// What a prompt looks like to the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptStyle {
+    /// As the checkpoint's chat template renders it.
+    ChatTemplate,
+    /// As [`alpaca_prompt`](crate::alpaca_prompt) writes it.
+    AlpacaPrompt,
+    /// As it is in the file.
+    Verbatim,
+}
+
+/// What became of a data file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DataReport {
+    /// How the records were laid out.
+    pub format: Format,
+    /// What prompts look like.
+    pub prompt_style: PromptStyle,
+    /// The limit that was asked for.
+    pub max_length: usize,
+    /// Records in the file.
+    pub n_records: usize,
+    /// Samples made of them.
+    pub n_samples: usize,
+    /// Tokens of the samples.
+    pub n_tokens: usize,
+    /// Those that the loss is taken on.
+    pub n_trained_tokens: usize,
+    /// Samples that were longer than the limit, dropped ones included.
+    pub n_truncated: usize,
+    /// Samples of which the limit left nothing that is trained.
+    pub n_dropped: usize,
+    /// Text records that were empty and left out.
+    pub n_empty: usize,
+    /// Tokens of the longest sample (of text, the longest document), before truncation.
+    pub longest: usize,
+}
+
+impl fmt::Display for PromptStyle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChatTemplate => "chat template of the checkpoint",
+            Self::AlpacaPrompt => "Alpaca prompt",
+            Self::Verbatim => "no template",
+        })
+    }
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.n_trained_tokens as f64 / self.n_tokens as f64;
+        write!(
+            f,
+            "{} of {}, {}: {} of {} tokens, {} ({share:.0} %) of them trained, the longest {}",
+            counted(self.n_records, "record"),
+            self.format,
+            self.prompt_style,
+            counted(self.n_samples, "sample"),
+            self.n_tokens,
+            self.n_trained_tokens,
+            self.longest,
+        )?;
+        if self.n_truncated > 0 {
+            write!(
+                f,
+                "\n{} cut to the first {} tokens",
+                counted(self.n_truncated, "sample"),
+                self.max_length
+            )?;
+        }
+        if self.n_dropped > 0 {
+            write!(
+                f,
+                ", {} of them left out because nothing trained was within",
+                self.n_dropped
+            )?;
+        }
+        if self.n_empty > 0 {
+            write!(f, "\n{} left out", counted(self.n_empty, "empty record"))?;
+        }
+        Ok(())
+    }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
