@@ -30,19 +30,7 @@ impl Project for Linear {
         let dtype = x.dtype();
         let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
         match self.weight.reparameterization::<LowRank>() {
-            None => {
-                let trains = self.weight.val().is_require_grad()
-                    || self
-                        .bias
-                        .as_ref()
-                        .is_some_and(|bias| bias.val().is_require_grad());
-                let weight = to_dtype(self.weight.val(), dtype);
-                if trains {
-                    linear(x, weight, bias)
-                } else {
-                    project(x, weight, bias, None)
-                }
-            }
+            None => project(x, to_dtype(self.weight.val(), dtype), bias, None),
             Some(adapter) => {
                 let weight = to_dtype(self.weight.base(), dtype);
                 if adapter.drops(&x.device()) {

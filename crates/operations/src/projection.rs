@@ -37,8 +37,8 @@ pub struct Factors {
     pub scale: f64,
 }
 
-/// `x·W + bias + s·((x·A)·B − (x·A₀)·B₀)`, where weight and bias are constants:
-/// no gradient reaches them.
+/// `x·W + bias + s·((x·A)·B − (x·A₀)·B₀)`, made for weights that are constants;
+/// where one trains after all, it has its gradient.
 ///
 /// While the factors equal the anchor, the update is exactly zero: the two
 /// products are computed alike and subtracted before anything is added.
@@ -351,11 +351,26 @@ impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodif
             }
         }
 
+        let bias = bias.into_option();
+        if [Some(&weight), bias.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|tensor| tensor.is_tracked())
+        {
+            let layer = Layer {
+                weight,
+                bias,
+                factors: None,
+                anchor: None,
+                scale: 0.0,
+            };
+            return portable_forward::<Self>(x, &layer).0;
+        }
         let nodes = [x.node()];
         let x = x.into_primitive();
         let layer = Layer {
             weight: weight.into_primitive(),
-            bias: bias.into_option().map(|bias| bias.into_primitive()),
+            bias: bias.map(|bias| bias.into_primitive()),
             factors: None,
             anchor: None,
             scale: 0.0,
@@ -411,16 +426,32 @@ impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodif
             }
         }
 
+        let bias = bias.into_option();
+        let anchor = a0
+            .into_option()
+            .zip(b0.into_option())
+            .map(|(a0, b0)| [a0, b0]);
+        let constants = [Some(&weight), bias.as_ref()].into_iter().flatten();
+        if constants
+            .chain(anchor.iter().flatten())
+            .any(|tensor| tensor.is_tracked())
+        {
+            let layer = Layer {
+                weight,
+                bias,
+                factors: Some([a, b]),
+                anchor,
+                scale,
+            };
+            return portable_forward::<Self>(x, &layer).0;
+        }
         let nodes = [x.node(), a.node(), b.node()];
         let x = x.into_primitive();
         let layer = Layer {
             weight: weight.into_primitive(),
-            bias: bias.into_option().map(|bias| bias.into_primitive()),
+            bias: bias.map(|bias| bias.into_primitive()),
             factors: Some([a.into_primitive(), b.into_primitive()]),
-            anchor: a0
-                .into_option()
-                .zip(b0.into_option())
-                .map(|(a0, b0)| [a0.into_primitive(), b0.into_primitive()]),
+            anchor: anchor.map(|anchor| anchor.map(|factor| factor.into_primitive())),
             scale,
         };
         let (output, down) = B::projection_forward(x.clone(), &layer);

@@ -280,6 +280,31 @@ fn frozen_projection_equals_its_composition() {
     );
 }
 
+/// A full fine-tune, or another adapter that is composed into the weight.
+#[test]
+fn a_weight_that_trains_has_its_gradient() {
+    let inputs = || [numbers(1, [70, 48], 1.0), numbers(4, [48, 80], 0.5)];
+    compare(
+        inputs(),
+        |[x, weight]| projection::project(x, weight, None, None),
+        |[x, weight]| projection::composed(x, weight, None, None),
+    );
+    let fixed = factors(
+        [
+            numbers(5, [48, 4], 0.5),
+            numbers(6, [4, 80], 0.5),
+            numbers(7, [48, 4], 0.5),
+            numbers(8, [4, 80], 0.5),
+        ],
+        true,
+    );
+    compare(
+        inputs(),
+        |[x, weight]| projection::project(x, weight, None, Some(fixed.clone())),
+        |[x, weight]| projection::composed(x, weight, None, Some(fixed.clone())),
+    );
+}
+
 #[test]
 fn an_adapter_at_its_anchor_changes_not_one_bit() {
     let x = numbers(1, [64, 700], 1.0);

@@ -41,7 +41,7 @@ pub struct Finding {
     pub operation: String,
     /// The number format: `float32`, `bfloat16` or `float16`.
     pub dtype: String,
-    /// The largest difference from the CPU's f32, relative to the largest
+    /// The largest difference from Burn's own operations on the CPU in f32, relative to the largest
     /// value of the tensor it is in; `None` if something was not finite.
     pub worst: Option<f64>,
     /// The tensor and sequence length with that difference.
@@ -406,13 +406,13 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_agrees_with_itself_exactly_and_its_half_precision_within_bounds() {
+    fn the_cpu_agrees_with_the_compositions_and_its_half_precision_within_bounds() {
         for case in cpu().cases() {
             let finding = cpu().examine(case);
             assert!(finding.verdict.is_good(), "{finding}");
             let worst = finding.worst.unwrap();
             if finding.dtype == "float32" {
-                assert_eq!(worst, 0.0, "{finding}");
+                assert!(worst < 1e-5, "{finding}");
             } else {
                 // Half precision has to differ, or nothing was tested (the embedding's sums fit into
                 // float16); and the bound must leave room for a device that rounds elsewhere.

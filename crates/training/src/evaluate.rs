@@ -5,7 +5,7 @@ use olora_data::Batch;
 use olora_model::Llama;
 use serde::Serialize;
 
-use crate::{TrainError, trainee::loss_sum};
+use crate::{TrainError, passes::loss_sum};
 
 /// Loss over a whole data set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

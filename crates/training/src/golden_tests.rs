@@ -26,8 +26,8 @@ use serde_json::Value;
 
 use crate::{
     DeviceTraits, Event, Observer, Recipe, checkpoint::RunState, failure::Circumstances,
-    learning_rate::Stepper, run::run_learner, run_directory::RunDirectory, strategy::StepStrategy,
-    trainee::Trainee,
+    learning_rate::Stepper, passes::Passes, run::run_learner, run_directory::RunDirectory,
+    strategy::StepStrategy, trainee::Trainee,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -143,13 +143,13 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     let (llama, _) = olora_model::load(&fixture("llama"), WeightType::F32, &device).unwrap();
     let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
-    let trainee = Module::train(Trainee::new(llama));
+    let trainee = Module::train(Trainee::new(llama, Passes::default()));
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
         full: false,
         keep: recipe.output.keep,
         total_steps: total,
-        dropout_seed: None,
+        dropout: None,
         device: trainee.llama.device(),
         accelerator: false,
         circumstances: Circumstances::new(&DeviceTraits::default(), ""),

@@ -82,6 +82,28 @@ impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Each<'_, F> {
     }
 }
 
+/// Adds the gradients of a part of the module to those of the whole.
+pub(crate) fn add<M: Module>(part: &M, from: GradientsParams, into: &mut GradientsParams) {
+    part.visit(&mut Add { from, into });
+}
+
+struct Add<'a> {
+    from: GradientsParams,
+    into: &'a mut GradientsParams,
+}
+
+impl ModuleVisitor for Add<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.from.remove::<D>(param.id) {
+            let sum = match self.into.remove::<D>(param.id) {
+                None => grad,
+                Some(so_far) => so_far + grad,
+            };
+            self.into.register(param.id, sum);
+        }
+    }
+}
+
 struct Squares<'a> {
     grads: &'a GradientsParams,
     squares: Vec<Tensor<1>>,

@@ -213,6 +213,11 @@ pub struct DataSection {
     /// Whether the loss covers the prompt too.
     #[serde(default)]
     pub train_on_prompt: bool,
+    /// Whether a row of `max_length` holds as many whole samples as fit, each
+    /// seeing itself alone and counted from position zero; `batch_size` then
+    /// counts rows. Fewer and fuller rows, so less padding, but larger steps.
+    #[serde(default)]
+    pub packing: bool,
 }
 
 fn default_max_length() -> usize {
@@ -241,6 +246,18 @@ pub enum OptimizerKind {
     Adamw,
     /// Plain gradient descent.
     Sgd,
+}
+
+/// What is computed again in the backward pass rather than kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing beyond what each operation computes again by itself.
+    #[default]
+    None,
+    /// Whole blocks, of which only the input is kept: the same gradients for a
+    /// fraction of the memory and a third more work.
+    Blocks,
 }
 
 /// `[training]`.
@@ -290,6 +307,8 @@ pub struct TrainingSection {
     /// 64 on a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to_multiple_of: Option<usize>,
+    /// What is computed again in the backward pass rather than kept.
+    pub recompute: Recompute,
 }
 
 impl Default for TrainingSection {
@@ -314,6 +333,7 @@ impl Default for TrainingSection {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             pad_to_multiple_of: None,
+            recompute: Recompute::None,
         }
     }
 }

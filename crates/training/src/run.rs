@@ -30,6 +30,7 @@ use crate::{
     failure::Circumstances,
     learning_rate::Stepper,
     panics,
+    passes::{DropoutSeed, Passes},
     quiet::Quiet,
     recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection, Weights},
     run_data::{Data, fingerprint},
@@ -181,9 +182,14 @@ fn run_recipe(
     drop(factors);
     let n_params = llama.num_params() - n_anchor_params;
 
-    let mut trainee = Module::train(Trainee::new(llama));
+    let dropout = (recipe.adapter.dropout > 0.0).then(DropoutSeed::default);
+    let passes = Passes {
+        recompute: recipe.training.recompute,
+        dropout: dropout.clone(),
+    };
+    let mut trainee = Module::train(Trainee::new(llama, passes));
     let n_trained_params = num_trained_params(&trainee);
-    let steps = Steps::new(&recipe.training, &data.train)?;
+    let steps = Steps::new(recipe, &data.train)?;
     let fingerprint = fingerprint(&data, recipe)?;
     let memory = MemoryEstimate::new(
         &config,
@@ -239,7 +245,7 @@ fn run_recipe(
         .path()
         .join(if full { "model" } else { "adapter" });
     let batch_size = recipe.training.batch_size;
-    let schedule = Schedule::new(data.train.clone(), batch_size, recipe.seed, steps.n_batches)?;
+    let schedule = schedule(recipe, &data.train, steps.n_batches)?;
     let train_loader = loader(schedule, padding).slice(state.n_batches, steps.n_batches);
     // Burn wants a validation loader even where there is nothing to validate on.
     let validation = data
@@ -258,7 +264,7 @@ fn run_recipe(
         full,
         keep: recipe.output.keep,
         total_steps: steps.total,
-        dropout_seed: (recipe.adapter.dropout > 0.0).then_some(recipe.seed),
+        dropout: dropout.map(|dropout| (recipe.seed, dropout)),
         device: trainee.llama.device(),
         accelerator,
         circumstances: circumstances.clone(),
@@ -478,6 +484,21 @@ fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
     }
 }
 
+/// The run's micro-batches, in order.
+fn schedule(
+    recipe: &Recipe,
+    samples: &Arc<[Sample]>,
+    n_batches: usize,
+) -> Result<Schedule, TrainError> {
+    let (samples, batch_size) = (samples.clone(), recipe.training.batch_size);
+    Ok(if recipe.data.packing {
+        let max_length = recipe.data.max_length;
+        Schedule::packed(samples, batch_size, max_length, recipe.seed, n_batches)?
+    } else {
+        Schedule::new(samples, batch_size, recipe.seed, n_batches)?
+    })
+}
+
 /// How many steps, over how many micro-batches.
 struct Steps {
     total: usize,
@@ -486,9 +507,9 @@ struct Steps {
 }
 
 impl Steps {
-    fn new(training: &TrainingSection, samples: &Arc<[Sample]>) -> Result<Self, TrainError> {
-        let one_epoch = Schedule::new(samples.clone(), training.batch_size, 0, 1)?;
-        let batches_per_epoch = one_epoch.n_batches_per_epoch();
+    fn new(recipe: &Recipe, samples: &Arc<[Sample]>) -> Result<Self, TrainError> {
+        let training = &recipe.training;
+        let batches_per_epoch = schedule(recipe, samples, 1)?.n_batches_per_epoch();
         let (total, n_batches) = match training.max_steps {
             Some(steps) => (steps, steps * training.accumulation),
             None => {

@@ -32,6 +32,7 @@ use crate::{
     gradients::normalise,
     memory::{device_reserved_bytes, peak_resident_bytes},
     panics,
+    passes::DropoutSeed,
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
     run_log,
@@ -48,8 +49,8 @@ pub(crate) struct StepStrategy {
     pub(crate) full: bool,
     pub(crate) keep: Keep,
     pub(crate) total_steps: usize,
-    /// Seeds dropout; `None` if there is none.
-    pub(crate) dropout_seed: Option<u64>,
+    /// Seeds dropout, and where to; `None` if there is none.
+    pub(crate) dropout: Option<(u64, DropoutSeed)>,
     /// The device, with autodiff.
     pub(crate) device: Device,
     /// Whether the device makes kernels at run time.
@@ -232,18 +233,10 @@ impl Run<'_> {
         let step = self.state.step + 1;
         #[cfg(feature = "test-hooks")]
         lose_device(step);
-        // Dropout is the only thing that draws from the device's generator. Seeded by the step,
-        // it is the same in a resumed run. Without it nothing is seeded, since a device that fuses
-        // operations finishes recording them first.
-        if let Some(seed) = self.strategy.dropout_seed {
-            let device = &self.strategy.device;
-            device.seed(seed.wrapping_add((step as u64) << 20));
-        }
-
         let mut accumulator = GradientsAccumulator::new();
         let mut loss_sum: Option<Tensor<1>> = None;
         let mut n_trained = 0;
-        for _ in 0..training.accumulation {
+        for micro_batch in 0..training.accumulation {
             let Some(batch) = batches.next() else {
                 // Only the last step of a run by epochs may be short of micro-batches.
                 if step < self.strategy.total_steps {
@@ -262,6 +255,15 @@ impl Run<'_> {
             self.state.n_batches += 1;
             self.state.tokens += batch.n_tokens as u64;
             self.state.window.tokens += batch.n_tokens as u64;
+            // Dropout is the only thing that draws from the device's generator. Seeded by step,
+            // micro-batch and block, it is the same in a resumed run and in a block run again.
+            // Without it nothing is seeded, since a device that fuses operations finishes recording
+            // them first.
+            if let Some((seed, dropout)) = &self.strategy.dropout {
+                let step = (step as u64) << 32;
+                let micro_batch = (micro_batch as u64) << 12;
+                dropout.set(seed.wrapping_add(step).wrapping_add(micro_batch));
+            }
             let output = self.learner.train_step(batch);
             n_trained += output.item.n_trained;
             loss_sum = Some(match loss_sum {

@@ -6,7 +6,7 @@ use burn::{
     lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     module::Module,
     optim::{GradientsParams, ModuleOptimizer, OptimizerRecord},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::Tensor,
     train::{
         InferenceStep, ItemLazy, TrainOutput, TrainStep,
         metric::{Adaptor, LossInput},
@@ -14,7 +14,8 @@ use burn::{
 };
 use olora_data::Batch;
 use olora_model::Llama;
-use olora_operations::loss::{composed, cross_entropy};
+
+use crate::passes::{Passes, loss_and_gradients, loss_sum};
 
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
@@ -24,6 +25,8 @@ pub struct Trainee {
     pub llama: Llama,
     #[module(skip)]
     tap: OptimizerTap,
+    #[module(skip)]
+    passes: Passes,
 }
 
 /// `Learner` keeps its optimiser to itself and lends it to
@@ -64,10 +67,11 @@ pub struct StepOutput {
 }
 
 impl Trainee {
-    pub(crate) fn new(llama: Llama) -> Self {
+    pub(crate) fn new(llama: Llama, passes: Passes) -> Self {
         Self {
             llama,
             tap: OptimizerTap::default(),
+            passes,
         }
     }
 
@@ -81,12 +85,12 @@ impl TrainStep for Trainee {
     type Output = StepOutput;
 
     fn step(&self, batch: Batch) -> TrainOutput<StepOutput> {
-        let loss_sum = loss_sum(&self.llama, &batch);
-        let output = StepOutput {
-            loss_sum: loss_sum.clone().inner(),
+        let (loss_sum, grads) = loss_and_gradients(&self.llama, &batch, &self.passes);
+        let item = StepOutput {
+            loss_sum,
             n_trained: batch.n_trained,
         };
-        TrainOutput::new(self, loss_sum.backward(), output)
+        TrainOutput { grads, item }
     }
 
     fn optimize(
@@ -114,38 +118,6 @@ impl InferenceStep for Trainee {
             loss_sum: loss_sum(&self.llama, &batch),
             n_trained: batch.n_trained,
         }
-    }
-}
-
-/// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
-///
-/// A sum, not a mean: whoever accumulates adds sums and counts and divides
-/// once, so that micro-batches of unequal length weigh as they should. It also
-/// keeps gradients large enough for float16, which needs no other loss scale
-/// (measured: BENCHMARKS.md, "Half precision"). The
-/// vocabulary projection is computed at trained positions only.
-pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
-    let device: Device = llama.device();
-    let (rows, seq) = (batch.n_rows, batch.seq_len);
-    let ids =
-        Tensor::<2, Int>::from_data(TensorData::new(batch.inputs.clone(), [rows, seq]), &device);
-    let host = |values: &[i32]| {
-        Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), &device)
-    };
-    let hidden = llama.hidden(ids);
-    let width = hidden.dims()[2];
-    let trained = hidden
-        .reshape([rows * seq, width])
-        .select(0, host(&batch.positions));
-    loss_of_hidden(llama, trained, batch)
-}
-
-/// The loss of final hidden states at the trained positions, `[n, hidden_size]`.
-pub(crate) fn loss_of_hidden(llama: &Llama, trained: Tensor<2>, batch: &Batch) -> Tensor<1> {
-    match llama.output_weight(trained.dtype()) {
-        Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
-        // With an adapter on the projection, the logits are made whole.
-        None => composed(llama.logits(trained), &batch.targets, batch.n_trained),
     }
 }
 

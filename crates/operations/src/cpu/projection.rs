@@ -26,6 +26,65 @@ fn with_last(mut shape: Vec<usize>, last: usize) -> Vec<usize> {
     shape
 }
 
+/// A factor and its anchor next to each other, so that one product reads its
+/// input once for both. Each column is computed as it would be alone.
+struct Thin {
+    values: Vec<f32>,
+    rank: usize,
+    width: usize,
+}
+
+impl Thin {
+    /// From `[n, rank]`, and as much again.
+    fn new(factor: &FlexTensor, anchor: Option<&FlexTensor>) -> Self {
+        let rank = shape(factor)[1];
+        let parts: Vec<FlexTensor> = [Some(factor), anchor]
+            .into_iter()
+            .flatten()
+            .map(|part| contiguous(part.clone()))
+            .collect();
+        let width = rank * parts.len();
+        let mut all = Vec::with_capacity(shape(factor)[0] * width);
+        for i in 0..shape(factor)[0] {
+            for part in &parts {
+                all.extend_from_slice(&values(part)[i * rank..(i + 1) * rank]);
+            }
+        }
+        Self {
+            values: all,
+            rank,
+            width,
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn matrix(&self) -> Matrix {
+        Matrix::of_rows(&self.values, self.width)
+    }
+
+    /// The halves of `product`, whose columns are those of this; the second is
+    /// empty if there is one only.
+    fn split(&self, product: &[f32], n_rows: usize) -> [Matrix; 2] {
+        let second = self.width - self.rank;
+        let rest = if second == 0 {
+            &[]
+        } else {
+            &product[self.rank..]
+        };
+        [
+            Matrix::new(product, n_rows, self.rank, self.width),
+            Matrix::new(rest, n_rows, second, self.width),
+        ]
+    }
+}
+
+fn transposed(tensor: &FlexTensor) -> FlexTensor {
+    tensor.transpose(0, 1)
+}
+
 impl ProjectionKernel for Flex {
     fn projection_forward(x: FlexTensor, layer: &Layer<Self>) -> (FlexTensor, Option<FlexTensor>) {
         if !all_f32([&x]) || !is_f32(layer) {
@@ -40,22 +99,17 @@ impl ProjectionKernel for Flex {
         let mut output = match &layer.factors {
             None => multiplied(1.0, rows, weight),
             Some([a, b]) => {
-                let rank = Matrix::of(a).columns();
-                let down = multiplied(scale, rows, Matrix::of(a));
-                let mut output = multiplied(1.0, Matrix::of_rows(&down, rank), Matrix::of(b));
-                if let Some([a0, b0]) = &layer.anchor {
+                let n_rows = values(&x).len() / d_in;
+                let thin = Thin::new(a, layer.anchor.as_ref().map(|[a0, _]| a0));
+                let down = multiplied(scale, rows, thin.matrix());
+                let [trained, anchored] = thin.split(&down, n_rows);
+                let mut output = multiplied(1.0, trained, Matrix::of(b));
+                if let Some([_, b0]) = &layer.anchor {
                     // Computed alike and taken away before anything is added: zero at the start.
-                    let rank = Matrix::of(a0).columns();
-                    let down = multiplied(scale, rows, Matrix::of(a0));
-                    add_product(
-                        &mut output,
-                        -1.0,
-                        Matrix::of_rows(&down, rank),
-                        Matrix::of(b0),
-                    );
+                    add_product(&mut output, -1.0, anchored, Matrix::of(b0));
                 }
-                kept = Some(tensor(down, [values(&x).len() / d_in, rank]));
                 add_product(&mut output, 1.0, rows, weight);
+                kept = Some(tensor(down, [n_rows, thin.width()]));
                 output
             }
         };
@@ -89,21 +143,36 @@ impl ProjectionKernel for Flex {
         let mut of_factors = None;
         if let (Some([a, b]), Some([x, down])) = (&layer.factors, kept) {
             let (x, down) = (contiguous(x), contiguous(down));
-            let rank = Matrix::of(a).columns();
+            let n_rows = values(&x).len() / d_in;
             let rows = Matrix::of_rows(values(&x), d_in);
-            let of_down = multiplied(scale, grads, Matrix::of(b).transposed());
-            let of_down = Matrix::of_rows(&of_down, rank);
-            let down = Matrix::of_rows(values(&down), rank);
+            let rank = Matrix::of(a).columns();
+            let down = Matrix::new(
+                values(&down),
+                n_rows,
+                rank,
+                values(&down).len() / n_rows.max(1),
+            );
             let of_b = multiplied(1.0, down.transposed(), grads);
-            let of_a = multiplied(1.0, rows.transposed(), of_down);
-            if let Some(of_x) = &mut of_x {
-                add_product(of_x, 1.0, of_down, Matrix::of(a).transposed());
-                if let Some([a0, b0]) = &layer.anchor {
-                    let rank = Matrix::of(a0).columns();
-                    let of_down = multiplied(scale, grads, Matrix::of(b0).transposed());
-                    let of_down = Matrix::of_rows(&of_down, rank);
-                    add_product(of_x, -1.0, of_down, Matrix::of(a0).transposed());
+            // Of the anchored half, with its sign, only the part that reaches x.
+            let (anchor_a, anchor_b) = match &layer.anchor {
+                Some([a0, b0]) if for_x => (Some(a0), Some(b0)),
+                _ => (None, None),
+            };
+            let up = Thin::new(&transposed(b), anchor_b.map(transposed).as_ref());
+            let mut of_down = multiplied(scale, grads, up.matrix());
+            if up.width() > rank {
+                for row in of_down.chunks_exact_mut(up.width()) {
+                    for value in &mut row[rank..] {
+                        *value = -*value;
+                    }
                 }
+            }
+            let [trained, _] = up.split(&of_down, n_rows);
+            let of_a = multiplied(1.0, rows.transposed(), trained);
+            if let Some(of_x) = &mut of_x {
+                let thin = Thin::new(a, anchor_a);
+                let both = Matrix::of_rows(&of_down, up.width());
+                add_product(of_x, 1.0, both, thin.matrix().transposed());
             }
             of_factors = Some([tensor(of_a, [d_in, rank]), tensor(of_b, [rank, d_out])]);
         }

@@ -91,6 +91,13 @@ pub(super) const ALL: &[Operation] = &[
         let windowed = Variant::ADAPTED.with_window(WINDOW);
         tiny::loss_and_gradients(bench, "model, window", length, windowed)
     }),
+    whole("model, recomputed", Kind::Model, None, |bench, length| {
+        let recomputed = Variant::RECOMPUTED;
+        tiny::loss_and_gradients(bench, "model, recomputed", length, recomputed)
+    }),
+    whole("model, packed", Kind::Model, None, |bench, length| {
+        tiny::loss_and_gradients(bench, "model, packed", length, Variant::PACKED)
+    }),
     only(
         Formats::Full,
         whole("model, all weights", Kind::Model, None, |bench, length| {

@@ -18,6 +18,8 @@ use serde_json::{Map, Value, json};
 use super::{Bench, Outputs, inputs::numbers, operations::read};
 use crate::{
     gradients::{for_each_gradient, normalise},
+    passes::Passes,
+    recipe::Recompute,
     trainee::Trainee,
 };
 
@@ -31,16 +33,31 @@ pub(super) struct Variant {
     /// Whether every weight trains rather than adapters, and the vocabulary
     /// projection is the embedding's transpose.
     full: bool,
+    /// Whether blocks are computed again in the backward pass; in the
+    /// reference they never are.
+    recomputed: bool,
+    /// Whether both sequences share a row; in the reference they never do.
+    packed: bool,
 }
 
 impl Variant {
     pub(super) const ADAPTED: Self = Self {
         window: None,
         full: false,
+        recomputed: false,
+        packed: false,
     };
     pub(super) const FULL: Self = Self {
-        window: None,
         full: true,
+        ..Self::ADAPTED
+    };
+    pub(super) const RECOMPUTED: Self = Self {
+        recomputed: true,
+        ..Self::ADAPTED
+    };
+    pub(super) const PACKED: Self = Self {
+        packed: true,
+        ..Self::ADAPTED
     };
 
     pub(super) const fn with_window(mut self, window: usize) -> Self {
@@ -58,7 +75,7 @@ pub(super) fn loss_and_gradients(
     variant: Variant,
 ) -> Outputs {
     let trainee = trainee(bench, variant);
-    let step = trainee.step(batch(length));
+    let step = trainee.step(batch(length, variant.packed && !bench.composed));
     let mut outputs = vec![read("loss", step.item.loss_sum)];
     // The whole model's fault is in what its backward pass hands over.
     let factor = if bench.fault == Some(name) { 1.25 } else { 1.0 };
@@ -89,7 +106,7 @@ pub(super) fn losses(
     };
     (0..n_steps)
         .map(|step| {
-            let batch = batch(length);
+            let batch = batch(length, variant.packed && !bench.composed);
             let n_trained = batch.n_trained;
             let output = trainee.step(batch);
             let mut grads = output.grads;
@@ -101,9 +118,9 @@ pub(super) fn losses(
         .collect()
 }
 
-/// Two rows, the second about half as long, prompts masked, padded to a
-/// multiple of 16.
-fn batch(length: usize) -> Batch {
+/// Two rows, the second about half as long, or one row of both, prompts
+/// masked, padded to a multiple of 16.
+fn batch(length: usize, packed: bool) -> Batch {
     let sample = |name: &str, length: usize| {
         let tokens: Vec<u32> = numbers(name, length + 1, 1.0)
             .iter()
@@ -116,13 +133,15 @@ fn batch(length: usize) -> Batch {
         sample("long row", length),
         sample("short row", length / 2 + 1),
     ];
-    Batch::from_samples(
-        &samples,
-        Padding {
-            id: 0,
-            multiple: 16,
-        },
-    )
+    let padding = Padding {
+        id: 0,
+        multiple: 16,
+    };
+    if packed {
+        Batch::packed(&[samples.to_vec()], padding)
+    } else {
+        Batch::from_samples(&samples, padding)
+    }
 }
 
 fn trainee(bench: &Bench, variant: Variant) -> Trainee {
@@ -132,7 +151,16 @@ fn trainee(bench: &Bench, variant: Variant) -> Trainee {
                   by whoever runs an operation"
     )]
     let llama = build(bench, variant).expect("the doctor's model can be built");
-    Module::train(Trainee::new(llama))
+    let recompute = if variant.recomputed && !bench.composed {
+        Recompute::Blocks
+    } else {
+        Recompute::None
+    };
+    let passes = Passes {
+        recompute,
+        dropout: None,
+    };
+    Module::train(Trainee::new(llama, passes))
 }
 
 fn build(bench: &Bench, variant: Variant) -> Result<Llama, crate::TrainError> {
