@@ -36,10 +36,11 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--olora", type=pathlib.Path, required=True, help="the binary to measure")
     parser.add_argument("--devices", nargs="+", default=["cuda", "vulkan"])
-    parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "tinyllama-1.1b"])
+    parser.add_argument("--shapes", nargs="+", default=["tinyllama-1.1b", "llama-3.2-1b"])
     parser.add_argument("--dtype", default="bfloat16", help="for devices that compute in it; others take float32")
     parser.add_argument("--sequence", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=1, help="sequences; ours keep attention's scores, so memory is short")
+    parser.add_argument("--batch", type=int, default=1, help="sequences")
+    parser.add_argument("--set", action="append", default=[], help="a key of the recipe, such as training.recompute=\"blocks\"")
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=150, help="seconds that one measurement may take")
@@ -112,6 +113,8 @@ def train(given, shape, device, dtype, directory):
     command = [given.olora, "train", HERE / "gpu" / "train.toml", "--device", device]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
+    for setting in given.set:
+        command += ["--set", setting]
     code, _, err, seconds = run(command, given)
     run_directory = directory / "runs" / name
     result = {"what": f"olora, {device}", "shape": shape, "device": device, "exit_code": code, "seconds": seconds}
@@ -130,7 +133,7 @@ def train(given, shape, device, dtype, directory):
         "tokens_per_second": tokens / (last["seconds"] - after["seconds"]),
         "step_seconds": (last["seconds"] - after["seconds"]) / (last["step"] - after["step"]),
         "peak_bytes": summary["peak_device_memory"] or summary["peak_memory"],
-        "estimated_bytes": sum(summary["estimated_memory"].values()),
+        "estimated_bytes": summary["estimated_peak"],
         "first_step_seconds": summary["first_step_seconds"],
         "kernel_choices": summary["kernel_choices"],
         "trainable_params": summary["n_trained_params"],

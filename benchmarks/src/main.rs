@@ -9,6 +9,8 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 mod init;
+mod instruction;
+mod memory;
 mod paths;
 
 use std::path::PathBuf;
@@ -25,9 +27,33 @@ struct Args {
     /// Also time PyTorch + PEFT with this Python, in the same sitting
     #[arg(long)]
     peer: Option<PathBuf>,
-    /// `paths`: repetitions of each path, interleaved
+    /// `paths` and `instruction`: repetitions of each, interleaved
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
+    /// `instruction`: the checkpoint to train
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// `instruction`: the records to train on
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// `instruction`: steps that are timed
+    #[arg(long, default_value_t = 40)]
+    steps: usize,
+    /// `memory`: where to draw the curves, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// `instruction`: run ours in this process and print its JSON
+    #[arg(long, hide = true)]
+    child: bool,
+    /// `instruction`: with OLoRA's anchor
+    #[arg(long, hide = true)]
+    anchored: bool,
+    /// `memory`: make one step in this process and print its JSON
+    #[arg(long, hide = true, requires = "sequence")]
+    keeping: Option<memory::Keeping>,
+    /// `memory`: of this length
+    #[arg(long, hide = true)]
+    sequence: Option<usize>,
     /// `paths`: run one path in this process and print its JSON
     #[arg(long, hide = true)]
     only: Option<paths::Kind>,
@@ -39,6 +65,10 @@ enum Suite {
     Init,
     /// One training step: factored against Burn's composed weight
     Paths,
+    /// Peak memory of a step against the length of the sequence
+    Memory,
+    /// Instruction tuning of a real checkpoint
+    Instruction,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,5 +82,24 @@ fn main() -> anyhow::Result<()> {
         (Suite::Init, _) => init::run(args.quick, args.peer.as_deref()),
         (Suite::Paths, Some(kind)) => paths::run_one(kind, args.quick),
         (Suite::Paths, None) => paths::run(args.quick, rounds, args.peer.as_deref()),
+        (Suite::Memory, _) => match (args.keeping, args.sequence) {
+            (Some(keeping), Some(seq)) => memory::run_one(keeping, seq, args.quick),
+            _ => memory::run(args.quick, args.peer.as_deref(), args.plot.as_deref()),
+        },
+        (Suite::Instruction, _) => {
+            let (Some(model), Some(data)) = (&args.model, &args.data) else {
+                anyhow::bail!("`instruction` needs --model and --data");
+            };
+            let work = instruction::Work {
+                model,
+                data,
+                steps: args.steps,
+            };
+            if args.child {
+                instruction::run_one(&work, args.anchored)
+            } else {
+                instruction::run(&work, rounds, args.peer.as_deref())
+            }
+        }
     }
 }

@@ -34,18 +34,19 @@ pub(crate) enum Kind {
 }
 
 /// The size of the work.
-struct Size {
-    hidden: usize,
-    layers: usize,
-    intermediate: usize,
-    vocab: usize,
-    rows: usize,
-    seq: usize,
-    warmup: usize,
-    steps: usize,
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) hidden: usize,
+    pub(crate) layers: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) vocab: usize,
+    pub(crate) rows: usize,
+    pub(crate) seq: usize,
+    pub(crate) warmup: usize,
+    pub(crate) steps: usize,
 }
 
-const FULL: Size = Size {
+pub(crate) const FULL: Size = Size {
     hidden: 512,
     layers: 8,
     intermediate: 1408,
@@ -55,7 +56,7 @@ const FULL: Size = Size {
     warmup: 3,
     steps: 10,
 };
-const QUICK: Size = Size {
+pub(crate) const QUICK: Size = Size {
     hidden: 64,
     layers: 2,
     intermediate: 176,
@@ -288,7 +289,7 @@ fn check() -> anyhow::Result<(f64, f64)> {
     Ok((loss_diff, worst))
 }
 
-fn adapted(kind: Kind, size: &Size) -> anyhow::Result<Llama> {
+pub(crate) fn adapted(kind: Kind, size: &Size) -> anyhow::Result<Llama> {
     let device = Device::default();
     device.seed(11);
     let model = config(size)?.init(&device);
@@ -327,7 +328,7 @@ fn config(size: &Size) -> anyhow::Result<ModelConfig> {
     let json = json!({
         "model_type": "llama", "hidden_size": size.hidden, "num_hidden_layers": size.layers,
         "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": size.intermediate,
-        "vocab_size": size.vocab, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "vocab_size": size.vocab, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": false, "rope_parameters": { "rope_theta": 10000.0, "rope_type": "default" },
     });
     let directory = tempfile::tempdir()?;
@@ -337,7 +338,7 @@ fn config(size: &Size) -> anyhow::Result<ModelConfig> {
 }
 
 /// Random tokens, every one of them trained on.
-fn batch(size: &Size, seed: u64) -> Batch {
+pub(crate) fn batch(size: &Size, seed: u64) -> Batch {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let samples: Vec<Sample> = (0..size.rows)
         .map(|_| {

@@ -20,6 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a recipe: train, evaluate, checkpoint, save the adapter
     Train(TrainArgs),
+    /// Say what a recipe's run will take in memory and time, and write nothing
+    Plan(PlanArgs),
     /// Loss and perplexity over the trained tokens of a data file
     Evaluate(EvaluateArgs),
     /// Continue a prompt, or chat when none is given
@@ -110,6 +112,24 @@ pub(crate) struct TrainArgs {
     /// Train without comparing the device's gradients with the CPU's first
     #[arg(long)]
     pub(crate) no_check: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, such as `training.batch_size=2`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Device to plan for, in the recipe's place
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Predict from shapes alone: no weights are loaded and no time is predicted
+    #[arg(long)]
+    pub(crate) no_probe: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which weights to run.

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::{
     Usage,
-    args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, TrainArgs},
+    args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, PlanArgs, TrainArgs},
     devices,
     progress::{Display, finished, say},
 };
@@ -94,6 +94,28 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     } else {
         ExitCode::FAILURE
     })
+}
+
+pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    let mut overrides = args.overrides.clone();
+    overrides.extend(
+        args.device
+            .as_ref()
+            .map(|device| format!("device=\"{device}\"")),
+    );
+    let recipe = Recipe::load(&args.recipe, &overrides)?;
+    let Opened { device, details } = devices::open(&recipe.device, kernels)?;
+    say(&format!("device: {}", devices::describe(&details)));
+    let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
+    let traits = devices::traits(&details);
+    let forecast = olora_training::plan(&recipe, &device, &traits, !args.no_probe, &observer)?;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&forecast)?)?;
+    } else {
+        writeln!(out, "{forecast}")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<ExitCode> {

@@ -44,6 +44,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     olora_devices::prepare(kernels)?;
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),
+        Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),
         Command::Merge(args) => commands::merge(&args, kernels),

@@ -252,15 +252,20 @@ pub(crate) fn finished(summary: &Summary) -> String {
         summary.tokens_per_second,
         summary.wall_seconds
     );
-    if let Some(bytes) = summary.peak_memory {
-        text = format!("{text}, peak {}", size(bytes));
-    }
-    if let Some(bytes) = summary.peak_device_memory {
-        text = format!(
-            "{text}, on the device {} (estimated {})",
-            size(bytes),
-            size(summary.estimated_memory.total())
-        );
+    let estimated = size(summary.estimated_memory.total());
+    match (summary.peak_memory, summary.peak_device_memory) {
+        (Some(bytes), None) => {
+            text = format!("{text}, peak {} (estimated {estimated})", size(bytes));
+        }
+        (peak, device) => {
+            if let Some(bytes) = peak {
+                text = format!("{text}, peak {}", size(bytes));
+            }
+            if let Some(bytes) = device {
+                let on_device = size(bytes);
+                text = format!("{text}, on the device {on_device} (estimated {estimated})");
+            }
+        }
     }
     if let (Some(before), Some(after)) = (summary.validation_loss_before, summary.validation_loss) {
         text = format!("{text}\nvalidation loss: {before:.4} before, {after:.4} after");

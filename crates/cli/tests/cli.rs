@@ -469,3 +469,74 @@ fn devices_are_described_for_scripts_too() {
     assert_eq!(dtypes.len(), 3);
     assert_eq!(cpu["devices"][0]["accelerator"], false);
 }
+
+fn planned(out: &TempDir, overrides: &[&str]) -> Value {
+    let directory = format!("output.directory=\"{}\"", out.path().display());
+    let mut arguments = vec![
+        "plan",
+        "recipes/quickstart.toml",
+        "--json",
+        "--set",
+        &directory,
+    ];
+    arguments.extend(overrides);
+    let output = olora(&arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+#[test]
+fn plan_says_what_a_run_takes_and_writes_nothing() {
+    let out = TempDir::new().unwrap();
+    let tried = planned(&out, &[]);
+    let computed = planned(&out, &["--no-probe"]);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    assert!(computed["probe"].is_null());
+    assert!(tried["probe"]["train_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(tried["peak_memory"], computed["peak_memory"]);
+    // Counted from shapes, against what the run itself counts.
+    let output = train(&out, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let summary = fs::read(out.path().join("quickstart/summary.json")).unwrap();
+    let summary: Value = serde_json::from_slice(&summary).unwrap();
+    for key in ["n_params", "n_trained_params"] {
+        assert_eq!(computed[key], summary[key], "{key}");
+    }
+}
+
+#[test]
+fn recomputing_blocks_needs_less_memory_and_gives_the_same_losses() {
+    let activations = |recompute: &str| {
+        let out = TempDir::new().unwrap();
+        let setting = format!("training.recompute=\"{recompute}\"");
+        let plan = planned(&out, &["--no-probe", "--set", &setting]);
+        let output = train(&out, &[&setting]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let metrics = fs::read_to_string(out.path().join("quickstart/metrics.jsonl")).unwrap();
+        let losses: Vec<f64> = metrics
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64())
+            .collect();
+        assert!(!losses.is_empty());
+        (plan["memory"]["activations"].as_u64().unwrap(), losses)
+    };
+    let (whole, blocks) = (activations("none"), activations("blocks"));
+    assert!(blocks.0 < whole.0, "{} {}", blocks.0, whole.0);
+    assert_eq!(whole.1, blocks.1);
+}
+
+#[test]
+fn packed_rows_train() {
+    let out = TempDir::new().unwrap();
+    let output = train(
+        &out,
+        &[
+            "data.packing=true",
+            "data.max_length=128",
+            "training.batch_size=2",
+        ],
+    );
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("validation loss"), "{text}");
+}

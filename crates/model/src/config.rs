@@ -254,6 +254,21 @@ impl ModelConfig {
 }
 
 impl ModelConfig {
+    /// A configuration of the same layers under the same names, whose weights
+    /// are as small as can be: for questions about the layers alone.
+    #[must_use]
+    pub fn miniature(&self) -> Self {
+        Self {
+            hidden_size: 1,
+            intermediate_size: 1,
+            vocab_size: 1,
+            head_dim: 2,
+            num_attention_heads: 1,
+            num_key_value_heads: 1,
+            ..self.clone()
+        }
+    }
+
     /// The number format that the checkpoint says it is stored in, if it does.
     pub fn stored_dtype(&self) -> Option<WeightType> {
         let dtype = self

@@ -45,18 +45,16 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// All earlier keys, or the last `window` of them, its own included.
+    /// All earlier keys, or the last `window` of them, its own included: at
+    /// least that one.
     pub fn causal(window: Option<usize>) -> Self {
-        Self {
-            window,
-            ..Self::default()
-        }
+        Self::default().within_window(window)
     }
 
     /// Only the last `window` keys, if there is a window.
     #[must_use]
     pub fn within_window(mut self, window: Option<usize>) -> Self {
-        self.window = window;
+        self.window = window.map(|window| window.max(1));
         self
     }
 
@@ -118,7 +116,29 @@ impl Sight {
 /// - q: `[batch, kv_heads · groups, seq, head_dim]`
 /// - k, v: `[batch, kv_heads, keys, head_dim]`, `keys` at least `seq`
 /// - output: as q
+///
+/// # Panics
+///
+/// If these do not fit each other, or the documents are those of another batch.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
+    let ([batch, n_heads, seq, head_dim], [of_k, kv_heads, keys, _]) = (q.dims(), k.dims());
+    assert!(
+        k.dims() == v.dims()
+            && [of_k, k.dims()[3]] == [batch, head_dim]
+            && n_heads.is_multiple_of(kv_heads.max(1))
+            && seq <= keys,
+        "queries {:?}, keys {:?} and values {:?} do not fit each other",
+        q.dims(),
+        k.dims(),
+        v.dims()
+    );
+    if let Some(starts) = &sight.starts {
+        assert_eq!(
+            starts.len(),
+            batch * seq,
+            "documents are those of another batch"
+        );
+    }
     if !supports(&q.device()) {
         return composed(q, k, v, sight);
     }
@@ -161,7 +181,7 @@ pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tens
 
 /// Attention as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait AttentionExtension: Backend {
+pub(crate) trait AttentionExtension: Backend {
     /// See [`attention`].
     fn attention_extension(
         q: FloatTensor<Self>,
@@ -173,7 +193,7 @@ pub trait AttentionExtension: Backend {
 
 /// What the forward pass gives.
 #[derive(Clone, Debug)]
-pub struct Attended<B: Backend> {
+pub(crate) struct Attended<B: Backend> {
     /// As the queries.
     pub output: FloatTensor<B>,
     /// The logarithm of each softmax's denominator, in f32, shaped as the
@@ -182,7 +202,7 @@ pub struct Attended<B: Backend> {
 }
 
 /// Forward and backward of attention, which a backend may do in its own way.
-pub trait AttentionKernel: Backend {
+pub(crate) trait AttentionKernel: Backend {
     /// The output and the softmax's denominators.
     fn attention_forward(
         q: FloatTensor<Self>,
@@ -415,7 +435,11 @@ pub(crate) fn portable_backward<B: Backend>(
         of_q.push(stretch.unstacked(of_scores.clone().matmul(seen(&k))));
         of_k.add(&stretch, of_scores.transpose().matmul(stretch.rows(&q)));
     }
-    [Portable::cat(of_q, 2).0, of_k.0.0, of_v.0.0]
+    [
+        Portable::cat(of_q, 2).0,
+        of_k.0.cast(dtype).0,
+        of_v.0.cast(dtype).0,
+    ]
 }
 
 /// The gradient of keys or values, summed over stretches of queries.
@@ -424,11 +448,9 @@ struct Sum<B: Backend>(Portable<B>);
 impl<B: Backend> Sum<B> {
     fn new(like: &Portable<B>) -> Self {
         let shape = burn::backend::Shape::from(like.shape());
-        Self(Portable(B::float_zeros(
-            shape,
-            &like.device(),
-            like.dtype().into(),
-        )))
+        // In f32, so that not every stretch rounds.
+        let dtype = burn::backend::FloatDType::F32;
+        Self(Portable(B::float_zeros(shape, &like.device(), dtype)))
     }
 
     fn add(&mut self, stretch: &Stretch, part: Portable<B>) {
@@ -449,7 +471,7 @@ impl<B: Backend> Sum<B> {
         self.0 = Portable(B::float_slice_assign(
             self.0.0.clone(),
             &slices,
-            (so_far + part).0,
+            (so_far + part.f32()).0,
         ));
     }
 }

@@ -41,6 +41,17 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
+/// The same tensor with what is along its last axis next to each other.
+fn dense_last(tensor: FlexTensor) -> FlexTensor {
+    let strides = tensor.layout().strides();
+    let dense = strides.last().is_none_or(|stride| *stride == 1);
+    if dense && strides.iter().all(|stride| *stride >= 0) {
+        tensor
+    } else {
+        contiguous(tensor)
+    }
+}
+
 /// The values of a tensor that [`contiguous`] gave.
 fn values(tensor: &FlexTensor) -> &[f32] {
     &strided(tensor)[..tensor.layout().num_elements()]

@@ -9,7 +9,7 @@
 //! | operation | kept for the backward pass |
 //! |---|---|
 //! | [`attention()`] | queries, keys, values, output and one number per row |
-//! | [`cross_entropy()`] | the gradient of the hidden states, made in the forward pass |
+//! | [`cross_entropy()`] | the gradients of the hidden states and, if it trains, of the weight, made in the forward pass |
 //! | [`rms_norm()`] | its input |
 //! | [`rotate()`] | the table of angles |
 //! | [`swiglu()`] | gate and up |
@@ -19,8 +19,7 @@
 //! runs on all of them, and the CPU backend (`flex`) has kernels of its own for
 //! f32. Each module has a function `composed`, the obvious composition of
 //! Burn's operations, which is the oracle that tests compare with, and what
-//! runs where this crate has nothing better: on a backend that it was not
-//! built for, or where a weight that is taken as frozen trains.
+//! runs on a backend that this crate was not built for.
 //!
 //! What is deliberately absent: modules, parameters, models. This crate takes
 //! tensors and returns tensors.

@@ -37,18 +37,27 @@ const LOGITS_BYTES: usize = 32 << 20;
 /// - weight: `[width, vocab]`, of the same dtype
 /// - targets: `n` token ids, each below `vocab`
 /// - output: `[1]`
+///
+/// # Panics
+///
+/// If these do not fit each other, or a target is no token.
 pub fn cross_entropy(
     hidden: Tensor<2>,
     weight: Tensor<2>,
     targets: &[i32],
     n_trained: usize,
 ) -> Tensor<1> {
-    let vocab = weight.dims()[1];
-    let rows = (LOGITS_BYTES / 4 / vocab.max(1)).clamp(16, 1 << 16);
+    let rows = rows_at_once(weight.dims()[1]);
     cross_entropy_in_chunks(hidden, weight, targets, n_trained, rows)
 }
 
-/// [`cross_entropy`], with the logits of at most `rows` rows at once.
+/// How many rows of logits [`cross_entropy`] has at once.
+pub fn rows_at_once(vocab: usize) -> usize {
+    (LOGITS_BYTES / 4 / vocab.max(1)).clamp(16, 1 << 16)
+}
+
+/// [`cross_entropy`], with the logits of at most `rows` rows at once; panics as
+/// it does.
 pub fn cross_entropy_in_chunks(
     hidden: Tensor<2>,
     weight: Tensor<2>,
@@ -56,6 +65,20 @@ pub fn cross_entropy_in_chunks(
     n_trained: usize,
     rows: usize,
 ) -> Tensor<1> {
+    let ([n, width], [rows_of_weight, vocab]) = (hidden.dims(), weight.dims());
+    assert!(
+        width == rows_of_weight && targets.len() == n && n_trained <= n,
+        "{n} hidden states of width {width}, {} targets of which {n_trained} count, and a weight \
+         of {rows_of_weight} × {vocab} do not fit each other",
+        targets.len()
+    );
+    // A device would read and write beyond the logits.
+    if let Some(target) = targets
+        .iter()
+        .find(|target| usize::try_from(**target).map_or(true, |target| target >= vocab))
+    {
+        panic!("the target {target} is not a token of a vocabulary of {vocab}");
+    }
     if !supports(&hidden.device()) {
         let logits = linear(hidden, weight, None);
         return composed(logits, targets, n_trained);
@@ -100,7 +123,7 @@ fn counted(n: usize, n_trained: usize) -> TensorData {
 
 /// The loss as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait LossExtension: Backend {
+pub(crate) trait LossExtension: Backend {
     /// See [`cross_entropy_in_chunks`].
     fn loss_extension(
         hidden: FloatTensor<Self>,
@@ -113,7 +136,7 @@ pub trait LossExtension: Backend {
 
 /// What is wanted beside the loss.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// The gradient of the hidden states.
     pub hidden: bool,
     /// The gradient of the weight.
@@ -121,7 +144,7 @@ pub struct Wanted {
 }
 
 /// A loss and its gradients.
-pub struct LossAndGradients<B: Backend> {
+pub(crate) struct LossAndGradients<B: Backend> {
     /// `[1]`, f32.
     pub loss: FloatTensor<B>,
     /// As the hidden states, if wanted.
@@ -131,7 +154,7 @@ pub struct LossAndGradients<B: Backend> {
 }
 
 /// The loss, which a backend may compute in its own way.
-pub trait LossKernel: Backend {
+pub(crate) trait LossKernel: Backend {
     /// The loss and what is wanted beside it.
     fn loss_and_gradients(
         hidden: FloatTensor<Self>,
@@ -225,6 +248,8 @@ pub(crate) fn portable<B: Backend>(
         let of_logits = of_logits.cast(dtype);
         if wanted.weight {
             let part = chunk.transpose().matmul(of_logits.clone());
+            // Added in f32, so that not every chunk rounds.
+            let part = part.f32();
             of_weight = Some(match of_weight {
                 None => part,
                 Some(sum) => sum + part,
@@ -244,7 +269,7 @@ pub(crate) fn portable<B: Backend>(
     LossAndGradients {
         loss,
         of_hidden: (!of_hidden.is_empty()).then(|| Portable::cat(of_hidden, 0).0),
-        of_weight: of_weight.map(|sum| sum.0),
+        of_weight: of_weight.map(|sum| sum.cast(dtype).0),
     }
 }
 

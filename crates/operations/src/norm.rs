@@ -32,7 +32,16 @@ use crate::{
 /// - x: `[.., width]`
 /// - weight: `[width]`
 /// - output: as x, in its dtype
+///
+/// # Panics
+///
+/// If the weight is of another width.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let (width, of_weight) = (x.dims()[D - 1], weight.dims()[0]);
+    assert_eq!(
+        width, of_weight,
+        "the width of the input and of the norm's weight"
+    );
     if !supports(&x.device()) {
         return composed(x, weight, eps);
     }
@@ -56,7 +65,7 @@ pub fn composed<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
 
 /// The norm as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait NormExtension: Backend {
+pub(crate) trait NormExtension: Backend {
     /// See [`rms_norm`].
     fn rms_norm_extension(
         x: FloatTensor<Self>,
@@ -66,7 +75,7 @@ pub trait NormExtension: Backend {
 }
 
 /// Forward and backward of the norm, which a backend may do in its own way.
-pub trait NormKernel: Backend {
+pub(crate) trait NormKernel: Backend {
     /// `x·r·w`.
     fn norm_forward(
         x: FloatTensor<Self>,

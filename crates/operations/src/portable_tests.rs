@@ -147,7 +147,7 @@ fn projection_is_the_kernels() {
         let (portable, down) = projection::portable_forward::<Flex>(x.clone(), &layer);
         let (kernel, kernel_down) = Flex::projection_forward(x.clone(), &layer);
         assert_close(portable, kernel);
-        drop(kernel_down);
+        assert_close(down.clone().unwrap(), kernel_down.unwrap());
         let g = numbers(8, &[2, 9, 10], 1.0);
         let kept = || Some([x.clone(), down.clone().unwrap()]);
         let portable = projection::portable_backward::<Flex>(&layer, kept(), g.clone(), true);

@@ -48,12 +48,33 @@ pub struct Factors {
 /// - x: `[.., d_in]`
 /// - weight: `[d_in, d_out]`, bias: `[d_out]`, of x's dtype
 /// - output: `[.., d_out]`, in x's dtype
+///
+/// # Panics
+///
+/// If these do not fit each other.
 pub fn project<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     factors: Option<Factors>,
 ) -> Tensor<D> {
+    let [d_in, d_out] = weight.dims();
+    let layer_fits = |a: &Tensor<2>, b: &Tensor<2>| {
+        let ([of_a, rank], [of_b, width]) = (a.dims(), b.dims());
+        [of_a, rank, width] == [d_in, of_b, d_out]
+    };
+    assert!(
+        x.dims()[D - 1] == d_in
+            && bias.as_ref().is_none_or(|bias| bias.dims() == [d_out])
+            && factors.as_ref().is_none_or(|factors| {
+                let anchor = factors.anchor.as_ref();
+                layer_fits(&factors.a, &factors.b)
+                    && anchor.is_none_or(|[a, b]| layer_fits(a, b) && a.dims() == factors.a.dims())
+            }),
+        "an input of {:?}, a weight of {:?}, its bias and its factors do not fit each other",
+        x.dims(),
+        weight.dims()
+    );
     if !supports(&x.device()) {
         return composed(x, weight, bias, factors);
     }
@@ -118,7 +139,7 @@ pub fn update<const D: usize>(x: Tensor<D>, factors: &Factors) -> Tensor<D> {
 
 /// A tensor or none, as an argument of an operation.
 #[derive(ExtensionType)]
-pub enum Maybe<B: Backend> {
+pub(crate) enum Maybe<B: Backend> {
     /// There is one.
     Tensor(FloatTensor<B>),
     /// There is none.
@@ -140,7 +161,7 @@ impl<B: Backend> Maybe<B> {
 
 /// The projection as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait ProjectionExtension: Backend {
+pub(crate) trait ProjectionExtension: Backend {
     /// See [`project`], without factors.
     fn frozen_extension(
         x: FloatTensor<Self>,
@@ -167,7 +188,7 @@ pub trait ProjectionExtension: Backend {
 
 /// A layer as a backend sees it.
 #[derive(Clone, Debug)]
-pub struct Layer<B: Backend> {
+pub(crate) struct Layer<B: Backend> {
     /// `[d_in, d_out]`.
     pub weight: FloatTensor<B>,
     /// `[d_out]`.
@@ -181,7 +202,7 @@ pub struct Layer<B: Backend> {
 }
 
 /// What a layer's gradients are.
-pub struct LayerGradients<B: Backend> {
+pub(crate) struct LayerGradients<B: Backend> {
     /// As x, if wanted.
     pub of_x: Option<FloatTensor<B>>,
     /// As the factors, if there are any.
@@ -190,7 +211,7 @@ pub struct LayerGradients<B: Backend> {
 
 /// Forward and backward of the projection, which a backend may do in its own
 /// way.
-pub trait ProjectionKernel: Backend {
+pub(crate) trait ProjectionKernel: Backend {
     /// The output and, if there are factors, `s·x·A`, `[rows, rank]` in f32.
     fn projection_forward(
         x: FloatTensor<Self>,

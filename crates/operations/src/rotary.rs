@@ -32,7 +32,22 @@ use crate::{
 /// - cos, sin: `[1, 1, seq, pairs]`, or `[batch, 1, seq, pairs]` if the rows'
 ///   positions differ; of x's dtype, constants
 /// - output: as x
+///
+/// # Panics
+///
+/// If the tables are not of these shapes.
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let [batch, _, seq, head_dim] = x.dims();
+    let [rows, one, positions, pairs] = cos.dims();
+    assert!(
+        sin.dims() == cos.dims()
+            && (rows == 1 || rows == batch)
+            && [one, positions, 2 * pairs] == [1, seq, head_dim],
+        "tables of {:?} and {:?} do not fit {:?}",
+        cos.dims(),
+        sin.dims(),
+        x.dims()
+    );
     if !supports(&x.device()) {
         return composed(x, cos, sin);
     }
@@ -61,7 +76,7 @@ pub fn composed(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
 
 /// Rotation as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait RotaryExtension: Backend {
+pub(crate) trait RotaryExtension: Backend {
     /// See [`rotate`].
     fn rotate_extension(
         x: FloatTensor<Self>,
@@ -71,7 +86,7 @@ pub trait RotaryExtension: Backend {
 }
 
 /// Rotation, which a backend may do in its own way.
-pub trait RotaryKernel: Backend {
+pub(crate) trait RotaryKernel: Backend {
     /// By the angles of the table, or back.
     fn turn(
         x: FloatTensor<Self>,

@@ -28,7 +28,12 @@ use crate::{
 /// # Shapes
 ///
 /// - gate, up, output: the same, of one dtype
+///
+/// # Panics
+///
+/// If the shapes differ.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "the shapes of gate and up");
     if !supports(&gate.device()) {
         return composed(gate, up);
     }
@@ -47,13 +52,13 @@ pub fn composed<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 
 /// The gate as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
-pub trait SwigluExtension: Backend {
+pub(crate) trait SwigluExtension: Backend {
     /// See [`swiglu`].
     fn swiglu_extension(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Forward and backward of the gate, which a backend may do in its own way.
-pub trait SwigluKernel: Backend {
+pub(crate) trait SwigluKernel: Backend {
     /// `silu(gate)·up`.
     fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         portable_forward::<Self>(gate, up)

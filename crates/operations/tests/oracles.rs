@@ -215,6 +215,30 @@ fn loss_equals_its_composition() {
     }
 }
 
+#[test]
+#[should_panic(expected = "not a token of a vocabulary of 11")]
+fn a_target_outside_the_vocabulary_is_refused() {
+    let (hidden, weight) = (numbers(1, [2, 12], 1.0), numbers(2, [12, 11], 1.0));
+    drop(loss::cross_entropy(hidden, weight, &[3, 11], 2));
+}
+
+#[test]
+#[should_panic(expected = "do not fit each other")]
+fn a_layer_of_another_width_is_refused() {
+    let (x, weight) = (numbers(1, [4, 3], 1.0), numbers(2, [6, 8], 1.0));
+    drop(projection::project(x, weight, None, None));
+}
+
+#[test]
+fn flipped_inputs_are_read_as_they_are_named() {
+    let [cos, sin] = [5, 6].map(|seed| numbers(seed, [1, 1, 9, 4], 1.0));
+    compare(
+        [numbers(1, [2, 3, 9, 8], 1.0)],
+        |[x]| rotary::rotate(x.flip([2]), cos.clone(), sin.clone()),
+        |[x]| rotary::composed(x.flip([2]), cos.clone(), sin.clone()),
+    );
+}
+
 /// A tied embedding is a transposed weight.
 #[test]
 fn loss_takes_a_transposed_weight() {
@@ -307,13 +331,15 @@ fn a_weight_that_trains_has_its_gradient() {
 
 #[test]
 fn an_adapter_at_its_anchor_changes_not_one_bit() {
-    let x = numbers(1, [64, 700], 1.0);
-    let weight = numbers(2, [700, 90], 0.5);
-    let [a, b] = [numbers(3, [700, 16], 1.0), numbers(4, [16, 90], 1.0)];
-    let at_anchor = factors([a.clone(), b.clone(), a, b], true);
-    let adapted = projection::project(x.clone(), weight.clone(), None, Some(at_anchor));
-    let plain = projection::project(x, weight, None, None);
-    assert_eq!(values(adapted), values(plain));
+    for (rows, rank) in [(64, 16), (64, 1), (64, 2), (64, 3), (1, 16), (3, 300)] {
+        let x = numbers(1, [rows, 700], 1.0);
+        let weight = numbers(2, [700, 90], 0.5);
+        let [a, b] = [numbers(3, [700, rank], 1.0), numbers(4, [rank, 90], 1.0)];
+        let at_anchor = factors([a.clone(), b.clone(), a, b], true);
+        let adapted = projection::project(x.clone(), weight.clone(), None, Some(at_anchor));
+        let plain = projection::project(x, weight, None, None);
+        assert_eq!(values(adapted), values(plain), "{rows} rows, rank {rank}");
+    }
 }
 
 /// Half precision takes the portable code, on a device with kernels of its own.

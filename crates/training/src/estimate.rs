@@ -1,28 +1,29 @@
-//! How much memory a run will take, before it takes it.
+//! How much memory a run takes, before it takes it.
 
 use olora_model::ModelConfig;
+use olora_operations::loss::rows_at_once;
 use serde::Serialize;
 
-use crate::recipe::BaseType;
+use crate::recipe::{BaseType, Recompute};
 
-/// Bytes that a training step holds at its peak, by what they are for.
+/// Bytes that a run holds at its peak, by what they are for.
 ///
-/// Counted from the tensors that autodiff keeps for the backward pass of this
-/// decoder as it stands: scores and probabilities of attention whole, nothing
-/// recomputed. Buffers that a device's allocator keeps beyond that are not in
-/// it.
+/// Counted from the tensors that this decoder's operations keep for the
+/// backward pass. What a device's allocator keeps beyond that is not in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
-    /// The frozen base, or all weights.
+    /// The frozen base.
     pub weights: u64,
     /// What trains, its gradients and the optimiser's two moments.
     pub trained: u64,
     /// What the blocks keep for the backward pass.
     pub activations: u64,
-    /// Attention's scores, the part that grows with the square of the length.
-    pub attention: u64,
-    /// Logits, their softmax and gradient.
+    /// What an operation needs while it runs.
+    pub workspace: u64,
+    /// Logits of some rows, and the gradient of the hidden states.
     pub logits: u64,
+    /// The program, its data and its threads, where they share the memory.
+    pub process: u64,
 }
 
 /// What an estimate follows from.
@@ -32,12 +33,24 @@ pub(crate) struct Load {
     pub(crate) n_trained_params: usize,
     pub(crate) n_anchor_params: usize,
     pub(crate) n_adapted_layers: usize,
+    /// Whether the vocabulary projection has an adapter.
+    pub(crate) adapted_output: bool,
+    /// Whether adapters drop some of their input.
+    pub(crate) dropout: bool,
+    /// Whether a step adds up several micro-batches.
+    pub(crate) accumulates: bool,
+    pub(crate) rank: usize,
     pub(crate) base: BaseType,
     pub(crate) compute: BaseType,
+    pub(crate) recompute: Recompute,
+    /// Whether the device has memory of its own, and no kernels of ours.
+    pub(crate) accelerator: bool,
     pub(crate) rows: usize,
     pub(crate) seq: usize,
     /// Trained positions of the largest batch.
     pub(crate) targets: usize,
+    /// Bytes of samples held in memory.
+    pub(crate) samples: u64,
 }
 
 fn bytes(dtype: BaseType) -> u64 {
@@ -47,69 +60,99 @@ fn bytes(dtype: BaseType) -> u64 {
     }
 }
 
+/// Program, threads, allocator and tokenizer, as measured on a model of no size
+/// (BENCHMARKS.md, "Memory").
+const PROCESS: u64 = 60_000_000;
+
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Load) -> Self {
         let n = |x: usize| x as u64;
         let element = bytes(load.compute);
-        // Norms, softmax and factors work in f32: a half-precision stream is copied for them.
-        let in_f32 = if element == 4 { 0 } else { 4 };
         let tokens = n(load.rows) * n(load.seq);
         let d = n(config.hidden_size);
         let inner = n(config.intermediate_size);
         let q = n(config.num_attention_heads * config.head_dim);
         let kv = n(config.num_key_value_heads * config.head_dim);
+        let layers = n(config.num_hidden_layers);
+        let adapted = load.n_adapted_layers > 0;
+        let is_full = load.n_trained_params == load.n_params;
 
-        // Two norms keep their input, the normed values in f32 and their result.
-        let norms = 2 * d * (element + 4 + in_f32);
-        // Projections as they come out and as they are turned, attention's result, two sums.
-        let attention_stream = (2 * q + 2 * kv + kv + q) * element + 2 * d * element;
-        // Gate, its activation, up, their product.
-        let mlp = 4 * inner * element;
-        // Each adapted layer keeps its input in f32, once per distinct input.
-        let adapters = if load.n_adapted_layers > 0 {
-            (2 * d + q + inner) * in_f32
+        // Each norm keeps its input, each projection its input, attention its inputs, its output
+        // and a number per head, the gate its two inputs.
+        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + 3 * inner;
+        if config.qk_norm {
+            kept += q + kv;
+        }
+        if load.accelerator {
+            // Attention's output as it is computed, and as it is projected.
+            kept += q;
+        }
+        // Adapters keep x·A; with dropout, each its own input and what was dropped of it.
+        let mut down = 0;
+        if adapted {
+            down += 7 * n(load.rank) * 4;
+            if load.dropout {
+                down += 8 * (5 * d + q + inner);
+            }
+        }
+        let per_token = kept * element + down + n(config.num_attention_heads) * 4;
+        let activations = match load.recompute {
+            Recompute::None => layers * tokens * per_token,
+            Recompute::Blocks => tokens * (layers * d * element + per_token),
+        } + 2 * tokens * d * element;
+
+        // Backward of the feed-forward network: three gradients of its width and two of the
+        // stream's. Portable code works in f32 and keeps scores of some queries.
+        let in_f32 = if load.accelerator { 3 * inner * 4 } else { 0 };
+        let scores = if load.accelerator {
+            let all = n(load.rows) * n(config.num_attention_heads) * n(load.seq) * n(load.seq) * 4;
+            3 * all.min(64 << 20)
         } else {
             0
         };
-        let layers = n(config.num_hidden_layers);
-        let activations = layers * tokens * (norms + attention_stream + mlp + adapters);
-        // Three f32 tensors of scores and probabilities (measured on the CPU), and a copy in the
-        // compute dtype.
-        let per_score = 12 + if element == 4 { 0 } else { element };
-        let attention = layers
-            * n(load.rows)
-            * n(config.num_attention_heads)
-            * n(load.seq)
-            * n(load.seq)
-            * per_score;
-        // Logits, log-probabilities and the gradient, in f32.
+        let workspace = tokens * ((3 * inner + 2 * d) * element + in_f32) + scores;
+
+        let (at_once, copies) = match (load.adapted_output, load.accelerator) {
+            (true, _) => (load.targets, 4),
+            (false, true) => (load.targets.min(rows_at_once(config.vocab_size)), 4),
+            (false, false) => (load.targets.min(rows_at_once(config.vocab_size)), 1),
+        };
+        let at_once = n(at_once);
         let logits =
-            n(load.targets) * n(config.vocab_size) * (12 + if element == 4 { 0 } else { element });
+            at_once * n(config.vocab_size) * 4 * copies + n(load.targets) * 2 * d * element;
+        let output_gradient = if is_full {
+            n(config.vocab_size) * d * 4
+        } else {
+            0
+        };
         let cast_copy = if load.compute == load.base {
             0
         } else {
             n(load.n_params) * element
         };
         let frozen = load.n_params.saturating_sub(load.n_trained_params);
-        let is_full = load.n_adapted_layers == 0;
         Self {
-            weights: cast_copy
-                + if is_full {
-                    0
-                } else {
-                    n(frozen) * bytes(load.base) + n(load.n_anchor_params) * 4
-                },
-            // The value, its gradient, two moments.
-            trained: n(load.n_trained_params) * 16,
+            weights: cast_copy + n(frozen) * bytes(load.base) + n(load.n_anchor_params) * 4,
+            // The value, its gradient, two moments; and the sum of gradients, if there is one.
+            trained: n(load.n_trained_params) * if load.accumulates { 20 } else { 16 },
             activations,
-            attention,
-            logits,
+            workspace,
+            logits: logits + output_gradient,
+            process: if load.accelerator {
+                0
+            } else {
+                PROCESS + load.samples
+            },
         }
     }
 
-    /// All of it.
+    /// The peak. The workspace and the logits are not there at the same time.
     pub fn total(&self) -> u64 {
-        self.weights + self.trained + self.activations + self.attention + self.logits
+        self.weights
+            + self.trained
+            + self.activations
+            + self.workspace.max(self.logits)
+            + self.process
     }
 }
 
@@ -119,19 +162,24 @@ impl std::fmt::Display for MemoryEstimate {
             weights,
             trained,
             activations,
-            attention,
+            workspace,
             logits,
+            process,
         } = *self;
         write!(
             f,
-            "{} (base {}, trained and its optimiser {}, activations {}, attention scores {}, logits {})",
+            "{} (base {}, trained and its optimiser {}, activations {}, at work {}, or logits {}",
             size(self.total()),
             size(weights),
             size(trained),
             size(activations),
-            size(attention),
-            size(logits)
-        )
+            size(workspace),
+            size(logits),
+        )?;
+        if process > 0 {
+            write!(f, ", program and data {}", size(process))?;
+        }
+        f.write_str(")")
     }
 }
 

@@ -13,7 +13,7 @@ use burn::{
 ///
 /// Returns the norm before clipping, `[1]`, f32, without waiting for the
 /// device. `None` if there are no gradients at all.
-pub(crate) fn normalise<M: Module>(
+pub fn normalise<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
     n_trained: usize,

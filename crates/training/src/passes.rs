@@ -95,20 +95,32 @@ fn head_loss(llama: &Llama, x: Tensor<3>, batch: &Batch) -> Tensor<1> {
 }
 
 /// The summed loss, `[1]`, f32, without autodiff, and the gradients of what
-/// trains.
-pub(crate) fn loss_and_gradients(
+/// trains, for a model on a device with autodiff and without dropout.
+pub fn loss_and_gradients(
     llama: &Llama,
     batch: &Batch,
-    passes: &Passes,
+    recompute: Recompute,
 ) -> (Tensor<1>, GradientsParams) {
-    let dropout = passes.dropout.as_ref();
-    match passes.recompute {
-        Recompute::None => {
-            let loss = loss_through(llama, batch, dropout);
-            let value = loss.clone().inner();
-            (value, GradientsParams::from_grads(loss.backward(), llama))
+    let passes = Passes {
+        recompute,
+        dropout: None,
+    };
+    passes.run(llama, batch)
+}
+
+impl Passes {
+    /// The summed loss, `[1]`, f32, without autodiff, and the gradients of what
+    /// trains.
+    pub(crate) fn run(&self, llama: &Llama, batch: &Batch) -> (Tensor<1>, GradientsParams) {
+        let dropout = self.dropout.as_ref();
+        match self.recompute {
+            Recompute::None => {
+                let loss = loss_through(llama, batch, dropout);
+                let value = loss.clone().inner();
+                (value, GradientsParams::from_grads(loss.backward(), llama))
+            }
+            Recompute::Blocks => by_blocks(llama, batch, dropout),
         }
-        Recompute::Blocks => by_blocks(llama, batch, dropout),
     }
 }
 
@@ -145,6 +157,8 @@ fn by_blocks(
             // Only on a device with autodiff does dropout drop.
             Some(dropout) => {
                 dropout.begin(&device, layer_idx);
+                // Without gradients, or autodiff would keep the block's inside until it is run again.
+                let layer = layer.clone().no_grad();
                 layer.forward(Tensor::from_inner(x), &positions).inner()
             }
         };
@@ -238,7 +252,7 @@ mod tests {
         if let Some(dropout) = &passes.dropout {
             dropout.set(9);
         }
-        let (loss, grads) = loss_and_gradients(llama, batch, passes);
+        let (loss, grads) = passes.run(llama, batch);
         let mut found = Vec::new();
         gradients::for_each_gradient(llama, &grads, |path, gradient| {
             let values = gradient.into_data().try_to_vec().unwrap();

@@ -10,30 +10,30 @@ use std::{
 use burn::{
     data::dataloader::DataLoader,
     lr_scheduler::module_lr_scheduler::ModuleLrScheduler,
-    module::{Module, ModuleMapper, Param},
+    module::Module,
     optim::{AdamWConfig, ModuleOptimizer, SgdConfig},
-    tensor::{DType, Device, Tensor},
+    tensor::{DType, Device},
     train::{
         Interrupter, Learner, SupervisedTraining, TrainingStrategy,
         metric::{LearningRateMetric, LossMetric},
         renderer::MetricsRenderer,
     },
 };
-use olora_adapter::{attach, factors, save_peft, to_dtype};
-use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer, loader};
-use olora_model::{Llama, ModelConfig, WeightType, load, save};
+use olora_adapter::{factors, save_peft};
+use olora_data::{Batch, Schedule, loader};
+use olora_model::{Llama, ModelConfig, WeightType, save};
 
 use crate::{
     Doctor, Event, MemoryEstimate, Observer, Plan, Precision, Recipe, TrainError,
     checkpoint::{self, RunState, num_trained_params},
-    estimate::Load,
     failure::Circumstances,
     learning_rate::Stepper,
     panics,
     passes::{DropoutSeed, Passes},
+    prepare::{Prepared, attach_adapter, load_base, schedule},
     quiet::Quiet,
-    recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection, Weights},
-    run_data::{Data, fingerprint},
+    recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection},
+    run_data::fingerprint,
     run_directory::{RunDirectory, refuse_existing},
     run_log,
     sampler::Sampler,
@@ -97,7 +97,7 @@ pub fn train(
 }
 
 /// What to lower when memory runs out.
-fn advice(recipe: &Recipe, device: &Device) -> String {
+pub(crate) fn advice(recipe: &Recipe, device: &Device) -> String {
     let is_full = recipe.adapter.method == AdapterMethod::None;
     let is_half = recipe
         .model
@@ -129,18 +129,23 @@ fn run_recipe(
         refuse_existing(&recipe.run_directory())?;
     }
     let accelerator = options.device.accelerator;
-    let config = ModelConfig::from_dir(&recipe.model.path)?;
-    let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+    let prepared = Prepared::new(recipe, device, accelerator, &**observer)?;
+    let Prepared {
+        recipe,
+        config,
+        precision,
+        tokenizer,
+        data,
+        padding,
+        steps,
+        load: mut expected,
+    } = prepared;
     let recipe = &recipe;
     let resumed = options
         .resume
         .then(|| RunDirectory::open(recipe))
         .transpose()?;
     let full = recipe.adapter.method == AdapterMethod::None;
-
-    let tokenizer = Tokenizer::from_dir(&recipe.model.path)?;
-    let data = Data::load(recipe, &tokenizer, &**observer)?;
-    data.check_against(&config, &tokenizer)?;
     let sampler = Sampler::new(recipe, &config, &tokenizer, &**observer)?;
     if accelerator {
         observer.on(&Event::MakingKernels {
@@ -150,22 +155,7 @@ fn run_recipe(
     if let Some(reference) = &options.reference {
         check_device(device, reference, &precision, full, &**observer)?;
     }
-    let padding = Padding {
-        id: tokenizer.pad_id(),
-        multiple: recipe.training.pad_to_multiple_of.unwrap_or(1),
-    };
-    let largest = largest_batch(&data.train, recipe.training.batch_size, padding.multiple);
-    // Nothing is allocated for weights that are never used.
-    let n_params = config.init(device).num_params();
-    let largest = Load {
-        n_params,
-        n_trained_params: if full { n_params } else { 0 },
-        base: precision.base,
-        compute: precision.compute,
-        n_adapted_layers: usize::from(!full),
-        ..largest
-    };
-    circumstances.expect(MemoryEstimate::new(&config, &largest));
+    circumstances.expect(MemoryEstimate::new(&config, &expected));
     device.seed(recipe.seed);
     let llama = load_base(recipe, &config, &precision, device, &**observer)?;
 
@@ -189,18 +179,12 @@ fn run_recipe(
     };
     let mut trainee = Module::train(Trainee::new(llama, passes));
     let n_trained_params = num_trained_params(&trainee);
-    let steps = Steps::new(recipe, &data.train)?;
     let fingerprint = fingerprint(&data, recipe)?;
-    let memory = MemoryEstimate::new(
-        &config,
-        &Load {
-            n_params,
-            n_trained_params,
-            n_anchor_params,
-            n_adapted_layers,
-            ..largest
-        },
-    );
+    expected.n_params = n_params;
+    expected.n_trained_params = n_trained_params;
+    expected.n_anchor_params = n_anchor_params;
+    expected.n_adapted_layers = n_adapted_layers;
+    let memory = MemoryEstimate::new(&config, &expected);
     circumstances.expect(memory);
 
     let mut optimizer = optimizer(&recipe.training);
@@ -298,6 +282,7 @@ fn run_recipe(
         summary.device = traits.name;
     }
     summary.estimated_memory = memory;
+    summary.estimated_peak = memory.total();
     summary.result = result;
     summary.attach_seconds = attach_seconds;
     (summary.n_params, summary.n_trained_params) = (n_params, n_trained_params);
@@ -398,81 +383,7 @@ fn check_device(
     Ok(())
 }
 
-/// The shape of the largest micro-batch: as many rows as there can be, of the
-/// longest length.
-fn largest_batch(samples: &[Sample], batch_size: usize, multiple: usize) -> Load {
-    let rows = batch_size.min(samples.len());
-    let longest = samples.iter().map(Sample::n_inputs).max().unwrap_or(0);
-    let trained = |sample: &Sample| sample.trained.iter().filter(|trained| **trained).count();
-    let targets = samples.iter().map(trained).max().unwrap_or(0);
-    Load {
-        rows,
-        seq: longest.next_multiple_of(multiple),
-        targets: (rows * targets).next_multiple_of(multiple),
-        n_params: 0,
-        n_trained_params: 0,
-        n_anchor_params: 0,
-        n_adapted_layers: 0,
-        base: BaseType::Float32,
-        compute: BaseType::Float32,
-    }
-}
-
-fn load_base(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    precision: &Precision,
-    device: &Device,
-    observer: &dyn Observer,
-) -> Result<Llama, TrainError> {
-    let loading = Instant::now();
-    let base = WeightType::from(precision.base);
-    let llama = match recipe.model.weights {
-        Weights::Checkpoint => load(&recipe.model.path, base, device)?.0,
-        Weights::Random | Weights::Timing => {
-            let random = config.init(device);
-            if base == WeightType::F32 {
-                random
-            } else {
-                random.map(&mut CastTo(base))
-            }
-        }
-    };
-    let llama = if precision.compute == precision.base {
-        llama
-    } else {
-        llama.computing_in(precision.compute.into())
-    };
-    observer.on(&Event::ModelLoaded {
-        path: recipe.model.path.clone(),
-        n_params: llama.num_params(),
-        seconds: loading.elapsed().as_secs_f64(),
-    });
-    Ok(llama)
-}
-
-/// Rounds every weight, one after another.
-struct CastTo(WeightType);
-
-impl ModuleMapper for CastTo {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weight| to_dtype(weight, self.0.into()))
-    }
-}
-
-fn attach_adapter(
-    recipe: &Recipe,
-    llama: Llama,
-    observer: &dyn Observer,
-) -> Result<Llama, TrainError> {
-    let Some(config) = recipe.adapter.config(llama.lm_head.is_some()) else {
-        return Ok(llama);
-    };
-    let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
-    Ok(attach(llama, &config, recipe.seed, &mut progress)?)
-}
-
-fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
+pub(crate) fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
     match training.optimizer {
         OptimizerKind::Sgd => SgdConfig::new().init(),
         OptimizerKind::Adamw => AdamWConfig::new()
@@ -481,49 +392,6 @@ fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
             .with_epsilon(training.epsilon as f32)
             .with_weight_decay(training.weight_decay as f32)
             .init(),
-    }
-}
-
-/// The run's micro-batches, in order.
-fn schedule(
-    recipe: &Recipe,
-    samples: &Arc<[Sample]>,
-    n_batches: usize,
-) -> Result<Schedule, TrainError> {
-    let (samples, batch_size) = (samples.clone(), recipe.training.batch_size);
-    Ok(if recipe.data.packing {
-        let max_length = recipe.data.max_length;
-        Schedule::packed(samples, batch_size, max_length, recipe.seed, n_batches)?
-    } else {
-        Schedule::new(samples, batch_size, recipe.seed, n_batches)?
-    })
-}
-
-/// How many steps, over how many micro-batches.
-struct Steps {
-    total: usize,
-    n_batches: usize,
-    batches_per_epoch: usize,
-}
-
-impl Steps {
-    fn new(recipe: &Recipe, samples: &Arc<[Sample]>) -> Result<Self, TrainError> {
-        let training = &recipe.training;
-        let batches_per_epoch = schedule(recipe, samples, 1)?.n_batches_per_epoch();
-        let (total, n_batches) = match training.max_steps {
-            Some(steps) => (steps, steps * training.accumulation),
-            None => {
-                let epochs = training.epochs.unwrap_or(1.0);
-                let n_batches = ((batches_per_epoch as f64 * epochs).round() as usize).max(1);
-                // The last step takes the micro-batches that are left.
-                (n_batches.div_ceil(training.accumulation), n_batches)
-            }
-        };
-        Ok(Self {
-            total,
-            n_batches,
-            batches_per_epoch,
-        })
     }
 }
 

@@ -47,8 +47,10 @@ pub struct Summary {
     /// The most memory that the device's allocator held at a logged line, in
     /// bytes.
     pub peak_device_memory: Option<u64>,
-    /// The memory that the run was expected to take.
+    /// The memory that the run was expected to take, by what it is for.
     pub estimated_memory: MemoryEstimate,
+    /// The peak that follows.
+    pub estimated_peak: u64,
     /// What the first step of this session took, where kernels are made and
     /// chosen in it.
     pub first_step_seconds: Option<f64>,
@@ -96,6 +98,7 @@ impl Summary {
             peak_memory: peak_resident_bytes(),
             peak_device_memory: outcome.peak_device_memory,
             estimated_memory: MemoryEstimate::default(),
+            estimated_peak: 0,
             first_step_seconds: outcome.first_step_seconds,
             kernel_choices: run_log::n_choices(),
             precision,

@@ -15,7 +15,7 @@ use burn::{
 use olora_data::Batch;
 use olora_model::Llama;
 
-use crate::passes::{Passes, loss_and_gradients, loss_sum};
+use crate::passes::{Passes, loss_sum};
 
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
@@ -85,7 +85,7 @@ impl TrainStep for Trainee {
     type Output = StepOutput;
 
     fn step(&self, batch: Batch) -> TrainOutput<StepOutput> {
-        let (loss_sum, grads) = loss_and_gradients(&self.llama, &batch, &self.passes);
+        let (loss_sum, grads) = self.passes.run(&self.llama, &batch);
         let item = StepOutput {
             loss_sum,
             n_trained: batch.n_trained,

@@ -4,7 +4,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 use rayon::prelude::*;
 
 use super::{
-    all_f32, by_heads, contiguous,
+    all_f32, by_heads, dense_last,
     matrix::{Before, Matrix, multiply_alone},
     rows::Shared,
     shape, strided, tensor, values,
@@ -55,16 +55,6 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// The same tensor with the features of a head next to each other.
-fn dense_features(tensor: FlexTensor) -> FlexTensor {
-    let strides = tensor.layout().strides();
-    if strides[3] == 1 && strides.iter().all(|stride| *stride >= 0) {
-        tensor
-    } else {
-        contiguous(tensor)
-    }
-}
-
 /// The keys that a tile of queries sees, in tiles.
 fn key_tiles(
     sight: &Sight,
@@ -102,7 +92,7 @@ impl AttentionKernel for Flex {
         if !all_f32([&q, &k, &v]) {
             return portable_forward::<Self>(q, k, v, sight);
         }
-        let [q, k, v] = [q, k, v].map(dense_features);
+        let [q, k, v] = [q, k, v].map(dense_last);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
         let (queries, keys, vals) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
         let Sizes {
@@ -163,7 +153,7 @@ impl AttentionKernel for Flex {
         if !all_f32([&q, &k, &v, &grad]) {
             return portable_backward::<Self>(q, k, v, sight, forward, grad);
         }
-        let [q, k, v, grad] = [q, k, v, grad].map(dense_features);
+        let [q, k, v, grad] = [q, k, v, grad].map(dense_last);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
         let Sizes {
             batch,
@@ -207,7 +197,7 @@ impl AttentionKernel for Flex {
         let gather = |which: usize| {
             let mut whole = vec![0.0_f32; batch * n_keys * kv_heads * head_dim];
             whole
-                .par_chunks_mut(kv_heads * width)
+                .par_chunks_mut((kv_heads * width).max(1))
                 .enumerate()
                 .for_each(|(row, whole)| {
                     for head in 0..n_heads {

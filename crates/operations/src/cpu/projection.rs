@@ -65,20 +65,32 @@ impl Thin {
         Matrix::of_rows(&self.values, self.width)
     }
 
+    /// The columns of the factor alone, of a product of `n` such rows.
+    fn first_half(&self, product: Vec<f32>) -> Vec<f32> {
+        if self.width == self.rank {
+            return product;
+        }
+        let rows = product.chunks_exact(self.width);
+        rows.flat_map(|row| &row[..self.rank]).copied().collect()
+    }
+
     /// The halves of `product`, whose columns are those of this; the second is
     /// empty if there is one only.
     fn split(&self, product: &[f32], n_rows: usize) -> [Matrix; 2] {
         let second = self.width - self.rank;
-        let rest = if second == 0 {
-            &[]
-        } else {
-            &product[self.rank..]
-        };
+        let rest = product.get(self.rank..).unwrap_or(&[]);
         [
             Matrix::new(product, n_rows, self.rank, self.width),
             Matrix::new(rest, n_rows, second, self.width),
         ]
     }
+}
+
+/// Whether `gemm` forms a product whole before it adds it: not for one row, nor
+/// for one or two columns, which it adds one by one, nor for more columns than
+/// it takes at a time.
+fn subtracts_exactly(n_rows: usize, rank: usize) -> bool {
+    n_rows > 1 && (3..=256).contains(&rank)
 }
 
 fn transposed(tensor: &FlexTensor) -> FlexTensor {
@@ -106,10 +118,17 @@ impl ProjectionKernel for Flex {
                 let mut output = multiplied(1.0, trained, Matrix::of(b));
                 if let Some([_, b0]) = &layer.anchor {
                     // Computed alike and taken away before anything is added: zero at the start.
-                    add_product(&mut output, -1.0, anchored, Matrix::of(b0));
+                    if subtracts_exactly(n_rows, thin.rank) {
+                        add_product(&mut output, -1.0, anchored, Matrix::of(b0));
+                    } else {
+                        let product = multiplied(1.0, anchored, Matrix::of(b0));
+                        for (output, product) in output.iter_mut().zip(product) {
+                            *output -= product;
+                        }
+                    }
                 }
                 add_product(&mut output, 1.0, rows, weight);
-                kept = Some(tensor(down, [n_rows, thin.width()]));
+                kept = Some(tensor(thin.first_half(down), [n_rows, thin.rank]));
                 output
             }
         };
@@ -146,12 +165,7 @@ impl ProjectionKernel for Flex {
             let n_rows = values(&x).len() / d_in;
             let rows = Matrix::of_rows(values(&x), d_in);
             let rank = Matrix::of(a).columns();
-            let down = Matrix::new(
-                values(&down),
-                n_rows,
-                rank,
-                values(&down).len() / n_rows.max(1),
-            );
+            let down = Matrix::of_rows(values(&down), rank);
             let of_b = multiplied(1.0, down.transposed(), grads);
             // Of the anchored half, with its sign, only the part that reaches x.
             let (anchor_a, anchor_b) = match &layer.anchor {

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
-    all_f32, by_heads, contiguous, rows::build, shape, strided, values, vector::vectorised,
+    all_f32, by_heads, contiguous, dense_last, rows::build, shape, strided, values,
+    vector::vectorised,
 };
 use crate::rotary::{RotaryKernel, portable_turn};
 
@@ -14,11 +15,7 @@ impl RotaryKernel for Flex {
         if !all_f32([&x, &cos, &sin]) {
             return portable_turn::<Self>(x, cos, sin, back);
         }
-        let x = if x.layout().strides()[3] == 1 {
-            x
-        } else {
-            contiguous(x)
-        };
+        let x = dense_last(x);
         let (cos, sin) = (contiguous(cos), contiguous(sin));
         let [batch, heads, seq, head_dim] = [0, 1, 2, 3].map(|axis| shape(&x)[axis]);
         let pairs = head_dim / 2;

@@ -38,7 +38,8 @@ pub(super) fn exp(x: f32) -> f32 {
     y = y * x + 1.666_666_5e-1;
     y = y * x + 5.000_000_1e-1;
     let y = y * x * x + x + 1.0;
-    f32::from_bits(y.to_bits().wrapping_add(rounded.to_bits() << 23))
+    // A factor rather than bits added to the exponent: NaN has to stay NaN, whichever it is.
+    y * f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
 /// `Σ f(i)` over `0..n`.
@@ -109,7 +110,13 @@ mod tests {
 
     #[test]
     fn exp_keeps_nan_and_stays_finite() {
-        assert!(exp(f32::NAN).is_nan());
+        for nan in [
+            f32::NAN,
+            f32::from_bits(0xffff_ffff),
+            f32::from_bits(0x7fc0_0001),
+        ] {
+            assert!(exp(nan).is_nan());
+        }
         assert!(vectorised(|| exp(f32::NAN)).is_nan());
         assert!(exp(-1e30) < 1e-37);
         assert!(exp(1e30).is_finite());
