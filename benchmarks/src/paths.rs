@@ -1,5 +1,6 @@
-//! One training step on a 33M-parameter model, by three paths: our factored
-//! one, Burn's own `apply_lora` (composed weight), and PyTorch + PEFT.
+//! One training step on a 33M-parameter model, by several paths: our factored
+//! one, Burn's own `apply_lora` (composed weight), each over our operations and
+//! over Burn's, and PyTorch + PEFT.
 //!
 //! Each timing is a process of its own, so that its peak memory is its own,
 //! and the paths take turns, so that a busy machine slows all of them.
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 use olora_adapter::{AdapterConfig, Method, attach, resolve};
 use olora_data::{Batch, Sample};
 use olora_model::{Llama, ModelConfig};
+use olora_operations::use_compositions;
 use olora_training::{loss_sum, peak_resident_bytes};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -29,8 +31,12 @@ pub(crate) enum Kind {
     Factored,
     /// The same with OLoRA's anchor, which costs two more thin products.
     Anchored,
-    /// Burn's `apply_lora`: `x·(W + s·A·B)`.
+    /// The factored path over Burn's own operations in the place of ours.
+    FactoredPlain,
+    /// Burn's `apply_lora`, `x·(W + s·A·B)`, over our operations.
     Burn,
+    /// The same over Burn's own.
+    BurnPlain,
 }
 
 /// The size of the work.
@@ -68,7 +74,7 @@ pub(crate) const QUICK: Size = Size {
 };
 const RANK: usize = 16;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Timing {
     path: String,
     step_seconds: Vec<f64>,
@@ -99,14 +105,16 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
         diff.0, diff.1
     );
 
-    let mut timings: Vec<Vec<Timing>> = vec![Vec::new(), Vec::new(), Vec::new()];
-    let mut peers = Vec::new();
+    let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); Kind::value_variants().len()];
+    let mut peers = [Vec::new(), Vec::new()];
     for _ in 0..if quick { 1 } else { rounds } {
         for (kind, timings) in Kind::value_variants().iter().zip(&mut timings) {
             timings.push(child(*kind, quick)?);
         }
         if let Some(python) = peer {
-            peers.push(peer_run(python)?);
+            for (peers, compile) in peers.iter_mut().zip([false, true]) {
+                peers.push(peer_run(python, compile)?);
+            }
         }
     }
     println!(
@@ -128,7 +136,13 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
             timings[0].trainable_params,
         ));
     }
-    if !peers.is_empty() {
+    for (name, peers) in ["PyTorch + PEFT, eager", "PyTorch + PEFT, compiled"]
+        .into_iter()
+        .zip(&peers)
+    {
+        if peers.is_empty() {
+            continue;
+        }
         let rates: Vec<f64> = peers.iter().filter_map(peer_rate).collect();
         ensure!(!rates.is_empty(), "the peer printed no `tokens_per_second`");
         let peak = peers
@@ -136,13 +150,7 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
             .filter_map(|p| p["peak_rss_bytes"].as_u64())
             .max();
         let trainable = peers[0]["trainable_params"].as_u64().unwrap_or(0) as usize;
-        results.push(row(
-            "PyTorch + PEFT",
-            &rates,
-            FULL.rows * FULL.seq,
-            peak,
-            trainable,
-        ));
+        results.push(row(name, &rates, FULL.rows * FULL.seq, peak, trainable));
     }
     println!(
         "{}",
@@ -179,11 +187,14 @@ fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
     Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
-fn peer_run(python: &Path) -> anyhow::Result<Value> {
+fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/train_step.py");
-    Ok(serde_json::from_str(&last_line(
-        Command::new(python).arg(script),
-    )?)?)
+    let mut command = Command::new(python);
+    command.arg(script);
+    if compile {
+        command.arg("--compile");
+    }
+    Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
 fn peer_rate(result: &Value) -> Option<f64> {
@@ -211,6 +222,9 @@ pub(crate) fn last_line(command: &mut Command) -> anyhow::Result<String> {
 /// Times one path in this process.
 pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     let size = if quick { QUICK } else { FULL };
+    if matches!(kind, Kind::FactoredPlain | Kind::BurnPlain) {
+        use_compositions();
+    }
     let mut model = Module::train(adapted(kind, &size)?);
     let device = model.device();
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
@@ -232,7 +246,9 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
         path: match kind {
             Kind::Factored => "olora, LoRA, factored",
             Kind::Anchored => "olora, OLoRA, factored and anchored",
-            Kind::Burn => "Burn apply_lora, composed",
+            Kind::FactoredPlain => "LoRA, factored, Burn's operations",
+            Kind::Burn => "Burn's apply_lora, olora's operations",
+            Kind::BurnPlain => "Burn's apply_lora and operations",
         }
         .to_owned(),
         step_seconds,
@@ -295,7 +311,7 @@ pub(crate) fn adapted(kind: Kind, size: &Size) -> anyhow::Result<Llama> {
     let model = config(size)?.init(&device);
     let targets = vec![olora_adapter::ALL_LINEAR.to_owned()];
     let exclude = vec!["lm_head".to_owned()];
-    if kind == Kind::Burn {
+    if matches!(kind, Kind::Burn | Kind::BurnPlain) {
         let paths: Vec<String> = resolve(&model, &targets, &exclude)?
             .into_iter()
             .map(|target| format!("{}.weight", target.path))

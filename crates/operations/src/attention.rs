@@ -2,7 +2,7 @@
 //!
 //! The forward pass keeps, beside its inputs and output, one number per query:
 //! the logarithm of its softmax's denominator. The backward pass computes the
-//! scores again, a stretch of queries at a time (FlashAttention,
+//! scores again, a stretch of queries at a time (`FlashAttention`,
 //! [arXiv 2205.14135](https://arxiv.org/abs/2205.14135), algorithm 4): with
 //! `P = exp(s·q·kᵀ − L)` and `D = Σ g·o`, `dv = Pᵀ·g`, `dS = P·(g·vᵀ − D)`,
 //! `dq = s·dS·k`, `dk = s·dSᵀ·q`.

@@ -25,9 +25,21 @@
 //! tensors and returns tensors.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![cfg_attr(
+    not(any(feature = "flex", feature = "cube")),
+    allow(unused, reason = "without a backend, compositions are all there is")
+)]
+#![allow(
+    clippy::redundant_closure_for_method_calls,
+    reason = "Burn's autodiff tensor has no public name"
+)]
 
 pub mod attention;
 #[cfg(feature = "flex")]
+#[allow(
+    clippy::inline_always,
+    reason = "what is not inlined is compiled for the oldest instruction set"
+)]
 mod cpu;
 pub mod loss;
 pub mod norm;
@@ -44,5 +56,5 @@ pub use loss::cross_entropy;
 pub use norm::rms_norm;
 pub use projection::{Factors, project};
 pub use rotary::rotate;
-pub use support::supports;
+pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;

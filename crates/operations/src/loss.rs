@@ -56,8 +56,11 @@ pub fn rows_at_once(vocab: usize) -> usize {
     (LOGITS_BYTES / 4 / vocab.max(1)).clamp(16, 1 << 16)
 }
 
-/// [`cross_entropy`], with the logits of at most `rows` rows at once; panics as
-/// it does.
+/// [`cross_entropy`], with the logits of at most `rows` rows at once.
+///
+/// # Panics
+///
+/// As [`cross_entropy`].
 pub fn cross_entropy_in_chunks(
     hidden: Tensor<2>,
     weight: Tensor<2>,
@@ -73,12 +76,14 @@ pub fn cross_entropy_in_chunks(
         targets.len()
     );
     // A device would read and write beyond the logits.
-    if let Some(target) = targets
+    let stray = targets
         .iter()
-        .find(|target| usize::try_from(**target).map_or(true, |target| target >= vocab))
-    {
-        panic!("the target {target} is not a token of a vocabulary of {vocab}");
-    }
+        .find(|target| usize::try_from(**target).map_or(true, |target| target >= vocab));
+    assert!(
+        stray.is_none(),
+        "the target {} is not a token of a vocabulary of {vocab}",
+        stray.copied().unwrap_or_default()
+    );
     if !supports(&hidden.device()) {
         let logits = linear(hidden, weight, None);
         return composed(logits, targets, n_trained);
@@ -164,7 +169,7 @@ pub(crate) trait LossKernel: Backend {
         rows: usize,
         wanted: Wanted,
     ) -> LossAndGradients<Self> {
-        portable::<Self>(hidden, weight, targets, n_trained, rows, wanted)
+        portable::<Self>(hidden, weight, &targets, n_trained, rows, wanted)
     }
 }
 
@@ -187,7 +192,7 @@ for_backends!(LossExtension {
 pub(crate) fn portable<B: Backend>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
-    targets: IntTensor<B>,
+    targets: &IntTensor<B>,
     n_trained: usize,
     rows: usize,
     wanted: Wanted,

@@ -118,7 +118,7 @@ fn loss_is_the_kernels() {
     };
     for (n_trained, rows) in [(13, 13), (10, 4)] {
         let (h, w) = (hidden.clone(), weight.clone());
-        let portable = loss::portable::<Flex>(h, w, ids(), n_trained, rows, wanted);
+        let portable = loss::portable::<Flex>(h, w, &ids(), n_trained, rows, wanted);
         let (h, w) = (hidden.clone(), weight.clone());
         let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, rows, wanted);
         assert_close(portable.loss, kernel.loss);

@@ -1,6 +1,8 @@
 //! Every operation against the composition of Burn's operations: values and
 //! gradients, on the CPU backend.
 
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
     Factors, Sight,

@@ -14,7 +14,8 @@ use crate::recipe::{BaseType, Recompute};
 pub struct MemoryEstimate {
     /// The frozen base.
     pub weights: u64,
-    /// What trains, its gradients and the optimiser's two moments.
+    /// What trains, its gradients and the optimiser's two moments, and what an
+    /// update needs.
     pub trained: u64,
     /// What the blocks keep for the backward pass.
     pub activations: u64,
@@ -28,6 +29,7 @@ pub struct MemoryEstimate {
 
 /// What an estimate follows from.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Load {
     pub(crate) n_params: usize,
     pub(crate) n_trained_params: usize,
@@ -49,8 +51,12 @@ pub(crate) struct Load {
     pub(crate) seq: usize,
     /// Trained positions of the largest batch.
     pub(crate) targets: usize,
+    /// Elements of the largest tensor that trains.
+    pub(crate) largest_trained: usize,
     /// Bytes of samples held in memory.
     pub(crate) samples: u64,
+    /// Bytes of the tokenizer's file.
+    pub(crate) tokenizer: u64,
 }
 
 fn bytes(dtype: BaseType) -> u64 {
@@ -60,9 +66,14 @@ fn bytes(dtype: BaseType) -> u64 {
     }
 }
 
-/// Program, threads, allocator and tokenizer, as measured on a model of no size
+/// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
-const PROCESS: u64 = 60_000_000;
+const PROCESS: u64 = 22_000_000;
+/// A tokenizer in memory, in sizes of its file; measured on one of 49,152 tokens.
+const TOKENIZER: u64 = 8;
+/// Tensors of the largest trained one's size that an update makes besides: new
+/// moments, corrected ones, the change, the new value.
+const UPDATE: u64 = 8;
 
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Load) -> Self {
@@ -134,14 +145,15 @@ impl MemoryEstimate {
         Self {
             weights: cast_copy + n(frozen) * bytes(load.base) + n(load.n_anchor_params) * 4,
             // The value, its gradient, two moments; and the sum of gradients, if there is one.
-            trained: n(load.n_trained_params) * if load.accumulates { 20 } else { 16 },
+            trained: n(load.n_trained_params) * if load.accumulates { 20 } else { 16 }
+                + UPDATE * n(load.largest_trained) * 4,
             activations,
             workspace,
             logits: logits + output_gradient,
             process: if load.accelerator {
                 0
             } else {
-                PROCESS + load.samples
+                PROCESS + TOKENIZER * load.tokenizer + load.samples
             },
         }
     }

@@ -1,6 +1,6 @@
 //! Everything that is known of a run before its weights are in memory.
 
-use std::{sync::Arc, time::Instant};
+use std::{fs, sync::Arc, time::Instant};
 
 use burn::{
     data::dataset::Dataset,
@@ -73,7 +73,10 @@ impl Prepared {
             rows: steps.largest.n_rows,
             seq: steps.largest.seq_len,
             targets: steps.largest.n_targets,
+            largest_trained: counts.largest_trained,
             samples,
+            tokenizer: fs::metadata(recipe.model.path.join("tokenizer.json"))
+                .map_or(0, |file| file.len()),
         };
         Ok(Self {
             recipe,
@@ -96,6 +99,8 @@ struct Counts {
     adapted_layers: usize,
     /// Whether the vocabulary projection is adapted.
     adapted_output: bool,
+    /// Elements of the largest tensor that trains.
+    largest_trained: usize,
 }
 
 impl Counts {
@@ -108,6 +113,8 @@ impl Counts {
         let device: Device = Default::default();
         let model = config.init(&device);
         let base = model.num_params();
+        let mut shapes = Shapes::default();
+        model.visit(&mut shapes);
         let Some(adapter) = recipe.adapter.config(model.lm_head.is_some()) else {
             return Ok(Self {
                 params: base,
@@ -115,26 +122,22 @@ impl Counts {
                 anchor: 0,
                 adapted_layers: 0,
                 adapted_output: false,
+                largest_trained: shapes.largest(),
             });
         };
         // Finding layers by name looks at weights, so it is done on a model of the same layers
         // whose weights are as small as can be.
         let small = config.miniature().init(&device);
         let targets = resolve(&small, &adapter.targets, &adapter.exclude)?;
-        let mut shapes = Shapes::default();
-        model.visit(&mut shapes);
-        let dims = |path: &str| {
-            let path = format!("{path}.weight");
-            shapes
-                .found
-                .iter()
-                .find(|(found, _)| *found == path)
-                .map_or(0, |(_, dims)| dims.iter().sum::<usize>())
-        };
-        let trained = targets
-            .iter()
-            .map(|target| adapter.rank * dims(&target.path))
-            .sum();
+        // Both factors of a layer, and the larger of them.
+        let factors = targets.iter().map(|target| {
+            let dims = shapes.of(&format!("{}.weight", target.path));
+            let sum: usize = dims.iter().sum();
+            let longer = dims.iter().copied().max().unwrap_or(0);
+            [adapter.rank * sum, adapter.rank * longer]
+        });
+        let trained = factors.clone().map(|[both, _]| both).sum();
+        let largest_trained = factors.map(|[_, larger]| larger).max().unwrap_or(0);
         let anchored = recipe.adapter.method == AdapterMethod::Olora
             && adapter.placement == Placement::Anchored;
         Ok(Self {
@@ -142,6 +145,7 @@ impl Counts {
             trained,
             anchor: if anchored { trained } else { 0 },
             adapted_layers: targets.len(),
+            largest_trained,
             adapted_output: targets.iter().any(|target| target.path == "lm_head"),
         })
     }
@@ -152,6 +156,18 @@ impl Counts {
 struct Shapes {
     path: Vec<String>,
     found: Vec<(String, Vec<usize>)>,
+}
+
+impl Shapes {
+    fn of(&self, path: &str) -> &[usize] {
+        let found = self.found.iter().find(|(found, _)| found == path);
+        found.map_or(&[], |(_, dims)| dims)
+    }
+
+    fn largest(&self) -> usize {
+        let sizes = self.found.iter().map(|(_, dims)| dims.iter().product());
+        sizes.max().unwrap_or(0)
+    }
 }
 
 impl ModuleVisitor for Shapes {

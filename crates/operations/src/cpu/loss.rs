@@ -21,7 +21,7 @@ impl LossKernel for Flex {
         wanted: Wanted,
     ) -> LossAndGradients<Self> {
         let Some(ids) = host_ids(&targets).filter(|_| all_f32([&hidden, &weight])) else {
-            return portable::<Self>(hidden, weight, targets, n_trained, rows, wanted);
+            return portable::<Self>(hidden, weight, &targets, n_trained, rows, wanted);
         };
         let hidden = contiguous(hidden);
         let weight_matrix = Matrix::of(&weight);

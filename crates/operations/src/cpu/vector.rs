@@ -36,7 +36,7 @@ pub(super) fn exp(x: f32) -> f32 {
     y = y * x + 8.333_452e-3;
     y = y * x + 4.166_579_6e-2;
     y = y * x + 1.666_666_5e-1;
-    y = y * x + 5.000_000_1e-1;
+    y = y * x + 0.500_000_1;
     let y = y * x * x + x + 1.0;
     // A factor rather than bits added to the exponent: NaN has to stay NaN, whichever it is.
     y * f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000))
