@@ -205,7 +205,7 @@ pub(crate) fn portable<B: Backend>(
         let counts = B::float_from_data(counted(n, n_trained), &device);
         Portable::<B>(counts).f32()
     });
-    let mut loss: Option<Portable<B>> = None;
+    let mut all_targets = Vec::new();
     let mut of_hidden = Vec::new();
     let mut of_weight: Option<Portable<B>> = None;
     let mut start = 0;
@@ -216,24 +216,18 @@ pub(crate) fn portable<B: Backend>(
         let ids = B::int_slice(targets.clone(), &[range.clone().into()]);
         let ids = B::int_reshape(ids, burn::backend::Shape::from(vec![range.len(), 1]));
         let logits = chunk.clone().matmul(weight.clone()).f32();
+        // As Burn's own log-softmax and then a gather, which fusion gets right. From the sums
+        // themselves, `log Σ − x[target]`, it does not: see BENCHMARKS.md, "On software Vulkan".
         let shifted = logits.clone() - logits.max_dim(1);
-        let exponentials = shifted.clone().exp();
-        let sums = exponentials.clone().sum_dim(1);
-        let of_target = Portable::<B>(B::float_gather(1, shifted.0, ids.clone()));
-        let mut losses = sums.clone().log() - of_target;
+        let sums = shifted.clone().exp().sum_dim(1);
+        let log_probabilities = shifted - sums.log();
+        let of_target = B::float_gather(1, log_probabilities.0.clone(), ids.clone());
+        all_targets.push(Portable::<B>(of_target));
         let counts = counts.clone().map(|counts| counts.narrow(0, range.clone()));
-        if let Some(counts) = counts.clone() {
-            losses = losses * counts;
-        }
-        let chunk_loss = Portable::<B>(B::float_sum(losses.0));
-        loss = Some(match loss {
-            None => chunk_loss,
-            Some(loss) => loss + chunk_loss,
-        });
         if !(wanted.hidden || wanted.weight) {
             continue;
         }
-        let probabilities = exponentials * sums.recip();
+        let probabilities = log_probabilities.exp();
         let minus_one = B::float_full(
             burn::backend::Shape::from(vec![range.len(), 1]),
             (-1.0_f32).into(),
@@ -264,13 +258,17 @@ pub(crate) fn portable<B: Backend>(
             of_hidden.push(of_logits.matmul(weight.clone().transpose()));
         }
     }
-    let loss = loss.map_or_else(
-        || {
-            let shape = burn::backend::Shape::from(vec![1]);
-            B::float_zeros(shape, &device, burn::backend::FloatDType::F32)
-        },
-        |loss| loss.reshape([1]).0,
-    );
+    let loss = if all_targets.is_empty() {
+        let shape = burn::backend::Shape::from(vec![1]);
+        B::float_zeros(shape, &device, burn::backend::FloatDType::F32)
+    } else {
+        let mut log_likelihoods = Portable::cat(all_targets, 0);
+        if let Some(counts) = counts {
+            log_likelihoods = log_likelihoods * counts;
+        }
+        let sum = Portable::<B>(B::float_sum(log_likelihoods.0));
+        sum.reshape([1]).neg().0
+    };
     LossAndGradients {
         loss,
         of_hidden: (!of_hidden.is_empty()).then(|| Portable::cat(of_hidden, 0).0),

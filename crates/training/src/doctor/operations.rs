@@ -277,7 +277,7 @@ fn attend(bench: &Bench, name: &str, length: usize, window: Option<usize>) -> Ou
     let k = bench.variable("keys", [ROWS, KV_HEADS, length, HEAD_DIM], 2.0);
     let v = bench.variable("values", [ROWS, KV_HEADS, length, HEAD_DIM], 1.0);
     // Stretches that do not divide the length, so that more than one is looked at.
-    let sight = Sight::causal(window).in_stretches_of(40);
+    let sight = Sight::causal(window).in_stretches_of(length.div_ceil(3));
     let (queries, keys, values) = (q.clone(), k.clone(), v.clone());
     let output = if bench.composed {
         attention::composed(queries, keys, values, &sight)
@@ -356,7 +356,7 @@ fn cross_entropy(bench: &Bench, length: usize) -> Outputs {
     let sum = if bench.composed {
         loss::composed(states.matmul(projection), &targets, n - 3)
     } else {
-        loss::cross_entropy_in_chunks(states, projection, &targets, n - 3, 48)
+        loss::cross_entropy_in_chunks(states, projection, &targets, n - 3, n.div_ceil(3) + 5)
     };
     backward(bench, "loss", sum, |gradients| {
         vec![
