@@ -35,13 +35,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     if args.tui && !std::io::stdout().is_terminal() {
         return Err(Usage::new("--tui needs a terminal"));
     }
-    let mut overrides = args.overrides.clone();
-    overrides.extend(
-        args.device
-            .as_ref()
-            .map(|device| format!("device=\"{device}\"")),
-    );
-    let recipe = Recipe::load(&args.recipe, &overrides)?;
+    let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
     let reference = if details.accelerator && !args.no_check {
@@ -96,14 +90,15 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     })
 }
 
+/// The recipe as it is meant on the command line.
+fn recipe(path: &Path, overrides: &[String], device: Option<&str>) -> Result<Recipe> {
+    let mut overrides = overrides.to_vec();
+    overrides.extend(device.map(|device| format!("device=\"{device}\"")));
+    Ok(Recipe::load(path, &overrides)?)
+}
+
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let mut overrides = args.overrides.clone();
-    overrides.extend(
-        args.device
-            .as_ref()
-            .map(|device| format!("device=\"{device}\"")),
-    );
-    let recipe = Recipe::load(&args.recipe, &overrides)?;
+    let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
