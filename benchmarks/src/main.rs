@@ -1,5 +1,5 @@
-//! Benchmark suites. Each checks that what it compares is equal, then times
-//! it, and prints a table and, last, one line of JSON.
+//! Benchmark suites. Each prints a table and, last, one line of JSON; `init` and
+//! `paths` check first that what they compare is equal.
 //!
 //! ```text
 //! cargo run --release -p olora-benchmarks -- paths
