@@ -82,7 +82,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
         "method": adapter.config.method,
         "rank": adapter.config.rank,
         "alpha": adapter.config.alpha,
-        "scale": adapter.scale,
+        "scale": adapter.config.scale(),
         "dropout": adapter.config.dropout,
         "base": adapter.base,
         "target_modules": adapter.config.targets,

@@ -20,7 +20,7 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, module::linear},
 };
-use olora_adapter::{LowRank, Project, to_dtype};
+use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
 use olora_operations::{Sight, attention, rms_norm, swiglu};
 
 use crate::{
@@ -138,7 +138,7 @@ impl Llama {
         match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
             None => {
-                let embedding = to_dtype(self.model.embed_tokens.weight.val(), hidden.dtype());
+                let embedding = to_dtype(self.model.embed_tokens.weight.base(), hidden.dtype());
                 linear(hidden, embedding.transpose(), None)
             }
         }
@@ -185,7 +185,7 @@ impl Llama {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden_size]`
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.model.embed_tokens.forward(ids);
+        let x = self.model.embed_tokens.look_up(ids);
         match self.model.compute {
             Some(compute) => to_dtype(x, compute.into()),
             None => x,
@@ -220,11 +220,10 @@ impl Llama {
     /// `dtype`; `None` if an adapter is attached to it.
     pub fn output_weight(&self, dtype: DType) -> Option<Tensor<2>> {
         let weight = match &self.lm_head {
-            Some(lm_head) if lm_head.weight.reparameterization::<LowRank>().is_some() => {
-                return None;
-            }
+            Some(lm_head) if is_adapted(lm_head) => return None,
             Some(lm_head) => lm_head.weight.val(),
-            None => self.model.embed_tokens.weight.val().transpose(),
+            // An adapter on the embedding is none on the head, tied or not.
+            None => self.model.embed_tokens.weight.base().transpose(),
         };
         Some(to_dtype(weight, dtype))
     }

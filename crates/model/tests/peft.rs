@@ -118,7 +118,7 @@ fn what_we_write_has_pefts_names_and_shapes_and_reads_back_equal() {
     for (method, form, rank) in [
         (Method::Lora, PeftForm::Plain, 4),
         (Method::Olora, PeftForm::Plain, 8),
-        (Method::Olora, PeftForm::Olora, 4),
+        (Method::Olora, PeftForm::Native, 4),
     ] {
         let model = trained(method);
         let out = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ fn peft_has_read_what_we_write() {
     for (name, method, form) in [
         ("lora", Method::Lora, PeftForm::Plain),
         ("olora-plain", Method::Olora, PeftForm::Plain),
-        ("olora-raw", Method::Olora, PeftForm::Olora),
+        ("olora-raw", Method::Olora, PeftForm::Native),
     ] {
         let recorded = fixture("exports").join(name);
         let golden = floats(&recorded.join("logits.safetensors"), "logits").1;
@@ -276,11 +276,14 @@ fn with_key(key: &str, value: Value) -> AdapterError {
 #[test]
 fn what_we_do_not_compute_is_refused_by_key() {
     let cases = [
-        ("use_dora", json!(true)),
-        ("init_lora_weights", json!("pissa")),
-        ("modules_to_save", json!(["lm_head"])),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("pissa_niter_few")),
+        ("lora_bias", json!(true)),
         ("bias", json!("all")),
-        ("rank_pattern", json!({"q_proj": 2})),
+        ("rank_pattern", json!({"q_proj": "two"})),
+        ("rank_pattern", json!({"q_proj(": 2})),
+        ("layers_to_transform", json!("one")),
+        ("target_modules", json!(7)),
         ("peft_type", json!("LOHA")),
         ("fan_in_fan_out", json!(true)),
         ("r", json!(0)),
@@ -291,6 +294,33 @@ fn what_we_do_not_compute_is_refused_by_key() {
         assert!(
             message.contains(key) && message.contains("adapter_config.json"),
             "{key}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_the_tensors_do_not_follow_is_refused_by_name() {
+    let magnitude = "layers.1.mlp.up_proj.lora_magnitude_vector";
+    let cases = [
+        ("use_dora", json!(true), magnitude, 14),
+        ("modules_to_save", json!(["norm"]), "model.norm.weight", 1),
+        ("rank_pattern", json!({"q_proj": 2}), "but rank 2", 4),
+        ("exclude_modules", json!(["k_proj"]), "does not name", 2),
+        (
+            "target_modules",
+            json!(["q_proj", "lm_head"]),
+            "lm_head.lora_A",
+            13,
+        ),
+    ];
+    for (key, value, expected, n) in cases {
+        let AdapterError::Mismatch { problems, .. } = with_key(key, value) else {
+            panic!("{key}")
+        };
+        assert_eq!(problems.len(), n, "{key}: {problems:#?}");
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{key}: {problems:#?}"
         );
     }
 }

@@ -37,6 +37,10 @@ pub(crate) struct Load {
     pub(crate) n_adapted_layers: usize,
     /// Whether the vocabulary projection has an adapter.
     pub(crate) adapted_output: bool,
+    /// Whether the vocabulary projection trains whole.
+    pub(crate) output_trains: bool,
+    /// Whether adapted layers keep their output for a magnitude.
+    pub(crate) dora: bool,
     /// Whether adapters drop some of their input.
     pub(crate) dropout: bool,
     /// Whether a step adds up several micro-batches.
@@ -86,7 +90,6 @@ impl MemoryEstimate {
         let kv = n(config.num_key_value_heads * config.head_dim);
         let layers = n(config.num_hidden_layers);
         let adapted = load.n_adapted_layers > 0;
-        let is_full = load.n_trained_params == load.n_params;
 
         // Each norm keeps its input, each projection its input, attention its inputs, its output
         // and a number per head, the gate its two inputs.
@@ -105,6 +108,10 @@ impl MemoryEstimate {
             if load.dropout {
                 down += 8 * (5 * d + q + inner);
             }
+        }
+        if adapted && load.dora {
+            // Before and after its magnitude.
+            kept += 2 * (q + 2 * kv + 2 * d + 2 * inner);
         }
         let per_token = kept * element + down + n(config.num_attention_heads) * 4;
         let activations = match load.recompute {
@@ -131,7 +138,7 @@ impl MemoryEstimate {
         let at_once = n(at_once);
         let logits =
             at_once * n(config.vocab_size) * 4 * copies + n(load.targets) * 2 * d * element;
-        let output_gradient = if is_full {
+        let output_gradient = if load.output_trains {
             n(config.vocab_size) * d * 4
         } else {
             0
