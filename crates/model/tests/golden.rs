@@ -97,6 +97,61 @@ fn qwen3_with_head_norms() {
 }
 
 #[test]
+fn gemma() {
+    check("gemma");
+}
+
+#[test]
+fn opt() {
+    check("opt");
+}
+
+#[test]
+fn opt_without_biases_from_a_file_of_the_base_model_alone() {
+    check("opt-plain");
+}
+
+/// What transformers computes with weights and arithmetic in bf16, as near as
+/// bf16 allows, and nearer than the same in f32.
+#[test]
+fn families_in_bf16() {
+    for name in ["gemma", "opt"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::Bf16, &device).unwrap();
+        let logits = host(model.forward(ids(&golden, "input_ids", &device)));
+        let diff = max_diff(&logits, &floats(&golden, "logits_bf16").1);
+        assert!(diff < 0.2, "{name}: logits differ by {diff}");
+        let exact = max_diff(&logits, &floats(&golden, "logits").1);
+        assert!(exact > 1e-3, "{name} did not compute in bf16");
+    }
+}
+
+#[test]
+fn documents_in_one_row_are_each_counted_from_the_first_position() {
+    for name in ["gemma", "opt"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let row = ids(&golden, "input_ids", &device).narrow(0, 0, 1);
+        let x = model.embed(row.clone());
+        let positions = model.positions_in_documents(&x, &[vec![9, 11]]);
+        let x = model.with_positions(x, &positions);
+        let blocks = model.model.layers.iter();
+        let x = blocks.fold(x, |x, block| block.forward(x, &positions));
+        let packed = model.logits(model.model.norm.forward(x));
+        for (start, length) in [(0, 9), (9, 11), (20, 4)] {
+            let alone = model.forward(row.clone().narrow(1, start, length));
+            let ours = packed.clone().narrow(1, start, length);
+            let diff = max_diff(&host(ours), &host(alone));
+            assert!(diff < 1e-5, "{name}: from {start}, logits differ by {diff}");
+        }
+    }
+}
+
+#[test]
 fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
     check("llama-sharded-bf16");
     let directory = fixture("llama-sharded-bf16");
@@ -113,7 +168,7 @@ fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
 
 #[test]
 fn the_cache_changes_nothing_however_the_sequence_is_cut() {
-    for name in ["llama", "mistral", "qwen3"] {
+    for name in ["llama", "mistral", "qwen3", "gemma", "opt"] {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
@@ -200,6 +255,9 @@ fn what_is_saved_loads_with_the_same_logits_and_config() {
     for (name, dtype) in [
         ("llama-tied", WeightType::F32),
         ("qwen3", WeightType::F32),
+        ("gemma", WeightType::F32),
+        ("opt", WeightType::F32),
+        ("opt-plain", WeightType::F32),
         ("llama-sharded-bf16", WeightType::Bf16),
     ] {
         let directory = fixture(name);
