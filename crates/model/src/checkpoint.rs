@@ -24,10 +24,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Llama, ModelConfig, ModelError,
+    naming::{HEAD, StoredNames},
     shards::{SINGLE, Shards},
 };
-
-const HEAD: &str = "lm_head.weight";
 
 /// Files beside the weights that a merged checkpoint takes along unchanged.
 const COMPANIONS: &[&str] = &[
@@ -156,29 +155,6 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
     };
     let model = model.map(&mut loader);
     loader.error.map_or(Ok(model), Err)
-}
-
-/// Under which names a file may hold what the model asks for.
-#[derive(Clone, Copy)]
-struct StoredNames {
-    /// The token embedding's name in the model.
-    embedding: &'static str,
-    tied: bool,
-}
-
-impl StoredNames {
-    /// The model's own name for it; the same without `model.`, as in files of
-    /// the base model alone (most of OPT's); or, for a tied embedding, the head.
-    fn of<'a>(&self, name: &'a str, shards: &Shards) -> &'a str {
-        if shards.has(name) {
-            return name;
-        }
-        match name.strip_prefix("model.") {
-            Some(shorter) if shards.has(shorter) => shorter,
-            _ if self.tied && name == self.embedding && shards.has(HEAD) => HEAD,
-            _ => name,
-        }
-    }
 }
 
 /// Name → shape as the file has it, and whether that is transposed.

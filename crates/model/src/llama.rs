@@ -22,7 +22,6 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData, module::linear},
 };
-use half::{bf16, f16};
 use olora_adapter::{LowRank, Project, to_dtype};
 use olora_operations::{Sight, attention};
 
@@ -198,8 +197,10 @@ impl Llama {
         };
         match self.model.embedding_scale {
             Some(scale) => {
-                let scale = rounded(scale, x.dtype());
-                x.mul_scalar(scale)
+                // Rounded to x's dtype, as transformers' `embed_scale` is.
+                let (scale, on) = (TensorData::from([scale]), (&x.device(), DType::F32));
+                let scale = Tensor::<1>::from_data(scale, on).cast(x.dtype());
+                x * scale.unsqueeze()
             }
             None => x,
         }
@@ -412,16 +413,6 @@ impl Mlp {
     }
 }
 
-/// The number that `dtype` holds for `x`, as transformers keeps the scale of
-/// Gemma's embeddings.
-fn rounded(x: f32, dtype: DType) -> f32 {
-    match dtype {
-        DType::BF16 => bf16::from_f32(x).to_f32(),
-        DType::F16 => f16::from_f32(x).to_f32(),
-        _ => x,
-    }
-}
-
 impl ModelConfig {
     /// A model with random weights, normal with standard deviation
     /// `initializer_range`. Nothing is allocated before a weight is first
@@ -475,15 +466,17 @@ impl ModelConfig {
             input_layernorm: norm(self.norm, d_model),
             post_attention_layernorm: norm(self.norm, d_model),
         };
+        let (embed_positions, rope_frequencies) = match self.position_limit() {
+            Some(limit) => (Some(embedding(limit + POSITION_OFFSET, d_model)), vec![]),
+            None => (None, frequencies(self)),
+        };
         let decoder = Decoder {
             embed_tokens: embedding(self.vocab_size, d_model),
-            embed_positions: self
-                .position_limit()
-                .map(|limit| embedding(limit + POSITION_OFFSET, d_model)),
+            embed_positions,
             layers: (0..self.num_hidden_layers).map(block).collect(),
             norm: norm(self.norm, d_model),
             embedding_scale: self.scaled_embeddings.then(|| (d_model as f32).sqrt()),
-            rope_frequencies: frequencies(self),
+            rope_frequencies,
             compute: None,
         };
         let naming = match self.family {

@@ -15,6 +15,11 @@ use burn::{
     tensor::{Bool, Device, Int, Tensor},
 };
 
+use crate::shards::Shards;
+
+/// The vocabulary projection's name in every file.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// The names of one family, or of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -53,6 +58,30 @@ impl Naming {
         match self {
             Self::Llama => "model.embed_tokens.weight",
             Self::Opt => "model.decoder.embed_tokens.weight",
+        }
+    }
+}
+
+/// Under which names a file may hold what the model asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredNames {
+    /// The token embedding's name in the model.
+    pub(crate) embedding: &'static str,
+    /// Whether the vocabulary projection is the embedding.
+    pub(crate) tied: bool,
+}
+
+impl StoredNames {
+    /// The model's own name for it; the same without `model.`, as in files of
+    /// the base model alone (most of OPT's); or, for a tied embedding, the head.
+    pub(crate) fn of<'a>(&self, name: &'a str, shards: &Shards) -> &'a str {
+        if shards.has(name) {
+            return name;
+        }
+        match name.strip_prefix("model.") {
+            Some(shorter) if shards.has(shorter) => shorter,
+            _ if self.tied && name == self.embedding && shards.has(HEAD) => HEAD,
+            _ => name,
         }
     }
 }

@@ -89,3 +89,36 @@ impl Norm {
         normed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    /// Rounds once, after the weight, where LLaMA's norm rounds before it too.
+    #[test]
+    fn all_but_llamas_norm_round_at_the_end_only() {
+        let device = Device::flex();
+        let normal = Distribution::Normal(0.0, 1.0);
+        let x = Tensor::<2>::random([16, 96], normal, &device).cast(DType::BF16);
+        let weight = Tensor::<1>::random([96], normal, &device).cast(DType::BF16);
+        for (kind, rounds_once) in [
+            (NormKind::Rms, false),
+            (NormKind::RmsPlusOne, true),
+            (NormKind::Layer, true),
+            (NormKind::PlainLayer, true),
+        ] {
+            let mut norm = Norm::new(kind, 96, 1e-5, &device);
+            norm.weight = norm.weight.map(|_| Param::from_tensor(weight.clone()));
+            let ours = norm.forward(x.clone());
+            assert_eq!(ours.dtype(), DType::BF16, "{kind:?}");
+            let exact = norm.forward(x.clone().cast(DType::F32)).cast(DType::BF16);
+            assert_eq!(
+                ours.into_data() == exact.into_data(),
+                rounds_once,
+                "{kind:?}"
+            );
+        }
+    }
+}

@@ -11,7 +11,7 @@ mod common;
 
 use std::ops::ControlFlow;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::{fixture, floats, host, ids, max_diff, tokens};
 use olora_model::{KvCache, Sampling, WeightType, generate, load, save};
 
@@ -111,8 +111,7 @@ fn opt_without_biases_from_a_file_of_the_base_model_alone() {
     check("opt-plain");
 }
 
-/// What transformers computes with weights and arithmetic in bf16, as near as
-/// bf16 allows, and nearer than the same in f32.
+/// What transformers computes with weights and arithmetic in bf16.
 #[test]
 fn families_in_bf16() {
     for name in ["gemma", "opt"] {
@@ -125,6 +124,23 @@ fn families_in_bf16() {
         assert!(diff < 0.2, "{name}: logits differ by {diff}");
         let exact = max_diff(&logits, &floats(&golden, "logits").1);
         assert!(exact > 1e-3, "{name} did not compute in bf16");
+    }
+}
+
+/// √32 is 5.65685…, and 5.65625 in bf16.
+#[test]
+fn gemmas_embeddings_are_scaled_by_a_rounded_root() {
+    let device = Device::flex();
+    for (dtype, scale) in [
+        (WeightType::F32, 32_f32.sqrt()),
+        (WeightType::Bf16, 5.65625),
+    ] {
+        let (model, _) = load(&fixture("gemma"), dtype, &device).unwrap();
+        let ids = Tensor::from_data(TensorData::new(vec![3, 9], [1, 2]), &device);
+        let table = &model.model.embed_tokens;
+        let plain = table.forward(ids.clone()).cast(DType::F32);
+        let expected = (plain * scale).cast(DType::from(dtype));
+        assert_eq!(host(model.embed(ids)), host(expected), "{dtype:?}");
     }
 }
 
