@@ -14,8 +14,9 @@
 //! [`Named`]. Linear layers are called through [`Project`]: adapters attach to
 //! them without a change here.
 //!
-//! Norm, rotation, attention and gate are `olora-operations`, each with a
-//! backward pass of its own; here is how they are put together.
+//! LLaMA's norm, rotation, attention and gate are `olora-operations`, each with a
+//! backward pass of its own; other norms and activations are compositions of
+//! Burn's. Here is how they are put together.
 
 use burn::{
     module::{Initializer, Module},
@@ -199,8 +200,9 @@ impl Llama {
             Some(scale) => {
                 // Rounded to x's dtype, as transformers' `embed_scale` is.
                 let (scale, on) = (TensorData::from([scale]), (&x.device(), DType::F32));
-                let scale = Tensor::<1>::from_data(scale, on).cast(x.dtype());
-                x * scale.unsqueeze()
+                let scale = Tensor::<1>::from_data(scale, on).unsqueeze();
+                let scale = to_dtype(scale, x.dtype());
+                x * scale
             }
             None => x,
         }
