@@ -24,11 +24,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Llama, ModelConfig, ModelError,
+    naming::{HEAD, StoredNames},
     shards::{SINGLE, Shards},
 };
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// Files beside the weights that a merged checkpoint takes along unchanged.
 const COMPANIONS: &[&str] = &[
@@ -105,15 +103,15 @@ pub fn load(
 fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Llama, ModelError> {
     let shards = Shards::open(directory)?;
     let tied = model.lm_head.is_none();
+    let names = StoredNames {
+        embedding: model.embedding_name(),
+        tied,
+    };
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
     let expected = expected_tensors(&model);
     for (name, (shape, _)) in &expected {
-        let stored_as = if tied && name == EMBEDDING && !shards.has(EMBEDDING) {
-            HEAD
-        } else {
-            name
-        };
+        let stored_as = names.of(name, &shards);
         used.insert(stored_as.to_owned());
         match shards.shape(stored_as)? {
             None => problems.push(format!("missing: `{name}`, expected as {shape:?}")),
@@ -130,7 +128,7 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
         if !used.contains(name) && !name.ends_with(".rotary_emb.inv_freq") {
             // A tied checkpoint may repeat the embedding under the head's name.
             if tied && name == HEAD {
-                if shards.bytes(HEAD)? != shards.bytes(EMBEDDING)? {
+                if shards.bytes(HEAD)? != shards.bytes(names.of(names.embedding, &shards))? {
                     problems.push(format!(
                         "unused: `{HEAD}` differs from the embedding that config.json ties it to"
                     ));
@@ -151,7 +149,7 @@ fn load_weights(model: Llama, directory: &Path, dtype: WeightType) -> Result<Lla
         path: Vec::new(),
         linear: Vec::new(),
         shards,
-        tied,
+        names,
         dtype,
         error: None,
     };
@@ -196,7 +194,7 @@ struct Loader {
     path: Vec<String>,
     linear: Vec<bool>,
     shards: Shards,
-    tied: bool,
+    names: StoredNames,
     dtype: WeightType,
     error: Option<ModelError>,
 }
@@ -208,11 +206,7 @@ impl Loader {
         shape: &[usize],
         transposed: bool,
     ) -> Result<TensorData, ModelError> {
-        let stored_as = if self.tied && name == EMBEDDING && !self.shards.has(EMBEDDING) {
-            HEAD
-        } else {
-            name
-        };
+        let stored_as = self.names.of(name, &self.shards);
         let (view, file) = self.shards.view(stored_as)?;
         let bytes = view.data();
         // Rows as Burn wants them; a transposed weight is stored the other way around.

@@ -10,7 +10,7 @@
 mod common;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -29,10 +29,14 @@ use olora_model::{Llama, WeightType, load};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-fn base() -> Llama {
-    load(&fixture("llama"), WeightType::F32, &Device::flex())
+fn model(name: &str) -> Llama {
+    load(&fixture(name), WeightType::F32, &Device::flex())
         .unwrap()
         .0
+}
+
+fn base() -> Llama {
+    model("llama")
 }
 
 fn adapted(directory: &Path) -> Llama {
@@ -109,6 +113,94 @@ fn what_peft_wrote_gives_pefts_logits() {
         let merged = merge(model).unwrap();
         assert!(max_diff(&logits(&merged), &golden) < 1e-4, "{name}, merged");
     }
+}
+
+#[test]
+fn what_peft_wrote_for_other_families_gives_pefts_logits() {
+    for family in ["gemma", "opt"] {
+        let without = logits(&model(family));
+        let directory = fixture("peft").join(format!("{family}-lora"));
+        let golden = floats(&directory.join("logits.safetensors"), "logits").1;
+        let adapted = PeftAdapter::read(&directory)
+            .unwrap()
+            .attach(model(family))
+            .unwrap();
+        let diff = max_diff(&logits(&adapted), &golden);
+        assert!(diff < 1e-4, "{family}: logits differ by {diff}");
+        assert!(max_diff(&without, &golden) > 0.1, "{family}");
+        let merged = merge(adapted).unwrap();
+        let diff = max_diff(&logits(&merged), &golden);
+        assert!(diff < 1e-4, "{family}, merged: logits differ by {diff}");
+    }
+}
+
+/// Every linear layer is found under its name in the file, and nothing changes
+/// before the first step.
+#[test]
+fn adapters_on_all_layers_of_other_families_start_as_the_base() {
+    let names = [
+        (
+            "gemma",
+            "model.layers.1.mlp.up_proj",
+            vec![
+                "down_proj",
+                "gate_proj",
+                "k_proj",
+                "o_proj",
+                "q_proj",
+                "up_proj",
+                "v_proj",
+            ],
+        ),
+        (
+            "opt",
+            "model.decoder.layers.1.fc1",
+            vec!["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"],
+        ),
+    ];
+    for (family, path, expected) in names {
+        for method in [Method::Lora, Method::Olora] {
+            let config = AdapterConfig {
+                exclude: Vec::new(),
+                ..config(method)
+            };
+            let before = model(family);
+            let after = attach(model(family), &config, 1, &mut |_, _| {}).unwrap();
+            assert_eq!(logits(&after), logits(&before), "{family}, {method:?}");
+
+            let paths: Vec<String> = factors(&after).into_iter().map(|f| f.path).collect();
+            assert!(paths.iter().any(|found| found == path), "{paths:?}");
+            let last = |path: &String| path.rsplit('.').next().unwrap().to_owned();
+            let found: BTreeSet<String> = paths.iter().map(last).collect();
+            assert!(found.iter().eq(&expected), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_we_write_for_opt_has_pefts_names() {
+    let read = |file: &Path| -> BTreeSet<String> {
+        let bytes = fs::read(file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        tensors.names().into_iter().map(str::to_owned).collect()
+    };
+    let directory = fixture("peft").join("opt-lora");
+    let adapted = PeftAdapter::read(&directory)
+        .unwrap()
+        .attach(model("opt"))
+        .unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let config = config(Method::Lora);
+    save_peft(
+        &adapted,
+        &config,
+        PeftForm::Plain,
+        "fixtures/opt",
+        out.path(),
+    )
+    .unwrap();
+    let file = "adapter_model.safetensors";
+    assert_eq!(read(&out.path().join(file)), read(&directory.join(file)));
 }
 
 #[test]

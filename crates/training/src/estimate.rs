@@ -1,6 +1,6 @@
 //! How much memory a run takes, before it takes it.
 
-use olora_model::ModelConfig;
+use olora_model::{Activation, ModelConfig, NormKind};
 use olora_operations::loss::rows_at_once;
 use serde::Serialize;
 
@@ -93,7 +93,8 @@ impl MemoryEstimate {
 
         // Each norm keeps its input, each projection its input, attention its inputs, its output
         // and a number per head, the gate its two inputs.
-        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + 3 * inner;
+        let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
+        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + of_mlp;
         if config.qk_norm {
             kept += q + kv;
         }
@@ -113,7 +114,15 @@ impl MemoryEstimate {
             // Before and after its magnitude.
             kept += 2 * (q + 2 * kv + 2 * d + 2 * inner);
         }
-        let per_token = kept * element + down + n(config.num_attention_heads) * 4;
+        // Compositions of Burn's operations keep what each of those does, in f32.
+        let mut composed = 0;
+        if config.norm != NormKind::Rms {
+            composed += 2 * d * (4 - element);
+        }
+        if config.activation == Activation::GeluTanh {
+            composed += 4 * inner * 4;
+        }
+        let per_token = kept * element + composed + down + n(config.num_attention_heads) * 4;
         let activations = match load.recompute {
             Recompute::None => layers * tokens * per_token,
             Recompute::Blocks => tokens * (layers * d * element + per_token),
