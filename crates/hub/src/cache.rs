@@ -35,7 +35,7 @@ impl Repository {
         self.root.join("blobs")
     }
 
-    /// The contents with this ETag, there or not.
+    /// The contents with this `ETag`, there or not.
     pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.blobs().join(etag)
     }
@@ -73,7 +73,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Shows the contents with this ETag, which are whole, as a file of a commit.
+    /// Shows the contents with this `ETag`, which are whole, as a file of a commit.
     pub(crate) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(file);
         let failed = |source| HubError::io("cannot write", &pointer, source);

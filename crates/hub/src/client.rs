@@ -58,7 +58,7 @@ pub(crate) struct FileHead {
 
 impl FileHead {
     /// The SHA-256 of the file, in lower-case hexadecimal digits. Small files,
-    /// which Git holds itself, have an ETag of another kind.
+    /// which Git holds itself, have an `ETag` of another kind.
     pub(crate) fn sha256(&self) -> Option<&str> {
         let digits = self.etag.len() == 64 && self.etag.chars().all(|c| c.is_ascii_hexdigit());
         digits.then_some(&self.etag)
@@ -409,15 +409,16 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
 /// Percent-encodes all but the characters that mean themselves in any part of
 /// an address, and slashes where they separate directories.
 fn encode(text: &str, slashes: bool) -> String {
-    text.bytes().fold(String::new(), |mut url, byte| {
-        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        if plain || (slashes && byte == b'/') {
-            url.push(char::from(byte));
-        } else {
-            url.push_str(&format!("%{byte:02X}"));
-        }
-        url
-    })
+    text.bytes()
+        .map(|byte| {
+            let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            if plain || (slashes && byte == b'/') {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -170,6 +170,12 @@ impl Download<'_> {
             .head
             .size
             .or_else(|| announced.map(|length: u64| start + length));
+        if total.is_none() && !headers.contains_key("transfer-encoding") {
+            // The end of the connection may be the end of the file, or not.
+            return Err(self
+                .client
+                .bad_answer(&format!("it does not say how long `{}` is", self.file)));
+        }
         let mut body = response.body_mut().as_reader();
         let mut chunk = vec![0; CHUNK];
         loop {

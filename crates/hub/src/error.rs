@@ -319,15 +319,11 @@ fn alternatives(name: &str, gguf: &[String]) -> String {
         return "; it has no .gguf files either. Name another repository".to_owned();
     }
     let repository = name.split(':').next().unwrap_or(name);
-    let mut text = ". Its GGUF files; name one of them:".to_owned();
-    for file in gguf.iter().take(LISTED) {
-        text.push_str("\n  ");
-        text.push_str(repository);
-        text.push(':');
-        text.push_str(file);
-    }
+    let mut lines = vec![". Its GGUF files; name one of them:".to_owned()];
+    let names = gguf.iter().take(LISTED);
+    lines.extend(names.map(|file| format!("{repository}:{file}")));
     if gguf.len() > LISTED {
-        text.push_str(&format!("\n  and {} more", gguf.len() - LISTED));
+        lines.push(format!("and {} more", gguf.len() - LISTED));
     }
-    text
+    lines.join("\n  ")
 }

@@ -82,16 +82,16 @@ impl HubOptions {
     /// The token file is read here. Without any home directory, the cache is
     /// in the system's directory for temporary files.
     pub fn from_env() -> Self {
-        let mut options = Self::from_variables(&|name| env::var_os(name), env::home_dir());
+        let mut options =
+            Self::from_variables(&|name| env::var_os(name), env::home_dir().as_deref());
         options.proxy = ureq::Proxy::try_from_env();
         options
     }
 
-    fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>, user: Option<PathBuf>) -> Self {
+    fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>, user: Option<&Path>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
-        let path =
-            |name: &str| set(name).map(|value| expand(PathBuf::from(value), user.as_deref()));
+        let path = |name: &str| set(name).map(|value| expand(PathBuf::from(value), user));
         let truthy = |name: &str| {
             text(name).is_some_and(|value| {
                 ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
@@ -99,7 +99,7 @@ impl HubOptions {
         };
         let home = path("HF_HOME").unwrap_or_else(|| {
             path("XDG_CACHE_HOME")
-                .or_else(|| user.as_ref().map(|user| user.join(".cache")))
+                .or_else(|| user.map(|user| user.join(".cache")))
                 .unwrap_or_else(env::temp_dir)
                 .join("huggingface")
         });
@@ -146,7 +146,7 @@ mod tests {
                     .find(|(name, _)| name == wanted)
                     .map(|(_, value)| value.clone())
             },
-            Some(PathBuf::from("/home/me")),
+            Some(Path::new("/home/me")),
         )
     }
 

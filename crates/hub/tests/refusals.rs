@@ -41,12 +41,12 @@ fn usual() -> (Hub, TempDir) {
     )
 }
 
-fn refusal(status: u16, code: &'static str, message: &str) -> Option<Refusal> {
-    Some(Refusal {
+fn refusal(status: u16, code: &'static str, message: &str) -> Refusal {
+    Refusal {
         status,
         code,
         message: message.to_owned(),
-    })
+    }
 }
 
 fn part(cache: &Path) -> std::path::PathBuf {
@@ -99,7 +99,7 @@ fn offline_and_not_in_the_cache() {
 fn a_gated_repository_whose_files_are_refused() {
     let (hub, cache) = usual();
     hub.faults().refusals = 1;
-    hub.faults().refuse_files = refusal(403, "GatedRepo", "Access to model is restricted");
+    hub.faults().refuse_files = Some(refusal(403, "GatedRepo", "Access to model is restricted"));
     let error = refused(NAME, &hub.options_with_token(cache.path()));
     assert!(matches!(error, HubError::Gated { .. }), "{error}");
     let page = format!("{}/{NAME}", hub.endpoint);
@@ -119,7 +119,7 @@ fn a_gated_repository_whose_files_are_refused() {
 fn a_gated_repository_without_a_token() {
     let (hub, cache) = usual();
     hub.faults().refusals = 1;
-    hub.faults().refuse_files = refusal(401, "GatedRepo", "Access to model is restricted");
+    hub.faults().refuse_files = Some(refusal(401, "GatedRepo", "Access to model is restricted"));
     let error = refused(NAME, &hub.options(cache.path()));
     assert!(matches!(error, HubError::Gated { .. }), "{error}");
     says(&error, &["HTTP 401", "no token was sent"]);
@@ -129,7 +129,7 @@ fn a_gated_repository_without_a_token() {
 fn a_server_that_repeats_the_token() {
     let (hub, cache) = usual();
     hub.faults().refusals = 1;
-    hub.faults().refuse_api = refusal(403, "", &format!("{TOKEN} may not read this"));
+    hub.faults().refuse_api = Some(refusal(403, "", &format!("{TOKEN} may not read this")));
     let error = refused(NAME, &hub.options_with_token(cache.path()));
     says(&error, &["may not read this"]);
 }
@@ -138,7 +138,11 @@ fn a_server_that_repeats_the_token() {
 fn a_token_that_the_hub_does_not_accept() {
     let (hub, cache) = usual();
     hub.faults().refusals = 1;
-    hub.faults().refuse_api = refusal(401, "", "Invalid credentials in Authorization header");
+    hub.faults().refuse_api = Some(refusal(
+        401,
+        "",
+        "Invalid credentials in Authorization header",
+    ));
     let error = refused(NAME, &hub.options_with_token(cache.path()));
     assert!(matches!(error, HubError::TokenRefused { .. }), "{error}");
 }
@@ -275,7 +279,7 @@ fn more_bytes_than_announced_are_not_taken() {
 fn a_hub_with_a_fault_is_asked_again_but_not_for_ever() {
     let (hub, cache) = usual();
     let options = hub.options(cache.path());
-    hub.faults().refuse_api = refusal(503, "", "");
+    hub.faults().refuse_api = Some(refusal(503, "", ""));
     hub.faults().refusals = usize::MAX;
     let error = refused(NAME, &options);
     assert!(matches!(error, HubError::Server { .. }), "{error}");
@@ -287,7 +291,7 @@ fn a_hub_with_a_fault_is_asked_again_but_not_for_ever() {
 #[test]
 fn a_hub_that_limits_requests_says_so() {
     let (hub, cache) = usual();
-    hub.faults().refuse_files = refusal(429, "", "");
+    hub.faults().refuse_files = Some(refusal(429, "", ""));
     hub.faults().refusals = usize::MAX;
     let error = refused(NAME, &hub.options(cache.path()));
     says(&error, &["HTTP 429", "limits how often", "HF_TOKEN"]);
@@ -308,6 +312,23 @@ fn a_server_that_is_no_hub() {
         assert!(matches!(error, HubError::BadAnswer { .. }), "{error}");
         says(&error, &[what, "HF_ENDPOINT"]);
     }
+}
+
+#[test]
+fn a_file_of_unknown_length_is_not_taken_for_whole() {
+    let (hub, cache) = usual();
+    hub.faults().no_lengths = true;
+    let error = refused(NAME, &hub.options(cache.path()));
+    assert!(matches!(error, HubError::BadAnswer { .. }), "{error}");
+    says(&error, &["how long `config.json` is"]);
+}
+
+#[test]
+fn a_server_that_speaks_no_tls() {
+    let (hub, cache) = usual();
+    let endpoint = hub.endpoint.replace("http:", "https:");
+    let error = refused(NAME, &quick(HubOptions::new(&endpoint, cache.path())));
+    assert!(matches!(error, HubError::NoNetwork { .. }), "{error}");
 }
 
 #[test]
