@@ -5,11 +5,10 @@ use std::thread::sleep;
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
-    config::Config,
     http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header},
 };
 
-use crate::{HubError, HubName, HubOptions};
+use crate::{HubError, HubName, HubOptions, agent::agent};
 
 /// Redirects followed before giving up.
 const REDIRECTS: usize = 10;
@@ -93,19 +92,8 @@ impl<'a> Client<'a> {
                 Some(value)
             }
         };
-        let config = Config::builder()
-            // Redirects are followed here, where the token's host is known.
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .user_agent(concat!("olora/", env!("CARGO_PKG_VERSION")))
-            .proxy(options.proxy.clone())
-            .timeout_resolve(Some(options.timeout))
-            .timeout_connect(Some(options.timeout))
-            .timeout_recv_response(Some(options.timeout))
-            .timeout_per_read(Some(options.timeout))
-            .build();
         Ok(Self {
-            agent: config.new_agent(),
+            agent: agent(options)?,
             options,
             name,
             endpoint,

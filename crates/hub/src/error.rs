@@ -41,6 +41,11 @@ pub enum HubError {
          copy it again into HF_TOKEN or the token file"
     )]
     BadToken,
+    /// The file of trusted certificates holds none.
+    #[error(
+        "{0} holds no certificates in PEM form: set SSL_CERT_FILE to a file that does, or unset it"
+    )]
+    NoCertificates(PathBuf),
     /// Offline mode, and the model is not in the cache.
     #[error(
         "offline mode is set (HF_HUB_OFFLINE), and `{name}` is not, or not wholly, in the cache \
@@ -57,8 +62,9 @@ pub enum HubError {
     #[error(
         "cannot reach {host} to download `{name}`: {reason}. It is not wholly in the cache {cache} \
          (a copy there is used without a network, and with HF_HUB_OFFLINE=1 without trying), and \
-         there is no local path of that name. Check the connection and HTTPS_PROXY, or give the \
-         path of a local directory or .gguf file. What has been downloaded is kept"
+         there is no local path of that name. Check the connection and HTTPS_PROXY (behind \
+         a proxy with its own certificates, also SSL_CERT_FILE), or give the path of a local \
+         directory or .gguf file. What has been downloaded is kept"
     )]
     NoNetwork {
         /// The host that was tried.

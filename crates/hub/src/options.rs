@@ -52,6 +52,8 @@ pub struct HubOptions {
     pub retry_wait: Duration,
     /// How long the hub may be silent before a request counts as failed.
     pub timeout: Duration,
+    /// A PEM file of the certificate authorities to trust; without one, Mozilla's.
+    pub certificates: Option<PathBuf>,
     pub(crate) proxy: Option<ureq::Proxy>,
 }
 
@@ -66,6 +68,7 @@ impl HubOptions {
             attempts: 5,
             retry_wait: Duration::from_secs(1),
             timeout: Duration::from_secs(30),
+            certificates: None,
             proxy: None,
         }
     }
@@ -76,8 +79,8 @@ impl HubOptions {
     /// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`); `HF_TOKEN`, then
     /// `HUGGING_FACE_HUB_TOKEN`, then the file `HF_TOKEN_PATH` (by default
     /// `token` in `HF_HOME`), unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set;
-    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`. Also `HTTPS_PROXY`,
-    /// `ALL_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`. Also `SSL_CERT_FILE`,
+    /// `HTTPS_PROXY`, `ALL_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
     ///
     /// The token file is read here. Without any home directory, the cache is
     /// in the system's directory for temporary files.
@@ -108,6 +111,7 @@ impl HubOptions {
             .unwrap_or_else(|| home.join("hub"));
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let mut options = Self::new(&endpoint, &cache);
+        options.certificates = path("SSL_CERT_FILE");
         options.offline = truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE");
         if !truthy("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             let from = |name: &str| text(name).as_deref().and_then(Token::new);

@@ -332,6 +332,19 @@ fn a_server_that_speaks_no_tls() {
 }
 
 #[test]
+fn a_file_of_certificates_that_holds_none() {
+    let (hub, cache) = usual();
+    let mut options = hub.options(cache.path());
+    options.certificates = Some(cache.path().join("ca.pem"));
+    let error = refused(NAME, &options);
+    assert!(matches!(error, HubError::Io { .. }), "{error}");
+    fs::write(cache.path().join("ca.pem"), b"not a certificate").unwrap();
+    let error = refused(NAME, &options);
+    assert!(matches!(error, HubError::NoCertificates(_)), "{error}");
+    says(&error, &["ca.pem", "SSL_CERT_FILE"]);
+}
+
+#[test]
 fn an_endpoint_that_is_no_address() {
     let cache = tempdir().unwrap();
     for endpoint in [
