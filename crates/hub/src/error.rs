@@ -290,7 +290,7 @@ fn said(reason: &str) -> String {
 
 fn sent(token_sent: bool) -> &'static str {
     if token_sent {
-        " (the token in use has none)"
+        " (the token that was sent has no access)"
     } else {
         " (no token was sent)"
     }
@@ -325,7 +325,7 @@ fn alternatives(name: &str, gguf: &[String]) -> String {
         return "; it has no .gguf files either. Name another repository".to_owned();
     }
     let repository = name.split(':').next().unwrap_or(name);
-    let mut lines = vec![". Its GGUF files; name one of them:".to_owned()];
+    let mut lines = vec![". Name one of its GGUF files:".to_owned()];
     let names = gguf.iter().take(LISTED);
     lines.extend(names.map(|file| format!("{repository}:{file}")));
     if gguf.len() > LISTED {

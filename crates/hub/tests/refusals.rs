@@ -110,7 +110,7 @@ fn a_gated_repository_whose_files_are_refused() {
             "accept its licence",
             &page,
             "HF_TOKEN",
-            "the token in use",
+            "the token that was sent",
         ],
     );
 }
@@ -250,6 +250,15 @@ fn a_download_that_is_cut_off_every_time_keeps_what_came() {
 }
 
 #[test]
+fn fewer_bytes_than_announced_are_not_taken_for_the_file() {
+    let (hub, cache) = usual();
+    hub.faults().surplus = -1;
+    let error = refused(NAME, &hub.options(cache.path()));
+    assert!(matches!(error, HubError::Truncated { .. }), "{error}");
+    says(&error, &["99999 of 100000 bytes"]);
+}
+
+#[test]
 fn a_wrong_byte_is_found_and_the_part_removed() {
     let (hub, cache) = usual();
     hub.faults().flips = 1;
@@ -268,7 +277,7 @@ fn a_wrong_byte_is_found_and_the_part_removed() {
 #[test]
 fn more_bytes_than_announced_are_not_taken() {
     let (hub, cache) = usual();
-    hub.faults().one_more = true;
+    hub.faults().surplus = 1;
     let error = refused(NAME, &hub.options(cache.path()));
     assert!(matches!(error, HubError::TooLong { .. }), "{error}");
     says(&error, &["100000 bytes", "removed"]);

@@ -37,8 +37,8 @@ pub struct Faults {
     pub wall: Option<usize>,
     /// So many times, one byte that the CDN sends is wrong.
     pub flips: usize,
-    /// The CDN sends one byte more than the hub announced.
-    pub one_more: bool,
+    /// So many bytes more or less than the hub announced does the CDN have.
+    pub surplus: isize,
     /// The CDN knows no ranges.
     pub no_ranges: bool,
     /// The hub does not say how long its small files are.
@@ -296,14 +296,12 @@ impl Shared {
             bytes[last] ^= 1;
         }
         let cut = take(|faults| &mut faults.cuts);
-        let (wall, one_more, no_ranges, delay) = {
+        let (wall, surplus, no_ranges, delay) = {
             let faults = self.faults.lock().unwrap();
-            (faults.wall, faults.one_more, faults.no_ranges, faults.delay)
+            (faults.wall, faults.surplus, faults.no_ranges, faults.delay)
         };
         thread::sleep(delay);
-        if one_more {
-            bytes.push(0);
-        }
+        bytes.resize(bytes.len().saturating_add_signed(surplus), 0);
         let from = request
             .headers
             .get("range")
