@@ -20,7 +20,9 @@ mod read;
 mod rope;
 mod tokenizer;
 mod types;
+mod write;
 
 pub use error::GgufError;
 pub use read::GgufFile;
 pub use tokenizer::Tokenizer;
+pub use write::{GgufType, LoraLayer, TensorSpec, TokenizerFiles, write_adapter, write_model};
