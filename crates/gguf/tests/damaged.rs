@@ -1,5 +1,12 @@
 //! Files that are not whole, not GGUF, or made to hurt.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use std::{fs, path::PathBuf};

@@ -1,5 +1,12 @@
 //! Tokenizers from GGUF files against the ones that the files were made from.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use std::{fs, str::FromStr};

@@ -3,6 +3,13 @@
 //! The files stay in `target/tmp/gguf`, where `fixtures/check_gguf.py` compares
 //! them with what Python makes of the same checkpoints.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod common;
 
 use std::{
@@ -11,19 +18,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{fixture, json, safetensors};
+use common::{Tensor, fixture, json, safetensors};
 use olora_gguf::{
     GgufError, GgufFile, GgufType, LoraLayer, TensorSpec, TokenizerFiles, write_adapter,
     write_model,
 };
 use serde_json::{Map, Value, json};
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
 /// A checkpoint of `fixtures/` with a tokenizer to go with it.
 struct Checkpoint {
     config: Map<String, Value>,
-    tensors: Tensors,
+    tensors: BTreeMap<String, Tensor>,
     tokenizer: Vec<u8>,
     tokenizer_config: Vec<u8>,
 }
@@ -406,7 +411,7 @@ fn merges_that_no_scores_give_are_refused() {
 }
 
 /// The factors of `fixtures/peft/llama-lora`: module → (A, B).
-fn factors() -> BTreeMap<String, [(Vec<usize>, Vec<f32>); 2]> {
+fn factors() -> BTreeMap<String, [Tensor; 2]> {
     let tensors = safetensors(&fixture("peft/llama-lora/adapter_model.safetensors"));
     tensors
         .iter()

@@ -18,8 +18,11 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The tensors of a `.safetensors` file of `f32`, with their shapes.
-pub fn safetensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+/// Shape and values.
+pub type Tensor = (Vec<usize>, Vec<f32>);
+
+/// The tensors of a `.safetensors` file of `f32`.
+pub fn safetensors(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = fs::read(path).expect("the fixture is there");
     let file = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
     file.tensors()
