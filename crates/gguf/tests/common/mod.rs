@@ -40,3 +40,10 @@ pub fn json(path: &Path) -> Map<String, Value> {
     let bytes = fs::read(path).expect("the fixture is there");
     serde_json::from_slice(&bytes).expect("the fixture is an object")
 }
+
+/// Where files stay for `check_gguf.py`.
+pub fn kept(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gguf");
+    fs::create_dir_all(&directory).unwrap();
+    directory.join(name)
+}
