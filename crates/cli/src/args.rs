@@ -215,6 +215,9 @@ pub(crate) struct MergeArgs {
     /// Number format to write; the checkpoint's own if not given
     #[arg(long)]
     pub(crate) dtype: Option<Dtype>,
+    /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
+    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    pub(crate) shard_size: u64,
     /// Device to add on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
@@ -265,6 +268,30 @@ impl From<Dtype> for olora_model::WeightType {
             Dtype::Float16 => Self::F16,
         }
     }
+}
+
+/// `2GB`, `500 MiB` or a plain number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("", 1),
+        ("b", 1),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+    ];
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_lowercase();
+    let size = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .and_then(|(_, factor)| number.parse::<u64>().ok()?.checked_mul(*factor));
+    size.filter(|&size| size > 0)
+        .ok_or_else(|| "must be a size such as 2GB, 500MiB or 100000 (bytes)".to_owned())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -243,7 +243,11 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             .map(WeightType::from)
             .or(config.stored_dtype())
             .unwrap_or(WeightType::F32);
-        olora_model::save(&merged, &config, dtype, Some(&base), &args.output)?;
+        let options = SaveOptions {
+            dtype,
+            shard_bytes: args.shard_size,
+        };
+        olora_model::save(&merged, &config, options, Some(&base), &args.output)?;
         Ok(dtype)
     })?;
     say(&format!(

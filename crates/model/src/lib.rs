@@ -16,10 +16,9 @@ mod error;
 mod generate;
 pub mod llama;
 mod rope;
-mod shards;
 
 pub use cache::KvCache;
-pub use checkpoint::{WeightType, load, save};
+pub use checkpoint::{SaveOptions, WeightType, load, save};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};
