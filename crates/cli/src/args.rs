@@ -301,3 +301,18 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Err(error) => Err(format!("{error}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_decimal_or_binary_or_plain() {
+        assert_eq!(bytes("2GB"), Ok(2_000_000_000));
+        assert_eq!(bytes(" 500 MiB "), Ok(500 << 20));
+        assert_eq!(bytes("123"), Ok(123));
+        for wrong in ["", "GB", "0", "2 TBs", "-1", "1.5GB", "99999999999999GB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ use burn::train::{
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType};
+use olora_model::{Llama, ModelConfig, Sampling, SaveOptions, WeightType};
 use olora_training::{
     Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
     stop_ids,
