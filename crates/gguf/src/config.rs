@@ -1,0 +1,280 @@
+//! The metadata about a model's shape as a `config.json`.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    GgufError,
+    metadata::Metadata,
+    names::{Architecture, Heads},
+    rope,
+    types::TensorType,
+};
+
+/// The keys of one architecture: `llama.block_count` and so on.
+struct Keys<'a> {
+    metadata: Metadata<'a>,
+    architecture: Architecture,
+}
+
+impl Keys<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture.name())
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, GgufError> {
+        self.metadata.size(&self.key(key))
+    }
+
+    /// A size of one or more that must be there.
+    fn required(&self, key: &str) -> Result<u64, GgufError> {
+        let key = self.key(key);
+        match self.metadata.required_size(&key)? {
+            0 => Err(self.malformed(format!("`{key}` is 0"))),
+            size => Ok(size),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        self.metadata.number(&self.key(key))
+    }
+
+    fn malformed(&self, reason: String) -> GgufError {
+        GgufError::malformed(self.metadata.path, reason)
+    }
+
+    fn unsupported(&self, what: String, supported: &str) -> GgufError {
+        GgufError::unsupported(self.metadata.path, what, supported)
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.metadata.header.tensors.contains_key(name)
+    }
+}
+
+/// The configuration, with the keys that transformers writes.
+pub(crate) fn read(
+    metadata: Metadata<'_>,
+    architecture: Architecture,
+    rope_factors: Option<&[f32]>,
+) -> Result<Map<String, Value>, GgufError> {
+    let keys = Keys {
+        metadata,
+        architecture,
+    };
+    if keys
+        .size("expert_count")?
+        .is_some_and(|experts| experts > 0)
+    {
+        return Err(keys.unsupported("a mixture of experts".to_owned(), "dense models"));
+    }
+    let hidden_size = keys.required("embedding_length")?;
+    let heads = keys.required("attention.head_count")?;
+    let kv_heads = match keys.size("attention.head_count_kv")? {
+        Some(0) => return Err(keys.malformed("its key heads are 0 in number".to_owned())),
+        kv_heads => kv_heads.unwrap_or(heads),
+    };
+    let head_dim = head_dim(&keys, hidden_size, heads)?;
+    let window = keys
+        .size("attention.sliding_window")?
+        .filter(|&window| window > 0);
+    let (model_type, class) = match architecture {
+        Architecture::Llama if window.is_some() => ("mistral", "MistralForCausalLM"),
+        Architecture::Llama => ("llama", "LlamaForCausalLM"),
+        Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
+        Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+        Architecture::Gemma => ("gemma", "GemmaForCausalLM"),
+    };
+    let activation = match architecture {
+        Architecture::Gemma => "gelu_pytorch_tanh",
+        _ => "silu",
+    };
+    let eps = "attention.layer_norm_rms_epsilon";
+    let rms_norm_eps = keys
+        .number(eps)?
+        .ok_or_else(|| metadata.missing(&keys.key(eps)))?;
+
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    set("architectures", json!([class]));
+    set("model_type", json!(model_type));
+    set("vocab_size", json!(vocab_size(&keys)?));
+    set("hidden_size", json!(hidden_size));
+    set(
+        "intermediate_size",
+        json!(keys.required("feed_forward_length")?),
+    );
+    set("num_hidden_layers", json!(keys.required("block_count")?));
+    set("num_attention_heads", json!(heads));
+    set("num_key_value_heads", json!(kv_heads));
+    set("head_dim", json!(head_dim));
+    set("hidden_act", json!(activation));
+    set("rms_norm_eps", json!(rms_norm_eps));
+    set(
+        "max_position_embeddings",
+        json!(keys.required("context_length")?),
+    );
+    set(
+        "tie_word_embeddings",
+        json!(!keys.has_tensor("output.weight")),
+    );
+    let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
+    let scaling = rope_scaling(&keys, head_dim, theta, rope_factors)?;
+    set("rope_theta", json!(theta));
+    if let Some(scaling) = scaling {
+        set("rope_scaling", Value::Object(scaling));
+    }
+    match architecture {
+        Architecture::Llama => {
+            if let Some(window) = window {
+                set("sliding_window", json!(window));
+            }
+            set(
+                "attention_bias",
+                json!(keys.has_tensor("blk.0.attn_q.bias")),
+            );
+            set("mlp_bias", json!(keys.has_tensor("blk.0.ffn_up.bias")));
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            if let Some(window) = window {
+                return Err(keys.unsupported(
+                    format!("a sliding window of {window} in a {model_type} model"),
+                    "qwen2 and qwen3 models without one",
+                ));
+            }
+            set("use_sliding_window", json!(false));
+            if architecture == Architecture::Qwen3 {
+                set("attention_bias", json!(false));
+            }
+        }
+        Architecture::Gemma => {}
+    }
+    for (key, source) in [
+        ("bos_token_id", "tokenizer.ggml.bos_token_id"),
+        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ("pad_token_id", "tokenizer.ggml.padding_token_id"),
+    ] {
+        if let Some(id) = metadata.size(source)? {
+            set(key, json!(id));
+        }
+    }
+    set("dtype", json!(dtype(&metadata)));
+    Ok(config)
+}
+
+/// The heads of a configuration that [`read`] made.
+pub(crate) fn heads(config: &Map<String, Value>) -> Heads {
+    let size = |key| config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+    Heads {
+        queries: size("num_attention_heads"),
+        keys: size("num_key_value_heads"),
+    }
+}
+
+fn head_dim(keys: &Keys<'_>, hidden_size: u64, heads: u64) -> Result<u64, GgufError> {
+    let rotated = keys.size("rope.dimension_count")?;
+    let head_dim = match keys.size("attention.key_length")?.or(rotated) {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            return Err(keys.malformed(format!(
+                "its {hidden_size} dimensions cannot be divided among {heads} heads, and `{}` is not given",
+                keys.key("attention.key_length")
+            )));
+        }
+    };
+    if let Some(values) = keys
+        .size("attention.value_length")?
+        .filter(|&n| n != head_dim)
+    {
+        let what = format!("keys of {head_dim} dimensions and values of {values}");
+        return Err(keys.unsupported(what, "heads with as many of each"));
+    }
+    if let Some(rotated) = rotated.filter(|&rotated| rotated != head_dim) {
+        let what = format!("rotary embeddings of {rotated} of {head_dim} dimensions");
+        return Err(keys.unsupported(what, "rotary embeddings of whole heads"));
+    }
+    Ok(head_dim)
+}
+
+/// As many as the embedding has rows; the tokenizer may know fewer.
+fn vocab_size(keys: &Keys<'_>) -> Result<usize, GgufError> {
+    let embedding = keys.metadata.header.tensors.get("token_embd.weight");
+    match embedding.map(|info| info.shape.as_slice()) {
+        Some(&[rows, _]) => Ok(rows),
+        Some(_) => Err(keys.malformed("`token_embd.weight` is not a matrix".to_owned())),
+        None => Err(keys.malformed("it has no tensor `token_embd.weight`".to_owned())),
+    }
+}
+
+fn rope_scaling(
+    keys: &Keys<'_>,
+    head_dim: u64,
+    theta: f64,
+    factors: Option<&[f32]>,
+) -> Result<Option<Map<String, Value>>, GgufError> {
+    let kind = keys.metadata.text(&keys.key("rope.scaling.type"))?;
+    let original = keys.number_or_size("rope.scaling.original_context_length")?;
+    let factor = match keys.number("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        // What linear scaling was called before there were other kinds.
+        None => keys.number("rope.scale_linear")?.filter(|&f| f != 1.0),
+    };
+    if let Some(factors) = factors {
+        if kind.is_some_and(|kind| kind != "none") {
+            return Err(keys.unsupported(
+                "both `rope_freqs.weight` and another scaling of the rotary embeddings".to_owned(),
+                "either",
+            ));
+        }
+        let scaling = rope::from_factors(factors, head_dim as usize, theta, original);
+        return scaling.ok_or_else(|| {
+            keys.unsupported(
+                "scaling factors of the rotary embeddings (`rope_freqs.weight`) of unknown kind"
+                    .to_owned(),
+                "those of Llama 3.1 and later",
+            )
+        });
+    }
+    let lacks = || keys.metadata.missing(&keys.key("rope.scaling.factor"));
+    match kind {
+        None | Some("none") if factor.is_none() || kind.is_some() => Ok(None),
+        None | Some("linear") => {
+            let factor = factor.ok_or_else(lacks)?;
+            Ok(json!({"rope_type": "linear", "factor": factor})
+                .as_object()
+                .cloned())
+        }
+        Some(other) => Err(keys.unsupported(
+            format!("rotary embeddings with `rope.scaling.type: {other}`"),
+            "none, linear and Llama 3's",
+        )),
+    }
+}
+
+impl Keys<'_> {
+    /// Converters disagree on whether this is a whole number.
+    fn number_or_size(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        match self.size(key) {
+            Ok(size) => Ok(size.map(|size| size as f64)),
+            Err(_) => self.number(key),
+        }
+    }
+}
+
+/// transformers' name for the format in which most of the numbers are.
+fn dtype(metadata: &Metadata<'_>) -> &'static str {
+    let mut bytes = [0_usize; 3];
+    for info in metadata.header.tensors.values() {
+        let count = info.shape.iter().product::<usize>();
+        match info.kind {
+            TensorType::F32 => bytes[0] += count,
+            TensorType::F16 => bytes[1] += count,
+            _ => bytes[2] += count,
+        }
+    }
+    match bytes {
+        [single, half, other] if single > half && single > other => "float32",
+        [_, half, other] if half > other => "float16",
+        _ => "bfloat16",
+    }
+}

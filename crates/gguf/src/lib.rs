@@ -1,0 +1,26 @@
+//! GGUF files, the format of llama.cpp, as Hugging Face checkpoints.
+//!
+//! [`GgufFile`] opens one and gives what a checkpoint's directory would hold:
+//! the configuration, the tokenizer and the tensors, with Hugging Face's names,
+//! orientation and order of rows, quantised ones turned into `f32`.
+//! [`write_model`] and [`write_adapter`] write models and LoRA adapters that
+//! llama.cpp loads.
+//!
+//! The format is described in `docs/gguf.md` of
+//! [ggml](https://github.com/ggml-org/ggml); what is stored under which key, and
+//! how tensors are rearranged, is what llama.cpp's `convert_hf_to_gguf.py` and
+//! `convert_lora_to_gguf.py` do.
+
+mod config;
+mod error;
+mod header;
+mod metadata;
+mod names;
+mod read;
+mod rope;
+mod tokenizer;
+mod types;
+
+pub use error::GgufError;
+pub use read::GgufFile;
+pub use tokenizer::Tokenizer;

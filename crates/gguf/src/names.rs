@@ -1,0 +1,166 @@
+//! What tensors are called in GGUF files and in Hugging Face checkpoints, and
+//! how their contents differ.
+
+/// The architectures that this crate knows (`general.architecture`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Architecture {
+    /// LLaMA and everything shaped like it, Mistral included.
+    Llama,
+    /// Qwen2 and 2.5.
+    Qwen2,
+    /// Qwen3, dense.
+    Qwen3,
+    /// Gemma, the first generation.
+    Gemma,
+}
+
+/// The names of all [`Architecture`]s, for messages.
+pub(crate) const ARCHITECTURES: &str = "llama, qwen2, qwen3 and gemma";
+
+impl Architecture {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "llama" => Self::Llama,
+            "qwen2" => Self::Qwen2,
+            "qwen3" => Self::Qwen3,
+            "gemma" => Self::Gemma,
+            _ => return None,
+        })
+    }
+
+    /// The architecture of a `model_type` of `config.json`.
+    pub(crate) fn from_model_type(model_type: &str) -> Option<Self> {
+        match model_type {
+            "mistral" => Some(Self::Llama),
+            other => Self::from_name(other),
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma => "gemma",
+        }
+    }
+}
+
+/// (Hugging Face, GGUF) names of what stands outside the blocks.
+const OUTSIDE: [(&str, &str); 3] = [
+    ("model.embed_tokens", "token_embd"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+];
+
+/// (Hugging Face, GGUF) names within a block.
+const INSIDE: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// `token_embd.weight` → `model.embed_tokens.weight`; `None` for unknown names.
+pub(crate) fn to_hugging_face(gguf: &str) -> Option<String> {
+    let (module, kind) = split_kind(gguf)?;
+    if let Some((hf, _)) = OUTSIDE.iter().find(|(_, name)| *name == module) {
+        return Some(format!("{hf}.{kind}"));
+    }
+    let (block, module) = module.strip_prefix("blk.")?.split_once('.')?;
+    let block: u32 = block.parse().ok()?;
+    let (hf, _) = INSIDE.iter().find(|(_, name)| *name == module)?;
+    Some(format!("model.layers.{block}.{hf}.{kind}"))
+}
+
+/// `model.embed_tokens.weight` → `token_embd.weight`; `None` for unknown names.
+pub(crate) fn to_gguf(hf: &str) -> Option<String> {
+    let (module, kind) = split_kind(hf)?;
+    module_to_gguf(module).map(|module| format!("{module}.{kind}"))
+}
+
+/// `model.layers.3.self_attn.q_proj` → `blk.3.attn_q`.
+pub(crate) fn module_to_gguf(hf: &str) -> Option<String> {
+    if let Some((_, gguf)) = OUTSIDE.iter().find(|(name, _)| *name == hf) {
+        return Some((*gguf).to_owned());
+    }
+    let (block, module) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let block: u32 = block.parse().ok()?;
+    let (_, gguf) = INSIDE.iter().find(|(name, _)| *name == module)?;
+    Some(format!("blk.{block}.{gguf}"))
+}
+
+fn split_kind(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('.')
+        .filter(|(_, kind)| matches!(*kind, "weight" | "bias"))
+}
+
+/// Tensors that older converters wrote and that nothing reads.
+pub(crate) fn is_ignorable(gguf: &str) -> bool {
+    gguf.ends_with("attn_rot_embd.weight")
+        || gguf.ends_with("rotary_emb.inv_freq")
+        || gguf.ends_with("attention.rotary_emb.inv_freq")
+}
+
+/// How the numbers of a tensor in a file differ from those in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    None,
+    /// The rows of each of this many heads are interleaved: llama.cpp rotates
+    /// neighbours, Hugging Face the first half of a head with its second.
+    Interleaved {
+        heads: usize,
+    },
+    /// The file has 1 + w, Gemma's own norms multiply by it.
+    PlusOne,
+}
+
+impl Change {
+    /// What was done to a tensor of a Hugging Face module when a file was made.
+    pub(crate) fn of(architecture: Architecture, module: &str, heads: Heads) -> Self {
+        match architecture {
+            Architecture::Llama if module.ends_with("self_attn.q_proj") => Self::Interleaved {
+                heads: heads.queries,
+            },
+            Architecture::Llama if module.ends_with("self_attn.k_proj") => {
+                Self::Interleaved { heads: heads.keys }
+            }
+            Architecture::Gemma if module.ends_with("norm") => Self::PlusOne,
+            _ => Self::None,
+        }
+    }
+
+    /// The row of a checkpoint's tensor that is row `row` in the file.
+    pub(crate) fn source_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Interleaved { heads } => {
+                let width = rows / heads;
+                let (head, within) = (row / width, row % width);
+                head * width + within % 2 * (width / 2) + within / 2
+            }
+            Self::None | Self::PlusOne => row,
+        }
+    }
+
+    /// Whether rows can be rearranged like this.
+    pub(crate) fn fits(self, rows: usize) -> bool {
+        match self {
+            Self::Interleaved { heads } => heads > 0 && rows.is_multiple_of(2 * heads),
+            Self::None | Self::PlusOne => true,
+        }
+    }
+}
+
+/// How many heads of attention there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+}

@@ -1,0 +1,273 @@
+//! A GGUF file as a Hugging Face checkpoint.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use serde_json::{Map, Value};
+
+use crate::{
+    GgufError, Tokenizer, config,
+    header::{Header, TensorInfo},
+    metadata::Metadata,
+    names::{ARCHITECTURES, Architecture, Change, Heads, is_ignorable, to_hugging_face},
+    tokenizer,
+};
+
+/// The name of the tensor with Llama 3's scaling of the rotary frequencies.
+pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
+
+/// A memory-mapped GGUF file with a model, seen as a Hugging Face checkpoint.
+///
+/// Tensors have the names, the orientation (`[out, in]`) and the order of rows
+/// of a `model.safetensors`; quantised ones are given as `f32`.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    mapped: Mmap,
+    header: Header,
+    architecture: Architecture,
+    heads: Heads,
+    /// Hugging Face name → name in the file.
+    names: BTreeMap<String, String>,
+    config: Map<String, Value>,
+}
+
+impl GgufFile {
+    /// Maps a file and checks all of it but the values of the tensors.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NotGguf`], [`GgufError::Truncated`] and
+    /// [`GgufError::Malformed`] for what is not a whole GGUF file of version 2
+    /// or 3; [`GgufError::Unsupported`] for another architecture, a tensor
+    /// format without a reader, a LoRA adapter, or one part of a split file.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let mapped = map(path)?;
+        let header = Header::parse(path, &mapped)?;
+        let metadata = Metadata {
+            path,
+            bytes: &mapped,
+            header: &header,
+        };
+        let architecture = architecture(metadata)?;
+        let names = hugging_face_names(path, architecture, &header)?;
+        let rope_factors = header
+            .tensors
+            .get(ROPE_FREQUENCIES)
+            .map(|info| values(&mapped, info));
+        let config = config::read(metadata, architecture, rope_factors.as_deref())?;
+        let heads = config::heads(&config);
+        let file = Self {
+            path: path.to_owned(),
+            mapped,
+            header,
+            architecture,
+            heads,
+            names,
+            config,
+        };
+        file.check_rows()?;
+        Ok(file)
+    }
+
+    /// What a `config.json` would hold.
+    ///
+    /// `dtype` is the format of the largest tensors; quantised ones count as
+    /// bfloat16, in which a checkpoint of this model would be stored.
+    pub fn config(&self) -> Map<String, Value> {
+        self.config.clone()
+    }
+
+    /// The tensors' names in a `model.safetensors`, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    /// A tensor's shape, `[out, in]` for matrices; `None` if there is no such tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let stored = self.names.get(name)?;
+        Some(&self.header.tensors.get(stored)?.shape)
+    }
+
+    /// The format in which a tensor is stored, such as `Q4_K`.
+    pub fn stored_type(&self, name: &str) -> Option<&'static str> {
+        let stored = self.names.get(name)?;
+        Some(self.header.tensors.get(stored)?.kind.name())
+    }
+
+    /// A tensor's values, row-major, dequantised. The system may drop the part
+    /// of the file that was read from memory afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NoTensor`].
+    pub fn read(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        let info = self
+            .names
+            .get(name)
+            .and_then(|stored| self.header.tensors.get(stored))
+            .ok_or_else(|| GgufError::NoTensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            })?;
+        let mut read = values(&self.mapped, info);
+        match self.change(name) {
+            Change::None => {}
+            Change::PlusOne => read.iter_mut().for_each(|value| *value -= 1.0),
+            change @ Change::Interleaved { .. } => {
+                let rows = info.shape[0];
+                let width = read.len() / rows;
+                let mut sorted = vec![0.0; read.len()];
+                for (row, values) in read.chunks_exact(width).enumerate() {
+                    let target = change.source_row(row, rows);
+                    sorted[target * width..][..width].copy_from_slice(values);
+                }
+                read = sorted;
+            }
+        }
+        self.release(info);
+        Ok(read)
+    }
+
+    /// The tokenizer that the metadata describes.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::Unsupported`] for a tokenizer that is neither byte-level
+    /// BPE nor `SentencePiece` BPE, or with unknown pre-tokenisation;
+    /// [`GgufError::Malformed`] for one that is incomplete.
+    pub fn tokenizer(&self) -> Result<Tokenizer, GgufError> {
+        tokenizer::read(self.metadata(), self.architecture)
+    }
+
+    fn metadata(&self) -> Metadata<'_> {
+        Metadata {
+            path: &self.path,
+            bytes: &self.mapped,
+            header: &self.header,
+        }
+    }
+
+    fn change(&self, name: &str) -> Change {
+        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+        Change::of(self.architecture, module, self.heads)
+    }
+
+    fn check_rows(&self) -> Result<(), GgufError> {
+        for (name, stored) in &self.names {
+            let change = self.change(name);
+            let rows = self
+                .header
+                .tensors
+                .get(stored)
+                .and_then(|info| info.shape.first().copied());
+            if !rows.is_some_and(|rows| change.fits(rows)) {
+                return Err(GgufError::malformed(
+                    &self.path,
+                    format!(
+                        "the rows of `{stored}` cannot be divided among {} query and {} key heads",
+                        self.heads.queries, self.heads.keys
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the system that a tensor's pages have been read; without that they
+    /// count as this process's memory until the file is closed.
+    fn release(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        {
+            const PAGE: usize = 4096;
+            let first = info.bytes.start.next_multiple_of(PAGE);
+            let last = info.bytes.end / PAGE * PAGE;
+            // SAFETY: the mapping is read-only and private to this struct; dropped
+            // pages are read from the file again if they are ever needed.
+            #[expect(unsafe_code, reason = "madvise(MADV_DONTNEED) has no safe form")]
+            let released = unsafe {
+                self.mapped.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    first,
+                    last.saturating_sub(first),
+                )
+            };
+            // Advice only: the data has been read, and the system may keep the pages.
+            drop(released);
+        }
+        #[cfg(not(unix))]
+        let _ = info;
+    }
+}
+
+fn map(path: &Path) -> Result<Mmap, GgufError> {
+    let file = File::open(path).map_err(|source| GgufError::io("opening", path, source))?;
+    // SAFETY: as with every reader of mapped files, another process that cuts
+    // the file short while it is read would crash this one; model files are
+    // written once, by renaming.
+    #[expect(unsafe_code, reason = "mapping a file has no safe form")]
+    let mapped = unsafe { Mmap::map(&file) };
+    mapped.map_err(|source| GgufError::io("mapping", path, source))
+}
+
+/// A tensor's values as they are in the file.
+fn values(bytes: &[u8], info: &TensorInfo) -> Vec<f32> {
+    let mut values = vec![0.0; info.shape.iter().product()];
+    info.kind
+        .dequantise(&bytes[info.bytes.clone()], &mut values);
+    values
+}
+
+fn architecture(metadata: Metadata<'_>) -> Result<Architecture, GgufError> {
+    let path = metadata.path;
+    if let Some(kind) = metadata
+        .text("general.type")?
+        .filter(|&kind| kind != "model")
+    {
+        let what = format!("`general.type: {kind}`, no model by itself");
+        return Err(GgufError::unsupported(
+            path,
+            what,
+            "files with a whole model",
+        ));
+    }
+    if metadata.size("split.count")?.is_some_and(|count| count > 1) {
+        return Err(GgufError::unsupported(
+            path,
+            "only one part of a model that was split over several files",
+            "whole files (llama-gguf-split --merge puts them together)",
+        ));
+    }
+    let key = "general.architecture";
+    let name = metadata.text(key)?.ok_or_else(|| metadata.missing(key))?;
+    Architecture::from_name(name).ok_or_else(|| {
+        let what = format!("a model of the architecture `{name}`");
+        GgufError::unsupported(path, what, ARCHITECTURES)
+    })
+}
+
+fn hugging_face_names(
+    path: &Path,
+    architecture: Architecture,
+    header: &Header,
+) -> Result<BTreeMap<String, String>, GgufError> {
+    let mut names = BTreeMap::new();
+    for stored in header.tensors.keys() {
+        if is_ignorable(stored) || stored == ROPE_FREQUENCIES {
+            continue;
+        }
+        let name = to_hugging_face(stored).ok_or_else(|| {
+            GgufError::unsupported(
+                path,
+                format!("the tensor `{stored}`"),
+                format!("the tensors of a dense {} model", architecture.name()),
+            )
+        })?;
+        names.insert(name, stored.clone());
+    }
+    Ok(names)
+}
