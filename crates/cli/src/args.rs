@@ -135,7 +135,7 @@ pub(crate) struct PlanArgs {
 /// Which weights to run.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// Checkpoint directory; may be left out if the adapter names its base
+    /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long, required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
     /// PEFT adapter directory, or a run directory
@@ -203,7 +203,7 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Args)]
 pub(crate) struct MergeArgs {
-    /// Checkpoint directory; may be left out if the adapter names its base
+    /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
     /// PEFT adapter directory, or a run directory
@@ -227,7 +227,7 @@ pub(crate) struct MergeArgs {
 pub(crate) struct InspectArgs {
     /// What the path is
     pub(crate) what: What,
-    /// Checkpoint directory, adapter directory, or data file
+    /// Checkpoint directory or GGUF file, adapter directory, or data file
     pub(crate) path: PathBuf,
     /// For data: the checkpoint whose tokenizer and chat template to use
     #[arg(long)]

@@ -271,8 +271,8 @@ impl Loaded {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
-        let tokenizer = Tokenizer::from_dir(&base)?;
-        let stored = ModelConfig::from_dir(&base)?.stored_dtype();
+        let tokenizer = Tokenizer::from_path(&base)?;
+        let stored = ModelConfig::from_path(&base)?.stored_dtype();
         let dtype = choose_dtype(
             "--dtype",
             args.dtype.map(WeightType::from),
@@ -355,10 +355,8 @@ fn base_directory(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Result
     let recorded = adapter
         .and_then(|adapter| adapter.base.as_deref())
         .unwrap_or_default();
-    if recorded.is_empty() || !Path::new(recorded).is_dir() {
-        bail!(
-            "the adapter's base, `{recorded}`, is not a directory here: give the checkpoint with --model"
-        );
+    if recorded.is_empty() || !Path::new(recorded).exists() {
+        bail!("the adapter's base, `{recorded}`, is not here: give the checkpoint with --model");
     }
     say(&format!("base model: {recorded}"));
     Ok(PathBuf::from(recorded))

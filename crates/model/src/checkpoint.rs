@@ -1,10 +1,11 @@
-//! Checkpoints as Hugging Face directories: `config.json` beside the weights,
-//! in one file or in shards with an index.
+//! Checkpoints as Hugging Face directories, `config.json` beside the weights in
+//! one file or in shards with an index, or as one GGUF file.
 //!
 //! A parameter's path is its name in the file, so there is no table of names.
 //! The one difference is orientation: PyTorch holds a linear weight as
 //! `[d_out, d_in]`, Burn as `[d_in, d_out]`.
 
+mod config;
 mod convert;
 mod load;
 mod pytorch;
@@ -15,8 +16,10 @@ mod source;
 use ::safetensors::Dtype;
 use burn::tensor::DType;
 
+pub use config::config_bytes;
 pub use load::load;
 pub use save::{SaveOptions, save};
+pub use source::weight_files;
 
 /// The number format that weights are held or written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

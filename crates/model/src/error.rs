@@ -43,10 +43,14 @@ pub enum ModelError {
         /// Every missing, unused and misshapen tensor.
         problems: Vec<String>,
     },
+    /// A GGUF file could not be read or written.
+    #[error(transparent)]
+    Gguf(#[from] olora_gguf::GgufError),
     /// A directory has no weights under a name that is known.
     #[error(
         "there are no weights in {directory}: looked for model.safetensors and pytorch_model.bin, \
-         each as one file or as several with an index (.index.json)"
+         each as one file or as several with an index (.index.json). The path of a GGUF file is \
+         that of the file itself"
     )]
     NoWeights {
         /// The checkpoint's directory.

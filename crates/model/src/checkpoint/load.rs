@@ -16,13 +16,13 @@ use crate::{Llama, ModelConfig, ModelError};
 const HEAD: &str = "lm_head.weight";
 const PREFIX: &str = "model.";
 
-/// Loads a checkpoint directory: `config.json` beside safetensors, or beside
-/// what `torch.save` wrote (`pytorch_model.bin`), each in one file or in
-/// several with an index.
+/// Loads a checkpoint: a GGUF file, or a directory with `config.json` beside
+/// safetensors, or beside what `torch.save` wrote (`pytorch_model.bin`), each in
+/// one file or in several with an index.
 ///
 /// The weights are read and converted one at a time into `dtype`, so the peak
-/// is the model and one tensor, or two for a `pytorch_model.bin`, which is not
-/// memory-mapped. All of them are frozen or trained as the caller decides later;
+/// is the model and one tensor, which all but safetensors hold twice: as it
+/// was read and as it will be. Quantised weights are dequantised. All of them are frozen or trained as the caller decides later;
 /// none is tracked by autodiff here.
 ///
 /// # Errors
@@ -33,7 +33,7 @@ pub fn load(
     dtype: WeightType,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
-    let config = ModelConfig::from_dir(path)?;
+    let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
     let expected = expected_tensors(&model);
     let names = Names {

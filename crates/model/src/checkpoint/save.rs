@@ -7,7 +7,9 @@ use burn::{
     tensor::{DType, Tensor, TensorData},
 };
 use olora_adapter::{make_readable, write_atomically};
+use olora_gguf::{GgufFile, is_gguf};
 use safetensors::{Dtype, View};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -52,7 +54,8 @@ impl From<WeightType> for SaveOptions {
 
 /// Writes a checkpoint directory that transformers loads: the weights as
 /// safetensors, `config.json` as it was read with only the dtype changed, and
-/// the tokenizer and generation files of `companions`.
+/// the tokenizer and generation files of `companions`: of a directory, or what
+/// the metadata of a GGUF file make of them.
 ///
 /// Weights are taken from their device one at a time. The directory is written
 /// under a temporary name beside `directory` and renamed when it is complete.
@@ -102,6 +105,11 @@ pub fn save(
 }
 
 fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
+    if is_gguf(from) {
+        let tokenizer = GgufFile::open(from)?.tokenizer()?;
+        write_json(&tokenizer.json, &to.join("tokenizer.json"))?;
+        return write_json(&tokenizer.config, &to.join("tokenizer_config.json"));
+    }
     for name in COMPANIONS {
         let file = from.join(name);
         if file.exists() {
@@ -112,7 +120,7 @@ fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn write_json(json: &Map<String, Value>, path: &Path) -> Result<(), ModelError> {
+fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(json)
         .map_err(|error| ModelError::malformed(path, "JSON file", &error))?;
     write_atomically(path, |file| file.write_all(text.as_bytes()))

@@ -7,6 +7,7 @@ use std::{
 };
 
 use burn::tensor::TensorData;
+use olora_gguf::{GgufFile, is_gguf};
 use serde_json::Value;
 
 use super::{WeightType, convert::convert, pytorch::Pickles, safetensors::Shards};
@@ -25,20 +26,16 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) enum Source {
     Safetensors(Shards),
     Pytorch(Pickles),
+    Gguf(GgufFile),
 }
 
 impl Source {
-    /// Opens the weights of a checkpoint: safetensors, else what `torch.save`
-    /// wrote.
+    /// Opens a GGUF file or the weights of a directory.
     pub(super) fn open(path: &Path) -> Result<Self, ModelError> {
-        if let Some(files) = files(path, SAFETENSORS)? {
-            return Shards::open(files).map(Self::Safetensors);
-        }
-        if let Some(files) = files(path, PYTORCH)? {
-            return Pickles::open(files).map(Self::Pytorch);
-        }
-        Err(ModelError::NoWeights {
-            directory: path.to_owned(),
+        Ok(match weights(path)? {
+            Weights::Safetensors(files) => Self::Safetensors(Shards::open(files)?),
+            Weights::Pytorch(files) => Self::Pytorch(Pickles::open(files)?),
+            Weights::Gguf(file) => Self::Gguf(GgufFile::open(&file)?),
         })
     }
 
@@ -46,6 +43,7 @@ impl Source {
         match self {
             Self::Safetensors(shards) => Box::new(shards.names()),
             Self::Pytorch(pickles) => Box::new(pickles.names()),
+            Self::Gguf(file) => Box::new(file.names()),
         }
     }
 
@@ -58,6 +56,7 @@ impl Source {
         match self {
             Self::Safetensors(shards) => shards.shape(name),
             Self::Pytorch(pickles) => pickles.shape(name),
+            Self::Gguf(file) => file.shape(name),
         }
     }
 
@@ -81,6 +80,11 @@ impl Source {
                 let (bytes, stored) = pickles.read(name)?;
                 Ok(convert(&bytes, stored, dtype, shape, transposed))
             }
+            Self::Gguf(file) => {
+                let values = file.read(name)?;
+                let bytes = bytemuck::cast_slice(&values);
+                Ok(convert(bytes, WeightType::F32, dtype, shape, transposed))
+            }
         }
     }
 
@@ -90,8 +94,45 @@ impl Source {
             && match self {
                 Self::Safetensors(shards) => shards.read(a)? == shards.read(b)?,
                 Self::Pytorch(pickles) => pickles.read(a)? == pickles.read(b)?,
+                Self::Gguf(file) => file.read(a)? == file.read(b)?,
             })
     }
+}
+
+/// The files that a checkpoint's weights are in.
+enum Weights {
+    Safetensors(Vec<PathBuf>),
+    Pytorch(Vec<PathBuf>),
+    Gguf(PathBuf),
+}
+
+fn weights(path: &Path) -> Result<Weights, ModelError> {
+    if is_gguf(path) {
+        return Ok(Weights::Gguf(path.to_owned()));
+    }
+    if let Some(files) = files(path, SAFETENSORS)? {
+        return Ok(Weights::Safetensors(files));
+    }
+    if let Some(files) = files(path, PYTORCH)? {
+        return Ok(Weights::Pytorch(files));
+    }
+    Err(ModelError::NoWeights {
+        directory: path.to_owned(),
+    })
+}
+
+/// The files that [`load`](crate::load) takes the weights of a checkpoint from,
+/// sorted.
+///
+/// # Errors
+///
+/// [`ModelError::NoWeights`]; [`ModelError::Malformed`] for an index that names
+/// none.
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    Ok(match weights(path)? {
+        Weights::Safetensors(files) | Weights::Pytorch(files) => files,
+        Weights::Gguf(file) => vec![file],
+    })
 }
 
 /// The files of one kind that a directory has: the single one, or those that
