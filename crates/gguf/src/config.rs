@@ -51,6 +51,13 @@ impl Keys<'_> {
     }
 }
 
+/// Special tokens: key in `config.json`, key in the metadata.
+const TOKENS: [(&str, &str); 3] = [
+    ("bos_token_id", "tokenizer.ggml.bos_token_id"),
+    ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+    ("pad_token_id", "tokenizer.ggml.padding_token_id"),
+];
+
 /// The configuration, with the keys that transformers writes.
 pub(crate) fn read(
     metadata: Metadata<'_>,
@@ -77,17 +84,7 @@ pub(crate) fn read(
     let window = keys
         .size("attention.sliding_window")?
         .filter(|&window| window > 0);
-    let (model_type, class) = match architecture {
-        Architecture::Llama if window.is_some() => ("mistral", "MistralForCausalLM"),
-        Architecture::Llama => ("llama", "LlamaForCausalLM"),
-        Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
-        Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
-        Architecture::Gemma => ("gemma", "GemmaForCausalLM"),
-    };
-    let activation = match architecture {
-        Architecture::Gemma => "gelu_pytorch_tanh",
-        _ => "silu",
-    };
+    let (model_type, class, activation) = family(architecture, window);
     let eps = "attention.layer_norm_rms_epsilon";
     let rms_norm_eps = keys
         .number(eps)?
@@ -148,17 +145,27 @@ pub(crate) fn read(
         }
         Architecture::Gemma => {}
     }
-    for (key, source) in [
-        ("bos_token_id", "tokenizer.ggml.bos_token_id"),
-        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
-        ("pad_token_id", "tokenizer.ggml.padding_token_id"),
-    ] {
+    for (key, source) in TOKENS {
         if let Some(id) = metadata.size(source)? {
             set(key, json!(id));
         }
     }
     set("dtype", json!(dtype(&metadata)));
     Ok(config)
+}
+
+/// `model_type`, class and `hidden_act`.
+fn family(
+    architecture: Architecture,
+    window: Option<u64>,
+) -> (&'static str, &'static str, &'static str) {
+    match architecture {
+        Architecture::Llama if window.is_some() => ("mistral", "MistralForCausalLM", "silu"),
+        Architecture::Llama => ("llama", "LlamaForCausalLM", "silu"),
+        Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM", "silu"),
+        Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM", "silu"),
+        Architecture::Gemma => ("gemma", "GemmaForCausalLM", "gelu_pytorch_tanh"),
+    }
 }
 
 /// The heads of a configuration that [`read`] made.

@@ -20,12 +20,14 @@ mod read;
 mod rope;
 mod tokenizer;
 mod types;
+mod write;
 
 use std::path::Path;
 
 pub use error::GgufError;
 pub use read::GgufFile;
 pub use tokenizer::Tokenizer;
+pub use write::{GgufType, LoraLayer, TensorSpec, TokenizerFiles, write_adapter, write_model};
 
 /// Whether a path that names a model names a GGUF file, not a directory.
 pub fn is_gguf(path: &Path) -> bool {

@@ -29,10 +29,6 @@ impl<'a> Metadata<'a> {
         GgufError::malformed(self.path, format!("its metadata lacks `{key}`"))
     }
 
-    pub(crate) fn has(&self, key: &str) -> bool {
-        self.header.fields.contains_key(key)
-    }
-
     /// A whole number that is not negative, whatever its width.
     pub(crate) fn size(&self, key: &str) -> Result<Option<u64>, GgufError> {
         let Some((field, bytes)) = self.field(key) else {

@@ -78,6 +78,51 @@ impl Pre {
         }
     }
 
+    /// The name to write.
+    pub(crate) fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(pre, _)| *pre == self);
+        found.map_or("default", |(_, names)| names[0])
+    }
+
+    /// The one that does what a `pre_tokenizer` of a `tokenizer.json` does.
+    ///
+    /// # Errors
+    ///
+    /// What it is instead, in words.
+    pub(crate) fn recognise(pre_tokenizer: &Value, ignore_merges: bool) -> Result<Self, String> {
+        let found = steps(pre_tokenizer);
+        let same = |pre: &&Self| steps(&pre.json()) == found;
+        let all = Self::ALL.map(|(pre, _)| pre);
+        let alike: Vec<_> = all.iter().filter(same).collect();
+        if alike.is_empty() {
+            return Err(format!(
+                "GGUF has no name for its pre-tokeniser {pre_tokenizer}. Known: {}",
+                Self::names()
+            ));
+        }
+        let found = alike
+            .into_iter()
+            .find(|pre| pre.ignores_merges() == ignore_merges);
+        found.copied().ok_or_else(|| {
+            format!(
+                "llama.cpp knows its pre-tokeniser only without `ignore_merges: {ignore_merges}`"
+            )
+        })
+    }
+
+    /// Refuses normalisers that llama.cpp would leave out to a visible effect.
+    pub(crate) fn check_normalizer(self, normalizer: &Value) -> Result<(), String> {
+        let nothing = normalizer.is_null()
+            || normalizer.get("normalizers") == Some(&Value::Array(Vec::new()));
+        if nothing || *normalizer == self.normalizer() {
+            Ok(())
+        } else {
+            Err(format!(
+                "llama.cpp would leave out its normaliser {normalizer}"
+            ))
+        }
+    }
+
     /// As `tokenizer.json` has it.
     pub(crate) fn json(self) -> Value {
         let byte_level = |use_regex: bool| {
@@ -112,4 +157,39 @@ impl Pre {
         };
         json!({"type": "Sequence", "pretokenizers": steps})
     }
+}
+
+/// One step of a pre-tokeniser, without what makes no difference to the tokens.
+#[derive(Debug, PartialEq)]
+enum Step<'a> {
+    Split(&'a str),
+    Digits,
+    ByteLevel { use_regex: bool },
+    Other(&'a Value),
+}
+
+fn steps(pre_tokenizer: &Value) -> Vec<Step<'_>> {
+    let text = |key| pre_tokenizer.get(key).and_then(Value::as_str);
+    let is = |key, expected: bool| pre_tokenizer.get(key) == Some(&Value::Bool(expected));
+    let step = match text("type") {
+        Some("Sequence") => {
+            let inner = pre_tokenizer.get("pretokenizers").and_then(Value::as_array);
+            return inner.into_iter().flatten().flat_map(steps).collect();
+        }
+        Some("Split") => {
+            let pattern = pre_tokenizer
+                .get("pattern")
+                .and_then(|pattern| pattern.get("Regex")?.as_str());
+            // A pattern that matches everything can also be what is kept.
+            let isolated = text("behavior") == Some("Isolated") && is("invert", false)
+                || text("behavior") == Some("Removed") && is("invert", true);
+            pattern.filter(|_| isolated).map(Step::Split)
+        }
+        Some("Digits") if is("individual_digits", true) => Some(Step::Digits),
+        Some("ByteLevel") if is("add_prefix_space", false) => Some(Step::ByteLevel {
+            use_regex: !is("use_regex", false),
+        }),
+        _ => None,
+    };
+    vec![step.unwrap_or(Step::Other(pre_tokenizer))]
 }

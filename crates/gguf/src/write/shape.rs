@@ -1,0 +1,282 @@
+//! A `config.json` as metadata.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::{container::Metadata, key};
+use crate::{
+    GgufError,
+    names::{Architecture, Heads},
+    rope::Llama3,
+};
+
+/// What of a configuration decides how tensors are written.
+pub(super) struct Shape<'a> {
+    pub(super) config: &'a Map<String, Value>,
+    pub(super) architecture: Architecture,
+    pub(super) heads: Heads,
+    pub(super) tied: bool,
+    head_dim: usize,
+    layers: usize,
+}
+
+impl<'a> Shape<'a> {
+    pub(super) fn new(config: &'a Map<String, Value>) -> Result<Self, GgufError> {
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let architecture = model_type
+            .and_then(Architecture::from_model_type)
+            .ok_or_else(|| {
+                GgufError::unwritable(
+                    format!("a model of the type `{}`", model_type.unwrap_or("null")),
+                    "only llama, mistral, qwen2, qwen3 and gemma can be",
+                )
+            })?;
+        let activation = config.get("hidden_act").and_then(Value::as_str);
+        let computed: &[&str] = match architecture {
+            Architecture::Gemma => &["gelu_pytorch_tanh", "gelu"],
+            _ => &["silu"],
+        };
+        if let Some(other) = activation.filter(|name| !computed.contains(name)) {
+            return Err(GgufError::unwritable(
+                format!("a model with `hidden_act: {other}`"),
+                format!("llama.cpp computes {} for these models", computed[0]),
+            ));
+        }
+        let heads = size(config, "num_attention_heads")?;
+        let tied = config.get("tie_word_embeddings").and_then(Value::as_bool);
+        // Absent keys mean what transformers takes them for.
+        let kv_heads = optional_size(config, "num_key_value_heads")?.unwrap_or(match model_type {
+            Some("mistral") => 8,
+            Some("qwen2" | "qwen3") => 32,
+            _ => heads,
+        });
+        let head_dim = match optional_size(config, "head_dim")? {
+            Some(head_dim) => head_dim,
+            None if architecture == Architecture::Qwen3 => 128,
+            None if architecture == Architecture::Gemma => 256,
+            None => size(config, "hidden_size")? / heads,
+        };
+        Ok(Self {
+            config,
+            architecture,
+            heads: Heads {
+                queries: heads,
+                keys: kv_heads,
+            },
+            tied: tied.unwrap_or(architecture == Architecture::Gemma),
+            head_dim,
+            layers: size(config, "num_hidden_layers")?,
+        })
+    }
+
+    pub(super) fn vocab_size(&self) -> Result<usize, GgufError> {
+        size(self.config, "vocab_size")
+    }
+
+    /// Where the model came from, if the configuration says.
+    pub(super) fn model_name(&self) -> Option<&str> {
+        self.config
+            .get("_name_or_path")
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+    }
+
+    pub(super) fn describe(&self, metadata: &mut Metadata) -> Result<(), GgufError> {
+        let name = |key: &str| format!("{}.{key}", self.architecture.name());
+        let get = |key| size(self.config, key);
+        let mut set = |key: &str, value: usize| -> Result<(), GgufError> {
+            let value = u32::try_from(value).map_err(|_| {
+                GgufError::unwritable(format!("`{key}: {value}`"), "it has more than 32 bits")
+            })?;
+            metadata.u32(&name(key), value);
+            Ok(())
+        };
+        set("block_count", self.layers)?;
+        set("context_length", get("max_position_embeddings")?)?;
+        set("embedding_length", get("hidden_size")?)?;
+        set("feed_forward_length", get("intermediate_size")?)?;
+        set("attention.head_count", self.heads.queries)?;
+        set("attention.head_count_kv", self.heads.keys)?;
+        set("attention.key_length", self.head_dim)?;
+        set("attention.value_length", self.head_dim)?;
+        set("rope.dimension_count", self.head_dim)?;
+        set("vocab_size", self.vocab_size()?)?;
+        if let Some(window) = self.window()? {
+            set("attention.sliding_window", window)?;
+        }
+        let (theta, scaling) = self.rope()?;
+        metadata.f32(&name("rope.freq_base"), theta as f32);
+        let eps = number(self.config, "rms_norm_eps")?.unwrap_or(1e-6);
+        metadata.f32(&name("attention.layer_norm_rms_epsilon"), eps as f32);
+        if let Scaling::Linear(factor) = scaling {
+            metadata.text(&name("rope.scaling.type"), "linear");
+            metadata.f32(&name("rope.scaling.factor"), factor as f32);
+        }
+        Ok(())
+    }
+
+    /// llama.cpp takes no notice of Mistral's window; the key keeps it for
+    /// others. Qwen's models have none in use.
+    fn window(&self) -> Result<Option<usize>, GgufError> {
+        match self.architecture {
+            Architecture::Llama => optional_size(self.config, "sliding_window"),
+            Architecture::Qwen2 | Architecture::Qwen3 => {
+                match self
+                    .config
+                    .get("use_sliding_window")
+                    .and_then(Value::as_bool)
+                {
+                    Some(true) => Err(GgufError::unwritable(
+                        key("use_sliding_window"),
+                        "llama.cpp has no sliding window for these models",
+                    )),
+                    _ => Ok(None),
+                }
+            }
+            Architecture::Gemma => Ok(None),
+        }
+    }
+
+    /// The factors of `rope_freqs.weight`, if the model needs that tensor.
+    pub(super) fn rope_factors(&self) -> Result<Option<Vec<f32>>, GgufError> {
+        let (theta, scaling) = self.rope()?;
+        Ok(match scaling {
+            Scaling::Llama3(scaling) => Some(scaling.factors(self.head_dim, theta)),
+            Scaling::None | Scaling::Linear(_) => None,
+        })
+    }
+
+    /// transformers 5 has `rope_parameters`, before it there were `rope_theta`
+    /// and `rope_scaling`.
+    fn rope(&self) -> Result<(f64, Scaling), GgufError> {
+        let object = |key| self.config.get(key).and_then(Value::as_object);
+        let parameters = object("rope_parameters");
+        let inner = parameters.or(object("rope_scaling"));
+        let empty = Map::new();
+        let inner = inner.unwrap_or(&empty);
+        let theta = match number(inner, "rope_theta")? {
+            Some(theta) => theta,
+            None => number(self.config, "rope_theta")?.unwrap_or(10_000.0),
+        };
+        let kind = inner.get("rope_type").or(inner.get("type"));
+        let required = |key| {
+            number(inner, key)?.ok_or_else(|| {
+                GgufError::unwritable(
+                    "the scaling of the rotary embeddings",
+                    format!("`{key}` is missing"),
+                )
+            })
+        };
+        let scaling = match kind.and_then(Value::as_str) {
+            None | Some("default") => Scaling::None,
+            Some("linear") => Scaling::Linear(required("factor")?),
+            Some("llama3") => Scaling::Llama3(Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original: required("original_max_position_embeddings")?,
+            }),
+            Some(other) => {
+                return Err(GgufError::unwritable(
+                    format!("`rope_type: {other}`"),
+                    "only default, linear and llama3 can be",
+                ));
+            }
+        };
+        Ok((theta, scaling))
+    }
+
+    /// llama.cpp does not load a model with tensors missing.
+    pub(super) fn check_complete<'b>(
+        &self,
+        given: impl Iterator<Item = &'b str>,
+    ) -> Result<(), GgufError> {
+        let given: BTreeSet<_> = given.collect();
+        let mut needed = vec![
+            "model.embed_tokens.weight".to_owned(),
+            "model.norm.weight".to_owned(),
+        ];
+        if !self.tied {
+            needed.push("lm_head.weight".to_owned());
+        }
+        let mut inside = vec![
+            "input_layernorm.weight",
+            "self_attn.q_proj.weight",
+            "self_attn.k_proj.weight",
+            "self_attn.v_proj.weight",
+            "self_attn.o_proj.weight",
+            "post_attention_layernorm.weight",
+            "mlp.gate_proj.weight",
+            "mlp.up_proj.weight",
+            "mlp.down_proj.weight",
+        ];
+        match self.architecture {
+            Architecture::Qwen2 => inside.extend([
+                "self_attn.q_proj.bias",
+                "self_attn.k_proj.bias",
+                "self_attn.v_proj.bias",
+            ]),
+            Architecture::Qwen3 => {
+                inside.extend(["self_attn.q_norm.weight", "self_attn.k_norm.weight"]);
+            }
+            Architecture::Llama | Architecture::Gemma => {}
+        }
+        for layer in 0..self.layers {
+            needed.extend(
+                inside
+                    .iter()
+                    .map(|name| format!("model.layers.{layer}.{name}")),
+            );
+        }
+        match needed.iter().find(|name| !given.contains(name.as_str())) {
+            None => Ok(()),
+            Some(missing) => Err(GgufError::unwritable(
+                "the model",
+                format!("the tensor `{missing}` is missing"),
+            )),
+        }
+    }
+}
+
+enum Scaling {
+    None,
+    Linear(f64),
+    Llama3(Llama3),
+}
+
+fn optional_size(config: &Map<String, Value>, name: &str) -> Result<Option<usize>, GgufError> {
+    match config.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .filter(|&size| size > 0)
+            .map(|size| Some(size as usize))
+            .ok_or_else(|| {
+                GgufError::unwritable(
+                    key(name),
+                    format!("it is {value}, but must be a positive whole number"),
+                )
+            }),
+    }
+}
+
+fn size(config: &Map<String, Value>, name: &str) -> Result<usize, GgufError> {
+    optional_size(config, name)?.ok_or_else(|| GgufError::unwritable(key(name), "it is missing"))
+}
+
+fn number(config: &Map<String, Value>, name: &str) -> Result<Option<f64>, GgufError> {
+    match config.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value
+            .as_f64()
+            .filter(|number| number.is_finite() && *number > 0.0)
+            .map(Some)
+            .ok_or_else(|| {
+                GgufError::unwritable(
+                    key(name),
+                    format!("it is {value}, but must be a positive number"),
+                )
+            }),
+    }
+}
