@@ -16,7 +16,7 @@ use olora_model::{Sampling, WeightType, generate, load};
 fn main() -> anyhow::Result<()> {
     let base = Path::new("recipes/quickstart/base");
     let (model, config) = load(base, WeightType::F32, &Device::default())?;
-    let tokenizer = Tokenizer::from_dir(base)?;
+    let tokenizer = Tokenizer::from_path(base)?;
     let model = PeftAdapter::read(Path::new("runs/example-finetune/adapter"))?.attach(model)?;
 
     let prompt = tokenizer.encode("Where does Alder live?", true)?;

@@ -31,7 +31,7 @@ fn main() -> anyhow::Result<()> {
         arguments.next().context(usage)?,
         arguments.next().context(usage)?,
     );
-    let tokenizer = Tokenizer::from_dir(&checkpoint)?;
+    let tokenizer = Tokenizer::from_path(&checkpoint)?;
     let samples = load_samples(&data, &tokenizer, &DataOptions::default())?.samples;
     let batch = Batch::from_samples(&samples[..samples.len().min(4)], tokenizer.pad_id());
 

@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     let (model, _) = load(base, WeightType::F32, &device)?;
     let model = PeftAdapter::read(Path::new(adapter))?.attach(model)?;
 
-    let tokens = Tokenizer::from_dir(base)?.encode(prompt, true)?;
+    let tokens = Tokenizer::from_path(base)?.encode(prompt, true)?;
     let ids: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     let shape = [1, ids.len()];
     let input = Tensor::<2, Int>::from_data(TensorData::new(ids.clone(), shape), &device);

@@ -36,7 +36,7 @@ pub(crate) struct Work<'a> {
 
 impl Work<'_> {
     fn samples(&self) -> anyhow::Result<Vec<Sample>> {
-        let tokenizer = Tokenizer::from_dir(self.model)?;
+        let tokenizer = Tokenizer::from_path(self.model)?;
         let options = DataOptions {
             format: None,
             max_length: MAX_LENGTH,

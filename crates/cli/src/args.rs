@@ -135,7 +135,7 @@ pub(crate) struct PlanArgs {
 /// Which weights to run.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// Checkpoint directory; may be left out if the adapter names its base
+    /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long, required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
     /// PEFT adapter directory, or a run directory
@@ -203,7 +203,7 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Args)]
 pub(crate) struct MergeArgs {
-    /// Checkpoint directory; may be left out if the adapter names its base
+    /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
     /// PEFT adapter directory, or a run directory
@@ -215,6 +215,9 @@ pub(crate) struct MergeArgs {
     /// Number format to write; the checkpoint's own if not given
     #[arg(long)]
     pub(crate) dtype: Option<Dtype>,
+    /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
+    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    pub(crate) shard_size: u64,
     /// Device to add on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
@@ -224,7 +227,7 @@ pub(crate) struct MergeArgs {
 pub(crate) struct InspectArgs {
     /// What the path is
     pub(crate) what: What,
-    /// Checkpoint directory, adapter directory, or data file
+    /// Checkpoint directory or GGUF file, adapter directory, or data file
     pub(crate) path: PathBuf,
     /// For data: the checkpoint whose tokenizer and chat template to use
     #[arg(long)]
@@ -267,10 +270,49 @@ impl From<Dtype> for olora_model::WeightType {
     }
 }
 
+/// `2GB`, `500 MiB` or a plain number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("", 1),
+        ("b", 1),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+    ];
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_lowercase();
+    let size = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .and_then(|(_, factor)| number.parse::<u64>().ok()?.checked_mul(*factor));
+    size.filter(|&size| size > 0)
+        .ok_or_else(|| "must be a size such as 2GB, 500MiB or 100000 (bytes)".to_owned())
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_decimal_or_binary_or_plain() {
+        assert_eq!(bytes("2GB"), Ok(2_000_000_000));
+        assert_eq!(bytes(" 500 MiB "), Ok(500 << 20));
+        assert_eq!(bytes("123"), Ok(123));
+        for wrong in ["", "GB", "0", "2 TBs", "-1", "1.5GB", "99999999999999GB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use burn::train::{
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType};
+use olora_model::{Llama, ModelConfig, Sampling, SaveOptions, WeightType};
 use olora_training::{
     Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
     stop_ids,
@@ -243,7 +243,11 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             .map(WeightType::from)
             .or(config.stored_dtype())
             .unwrap_or(WeightType::F32);
-        olora_model::save(&merged, &config, dtype, Some(&base), &args.output)?;
+        let options = SaveOptions {
+            dtype,
+            shard_bytes: args.shard_size,
+        };
+        olora_model::save(&merged, &config, options, Some(&base), &args.output)?;
         Ok(dtype)
     })?;
     say(&format!(
@@ -267,8 +271,8 @@ impl Loaded {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
-        let tokenizer = Tokenizer::from_dir(&base)?;
-        let stored = ModelConfig::from_dir(&base)?.stored_dtype();
+        let tokenizer = Tokenizer::from_path(&base)?;
+        let stored = ModelConfig::from_path(&base)?.stored_dtype();
         let dtype = choose_dtype(
             "--dtype",
             args.dtype.map(WeightType::from),
@@ -352,10 +356,8 @@ fn base_directory(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Result
     let recorded = adapter
         .and_then(|adapter| adapter.base.as_deref())
         .unwrap_or_default();
-    if recorded.is_empty() || !Path::new(recorded).is_dir() {
-        bail!(
-            "the adapter's base, `{recorded}`, is not a directory here: give the checkpoint with --model"
-        );
+    if recorded.is_empty() || !Path::new(recorded).exists() {
+        bail!("the adapter's base, `{recorded}`, is not here: give the checkpoint with --model");
     }
     say(&format!("base model: {recorded}"));
     Ok(PathBuf::from(recorded))

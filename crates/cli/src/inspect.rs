@@ -1,6 +1,7 @@
 //! `olora inspect`: what a model, an adapter or a data file holds.
 
 use std::{
+    collections::BTreeMap,
     io::{IsTerminal, Write},
     process::ExitCode,
 };
@@ -8,6 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use burn::{module::Module, tensor::Device};
 use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
+use olora_gguf::{GgufFile, is_gguf};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
 
@@ -33,13 +35,13 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn model(args: &InspectArgs) -> Result<ExitCode> {
-    let config = ModelConfig::from_dir(&args.path)?;
+    let config = ModelConfig::from_path(&args.path)?;
     // Nothing is allocated: only the shapes are asked for.
     let llama = config.init(&Device::default());
     let n_params = llama.num_params();
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
     let rotary = !config.learned_positions;
-    let facts = json!({
+    let mut facts = json!({
         "family": format!("{:?}", config.family).to_lowercase(),
         "parameters": n_params,
         "vocab_size": config.vocab_size,
@@ -57,6 +59,9 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "eos_token_ids": config.eos_token_ids,
         "dtype": config.stored_dtype().map(olora_model::WeightType::name),
     });
+    if is_gguf(&args.path) {
+        facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&args.path)?));
+    }
     print_facts(&facts, args.json)?;
     if !args.json {
         let layers = olora_adapter::linear_paths(&llama);
@@ -74,6 +79,15 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// In how many tensors each format is used.
+fn tensor_types(file: &GgufFile) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for kind in file.names().filter_map(|name| file.stored_type(name)) {
+        *counts.entry(kind).or_default() += 1;
+    }
+    counts
 }
 
 fn adapter(args: &InspectArgs) -> Result<ExitCode> {
@@ -106,7 +120,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
             "give the checkpoint whose tokenizer to use with --model",
         ));
     };
-    let tokenizer = Tokenizer::from_dir(model)?;
+    let tokenizer = Tokenizer::from_path(model)?;
     let options = DataOptions {
         max_length: args.max_length.unwrap_or(512),
         ..DataOptions::default()

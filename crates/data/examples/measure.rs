@@ -25,7 +25,7 @@ const MAX_LENGTH: usize = 512;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = env::args_os().skip(1).map(PathBuf::from);
     let model = args.next().ok_or("usage: measure MODEL_DIR FILE…")?;
-    let (tokenizer, seconds) = timed(|| Tokenizer::from_dir(&model));
+    let (tokenizer, seconds) = timed(|| Tokenizer::from_path(&model));
     let tokenizer = tokenizer?;
     println!("tokenizer read in {:.1} ms", 1e3 * seconds);
     for path in args {

@@ -188,6 +188,9 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A GGUF file, or the tokenizer in it, could not be read.
+    #[error(transparent)]
+    Gguf(#[from] olora_gguf::GgufError),
     /// The tokenizer failed on a text or on ids.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -1,18 +1,21 @@
 //! A checkpoint's tokenizer, special tokens and chat template.
 
+mod files;
 mod identity;
 mod mask;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     path::{Path, PathBuf},
 };
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
+
+use files::{Config, Files};
+use olora_gguf::is_gguf;
 
 use crate::{
     DataError, Message,
@@ -24,6 +27,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     dir: PathBuf,
+    n_bytes: usize,
     inner: tokenizers::Tokenizer,
     chat: Option<ChatTemplate>,
     bos: Option<(u32, String)>,
@@ -34,33 +38,42 @@ pub struct Tokenizer {
     identity: Option<Key>,
 }
 
-type Config = Map<String, Value>;
-
 impl Tokenizer {
+    /// Reads the tokenizer of a checkpoint: of a directory, as
+    /// [`from_dir`](Self::from_dir) does, or the one in a GGUF file.
+    pub fn from_path(path: &Path) -> Result<Self, DataError> {
+        let files = if is_gguf(path) {
+            Files::of_gguf(path)?
+        } else {
+            Files::of_directory(path)?
+        };
+        Self::new(path, files)
+    }
+
     /// Reads `tokenizer.json` of a checkpoint's directory and, where they are
     /// present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `generation_config.json` and `config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
-        let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|source| DataError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        Self::new(dir, Files::of_directory(dir)?)
+    }
+
+    fn new(path: &Path, files: Files) -> Result<Self, DataError> {
         let mut identity = Fields::default();
-        identity.add(&bytes);
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| DataError::Checkpoint {
-                path,
+        identity.add(&files.tokenizer);
+        let n_bytes = files.tokenizer.len();
+        let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|error| {
+            DataError::Checkpoint {
+                path: files.tokenizer_path,
                 reason: error.to_string(),
-            })?;
+            }
+        })?;
         // Some tokenizer.json carry the truncation of whoever saved them.
         inner
             .with_truncation(None)
             .map_err(failed)?
             .with_padding(None);
 
-        let path = dir.join("tokenizer_config.json");
-        let config = read_config(&path)?;
+        let config = files.config;
         let mut specials = BTreeMap::new();
         for (key, value) in config.iter().filter(|(key, _)| key.ends_with("_token")) {
             if let Some(token) = token_text(value) {
@@ -72,18 +85,15 @@ impl Tokenizer {
             Some(token) => match inner.token_to_id(token) {
                 Some(id) => Ok(Some(id)),
                 None => Err(DataError::Checkpoint {
-                    path: path.clone(),
+                    path: files.config_path.clone(),
                     reason: format!("its {key} `{token}` is not in tokenizer.json"),
                 }),
             },
         };
-        let (generation, model) = (
-            read_config(&dir.join("generation_config.json"))?,
-            read_config(&dir.join("config.json"))?,
-        );
         let ids = |key| {
-            [&generation, &model]
-                .into_iter()
+            files
+                .models
+                .iter()
                 .flat_map(move |config| token_ids(config, key))
         };
 
@@ -101,7 +111,10 @@ impl Tokenizer {
                 specials.entry(key.to_owned()).or_insert(token);
             }
         }
-        let source = template_source(dir, &config)?;
+        let source = match files.template {
+            Some(source) => Some(source),
+            None => template(&config, &files.config_path)?,
+        };
         let chat = match &source {
             Some(source) => Some(ChatTemplate::new(source, &specials)?),
             None => None,
@@ -111,9 +124,9 @@ impl Tokenizer {
             .into_values()
             .max()
             .map_or(0, |id| id as usize + 1);
-        let dir = dir.to_owned();
         let mut tokenizer = Self {
-            dir,
+            dir: path.to_owned(),
+            n_bytes,
             inner,
             chat,
             bos,
@@ -185,6 +198,12 @@ impl Tokenizer {
         self.n_vocab
     }
 
+    /// The size of its `tokenizer.json`, in bytes: what it takes in memory grows
+    /// with that.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
     /// The spelling of one token, as in `tokenizer.json`.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -249,21 +268,6 @@ fn failed(error: tokenizers::Error) -> DataError {
     DataError::Tokenizer(error.to_string())
 }
 
-/// A JSON object, empty if there is no such file.
-fn read_config(path: &Path) -> Result<Config, DataError> {
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| DataError::Checkpoint {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Config::new()),
-        Err(source) => Err(DataError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
 /// `"</s>"` or `{"content": "</s>", …}`.
 fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
@@ -281,15 +285,9 @@ fn token_ids<'a>(config: &'a Config, key: &str) -> impl Iterator<Item = u32> + '
         .filter_map(|id| u32::try_from(id.as_u64()?).ok())
 }
 
-/// The file `chat_template.jinja`, else `chat_template` in the configuration:
-/// one template, or a list of named ones of which `default` counts.
-fn template_source(dir: &Path, config: &Config) -> Result<Option<String>, DataError> {
-    let path = dir.join("chat_template.jinja");
-    match fs::read_to_string(&path) {
-        Ok(source) => return Ok(Some(source)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(DataError::Read { path, source }),
-    }
+/// `chat_template` in the configuration: one template, or a list of named ones
+/// of which `default` counts.
+fn template(config: &Config, path: &Path) -> Result<Option<String>, DataError> {
     let source = match config.get("chat_template") {
         Some(Value::Array(named)) => {
             let default = named.iter().find(|template| template["name"] == "default");
@@ -301,7 +299,7 @@ fn template_source(dir: &Path, config: &Config) -> Result<Option<String>, DataEr
     source
         .map(|source| Some(source.to_owned()))
         .ok_or_else(|| DataError::Checkpoint {
-            path: dir.join("tokenizer_config.json"),
+            path: path.to_owned(),
             reason: "`chat_template` must be a string, or a list with a template named `default`"
                 .to_owned(),
         })

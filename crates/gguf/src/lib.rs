@@ -33,7 +33,17 @@ mod tokenizer;
 mod types;
 mod write;
 
+use std::path::Path;
+
 pub use error::GgufError;
 pub use read::GgufFile;
 pub use tokenizer::Tokenizer;
 pub use write::{GgufType, LoraLayer, TensorSpec, TokenizerFiles, write_adapter, write_model};
+
+/// Whether a path that names a model names a GGUF file, not a directory.
+pub fn is_gguf(path: &Path) -> bool {
+    let named_so = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    path.is_file() || (named_so && !path.is_dir())
+}

@@ -36,12 +36,46 @@ pub enum ModelError {
         supported: &'static str,
     },
     /// The checkpoint's tensors are not those that its configuration calls for.
-    #[error("the checkpoint in {directory} does not fit its config.json:{}", listed(.problems))]
+    #[error("the checkpoint in {directory} does not fit its configuration:{}", listed(.problems))]
     Mismatch {
-        /// The checkpoint's directory.
+        /// The checkpoint's directory or file.
         directory: PathBuf,
         /// Every missing, unused and misshapen tensor.
         problems: Vec<String>,
+    },
+    /// A GGUF file could not be read or written.
+    #[error(transparent)]
+    Gguf(#[from] olora_gguf::GgufError),
+    /// A directory has no weights under a name that is known.
+    #[error(
+        "there are no weights in {directory}: looked for model.safetensors and pytorch_model.bin, \
+         each as one file or as several with an index (.index.json). The path of a GGUF file is \
+         that of the file itself"
+    )]
+    NoWeights {
+        /// The checkpoint's directory.
+        directory: PathBuf,
+    },
+    /// A checkpoint lacks a tensor that was asked for by name.
+    #[error("the checkpoint has no tensor `{tensor}`")]
+    Missing {
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// A weight is too large for the number format that it was to be written in.
+    #[error(
+        "`{tensor}` has values up to {largest:e}, which {dtype} cannot hold (up to {limit:e}): \
+         nothing was written. Write bfloat16 or float32 instead"
+    )]
+    Overflow {
+        /// The tensor's name.
+        tensor: String,
+        /// The largest finite magnitude in it.
+        largest: f32,
+        /// The number format.
+        dtype: &'static str,
+        /// The largest magnitude that the format holds.
+        limit: f32,
     },
     /// A directory that would be written exists already.
     #[error("{0} exists already and is not empty: give another directory, or remove it first")]

@@ -19,11 +19,10 @@ pub mod llama;
 mod naming;
 mod norm;
 mod rope;
-mod shards;
 
 pub use activation::Activation;
 pub use cache::KvCache;
-pub use checkpoint::{WeightType, load, save};
+pub use checkpoint::{SaveOptions, WeightType, config_bytes, load, save, weight_files};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};

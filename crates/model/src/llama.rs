@@ -279,11 +279,6 @@ impl Llama {
         Some(table.weight.lazy_shape()[0].saturating_sub(POSITION_OFFSET))
     }
 
-    /// The token embedding's name in the checkpoint.
-    pub(crate) fn embedding_name(&self) -> &'static str {
-        self.model.naming().embedding()
-    }
-
     /// The weight of the vocabulary projection, `[hidden_size, vocab_size]`, in
     /// `dtype`; `None` if an adapter is attached to it.
     pub fn output_weight(&self, dtype: DType) -> Option<Tensor<2>> {

@@ -15,11 +15,6 @@ use burn::{
     tensor::{Bool, Device, Int, Tensor},
 };
 
-use crate::shards::Shards;
-
-/// The vocabulary projection's name in every file.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
 /// The names of one family, or of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -52,38 +47,6 @@ impl Naming {
             Self::Opt => Some("decoder"),
         }
     }
-
-    /// The token embedding's name in the file.
-    pub(crate) fn embedding(self) -> &'static str {
-        match self {
-            Self::Llama => "model.embed_tokens.weight",
-            Self::Opt => "model.decoder.embed_tokens.weight",
-        }
-    }
-}
-
-/// Under which names a file may hold what the model asks for.
-#[derive(Clone, Copy)]
-pub(crate) struct StoredNames {
-    /// The token embedding's name in the model.
-    pub(crate) embedding: &'static str,
-    /// Whether the vocabulary projection is the embedding.
-    pub(crate) tied: bool,
-}
-
-impl StoredNames {
-    /// The model's own name for it; the same without `model.`, as in files of
-    /// the base model alone (most of OPT's); or, for a tied embedding, the head.
-    pub(crate) fn of<'a>(&self, name: &'a str, shards: &Shards) -> &'a str {
-        if shards.has(name) {
-            return name;
-        }
-        match name.strip_prefix("model.") {
-            Some(shorter) if shards.has(shorter) => shorter,
-            _ if self.tied && name == self.embedding && shards.has(HEAD) => HEAD,
-            _ => name,
-        }
-    }
 }
 
 /// A module whose parts have the names of a [`Naming`].
@@ -96,10 +59,6 @@ pub struct Named<M> {
 impl<M> Named<M> {
     pub(crate) fn new(module: M, naming: Naming) -> Self {
         Self { module, naming }
-    }
-
-    pub(crate) fn naming(&self) -> Naming {
-        self.naming
     }
 }
 

@@ -249,7 +249,7 @@ fn a_missing_checkpoint_is_named() {
     fs::remove_file(copied.path().join("model.safetensors")).unwrap();
     let message = error(copied.path());
     assert!(
-        message.contains("opening") && message.contains("model.safetensors"),
+        message.contains("no weights") && message.contains("model.safetensors"),
         "{message}"
     );
 }
@@ -306,6 +306,30 @@ fn missing_unused_and_misshapen_tensors_are_listed_together() {
         message.contains("unused: `model.layers.2.extra`"),
         "{message}"
     );
+}
+
+#[test]
+fn a_weight_that_the_format_cannot_hold_is_named_and_nothing_is_left() {
+    let copied = copy("llama");
+    let path = copied.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let weights = SafeTensors::deserialize(&bytes).unwrap();
+    let data = weights.tensor(name).unwrap().data();
+    let start = data.as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[start + 4..start + 8].copy_from_slice(&(-7e4_f32).to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let (model, config) = load(copied.path(), WeightType::F32, &Device::flex()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let saved = out.path().join("saved");
+    let message = save(&model, &config, WeightType::F16, None, &saved)
+        .unwrap_err()
+        .to_string();
+    for part in [name, "7e4", "float16", "6.55"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    save(&model, &config, WeightType::Bf16, None, &saved).unwrap();
 }
 
 #[test]

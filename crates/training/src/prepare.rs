@@ -1,6 +1,6 @@
 //! Everything that is known of a run before its weights are in memory.
 
-use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use burn::{
     data::dataset::Dataset,
@@ -39,9 +39,9 @@ impl Prepared {
         accelerator: bool,
         observer: &dyn Observer,
     ) -> Result<Self, TrainError> {
-        let config = ModelConfig::from_dir(&recipe.model.path)?;
+        let config = ModelConfig::from_path(&recipe.model.path)?;
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
-        let tokenizer = Tokenizer::from_dir(&recipe.model.path)?;
+        let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
         let data = Data::load(&recipe, &tokenizer, observer)?;
         data.check_against(&config, &tokenizer)?;
         let padding = Padding {
@@ -78,8 +78,7 @@ impl Prepared {
             targets: steps.largest.n_targets,
             largest_trained: counts.largest_trained,
             samples,
-            tokenizer: fs::metadata(recipe.model.path.join("tokenizer.json"))
-                .map_or(0, |file| file.len()),
+            tokenizer: tokenizer.n_bytes() as u64,
         };
         Ok(Self {
             recipe,

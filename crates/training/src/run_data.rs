@@ -3,14 +3,14 @@
 use std::{
     fs,
     io::{Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use olora_data::{
     DataOptions, Format, Sample, Samples, Tokenizer, ValidationSplit, load_samples, split,
 };
-use olora_model::ModelConfig;
+use olora_model::{ModelConfig, config_bytes, weight_files};
 
 use crate::{Event, Observer, Recipe, TrainError, recipe::Weights, sampler::stop_ids};
 
@@ -119,7 +119,7 @@ pub fn check_samples(
 }
 
 /// A number that changes when the samples or the base do: 64-bit FNV-1a over
-/// every token, `config.json`, and, unless the weights are drawn afresh, the
+/// every token, the configuration, and, unless the weights are drawn afresh, the
 /// weight files' sizes and one block in each mebibyte.
 pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainError> {
     const BLOCK: usize = 4096;
@@ -138,19 +138,11 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
         hash.add(&[0xff]);
     }
     let failed = |source| TrainError::io("reading", base, source);
-    let mut files: Vec<PathBuf> = fs::read_dir(base)
-        .map_err(failed)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "safetensors")
-        })
-        .collect();
-    files.sort();
-    if recipe.model.weights != Weights::Checkpoint {
-        files.clear();
-    }
-    hash.add(&fs::read(base.join("config.json")).map_err(failed)?);
+    let files = match recipe.model.weights {
+        Weights::Checkpoint => weight_files(base)?,
+        Weights::Random | Weights::Timing => Vec::new(),
+    };
+    hash.add(&config_bytes(base)?);
     for path in files {
         let mut file = fs::File::open(&path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();

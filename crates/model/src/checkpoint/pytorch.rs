@@ -1,0 +1,141 @@
+//! Weights as `torch.save` writes them, in a zip archive or, before
+//! `PyTorch` 1.6, as a row of pickles.
+//!
+//! A pickle is a program: Python runs what it calls. [`pytorch_reader`] does
+//! not. From its source (0.22.1):
+//!
+//! - Its machine knows values, containers, a memo and tensors. A call makes a
+//!   dictionary, a set or a tensor for the eight names that `torch.save` needs;
+//!   for every other name it makes a marker that carries the name, and a call
+//!   on tensors is an error. Nothing is looked up, imported or run.
+//! - Unknown opcodes, extension opcodes and out-of-band buffers are errors.
+//! - Lengths are held against the file before memory is taken for them, copies
+//!   out of the memo and the depth of nesting are limited, a zip archive's
+//!   pickle may take 100 MiB, and a tensor 10 GiB. There is no unsafe code.
+//!
+//! Two things are left to this module. The reader passes over markers, so that
+//! a file which would have run something loads as if it had not: here, anything
+//! but numbers, text, containers and tensors that is left in the result is an
+//! error which names it. (A call whose result the pickle throws away leaves no
+//! trace. It does not run either.) And a compressed storage may swell beyond the
+//! file, which `torch.save` never writes: such an archive is refused before any
+//! tensor is read, and so no tensor takes more than the file, or than the model's
+//! own shape.
+//!
+//! What remains is that parsing takes memory in proportion to the pickle, which
+//! is the whole of a file in the old format: a hostile file can exhaust memory,
+//! but no more than that.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use pytorch_reader::{DType, FileFormat, PickleValue, PytorchError, PytorchReader, Tensor};
+
+use super::WeightType;
+use crate::ModelError;
+
+const KIND: &str = "PyTorch checkpoint";
+
+/// The parsed pickles of a checkpoint; the bytes stay in the files.
+pub(super) struct Pickles {
+    files: Vec<PathBuf>,
+    /// Tensor name → index into `files`, tensor.
+    tensors: BTreeMap<String, (usize, Tensor)>,
+}
+
+impl Pickles {
+    /// Reads the pickles, which say what tensors there are.
+    pub(super) fn open(files: Vec<PathBuf>) -> Result<Self, ModelError> {
+        let mut tensors = BTreeMap::new();
+        for (i, path) in files.iter().enumerate() {
+            let size = fs::metadata(path)
+                .map_err(|source| ModelError::io("opening", path, source))?
+                .len();
+            let pickle = PytorchReader::read_pickle_data(path, None)
+                .map_err(|error| unreadable(path, error))?;
+            if let Some(object) = foreign(&pickle) {
+                let reason = format!(
+                    "it holds the Python object `{object}`, but only tensors are taken from such \
+                     a file, and nothing in it is run. If you trust where it came from, convert \
+                     it with transformers: \
+                     AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+                );
+                return Err(ModelError::malformed(path, KIND, &reason));
+            }
+            let reader = PytorchReader::new(path).map_err(|error| unreadable(path, error))?;
+            let about = reader.metadata();
+            let swollen = about.total_data_size.is_some_and(|data| data as u64 > size);
+            if about.format_type == FileFormat::Zip && swollen {
+                let reason = "its tensors are compressed or overlap, which torch.save never does";
+                return Err(ModelError::malformed(path, KIND, &reason));
+            }
+            for (name, tensor) in reader.into_tensors() {
+                tensors.insert(name, (i, tensor));
+            }
+        }
+        Ok(Self { files, tensors })
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(_, tensor)| tensor.shape())
+    }
+
+    /// The tensor's elements in row-major order, whatever its strides, and
+    /// their format.
+    pub(super) fn read(&self, name: &str) -> Result<(Vec<u8>, WeightType), ModelError> {
+        let (file, tensor) = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
+            tensor: name.to_owned(),
+        })?;
+        let path = &self.files[*file];
+        let format = match tensor.dtype() {
+            DType::F32 => WeightType::F32,
+            DType::BF16 => WeightType::Bf16,
+            DType::F16 => WeightType::F16,
+            other => {
+                let reason = format!("`{name}` has dtype {other:?}; expected F32, F16 or BF16");
+                return Err(ModelError::malformed(path, KIND, &reason));
+            }
+        };
+        let bytes = tensor
+            .read()
+            .map_err(|error| unreadable(path, PytorchError::Io(error)))?;
+        Ok((bytes, format))
+    }
+}
+
+/// What the file says about itself is the file's fault, the rest the system's.
+fn unreadable(path: &Path, error: PytorchError) -> ModelError {
+    match error {
+        PytorchError::Io(source)
+            if !matches!(
+                source.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+            ) =>
+        {
+            ModelError::io("reading", path, source)
+        }
+        error => {
+            let reason = format!("{error}. Is the file complete?");
+            ModelError::malformed(path, KIND, &reason)
+        }
+    }
+}
+
+/// The first thing in a pickle that is neither data nor a tensor, by its
+/// Python name.
+fn foreign(value: &PickleValue) -> Option<&str> {
+    match value {
+        PickleValue::Unsupported(name) if name != "torch.Tensor" => Some(name),
+        PickleValue::List(items) => items.iter().find_map(foreign),
+        PickleValue::Dict(items) => items.values().find_map(foreign),
+        _ => None,
+    }
+}

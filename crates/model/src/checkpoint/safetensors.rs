@@ -1,0 +1,129 @@
+//! Weights in safetensors files, memory-mapped: one, or several with an index.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::WeightType;
+use crate::ModelError;
+
+/// The memory-mapped weight files of a checkpoint.
+pub(super) struct Shards {
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where a tensor is, and as what.
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl Shards {
+    /// Maps the files and reads their headers.
+    pub(super) fn open(paths: Vec<PathBuf>) -> Result<Self, ModelError> {
+        let mut files = Vec::with_capacity(paths.len());
+        let mut tensors = BTreeMap::new();
+        for path in paths {
+            let mapped = map_file(&path)?;
+            for (name, view) in parse(&path, &mapped)?.iter() {
+                let start = view.data().as_ptr() as usize - mapped.as_ptr() as usize;
+                let entry = Entry {
+                    file: files.len(),
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                    bytes: start..start + view.data().len(),
+                };
+                tensors.insert(name.to_owned(), entry);
+            }
+            files.push((path, mapped));
+        }
+        Ok(Self { files, tensors })
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The tensor's bytes and their format.
+    pub(super) fn read(&self, name: &str) -> Result<(&[u8], WeightType), ModelError> {
+        let entry = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
+            tensor: name.to_owned(),
+        })?;
+        let (path, mapped) = &self.files[entry.file];
+        let format = match entry.dtype {
+            Dtype::F32 => WeightType::F32,
+            Dtype::BF16 => WeightType::Bf16,
+            Dtype::F16 => WeightType::F16,
+            other => {
+                return Err(ModelError::malformed(
+                    path,
+                    "checkpoint",
+                    &format!("`{name}` has dtype {other:?}; expected F32, F16 or BF16"),
+                ));
+            }
+        };
+        Ok((&mapped[entry.bytes.clone()], format))
+    }
+
+    /// Tells the system that a tensor's pages will not be read again; without
+    /// that they count as this process's memory until the whole file is closed.
+    pub(super) fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(entry) = self.tensors.get(name) {
+            let mapped = &self.files[entry.file].1;
+            let (start, length) = whole_pages(entry.bytes.start, entry.bytes.len());
+            // SAFETY: the mapping is read-only and private to `Shards`; dropped
+            // pages are read from the file again if they are ever needed.
+            #[expect(unsafe_code, reason = "madvise(MADV_DONTNEED) has no safe form")]
+            let released = unsafe {
+                mapped.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+            };
+            // Advice only: the data has been read, and the system may keep the pages.
+            drop(released);
+        }
+        #[cfg(not(unix))]
+        let _ = name;
+    }
+}
+
+/// The part of a byte range that covers whole pages, as (start, length).
+#[cfg(unix)]
+fn whole_pages(start: usize, length: usize) -> (usize, usize) {
+    const PAGE: usize = 4096;
+    let first = start.next_multiple_of(PAGE);
+    let last = (start + length) / PAGE * PAGE;
+    (first, last.saturating_sub(first))
+}
+
+fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+    let file = File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
+    // SAFETY: as with every reader of mapped files, another process that cuts
+    // the file short while it is read would crash this one; checkpoints are
+    // written once, by renaming.
+    #[expect(unsafe_code, reason = "mapping a file has no safe form")]
+    let mapped = unsafe { Mmap::map(&file) };
+    mapped.map_err(|source| ModelError::io("mapping", path, source))
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ModelError> {
+    SafeTensors::deserialize(bytes).map_err(|error| {
+        let reason = format!(
+            "{error}. Is the file complete? It has {} bytes",
+            bytes.len()
+        );
+        ModelError::malformed(path, "safetensors file", &reason)
+    })
+}

@@ -1,0 +1,336 @@
+//! A model into a directory that transformers loads.
+
+use std::{borrow::Cow, cell::RefCell, fs, path::Path, rc::Rc};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{DType, Tensor, TensorData},
+};
+use olora_adapter::{make_readable, write_atomically};
+use olora_gguf::{GgufFile, is_gguf};
+use safetensors::{Dtype, View};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    WeightType,
+    convert::{convert, count_not_finite, largest},
+    source::{INDEX, SINGLE},
+};
+use crate::{Llama, ModelConfig, ModelError};
+
+/// Files beside the weights that a merged checkpoint takes along unchanged.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// How [`save`] writes weights.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// The number format.
+    pub dtype: WeightType,
+    /// The most bytes of weights in one file; beyond it, there are several with
+    /// an index. A tensor larger than that has a file of its own.
+    pub shard_bytes: u64,
+}
+
+impl From<WeightType> for SaveOptions {
+    /// With the 5 GB to a file that transformers splits at.
+    fn from(dtype: WeightType) -> Self {
+        Self {
+            dtype,
+            shard_bytes: 5_000_000_000,
+        }
+    }
+}
+
+/// Writes a checkpoint directory that transformers loads: the weights as
+/// safetensors, `config.json` as it was read with only the dtype changed, and
+/// the tokenizer and generation files of `companions`: of a directory, or what
+/// the metadata of a GGUF file make of them.
+///
+/// Weights are taken from their device one at a time. The directory is written
+/// under a temporary name beside `directory` and renamed when it is complete.
+///
+/// # Errors
+///
+/// [`ModelError::Exists`] if `directory` is there already and not empty,
+/// [`ModelError::Overflow`] if a weight would become infinite in the format.
+pub fn save(
+    model: &Llama,
+    config: &ModelConfig,
+    options: impl Into<SaveOptions>,
+    companions: Option<&Path>,
+    directory: &Path,
+) -> Result<(), ModelError> {
+    let options = options.into();
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(ModelError::Exists(directory.to_owned()));
+    }
+    let parent = directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".olora-")
+        .tempdir_in(parent)
+        .map_err(|source| ModelError::io("writing to", parent, source))?;
+
+    let staged = temporary.path().join("checkpoint");
+    fs::create_dir(&staged).map_err(|source| ModelError::io("creating", &staged, source))?;
+    write_weights(model, options, &staged)?;
+    let mut json = config.json.clone();
+    // The key of the transformers version that the file was written by.
+    let key = if json.contains_key("torch_dtype") {
+        "torch_dtype"
+    } else {
+        "dtype"
+    };
+    json.insert(key.to_owned(), json!(options.dtype.name()));
+    write_json(&json, &staged.join("config.json"))?;
+    if let Some(companions) = companions {
+        copy_companions(companions, &staged)?;
+    }
+    fs::rename(&staged, directory)
+        .map_err(|source| ModelError::io("renaming to", directory, source))
+}
+
+fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
+    if is_gguf(from) {
+        let tokenizer = GgufFile::open(from)?.tokenizer()?;
+        write_json(&tokenizer.json, &to.join("tokenizer.json"))?;
+        return write_json(&tokenizer.config, &to.join("tokenizer_config.json"));
+    }
+    for name in COMPANIONS {
+        let file = from.join(name);
+        if file.exists() {
+            fs::copy(&file, to.join(name))
+                .map_err(|source| ModelError::io("copying", &file, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
+    let text = serde_json::to_string_pretty(json)
+        .map_err(|error| ModelError::malformed(path, "JSON file", &error))?;
+    write_atomically(path, |file| file.write_all(text.as_bytes()))
+        .map_err(|source| ModelError::io("writing", path, source))
+}
+
+/// Files of at most `shard_bytes`, filled in the model's order, and an index if
+/// there is more than one.
+fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(), ModelError> {
+    let weights = weights(model, options.dtype);
+    let sizes: Vec<u64> = weights.iter().map(|weight| weight.size()).collect();
+    let ends = shard_ends(&sizes, options.shard_bytes);
+    let n_parameters: usize = weights.iter().map(|weight| weight.n_elements()).sum();
+    let mut weights = weights.into_iter();
+    let mut map = Map::new();
+    let mut start = 0;
+    for (i, &end) in ends.iter().enumerate() {
+        let file = match ends.len() {
+            1 => SINGLE.to_owned(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        let shard: Vec<Weight> = weights.by_ref().take(end - start).collect();
+        for weight in &shard {
+            map.insert(weight.name.clone(), json!(file));
+        }
+        write_file(shard, &staged.join(file))?;
+        start = end;
+    }
+    if ends.len() > 1 {
+        map.sort_keys();
+        let mut index = Map::new();
+        let about = json!({
+            "total_parameters": n_parameters,
+            "total_size": sizes.iter().sum::<u64>(),
+        });
+        index.insert("metadata".to_owned(), about);
+        index.insert("weight_map".to_owned(), Value::Object(map));
+        write_json(&index, &staged.join(INDEX))?;
+    }
+    Ok(())
+}
+
+/// Behind which tensors a file ends.
+fn shard_ends(sizes: &[u64], limit: u64) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut filled = 0_u64;
+    for (i, &size) in sizes.iter().enumerate() {
+        if i > 0 && filled.saturating_add(size) > limit {
+            ends.push(i);
+            filled = 0;
+        }
+        filled = filled.saturating_add(size);
+    }
+    ends.push(sizes.len());
+    ends
+}
+
+fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
+    let failure = Rc::new(RefCell::new(None));
+    let tensors = weights.into_iter().map(|weight| {
+        let failure = Rc::clone(&failure);
+        (weight.name.clone(), Writing { weight, failure })
+    });
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let written = safetensors::serialize_to_file(tensors, metadata, path);
+    if let Some(error) = failure.take() {
+        return Err(error);
+    }
+    written.map_err(|error| {
+        ModelError::io("writing", path, std::io::Error::other(error.to_string()))
+    })?;
+    let file = fs::File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
+    make_readable(&file)
+        .and_then(|()| file.sync_all())
+        .map_err(|source| ModelError::io("syncing", path, source))
+}
+
+/// A tensor to be taken from its device when it is written.
+struct Weight {
+    name: String,
+    /// As PyTorch has it.
+    shape: Vec<usize>,
+    /// Whether the device has it the other way around.
+    transposed: bool,
+    dtype: WeightType,
+    read: Box<dyn Fn() -> Result<TensorData, String>>,
+}
+
+fn weights(model: &Llama, dtype: WeightType) -> Vec<Weight> {
+    struct Collector {
+        path: Vec<String>,
+        linear: Vec<bool>,
+        dtype: WeightType,
+        weights: Vec<Weight>,
+    }
+    impl ModuleVisitor for Collector {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.push(name.to_owned());
+            self.linear.push(container_type == "Struct:Linear");
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+            self.linear.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.base().without_autodiff();
+            let transposed = D == 2 && self.linear.last() == Some(&true);
+            let mut shape = tensor.shape().to_vec();
+            if transposed {
+                shape.reverse();
+            }
+            self.weights.push(Weight {
+                name: self.path.join("."),
+                shape,
+                transposed,
+                dtype: self.dtype,
+                read: Box::new(move || {
+                    tensor
+                        .clone()
+                        .try_into_data()
+                        .map_err(|error| error.to_string())
+                }),
+            });
+        }
+    }
+    let mut collector = Collector {
+        path: Vec::new(),
+        linear: Vec::new(),
+        dtype,
+        weights: Vec::new(),
+    };
+    model.visit(&mut collector);
+    collector.weights
+}
+
+impl Weight {
+    fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn size(&self) -> u64 {
+        (self.n_elements() * self.dtype.size()) as u64
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, ModelError> {
+        let data = (self.read)().map_err(|error| ModelError::device(&self.name, &error))?;
+        let (data, held) = match data.dtype() {
+            DType::F32 => (data, WeightType::F32),
+            DType::BF16 => (data, WeightType::Bf16),
+            DType::F16 => (data, WeightType::F16),
+            _ => (data.convert_dtype(DType::F32), WeightType::F32),
+        };
+        let bytes = data.as_bytes();
+        let converted = convert(bytes, held, self.dtype, &self.shape, self.transposed);
+        let converted = converted.as_bytes().to_vec();
+        if held != self.dtype
+            && count_not_finite(&converted, self.dtype) > count_not_finite(bytes, held)
+        {
+            return Err(ModelError::Overflow {
+                tensor: self.name.clone(),
+                largest: largest(bytes, held),
+                dtype: self.dtype.name(),
+                limit: self.dtype.limit(),
+            });
+        }
+        Ok(converted)
+    }
+}
+
+/// A weight as the writer of safetensors wants it, which takes no errors: the
+/// first is kept beside it, and what is written from then on is thrown away.
+struct Writing {
+    weight: Weight,
+    failure: Rc<RefCell<Option<ModelError>>>,
+}
+
+impl View for Writing {
+    fn dtype(&self) -> Dtype {
+        self.weight.dtype.safetensors()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.weight.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if self.failure.borrow().is_some() {
+            return Cow::Borrowed(&[]);
+        }
+        Cow::Owned(self.weight.bytes().unwrap_or_else(|error| {
+            self.failure.replace(Some(error));
+            Vec::new()
+        }))
+    }
+
+    fn data_len(&self) -> usize {
+        self.weight.n_elements() * self.weight.dtype.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shard_ends;
+
+    #[test]
+    fn a_file_ends_before_the_tensor_that_would_overfill_it() {
+        assert_eq!(shard_ends(&[4, 4, 4, 4], 8), [2, 4]);
+        assert_eq!(shard_ends(&[4, 4, 4], 7), [1, 2, 3]);
+        assert_eq!(shard_ends(&[4, 9, 1, 1], 8), [1, 2, 4]);
+        assert_eq!(shard_ends(&[4, 4], 8), [2]);
+        assert_eq!(shard_ends(&[4, 4], 0), [1, 2]);
+    }
+}

@@ -1,0 +1,174 @@
+//! Where a checkpoint's tensors come from, whatever the files are.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use burn::tensor::TensorData;
+use olora_gguf::{GgufFile, is_gguf};
+use serde_json::Value;
+
+use super::{WeightType, convert::convert, pytorch::Pickles, safetensors::Shards};
+use crate::ModelError;
+
+/// One file or several with an index, in the order in which transformers
+/// looks for them.
+const SAFETENSORS: [&str; 2] = [SINGLE, INDEX];
+const PYTORCH: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// The name of a checkpoint's only weight file.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Which tensor is in which file.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Named tensors, to be read one at a time.
+pub(super) enum Source {
+    Safetensors(Shards),
+    Pytorch(Pickles),
+    Gguf(GgufFile),
+}
+
+impl Source {
+    /// Opens a GGUF file or the weights of a directory.
+    pub(super) fn open(path: &Path) -> Result<Self, ModelError> {
+        Ok(match weights(path)? {
+            Weights::Safetensors(files) => Self::Safetensors(Shards::open(files)?),
+            Weights::Pytorch(files) => Self::Pytorch(Pickles::open(files)?),
+            Weights::Gguf(file) => Self::Gguf(GgufFile::open(&file)?),
+        })
+    }
+
+    pub(super) fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match self {
+            Self::Safetensors(shards) => Box::new(shards.names()),
+            Self::Pytorch(pickles) => Box::new(pickles.names()),
+            Self::Gguf(file) => Box::new(file.names()),
+        }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
+    /// A tensor's shape as PyTorch has it: `[d_out, d_in]` for a linear layer.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self {
+            Self::Safetensors(shards) => shards.shape(name),
+            Self::Pytorch(pickles) => pickles.shape(name),
+            Self::Gguf(file) => file.shape(name),
+        }
+    }
+
+    /// A tensor in `dtype` and of `shape`, which is the stored one, or the
+    /// other way around if it is to be `transposed`.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        transposed: bool,
+        dtype: WeightType,
+    ) -> Result<TensorData, ModelError> {
+        match self {
+            Self::Safetensors(shards) => {
+                let (bytes, stored) = shards.read(name)?;
+                let data = convert(bytes, stored, dtype, shape, transposed);
+                shards.release(name);
+                Ok(data)
+            }
+            Self::Pytorch(pickles) => {
+                let (bytes, stored) = pickles.read(name)?;
+                Ok(convert(&bytes, stored, dtype, shape, transposed))
+            }
+            Self::Gguf(file) => {
+                let values = file.read(name)?;
+                let bytes = bytemuck::cast_slice(&values);
+                Ok(convert(bytes, WeightType::F32, dtype, shape, transposed))
+            }
+        }
+    }
+
+    /// Whether two tensors have the same shape and bytes.
+    pub(super) fn same(&self, a: &str, b: &str) -> Result<bool, ModelError> {
+        Ok(self.shape(a) == self.shape(b)
+            && match self {
+                Self::Safetensors(shards) => shards.read(a)? == shards.read(b)?,
+                Self::Pytorch(pickles) => pickles.read(a)? == pickles.read(b)?,
+                Self::Gguf(file) => file.read(a)? == file.read(b)?,
+            })
+    }
+}
+
+/// The files that a checkpoint's weights are in.
+enum Weights {
+    Safetensors(Vec<PathBuf>),
+    Pytorch(Vec<PathBuf>),
+    Gguf(PathBuf),
+}
+
+fn weights(path: &Path) -> Result<Weights, ModelError> {
+    if is_gguf(path) {
+        return Ok(Weights::Gguf(path.to_owned()));
+    }
+    if let Some(files) = files(path, SAFETENSORS)? {
+        return Ok(Weights::Safetensors(files));
+    }
+    if let Some(files) = files(path, PYTORCH)? {
+        return Ok(Weights::Pytorch(files));
+    }
+    Err(ModelError::NoWeights {
+        directory: path.to_owned(),
+    })
+}
+
+/// The files that [`load`](crate::load) takes the weights of a checkpoint from,
+/// sorted.
+///
+/// # Errors
+///
+/// [`ModelError::NoWeights`]; [`ModelError::Malformed`] for an index that names
+/// none.
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    Ok(match weights(path)? {
+        Weights::Safetensors(files) | Weights::Pytorch(files) => files,
+        Weights::Gguf(file) => vec![file],
+    })
+}
+
+/// The files of one kind that a directory has: the single one, or those that
+/// the index names; `None` if it has neither.
+fn files(directory: &Path, [single, index]: [&str; 2]) -> Result<Option<Vec<PathBuf>>, ModelError> {
+    let (single, index) = (directory.join(single), directory.join(index));
+    if single.exists() {
+        return Ok(Some(vec![single]));
+    }
+    if !index.exists() {
+        return Ok(None);
+    }
+    let bytes = fs::read(&index).map_err(|source| ModelError::io("reading", &index, source))?;
+    let malformed = |reason: &str| ModelError::malformed(&index, "index of weights", &reason);
+    let json: Value =
+        serde_json::from_slice(&bytes).map_err(|error| malformed(&error.to_string()))?;
+    let map = json
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| malformed("`weight_map` is missing"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let name = file.as_str().filter(|name| is_below(name)).ok_or_else(|| {
+            malformed(&format!(
+                "`{tensor}` is said to be in {file}, which is no file name within the directory"
+            ))
+        })?;
+        names.insert(name);
+    }
+    Ok(Some(
+        names.into_iter().map(|name| directory.join(name)).collect(),
+    ))
+}
+
+/// Whether a path stays within the directory that it is relative to.
+fn is_below(name: &str) -> bool {
+    let mut parts = Path::new(name).components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
