@@ -86,7 +86,7 @@ impl StoredNames {
     }
 }
 
-/// A module whose parts have the names of a [`Naming`].
+/// A module whose parts have the names that its family's checkpoints give them.
 #[derive(Clone, Debug)]
 pub struct Named<M> {
     module: M,
