@@ -54,3 +54,8 @@ pub use run::{DeviceTraits, TrainOptions, train};
 pub use run_data::check_samples;
 pub use sampler::{encode_prompt, stop_ids};
 pub use summary::Summary;
+
+/// The CPU backend has one random generator per process: tests that make random
+/// weights share it, a test that needs its numbers in order has it alone.
+#[cfg(test)]
+static GENERATOR: std::sync::RwLock<()> = std::sync::RwLock::new(());
