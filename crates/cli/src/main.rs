@@ -8,6 +8,7 @@ mod commands;
 mod devices;
 mod doctor;
 mod inspect;
+mod merge;
 mod progress;
 
 use std::process::ExitCode;
@@ -47,7 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),
-        Command::Merge(args) => commands::merge(&args, kernels),
+        Command::Merge(args) => merge::merge(&args, kernels),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Devices(args) => devices::list(&args, kernels),
         Command::Doctor(args) => doctor::doctor(&args, kernels),

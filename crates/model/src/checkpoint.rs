@@ -11,6 +11,7 @@ mod load;
 mod pytorch;
 mod safetensors;
 mod save;
+mod save_gguf;
 mod source;
 
 use ::safetensors::Dtype;
@@ -19,6 +20,7 @@ use burn::tensor::DType;
 pub use config::config_bytes;
 pub use load::load;
 pub use save::{SaveOptions, save};
+pub use save_gguf::save_gguf;
 pub use source::weight_files;
 
 /// The number format that weights are held or written in.

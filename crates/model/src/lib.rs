@@ -18,7 +18,7 @@ pub mod llama;
 mod rope;
 
 pub use cache::KvCache;
-pub use checkpoint::{SaveOptions, WeightType, config_bytes, load, save, weight_files};
+pub use checkpoint::{SaveOptions, WeightType, config_bytes, load, save, save_gguf, weight_files};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};

@@ -54,7 +54,8 @@ fn default_device() -> String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face checkpoint directory, relative to the working directory.
+    /// A Hugging Face checkpoint directory or a GGUF file, relative to the
+    /// working directory.
     pub path: PathBuf,
     /// The number format that the base is held in. If not given: float32 on the
     /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
@@ -102,7 +103,7 @@ impl From<BaseType> for WeightType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
-    /// Loaded from the directory.
+    /// Loaded from the checkpoint.
     #[default]
     Checkpoint,
     /// Drawn at random; only `config.json` and the tokenizer are read.
