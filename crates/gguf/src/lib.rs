@@ -6,6 +6,17 @@
 //! [`write_model`] and [`write_adapter`] write models and LoRA adapters that
 //! llama.cpp loads.
 //!
+//! ```no_run
+//! # fn main() -> Result<(), olora_gguf::GgufError> {
+//! let file = olora_gguf::GgufFile::open("SmolLM2-135M-Instruct.Q4_1.gguf".as_ref())?;
+//! assert_eq!(file.config()["model_type"], "llama");
+//! for name in file.names() {
+//!     println!("{name}: {:?}, {} values", file.shape(name), file.read(name)?.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The format is described in `docs/gguf.md` of
 //! [ggml](https://github.com/ggml-org/ggml); what is stored under which key, and
 //! how tensors are rearranged, is what llama.cpp's `convert_hf_to_gguf.py` and

@@ -124,9 +124,9 @@ mod tests {
     fn recovered(scaling: Llama3, head_dim: usize) -> Llama3 {
         let factors = scaling.factors(head_dim, 500_000.0);
         let json = from_factors(&factors, head_dim, 500_000.0, None)
-            .expect("understood")
-            .expect("scales");
-        let number = |key: &str| json[key].as_f64().expect("a number");
+            .flatten()
+            .unwrap_or_default();
+        let number = |key: &str| json.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
         Llama3 {
             factor: number("factor"),
             low_freq_factor: number("low_freq_factor"),

@@ -244,13 +244,14 @@ fn byte_level(stored: &Stored<'_>) -> Result<Tokenizer, GgufError> {
     let vocabulary = stored.vocabulary(stored.tokens.iter().copied())?;
     let mut pairs = Vec::with_capacity(merges.len());
     for merge in merges {
-        let pair = merge
-            .split_once(' ')
-            .filter(|(left, right)| vocabulary.contains_key(format!("{left}{right}").as_str()));
+        let known = |token: &str| vocabulary.contains_key(token);
+        let pair = merge.split_once(' ').filter(|(left, right)| {
+            known(left) && known(right) && known(&format!("{left}{right}"))
+        });
         let Some((left, right)) = pair else {
             return Err(GgufError::malformed(
                 metadata.path,
-                format!("its merge {merge:?} makes no token"),
+                format!("its merge {merge:?} is not of two tokens that make a third"),
             ));
         };
         pairs.push([left, right]);

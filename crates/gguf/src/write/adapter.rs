@@ -68,7 +68,6 @@ pub fn write_adapter(
     metadata.text("general.type", "adapter");
     metadata.text("adapter.type", "lora");
     metadata.f32("adapter.lora.alpha", alpha as f32);
-    metadata.u32("general.file_type", 0);
     metadata.u32("general.quantization_version", 2);
 
     let mut planned = Vec::new();

@@ -109,9 +109,18 @@ impl<'a> Shape<'a> {
         metadata.f32(&name("rope.freq_base"), theta as f32);
         let eps = number(self.config, "rms_norm_eps")?.unwrap_or(1e-6);
         metadata.f32(&name("attention.layer_norm_rms_epsilon"), eps as f32);
-        if let Scaling::Linear(factor) = scaling {
-            metadata.text(&name("rope.scaling.type"), "linear");
-            metadata.f32(&name("rope.scaling.factor"), factor as f32);
+        match scaling {
+            Scaling::None => {}
+            Scaling::Linear(factor) => {
+                metadata.text(&name("rope.scaling.type"), "linear");
+                metadata.f32(&name("rope.scaling.factor"), factor as f32);
+            }
+            // The converter leaves it at the factors; with this, the four numbers
+            // behind them can be told again.
+            Scaling::Llama3(scaling) => metadata.u32(
+                &name("rope.scaling.original_context_length"),
+                scaling.original as u32,
+            ),
         }
         Ok(())
     }
