@@ -77,6 +77,7 @@ fn every_family_goes_into_a_file_and_comes_out_the_same() {
         "llama",
         "llama-tied",
         "llama-head-dim",
+        "llama-llama3",
         "llama-linear",
         "mistral",
         "qwen2",
@@ -85,6 +86,18 @@ fn every_family_goes_into_a_file_and_comes_out_the_same() {
         let from = checkpoint(name);
         let out = tempfile::tempdir().unwrap();
         let file = written(from.path(), GgufType::F32, out.path());
+        let golden = floats(&fixture(name).join("golden.safetensors"), "logits").1;
+        let diff = max_diff(&logits(&file, name), &golden);
+        assert!(diff < 1e-4, "{name}: {diff}");
+    }
+}
+
+/// Written by llama.cpp's Python package from the fixtures of the same names:
+/// `fixtures/make_gguf.py`.
+#[test]
+fn files_of_others_compute_what_transformers_does() {
+    for name in ["llama-llama3", "qwen2", "qwen3"] {
+        let file = fixture("gguf").join(name).with_extension("gguf");
         let golden = floats(&fixture(name).join("golden.safetensors"), "logits").1;
         let diff = max_diff(&logits(&file, name), &golden);
         assert!(diff < 1e-4, "{name}: {diff}");

@@ -131,9 +131,9 @@ fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
 /// there is more than one.
 fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(), ModelError> {
     let weights = weights(model, options.dtype);
-    let sizes: Vec<u64> = weights.iter().map(|weight| weight.size()).collect();
+    let sizes: Vec<u64> = weights.iter().map(Weight::size).collect();
     let ends = shard_ends(&sizes, options.shard_bytes);
-    let n_parameters: usize = weights.iter().map(|weight| weight.n_elements()).sum();
+    let n_parameters: usize = weights.iter().map(Weight::n_elements).sum();
     let mut weights = weights.into_iter();
     let mut map = Map::new();
     let mut start = 0;
