@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     for (name, method, form) in [
         ("lora", Method::Lora, PeftForm::Plain),
         ("olora-plain", Method::Olora, PeftForm::Plain),
-        ("olora-raw", Method::Olora, PeftForm::Olora),
+        ("olora-raw", Method::Olora, PeftForm::Native),
     ] {
         export(&Path::new(&out).join(name), method, form)?;
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release -p olora-examples --example logits -- MODEL RUN/adapter RUN/logits.safetensors "a prompt"
-//! python fixtures/check_peft.py --base MODEL RUN
+//! python fixtures/check_peft.py --base MODEL --tolerance 1e-3 RUN
 //! ```
 
 use std::{fs, path::Path};

@@ -61,6 +61,16 @@ pub enum AdapterError {
     /// The model carries no adapter.
     #[error("the model has no adapter attached")]
     NotAdapted,
+    /// A method, or an option of it, that this layer cannot have.
+    #[error("`{path}` cannot have {what}: {reason}")]
+    Impossible {
+        /// The layer or module.
+        path: String,
+        /// What was asked for.
+        what: String,
+        /// Why not, and what to do instead.
+        reason: String,
+    },
     /// A weight or factor holds NaN or infinity.
     #[error("`{0}` holds values that are not finite")]
     NotFinite(String),
@@ -108,6 +118,13 @@ pub enum AdapterError {
         /// The backend's message.
         reason: String,
     },
+}
+
+pub(crate) fn device_error(path: &str, reason: &impl std::fmt::Display) -> AdapterError {
+    AdapterError::Device {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }
 
 fn quoted(names: &[String]) -> String {

@@ -1,15 +1,15 @@
 //! Reading and replacing the factors of an adapted module.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::Tensor,
 };
 
-use crate::AdapterError;
+use crate::{AdapterError, target::Kind};
 
-/// The factors attached to one weight, without autodiff.
+/// What is attached to one weight, without autodiff.
 #[derive(Clone, Debug)]
 pub struct Factors {
     /// The adapted layer's path, without `.weight`.
@@ -20,6 +20,11 @@ pub struct Factors {
     pub b: Tensor<2>,
     /// `A₀` and `B₀`, if the adapter has an anchor.
     pub anchor: Option<(Tensor<2>, Tensor<2>)>,
+    /// The magnitudes now and at the start, `[d_out]`, if the update is
+    /// weight-decomposed.
+    pub magnitude: Option<(Tensor<1>, Tensor<1>)>,
+    /// What the layer is.
+    pub kind: Kind,
 }
 
 /// The factors of every adapted layer, in the module's own order; empty if no
@@ -27,19 +32,8 @@ pub struct Factors {
 pub fn factors<M: Module>(module: &M) -> Vec<Factors> {
     let mut collector = Collector::default();
     module.visit(&mut collector);
-    let Collector { order, tensors, .. } = collector;
-    let take = |layer: &str, name: &str| tensors.get(&format!("{layer}.{name}")).cloned();
-    order
-        .iter()
-        .filter_map(|layer| {
-            Some(Factors {
-                path: layer.clone(),
-                a: take(layer, "a")?,
-                b: take(layer, "b")?,
-                anchor: take(layer, "anchor.a").zip(take(layer, "anchor.b")),
-            })
-        })
-        .collect()
+    let layers = collector.layers.into_iter();
+    layers.filter_map(Layer::into_factors).collect()
 }
 
 /// Puts the given factors in the place of those with the same path.
@@ -49,13 +43,20 @@ pub fn factors<M: Module>(module: &M) -> Vec<Factors> {
 /// [`AdapterError::NotAdapted`] if the module carries no adapter. Shapes and
 /// paths are the caller's to have checked.
 pub(crate) fn replace<M: Module>(module: M, factors: Vec<Factors>) -> Result<M, AdapterError> {
-    let mut tensors = BTreeMap::new();
+    let mut tensors: BTreeMap<String, Tensor<1>> = BTreeMap::new();
+    let flat = |tensor: Tensor<2>| {
+        let n = tensor.shape().num_elements();
+        tensor.reshape([n])
+    };
     for layer in factors {
-        tensors.insert(format!("{}.a", layer.path), layer.a);
-        tensors.insert(format!("{}.b", layer.path), layer.b);
+        tensors.insert(format!("{}.a", layer.path), flat(layer.a));
+        tensors.insert(format!("{}.b", layer.path), flat(layer.b));
         if let Some((a, b)) = layer.anchor {
-            tensors.insert(format!("{}.anchor.a", layer.path), a);
-            tensors.insert(format!("{}.anchor.b", layer.path), b);
+            tensors.insert(format!("{}.anchor.a", layer.path), flat(a));
+            tensors.insert(format!("{}.anchor.b", layer.path), flat(b));
+        }
+        if let Some((magnitude, _)) = layer.magnitude {
+            tensors.insert(format!("{}.dora.magnitude", layer.path), magnitude);
         }
     }
     if tensors.is_empty() {
@@ -88,39 +89,81 @@ fn split(path: &[String]) -> Option<(String, String)> {
 #[derive(Default)]
 struct Collector {
     path: Vec<String>,
-    order: Vec<String>,
-    seen: BTreeSet<String>,
-    tensors: BTreeMap<String, Tensor<2>>,
+    containers: Vec<String>,
+    layers: Vec<Layer>,
+}
+
+/// What has been seen of one layer.
+struct Layer {
+    path: String,
+    kind: Kind,
+    /// By name, flattened, with their first axis.
+    tensors: BTreeMap<String, (Tensor<1>, usize)>,
+}
+
+impl Layer {
+    fn into_factors(mut self) -> Option<Factors> {
+        let mut matrix = |name: &str| {
+            let (tensor, rows) = self.tensors.remove(name)?;
+            let n = tensor.shape().num_elements();
+            Some(tensor.reshape([rows, n / rows.max(1)]))
+        };
+        let (a, b) = (matrix("a")?, matrix("b")?);
+        let anchor = matrix("anchor.a").zip(matrix("anchor.b"));
+        let mut vector = |name: &str| Some(self.tensors.remove(name)?.0);
+        let magnitude = vector("dora.magnitude").zip(vector("dora.start"));
+        Some(Factors {
+            path: self.path,
+            kind: self.kind,
+            a,
+            b,
+            anchor,
+            magnitude,
+        })
+    }
 }
 
 impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.push(name.to_owned());
+        self.containers.push(container_type.to_owned());
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
         self.path.pop();
+        self.containers.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D != 2 {
+        let Some((layer, name)) = split(&self.path) else {
             return;
+        };
+        let is_embedding = self
+            .containers
+            .iter()
+            .any(|name| name == "Struct:Embedding");
+        let tensor = param.base().without_autodiff();
+        let rows = tensor.shape()[0];
+        let n = tensor.shape().num_elements();
+        // A layer's tensors are visited one after another.
+        if self.layers.last().is_none_or(|last| last.path != layer) {
+            self.layers.push(Layer {
+                path: layer,
+                kind: if is_embedding {
+                    Kind::Embedding
+                } else {
+                    Kind::Linear
+                },
+                tensors: BTreeMap::new(),
+            });
         }
-        if let Some((layer, name)) = split(&self.path) {
-            let tensor = param.base().without_autodiff();
-            let shape = tensor.shape();
-            self.tensors.insert(
-                format!("{layer}.{name}"),
-                tensor.reshape([shape[0], shape[1]]),
-            );
-            if self.seen.insert(layer.clone()) {
-                self.order.push(layer);
-            }
+        if let Some(last) = self.layers.last_mut() {
+            last.tensors.insert(name, (tensor.reshape([n]), rows));
         }
     }
 }
 
 struct Replacer {
     path: Vec<String>,
-    tensors: BTreeMap<String, Tensor<2>>,
+    tensors: BTreeMap<String, Tensor<1>>,
 }
 
 impl ModuleMapper for Replacer {
@@ -132,7 +175,6 @@ impl ModuleMapper for Replacer {
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let replacement = split(&self.path)
-            .filter(|_| D == 2)
             .and_then(|(layer, name)| self.tensors.remove(&format!("{layer}.{name}")));
         match replacement {
             None => param,

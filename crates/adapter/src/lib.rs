@@ -32,7 +32,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod attach;
+mod config;
+mod dora;
 mod error;
+mod eva;
 mod factors;
 mod files;
 pub mod init;
@@ -40,14 +43,23 @@ mod low_rank;
 mod merge;
 mod peft;
 mod project;
+mod saved;
 mod target;
+mod wanted;
 
-pub use attach::{AdapterConfig, Method, Placement, attach};
+pub use attach::{attach, attach_along, attach_empty};
+pub use config::{AdapterConfig, LayerShape, Method, Placement};
+pub use dora::Dora;
 pub use error::AdapterError;
+pub use eva::Directions;
 pub use factors::{Factors, factors};
 pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank, to_dtype};
 pub use merge::{merge, without_adapter};
-pub use peft::{CONFIG_FILE, PeftAdapter, PeftForm, TENSOR_FILE, save_peft};
-pub use project::Project;
-pub use target::{ALL_LINEAR, Target, linear_layers, linear_paths, resolve};
+pub use peft::{
+    CONFIG_FILE, FactorType, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, WriteOptions,
+    save_peft,
+};
+pub use project::{LookUp, Project, is_adapted};
+pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};
+pub use wanted::planned;

@@ -7,8 +7,13 @@ use burn::{
 };
 use olora_operations::{Factors, projection};
 
+use crate::{Dora, dora::column_squares};
+
 /// The trainable low-rank update of one frozen weight:
 /// `ΔW = scale · (A·B − A₀·B₀)`, the second product only when the adapter is anchored.
+///
+/// With [`Dora`], the sum of the weight and this is then brought to the trained
+/// magnitudes.
 ///
 /// Factors are f32 whatever the weight's dtype is, as in PEFT
 /// (`autocast_adapter_dtype`), and are laid out for Burn's `[d_in, d_out]`
@@ -21,9 +26,11 @@ pub struct LowRank {
     pub b: Param<Tensor<2>>,
     /// Where the factors started, if that was not a zero update.
     pub anchor: Option<Anchor>,
+    /// The trained magnitudes, if the update is weight-decomposed.
+    pub dora: Option<Dora>,
     /// Applied to the adapter's input during training only.
     pub dropout: Dropout,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` when rank-stabilised.
+    /// `alpha / rank`, or `alpha / √rank` when rank-stabilised.
     pub scale: f64,
     /// Whether the anchor's product is subtracted here (*anchored*), rather
     /// than taken out of the stored weight (*residual*).
@@ -78,7 +85,7 @@ impl LowRank {
         self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && device.is_autodiff()
     }
 
-    /// The update as a dense `[d_in, d_out]` tensor in f32.
+    /// The update as a dense `[d_in, d_out]` tensor in f32, before any magnitude.
     pub fn dense(&self) -> Tensor<2> {
         let product = self.a.val().matmul(self.b.val());
         let update = match &self.anchor {
@@ -97,7 +104,14 @@ impl Reparameterization for LowRank {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let (dtype, shape) = (base.dtype(), base.shape());
-        to_dtype(as_f32(base) + self.dense().reshape(shape), dtype)
+        let sum = as_f32(base) + self.dense().reshape(shape.clone());
+        let Some(dora) = &self.dora else {
+            return to_dtype(sum, dtype);
+        };
+        let sum = sum.reshape([shape[0], shape[1]]);
+        let norms = column_squares(sum.clone()).sqrt().detach();
+        let ratio = (dora.magnitude.val() / norms).reshape([1, shape[1]]);
+        to_dtype((sum * ratio).reshape(shape), dtype)
     }
 }
 

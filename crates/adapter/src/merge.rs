@@ -4,7 +4,7 @@ use burn::{module::Module, tensor::Tensor};
 
 use crate::{
     AdapterError,
-    attach::device_error,
+    error::device_error,
     factors::{Factors, factors, replace},
 };
 
@@ -24,7 +24,8 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
         return Err(AdapterError::NotAdapted);
     }
     for layer in &factors {
-        for factor in [&layer.a, &layer.b] {
+        let magnitude = layer.magnitude.clone().map(|(now, _)| now.unsqueeze());
+        for factor in [&layer.a, &layer.b].into_iter().chain(&magnitude) {
             if !is_finite(factor, &layer.path)? {
                 return Err(AdapterError::NotFinite(layer.path.clone()));
             }
@@ -45,13 +46,19 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
 pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
     let at_start = factors(&module)
         .into_iter()
-        .map(|layer| match layer.anchor.clone() {
+        .map(|layer| {
             // The update is measured from the anchor, so back there it is zero.
-            Some((a, b)) => Factors { a, b, ..layer },
-            None => Factors {
-                b: layer.b.zeros_like(),
+            let (a, b) = match &layer.anchor {
+                Some(anchor) => anchor.clone(),
+                None => (layer.a.clone(), layer.b.zeros_like()),
+            };
+            let start = layer.magnitude.clone().map(|(_, start)| start);
+            Factors {
+                a,
+                b,
+                magnitude: start.clone().zip(start),
                 ..layer
-            },
+            }
         })
         .collect();
     Ok(replace(module, at_start)?.materialize())

@@ -1,12 +1,12 @@
-//! The fast forward pass of an adapted linear layer.
+//! The fast forward pass of an adapted layer.
 
 use burn::{
-    nn::Linear,
-    tensor::{Tensor, module::linear},
+    nn::{Embedding, Linear},
+    tensor::{Int, Tensor, module::embedding},
 };
 use olora_operations::project;
 
-use crate::{LowRank, to_dtype};
+use crate::{LowRank, eva::Watch, to_dtype};
 
 /// A linear layer applied in factored form.
 ///
@@ -29,17 +29,68 @@ impl Project for Linear {
     fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
-        match self.weight.reparameterization::<LowRank>() {
-            None => project(x, to_dtype(self.weight.val(), dtype), bias, None),
-            Some(adapter) => {
-                let weight = to_dtype(self.weight.base(), dtype);
-                if adapter.drops(&x.device()) {
-                    // The adapter's input is then another than the layer's.
-                    linear(x.clone(), weight, bias) + adapter.forward(x)
-                } else {
-                    project(x, weight, bias, Some(adapter.factors()))
-                }
+        let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
+            if let Some(watch) = self.weight.reparameterization::<Watch>() {
+                watch.record(&x);
             }
+            return project(x, to_dtype(self.weight.val(), dtype), bias, None);
+        };
+        let stored = self.weight.base();
+        let weight = to_dtype(stored.clone(), dtype);
+        let drops = adapter.drops(&x.device());
+        let Some(ratio) = adapter.magnitude_ratio(stored) else {
+            return if drops {
+                // The adapter's input is then another than the layer's.
+                project(x.clone(), weight, bias, None) + adapter.forward(x)
+            } else {
+                project(x, weight, bias, Some(adapter.factors()))
+            };
+        };
+        let ratio = to_dtype(ratio, dtype).unsqueeze::<D>();
+        if drops {
+            // What the adapter changes is computed on its own input, the rest on the whole one;
+            // at ratio 1 and without an update, that is the base (PEFT's `DoraLinearLayer`).
+            let dropped = adapter.dropout.forward(x.clone());
+            let base = project(dropped.clone(), weight.clone(), None, None);
+            let decomposed = project(dropped, weight.clone(), None, Some(adapter.factors()));
+            return project(x, weight, bias, None) + (decomposed * ratio - base);
         }
+        let y = project(x, weight, None, Some(adapter.factors())) * ratio;
+        match bias {
+            None => y,
+            Some(bias) => y + bias.unsqueeze(),
+        }
+    }
+}
+
+/// Whether something is attached to a layer that only [`Project`] does right, so
+/// that its weight must not be used by itself.
+pub fn is_adapted(layer: &Linear) -> bool {
+    layer.weight.reparameterization::<LowRank>().is_some()
+        || layer.weight.reparameterization::<Watch>().is_some()
+}
+
+/// An embedding applied in factored form.
+pub trait LookUp {
+    /// The rows of the tokens, plus those of the low-rank update if an adapter
+    /// is attached.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[batch, seq]`
+    /// - output: `[batch, seq, width]`, in the weight's dtype
+    fn look_up(&self, ids: Tensor<2, Int>) -> Tensor<3>;
+}
+
+impl LookUp for Embedding {
+    fn look_up(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
+            return self.forward(ids);
+        };
+        let rows = embedding(self.weight.base(), ids.clone());
+        let down = embedding(adapter.a.val(), ids).mul_scalar(adapter.scale);
+        let update = project(down, adapter.b.val(), None, None);
+        let dtype = rows.dtype();
+        rows + to_dtype(update, dtype)
     }
 }

@@ -1,4 +1,4 @@
-//! Which linear layers an adapter goes on.
+//! Which layers an adapter goes on.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +13,24 @@ use crate::AdapterError;
 /// The keyword that names every linear layer.
 pub const ALL_LINEAR: &str = "all-linear";
 
-/// A linear layer of a module.
+/// What a layer computes with its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Burn's `Linear`: `x·W`.
+    Linear,
+    /// Burn's `Embedding`: rows of `W`, so that `d_in` is the vocabulary.
+    Embedding,
+}
+
+/// A layer of a module.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The layer's path, without `.weight`: `model.layers.0.self_attn.q_proj`.
     pub path: String,
     /// The stored weight, `[d_in, d_out]`. A handle, not a copy.
     pub weight: Tensor<2>,
+    /// What the layer is.
+    pub kind: Kind,
 }
 
 impl Target {
@@ -36,19 +47,19 @@ impl Target {
 /// ends with at a dot (`q_proj`, `self_attn.q_proj`; the rule of PEFT's
 /// `target_modules` lists), or a glob over the whole path in which `*` stops
 /// at a dot and `**` does not (`model.layers.{0,1}.*.q_proj`).
-/// Exclusions follow the same rules.
+/// Exclusions follow the same rules. An embedding is a target only if its name
+/// or path is given: neither [`ALL_LINEAR`] nor a glob finds it.
 ///
 /// # Errors
 ///
 /// [`AdapterError::UnmatchedTargets`] if any pattern, an exclusion too, matches
-/// no linear layer, and [`AdapterError::NoTargets`] if nothing is left. An
-/// embedding is never a linear layer, though its weight has two axes.
+/// no layer, and [`AdapterError::NoTargets`] if nothing is left.
 pub fn resolve<M: Module>(
     module: &M,
     include: &[String],
     exclude: &[String],
 ) -> Result<Vec<Target>, AdapterError> {
-    let layers = linear_layers(module);
+    let layers = layers(module);
     let included = Patterns::new(include)?;
     let excluded = Patterns::new(exclude)?;
 
@@ -57,6 +68,7 @@ pub fn resolve<M: Module>(
     if !unmatched.is_empty() {
         let names: BTreeSet<_> = layers
             .iter()
+            .filter(|layer| layer.kind == Kind::Linear)
             .map(|layer| last_name(&layer.path).to_owned())
             .collect();
         return Err(AdapterError::UnmatchedTargets {
@@ -68,7 +80,7 @@ pub fn resolve<M: Module>(
     for pattern in &included.0 {
         let left = layers
             .iter()
-            .any(|layer| matches(pattern, &layer.path) && !excluded.matches(&layer.path));
+            .any(|layer| matches(pattern, &layer.path, layer.kind) && !excluded.matches(layer));
         if !left {
             return Err(AdapterError::NoTargets(format!(
                 "every layer that `{}` names is excluded",
@@ -78,7 +90,7 @@ pub fn resolve<M: Module>(
     }
     let targets: Vec<_> = layers
         .into_iter()
-        .filter(|layer| included.matches(&layer.path) && !excluded.matches(&layer.path))
+        .filter(|layer| included.matches(layer) && !excluded.matches(layer))
         .collect();
     if targets.is_empty() {
         return Err(AdapterError::NoTargets(
@@ -92,15 +104,24 @@ pub fn resolve<M: Module>(
 ///
 /// Initialises weights that are still lazy; [`linear_paths`] does not.
 pub fn linear_layers<M: Module>(module: &M) -> Vec<Target> {
+    let mut all = layers(module);
+    all.retain(|layer| layer.kind == Kind::Linear);
+    all
+}
+
+/// The same, embeddings included.
+pub(crate) fn layers<M: Module>(module: &M) -> Vec<Target> {
     let mut layers = Vec::new();
-    let mut visit = |path: String, shape: [usize; 2], weight: &dyn Fn() -> Tensor<2>| {
-        debug_assert_eq!(weight().dims(), shape);
+    let mut visit = |found: Found<'_>| {
+        let weight = (found.weight)();
+        debug_assert_eq!(weight.dims(), found.dims);
         layers.push(Target {
-            path,
-            weight: weight(),
+            path: found.path,
+            weight,
+            kind: found.kind,
         });
     };
-    module.visit(&mut LinearVisitor::new(&mut visit));
+    module.visit(&mut LayerVisitor::new(&mut visit));
     layers
 }
 
@@ -108,21 +129,33 @@ pub fn linear_layers<M: Module>(module: &M) -> Vec<Target> {
 /// weight.
 pub fn linear_paths<M: Module>(module: &M) -> Vec<(String, [usize; 2])> {
     let mut paths = Vec::new();
-    let mut visit = |path, shape, _: &dyn Fn() -> Tensor<2>| paths.push((path, shape));
-    module.visit(&mut LinearVisitor::new(&mut visit));
+    let mut visit = |found: Found<'_>| {
+        if found.kind == Kind::Linear {
+            paths.push((found.path, found.dims));
+        }
+    };
+    module.visit(&mut LayerVisitor::new(&mut visit));
     paths
 }
 
-type Visit<'a> = &'a mut dyn FnMut(String, [usize; 2], &dyn Fn() -> Tensor<2>);
+/// A layer that a visit has come to.
+struct Found<'a> {
+    path: String,
+    dims: [usize; 2],
+    kind: Kind,
+    weight: &'a dyn Fn() -> Tensor<2>,
+}
 
-/// Calls back for each weight whose container is Burn's `Linear`.
-struct LinearVisitor<'a> {
+type Visit<'a> = &'a mut dyn FnMut(Found<'_>);
+
+/// Calls back for each weight whose container is Burn's `Linear` or `Embedding`.
+struct LayerVisitor<'a> {
     path: Vec<String>,
     containers: Vec<String>,
     visit: Visit<'a>,
 }
 
-impl<'a> LinearVisitor<'a> {
+impl<'a> LayerVisitor<'a> {
     fn new(visit: Visit<'a>) -> Self {
         Self {
             path: Vec::new(),
@@ -132,7 +165,7 @@ impl<'a> LinearVisitor<'a> {
     }
 }
 
-impl ModuleVisitor for LinearVisitor<'_> {
+impl ModuleVisitor for LayerVisitor<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.push(name.to_owned());
         self.containers.push(container_type.to_owned());
@@ -144,29 +177,35 @@ impl ModuleVisitor for LinearVisitor<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let is_linear_weight = D == 2
-            && self.path.last().is_some_and(|name| name == "weight")
-            && self
-                .containers
-                .last()
-                .is_some_and(|container| container == "Struct:Linear");
-        if is_linear_weight {
-            let shape = param.lazy_shape();
-            let shape = [shape[0], shape[1]];
-            let path = self.path[..self.path.len() - 1].join(".");
-            // D is 2 here; the reshape only tells the compiler.
-            (self.visit)(path, shape, &|| param.base().reshape(shape));
+        if D != 2 || self.path.last().is_none_or(|name| name != "weight") {
+            return;
         }
+        let kind = match self.containers.last().map(String::as_str) {
+            Some("Struct:Linear") => Kind::Linear,
+            Some("Struct:Embedding") => Kind::Embedding,
+            _ => return,
+        };
+        let shape = param.lazy_shape();
+        let dims = [shape[0], shape[1]];
+        (self.visit)(Found {
+            path: self.path[..self.path.len() - 1].join("."),
+            dims,
+            kind,
+            // D is 2 here; the reshape only tells the compiler.
+            weight: &|| param.base().reshape(dims),
+        });
     }
 }
 
 /// The patterns of one list, each either a suffix or a glob.
-struct Patterns(Vec<(String, Option<GlobMatcher>)>);
+pub(crate) struct Patterns(Vec<(String, Option<GlobMatcher>)>);
 
 impl Patterns {
-    fn new(patterns: &[String]) -> Result<Self, AdapterError> {
+    pub(crate) fn new<'a>(
+        patterns: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Self, AdapterError> {
         patterns
-            .iter()
+            .into_iter()
             .map(|pattern| {
                 if !pattern.contains(['*', '?', '[', '{']) {
                     return Ok((pattern.clone(), None));
@@ -185,23 +224,33 @@ impl Patterns {
             .map(Self)
     }
 
-    fn matches(&self, path: &str) -> bool {
-        self.0.iter().any(|pattern| matches(pattern, path))
+    fn matches(&self, layer: &Target) -> bool {
+        let mut patterns = self.0.iter();
+        patterns.any(|pattern| matches(pattern, &layer.path, layer.kind))
     }
 
-    fn unmatched(&self, layers: &[Target]) -> Vec<String> {
-        let unmatched = self
-            .0
-            .iter()
-            .filter(|pattern| !layers.iter().any(|layer| matches(pattern, &layer.path)));
+    /// The patterns that a layer matches, in the list's order.
+    pub(crate) fn matching(&self, path: &str, kind: Kind) -> impl Iterator<Item = &str> {
+        let all = self.0.iter();
+        all.filter(move |pattern| matches(pattern, path, kind))
+            .map(|(text, _)| text.as_str())
+    }
+
+    pub(crate) fn unmatched(&self, layers: &[Target]) -> Vec<String> {
+        let found = |pattern: &_| {
+            let mut layers = layers.iter();
+            layers.any(|layer| matches(pattern, &layer.path, layer.kind))
+        };
+        let unmatched = self.0.iter().filter(|pattern| !found(pattern));
         unmatched.map(|(text, _)| text.clone()).collect()
     }
 }
 
-fn matches((text, glob): &(String, Option<GlobMatcher>), path: &str) -> bool {
+fn matches((text, glob): &(String, Option<GlobMatcher>), path: &str, kind: Kind) -> bool {
+    let linear = kind == Kind::Linear;
     match glob {
-        Some(glob) => glob.is_match(path.replace('.', "/")),
-        None if text == ALL_LINEAR => true,
+        Some(glob) => linear && glob.is_match(path.replace('.', "/")),
+        None if text == ALL_LINEAR => linear,
         None => {
             path == text
                 || path

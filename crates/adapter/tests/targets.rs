@@ -47,13 +47,24 @@ fn names_paths_and_globs_select_exactly() {
 #[test]
 fn a_name_is_a_whole_name() {
     // `p` ends `up`, and `1` begins `1.up`; neither is the layer's name.
-    for wrong in ["p", "1", "0", "embed", "up.weight"] {
+    for wrong in ["p", "1", "0", "emb", "up.weight"] {
         let error = resolve(&vec![toy(), toy()], &names(&["down", wrong]), &[]).unwrap_err();
         assert!(
             matches!(&error, AdapterError::UnmatchedTargets { unmatched, .. } if unmatched == &[wrong])
         );
         assert!(error.to_string().contains("`down`, `up`"), "{error}");
     }
+}
+
+#[test]
+fn an_embedding_is_found_by_its_name_only() {
+    assert_eq!(
+        resolved(&["embed", "1.up"], &[]),
+        ["0.embed", "1.embed", "1.up"]
+    );
+    assert_eq!(resolved(&["0.embed"], &[]), ["0.embed"]);
+    assert_eq!(resolved(&["0.*"], &[]), ["0.up", "0.down"]);
+    assert_eq!(resolved(&["all-linear"], &["1.*"]), ["0.up", "0.down"]);
 }
 
 #[test]

@@ -265,7 +265,8 @@ impl Loaded {
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
         let stop = stop_ids(&self.config, &self.tokenizer);
         let limit = self.config.max_position_embeddings;
-        if ids.len() + max_new_tokens > limit {
+        // Where there is an end of positions, generating says so itself.
+        if self.llama.position_limit().is_none() && ids.len() + max_new_tokens > limit {
             say(&format!(
                 "note: {} prompt tokens and {max_new_tokens} new ones go beyond the {limit} positions \
                  that the model was made for",

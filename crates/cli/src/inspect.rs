@@ -40,6 +40,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     let llama = config.init(&Device::default());
     let n_params = llama.num_params();
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
+    let rotary = !config.learned_positions;
     let mut facts = json!({
         "family": format!("{:?}", config.family).to_lowercase(),
         "parameters": n_params,
@@ -50,8 +51,8 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "heads": config.num_attention_heads,
         "key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": format!("{:?}", config.rope_scaling),
+        "rope_theta": rotary.then_some(config.rope_theta),
+        "rope_scaling": rotary.then(|| format!("{:?}", config.rope_scaling)),
         "sliding_window": windows.first(),
         "tied_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
@@ -96,7 +97,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
         "method": adapter.config.method,
         "rank": adapter.config.rank,
         "alpha": adapter.config.alpha,
-        "scale": adapter.scale,
+        "scale": adapter.config.scale(),
         "dropout": adapter.config.dropout,
         "base": adapter.base,
         "target_modules": adapter.config.targets,

@@ -101,6 +101,12 @@ impl Observer for Display {
                     ),
                 },
             ),
+            Event::Note(note) => say(&format!("note: {note}")),
+            Event::Looking(batch) => {
+                if *batch == 1 {
+                    say("looking at data to find where the factors start");
+                }
+            }
             Event::Attaching(done, all) => attaching(&mut state, *done, *all, self.terminal),
             Event::Ready(plan) => {
                 say(&describe(plan));

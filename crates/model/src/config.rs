@@ -4,10 +4,14 @@ use std::{fs, path::Path};
 
 use serde_json::{Map, Value};
 
-use crate::{ModelError, WeightType};
+mod keys;
 
-/// The sub-families of the decoder. They differ only in where biases, head
-/// norms and sliding windows are, which [`ModelConfig`] spells out.
+use keys::Keys;
+
+use crate::{Activation, ModelError, NormKind, WeightType};
+
+/// The sub-families of the decoder. What they differ in, [`ModelConfig`] spells
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// LLaMA 1 to 3 and everything shaped like it (`SmolLM`, `TinyLlama`, …).
@@ -18,10 +22,15 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norms on each head's queries and keys.
     Qwen3,
+    /// The first Gemma: a gate with GELU, norms about one, scaled embeddings.
+    Gemma,
+    /// OPT and what has its form (Galactica): layer norms, learned positions, a
+    /// feed-forward network without gate.
+    Opt,
 }
 
 /// What transformers 5 takes where `config.json` lacks a key
-/// (`configuration_{llama,mistral,qwen2,qwen3}.py`).
+/// (`configuration_{llama,mistral,qwen2,qwen3,gemma,opt}.py`).
 struct WhenAbsent {
     /// `None` is as many as query heads.
     num_key_value_heads: Option<usize>,
@@ -29,6 +38,7 @@ struct WhenAbsent {
     head_dim: Option<usize>,
     max_position_embeddings: usize,
     sliding_window: Option<usize>,
+    tie_word_embeddings: bool,
 }
 
 impl Family {
@@ -38,6 +48,7 @@ impl Family {
             head_dim: None,
             max_position_embeddings: 2048,
             sliding_window: None,
+            tie_word_embeddings: false,
         };
         match self {
             Self::Llama => llama,
@@ -58,6 +69,18 @@ impl Family {
                 head_dim: Some(128),
                 max_position_embeddings: 32_768,
                 sliding_window: Some(4096),
+                ..llama
+            },
+            Self::Gemma => WhenAbsent {
+                num_key_value_heads: Some(16),
+                head_dim: Some(256),
+                max_position_embeddings: 8192,
+                tie_word_embeddings: true,
+                ..llama
+            },
+            Self::Opt => WhenAbsent {
+                tie_word_embeddings: true,
+                ..llama
             },
         }
     }
@@ -87,7 +110,8 @@ pub enum RopeScaling {
     },
 }
 
-/// A decoder's shape. Fields have the names of `config.json`, where it has them.
+/// A decoder's shape. Fields have the names of LLaMA's `config.json`, where it
+/// has them.
 #[derive(Clone, Debug)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -110,9 +134,23 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of a head; `hidden_size / num_attention_heads` if not given.
     pub head_dim: usize,
-    /// Added to the mean square in every norm.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Which norm there is, everywhere but on heads.
+    pub norm: NormKind,
+    /// Added to the mean square, or to the variance, in every norm.
+    pub norm_eps: f64,
+    /// The non-linearity of the feed-forward network.
+    pub activation: Activation,
+    /// Whether the feed-forward network has a gate.
+    pub gated: bool,
+    /// Biases in the feed-forward network.
+    pub mlp_bias: bool,
+    /// Whether embeddings are multiplied by `√hidden_size`.
+    pub scaled_embeddings: bool,
+    /// Whether positions are learned, and none beyond them exist, instead of
+    /// rotary.
+    pub learned_positions: bool,
+    /// Base of the rotary frequencies; unused where positions are learned, as is
+    /// their scaling.
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
@@ -181,14 +219,26 @@ impl ModelConfig {
             Some("mistral") => Family::Mistral,
             Some("qwen2") => Family::Qwen2,
             Some("qwen3") => Family::Qwen3,
+            Some("gemma") => Family::Gemma,
+            Some("opt") => Family::Opt,
             other => {
                 return Err(keys.unsupported(
                     format!("`model_type: {}`", other.unwrap_or("null")),
-                    "llama, mistral, qwen2 and qwen3",
+                    "llama, mistral, qwen2, qwen3, gemma and opt",
                 ));
             }
         };
-        keys.refuse_what_we_do_not_compute()?;
+        keys.refuse_what_no_family_computes()?;
+        let facts = match family {
+            Family::Opt => Self::opt(&keys)?,
+            _ => Self::rotary(&keys, family)?,
+        };
+        Ok(Self { json, ..facts })
+    }
+
+    /// All but OPT.
+    fn rotary(keys: &Keys<'_>, family: Family) -> Result<Self, ModelError> {
+        keys.refuse_what_rotary_families_do_not_compute()?;
         let attention_bias = keys.flag("attention_bias")?;
         if attention_bias && matches!(family, Family::Mistral) {
             return Err(keys.unsupported("`attention_bias: true` for mistral".to_owned(), ""));
@@ -204,15 +254,7 @@ impl ModelConfig {
         )?;
         let head_dim = match keys.optional_size("head_dim")?.or(absent.head_dim) {
             Some(head_dim) => head_dim,
-            None if hidden_size.is_multiple_of(num_attention_heads) => {
-                hidden_size / num_attention_heads
-            }
-            None => {
-                return Err(keys.malformed(&format!(
-                    "hidden_size ({hidden_size}) is not a multiple of num_attention_heads \
-                     ({num_attention_heads}), and `head_dim` is not given"
-                )));
-            }
+            None => keys.share_of_a_head(hidden_size, num_attention_heads)?,
         };
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             return Err(keys.malformed(&format!(
@@ -226,6 +268,7 @@ impl ModelConfig {
         }
         let (rope_theta, rope_scaling) = keys.rope()?;
         let sliding_windows = keys.sliding_windows(family, num_hidden_layers)?;
+        let is_gemma = family == Family::Gemma;
 
         Ok(Self {
             family,
@@ -236,10 +279,24 @@ impl ModelConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
+            norm: if is_gemma {
+                NormKind::RmsPlusOne
+            } else {
+                NormKind::Rms
+            },
+            norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
+            activation: if is_gemma {
+                keys.activation_of_gemma()?
+            } else {
+                keys.activation("hidden_act", &[("silu", Activation::Silu)], "silu")?
+            },
+            gated: true,
+            mlp_bias: false,
+            scaled_embeddings: is_gemma,
+            learned_positions: false,
             rope_theta,
             rope_scaling,
-            tie_word_embeddings: keys.flag("tie_word_embeddings")?,
+            tie_word_embeddings: keys.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias && family != Family::Qwen2,
             qk_norm: family == Family::Qwen3,
@@ -247,8 +304,57 @@ impl ModelConfig {
             max_position_embeddings: keys
                 .size_or("max_position_embeddings", absent.max_position_embeddings)?,
             initializer_range: keys.number_or("initializer_range", 0.02)?,
-            eos_token_ids: token_ids(json.get("eos_token_id")),
-            json,
+            eos_token_ids: token_ids(keys.json.get("eos_token_id")),
+            json: Map::new(),
+        })
+    }
+
+    /// OPT, whose file has keys of its own. Its dropout is not followed, as no
+    /// other family's is: adapters have theirs.
+    fn opt(keys: &Keys<'_>) -> Result<Self, ModelError> {
+        let hidden_size = keys.size("hidden_size")?;
+        keys.refuse_what_opt_does_not_compute(hidden_size)?;
+        let num_attention_heads = keys.size("num_attention_heads")?;
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        let absent = Family::Opt.when_absent();
+        let bias = keys.flag_or("enable_bias", true)?;
+        let affine = keys.flag_or("layer_norm_elementwise_affine", true)?;
+        Ok(Self {
+            family: Family::Opt,
+            vocab_size: keys.size("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.size("ffn_dim")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads: num_attention_heads,
+            head_dim: keys.share_of_a_head(hidden_size, num_attention_heads)?,
+            norm: if affine {
+                NormKind::Layer
+            } else {
+                NormKind::PlainLayer
+            },
+            norm_eps: 1e-5,
+            activation: keys.activation(
+                "activation_function",
+                &[("relu", Activation::Relu), ("gelu", Activation::Gelu)],
+                "relu and gelu",
+            )?,
+            gated: false,
+            mlp_bias: bias,
+            scaled_embeddings: false,
+            learned_positions: true,
+            rope_theta: 0.0,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: keys.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
+            qkv_bias: bias,
+            o_bias: bias,
+            qk_norm: false,
+            sliding_windows: vec![None; num_hidden_layers],
+            max_position_embeddings: keys
+                .size_or("max_position_embeddings", absent.max_position_embeddings)?,
+            initializer_range: keys.number_or("init_std", 0.02)?,
+            eos_token_ids: token_ids(keys.json.get("eos_token_id")),
+            json: Map::new(),
         })
     }
 }
@@ -265,8 +371,18 @@ impl ModelConfig {
             head_dim: 2,
             num_attention_heads: 1,
             num_key_value_heads: 1,
+            max_position_embeddings: 1,
             ..self.clone()
         }
+    }
+
+    /// How many positions exist at all: a longer sequence cannot be computed.
+    /// `None` where the checkpoint was made for
+    /// [`max_position_embeddings`](Self::max_position_embeddings), but rotary
+    /// positions go on.
+    pub fn position_limit(&self) -> Option<usize> {
+        self.learned_positions
+            .then_some(self.max_position_embeddings)
     }
 
     /// The number format that the checkpoint says it is stored in, if it does.
@@ -293,230 +409,5 @@ fn token_ids(value: Option<&Value>) -> Vec<u32> {
         Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
         Some(value) => id(value).into_iter().collect(),
         None => Vec::new(),
-    }
-}
-
-/// Typed access to the file's keys, with errors that name them.
-struct Keys<'a> {
-    json: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn malformed(&self, reason: &str) -> ModelError {
-        ModelError::malformed(self.path, "model configuration", &reason)
-    }
-
-    fn unsupported(&self, what: String, supported: &'static str) -> ModelError {
-        ModelError::Unsupported {
-            path: self.path.to_owned(),
-            what,
-            supported,
-        }
-    }
-
-    fn expected(&self, key: &str, value: &Value, expected: &str) -> ModelError {
-        self.malformed(&format!("`{key}` is {value}, but must be {expected}"))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, ModelError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(self.expected(key, other, "a string")),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, ModelError> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.expected(key, other, "true or false")),
-        }
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.get(key)
-            .map(|value| {
-                let size = value
-                    .as_u64()
-                    .filter(|&size| size > 0)
-                    .map(|size| size as usize);
-                size.ok_or_else(|| self.expected(key, value, "a positive whole number"))
-            })
-            .transpose()
-    }
-
-    fn size(&self, key: &str) -> Result<usize, ModelError> {
-        self.optional_size(key)?
-            .ok_or_else(|| self.malformed(&format!("`{key}` is missing")))
-    }
-
-    fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
-        Ok(self.optional_size(key)?.unwrap_or(default))
-    }
-
-    fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
-        self.get(key).map_or(Ok(default), |value| {
-            let number = value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number > 0.0);
-            number.ok_or_else(|| self.expected(key, value, "a positive number"))
-        })
-    }
-
-    fn refuse_what_we_do_not_compute(&self) -> Result<(), ModelError> {
-        if self.get("quantization_config").is_some() {
-            return Err(self.unsupported(
-                "a quantised checkpoint (`quantization_config`)".to_owned(),
-                "f32, f16 and bf16 weights",
-            ));
-        }
-        if let Some(act) = self.text("hidden_act")?.filter(|act| act != "silu") {
-            return Err(self.unsupported(format!("`hidden_act: {act}`"), "silu"));
-        }
-        if self.flag("mlp_bias")? {
-            return Err(self.unsupported("`mlp_bias: true`".to_owned(), ""));
-        }
-        if let Some(share) = self
-            .get("partial_rotary_factor")
-            .filter(|share| share.as_f64() != Some(1.0))
-        {
-            return Err(self.unsupported(format!("`partial_rotary_factor: {share}`"), "1"));
-        }
-        Ok(())
-    }
-
-    /// Version 5 has `rope_parameters`, version 4 `rope_theta` and `rope_scaling`.
-    fn rope(&self) -> Result<(f64, RopeScaling), ModelError> {
-        const DEFAULT_THETA: f64 = 10_000.0;
-        let empty = Map::new();
-        let object = |key: &str| match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map.clone())),
-            Some(other) => Err(self.expected(key, other, "an object")),
-        };
-        let (parameters, theta) = match object("rope_parameters")? {
-            Some(parameters) => {
-                let inner = Keys {
-                    json: &parameters,
-                    path: self.path,
-                };
-                let theta =
-                    inner.number_or("rope_theta", self.number_or("rope_theta", DEFAULT_THETA)?)?;
-                (parameters, theta)
-            }
-            None => {
-                let scaling = object("rope_scaling")?.unwrap_or(empty);
-                (scaling, self.number_or("rope_theta", DEFAULT_THETA)?)
-            }
-        };
-        if parameters.values().any(Value::is_object) {
-            return Err(self.unsupported(
-                "rotary parameters that differ from layer to layer".to_owned(),
-                "",
-            ));
-        }
-        let inner = Keys {
-            json: &parameters,
-            path: self.path,
-        };
-        if let Some(share) = inner
-            .get("partial_rotary_factor")
-            .filter(|share| share.as_f64() != Some(1.0))
-        {
-            return Err(self.unsupported(format!("`partial_rotary_factor: {share}`"), "1"));
-        }
-        let number = |key: &str| {
-            let value = inner.number_or(key, f64::NAN)?;
-            if value.is_nan() {
-                Err(self.malformed(&format!("the rope scaling lacks `{key}`")))
-            } else {
-                Ok(value)
-            }
-        };
-        // Before `rope_type`, the key was `type`.
-        let kind = inner.text("rope_type")?.or(inner.text("type")?);
-        let scaling = match kind.as_deref() {
-            None | Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear {
-                factor: number("factor")?,
-            },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: number("low_freq_factor")?,
-                high_freq_factor: number("high_freq_factor")?,
-                original_max_position_embeddings: number("original_max_position_embeddings")?,
-            },
-            Some(other) => {
-                return Err(self.unsupported(
-                    format!("`rope_type: {other}`"),
-                    "default, linear and llama3",
-                ));
-            }
-        };
-        Ok((theta, scaling))
-    }
-
-    /// `null` is no window; an absent key is the family's default.
-    fn window(&self, family: Family) -> Result<Option<usize>, ModelError> {
-        if self.json.contains_key("sliding_window") {
-            return self.optional_size("sliding_window");
-        }
-        Ok(family.when_absent().sliding_window)
-    }
-
-    /// One window per block. `layer_types` decides where it is given; before
-    /// it, Mistral windowed every layer and Qwen those from
-    /// `max_window_layers` on, if `use_sliding_window`.
-    fn sliding_windows(
-        &self,
-        family: Family,
-        n_layers: usize,
-    ) -> Result<Vec<Option<usize>>, ModelError> {
-        let window = match family {
-            Family::Llama => None,
-            Family::Mistral => self.window(family)?,
-            Family::Qwen2 | Family::Qwen3 if self.flag("use_sliding_window")? => {
-                self.window(family)?
-            }
-            Family::Qwen2 | Family::Qwen3 => None,
-        };
-        if let Some(Value::Array(types)) = self.get("layer_types") {
-            if types.len() != n_layers {
-                return Err(self.malformed(&format!(
-                    "`layer_types` has {} entries for {n_layers} layers",
-                    types.len()
-                )));
-            }
-            return types
-                .iter()
-                .map(|layer| match (layer.as_str(), window) {
-                    (Some("full_attention"), _) => Ok(None),
-                    (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
-                    (Some("sliding_attention"), None) => Err(self.malformed(
-                        "`layer_types` has sliding attention, but `sliding_window` is not in use",
-                    )),
-                    _ => Err(self.unsupported(
-                        format!("`layer_types: {layer}`"),
-                        "full_attention and sliding_attention",
-                    )),
-                })
-                .collect();
-        }
-        let first_windowed = match family {
-            Family::Qwen2 | Family::Qwen3 => self
-                .get("max_window_layers")
-                .and_then(Value::as_u64)
-                .unwrap_or(28) as usize,
-            _ => 0,
-        };
-        Ok((0..n_layers)
-            .map(|layer| window.filter(|_| layer >= first_windowed))
-            .collect())
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{KvCache, Llama, ModelError};
+use crate::{KvCache, Llama, ModelConfig, ModelError};
 
 /// How the next token is chosen. The filters apply in the order of the
 /// fields, as in transformers' `generate`.
@@ -69,7 +69,8 @@ impl Sampling {
 /// # Errors
 ///
 /// [`ModelError::OutOfRange`] for an empty prompt, a prompt token beyond the
-/// vocabulary, or impossible sampling options.
+/// vocabulary, more tokens than the model has positions, where it has an end of
+/// them, or impossible sampling options.
 pub fn generate(
     model: &Llama,
     prompt: &[u32],
@@ -96,6 +97,7 @@ pub fn generate(
             ),
         });
     }
+    check_positions(model.position_limit(), prompt.len(), max_new_tokens)?;
     let device = model.device().inner();
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let mut cache = KvCache::new(model.model.layers.len());
@@ -116,6 +118,49 @@ pub fn generate(
         input = vec![next];
     }
     Ok(seen.split_off(prompt.len()))
+}
+
+/// The last of the new tokens is never read: it takes no position.
+fn check_positions(
+    limit: Option<usize>,
+    n_prompt: usize,
+    max_new_tokens: usize,
+) -> Result<(), ModelError> {
+    let Some(limit) = limit else {
+        return Ok(());
+    };
+    let n_positions = n_prompt.saturating_add(max_new_tokens.saturating_sub(1));
+    if n_positions <= limit {
+        return Ok(());
+    }
+    Err(ModelError::OutOfRange {
+        key: "max-new-tokens",
+        found: format!("{max_new_tokens} after a prompt of {n_prompt} tokens"),
+        expected: if n_prompt <= limit {
+            format!(
+                "at most {}: the model has {limit} positions and none beyond",
+                limit - n_prompt + 1
+            )
+        } else {
+            format!("0: the model has only {limit} positions; shorten the prompt")
+        },
+    })
+}
+
+impl ModelConfig {
+    /// Whether [`generate`] has the positions for `max_new_tokens` after a prompt
+    /// of `n_prompt` tokens; for those who ask before a model is loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::OutOfRange`], saying how many there are.
+    pub fn check_generation(
+        &self,
+        n_prompt: usize,
+        max_new_tokens: usize,
+    ) -> Result<(), ModelError> {
+        check_positions(self.position_limit(), n_prompt, max_new_tokens)
+    }
 }
 
 fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {

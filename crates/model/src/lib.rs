@@ -9,18 +9,24 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod activation;
 mod cache;
 mod checkpoint;
 mod config;
 mod error;
 mod generate;
 pub mod llama;
+mod naming;
+mod norm;
 mod rope;
 
+pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{SaveOptions, WeightType, config_bytes, load, save, save_gguf, weight_files};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};
-pub use llama::{Llama, Positions, RmsNorm};
+pub use llama::{Llama, Positions};
+pub use naming::Named;
+pub use norm::{Norm, NormKind};
 pub use rope::Rotation;

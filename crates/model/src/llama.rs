@@ -1,38 +1,45 @@
 //! The decoder, top to bottom: model → block → attention → MLP → norm.
 //!
 //! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)),
-//! Mistral, Qwen2 and Qwen3, which differ only in what [`ModelConfig`] says. It
-//! follows `transformers/models/llama/modeling_llama.py` in its eager form,
-//! dtype by dtype: norms and softmax in f32, everything else in the dtype that
-//! the model computes in, which is the weights' own unless
-//! [`Llama::computing_in`] says otherwise.
+//! Mistral, Qwen2, Qwen3, Gemma ([arXiv 2403.08295](https://arxiv.org/abs/2403.08295))
+//! and OPT ([arXiv 2205.01068](https://arxiv.org/abs/2205.01068)), which differ
+//! only in what [`ModelConfig`] says. It follows the files of
+//! `transformers/models/` in their eager form, dtype by dtype: norms and softmax
+//! in f32, everything else in the dtype that the model computes in, which is the
+//! weights' own unless [`Llama::computing_in`] says otherwise.
 //!
-//! Fields that own tensors have the checkpoint's names, so a parameter's path
-//! is its name in the file (`model.layers.0.self_attn.q_proj.weight`). Linear
-//! layers are called through [`Project`]: adapters attach to them without a
-//! change here.
+//! Fields that own tensors have the names of LLaMA's checkpoints, and a
+//! parameter's path is its name in the file
+//! (`model.layers.0.self_attn.q_proj.weight`); OPT's other names are given by
+//! [`Named`]. Linear layers are called through [`Project`]: adapters attach to
+//! them without a change here.
 //!
-//! Norm, rotation, attention and gate are `olora-operations`, each with a
-//! backward pass of its own; here is how they are put together.
+//! LLaMA's norm, rotation, attention and gate are `olora-operations`, each with a
+//! backward pass of its own; other norms and activations are compositions of
+//! Burn's. Here is how they are put together.
 
 use burn::{
-    module::{Initializer, Module, Param},
+    module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{DType, Device, Int, Tensor, module::linear},
+    tensor::{DType, Device, Int, Tensor, TensorData, module::linear},
 };
-use olora_adapter::{LowRank, Project, to_dtype};
-use olora_operations::{Sight, attention, rms_norm, swiglu};
+use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
+use olora_operations::{Sight, attention};
 
 use crate::{
-    KvCache, ModelConfig, WeightType,
-    rope::{Rotation, frequencies},
+    Activation, Family, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
+    naming::Naming,
+    rope::{Rotation, frequencies, positions_in_documents},
 };
+
+/// Rows of OPT's table of positions before that of the first position.
+const POSITION_OFFSET: usize = 2;
 
 /// A causal language model.
 #[derive(Module, Debug)]
 pub struct Llama {
     /// Embedding, blocks and final norm.
-    pub model: Decoder,
+    pub model: Named<Decoder>,
     /// From hidden states to vocabulary; `None` when tied to the embedding.
     pub lm_head: Option<Linear>,
 }
@@ -42,10 +49,15 @@ pub struct Llama {
 pub struct Decoder {
     /// Token embedding, `[vocab_size, hidden_size]`.
     pub embed_tokens: Embedding,
+    /// What is learned of each position, `[max_position_embeddings + 2,
+    /// hidden_size]` (OPT); `None` where positions are rotary.
+    pub embed_positions: Option<Embedding>,
     /// The blocks.
     pub layers: Vec<Block>,
     /// The norm after the last block.
-    pub norm: RmsNorm,
+    pub norm: Norm,
+    /// What embedded tokens are multiplied by (Gemma).
+    embedding_scale: Option<f32>,
     #[module(skip)]
     rope_frequencies: Vec<f32>,
     #[module(skip)]
@@ -60,9 +72,9 @@ pub struct Block {
     /// Feed-forward network.
     pub mlp: Mlp,
     /// The norm before attention.
-    pub input_layernorm: RmsNorm,
+    pub input_layernorm: Norm,
     /// The norm before the MLP.
-    pub post_attention_layernorm: RmsNorm,
+    pub post_attention_layernorm: Norm,
 }
 
 /// Causal self-attention with grouped queries.
@@ -77,33 +89,27 @@ pub struct Attention {
     /// Output, `[n_heads · head_dim, hidden_size]`.
     pub o_proj: Linear,
     /// Norm over each query head (Qwen3).
-    pub q_norm: Option<RmsNorm>,
+    pub q_norm: Option<Norm>,
     /// Norm over each key head (Qwen3).
-    pub k_norm: Option<RmsNorm>,
+    pub k_norm: Option<Norm>,
     n_heads: usize,
     kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
 }
 
-/// The gated feed-forward network: `down(silu(gate(x)) · up(x))`.
+/// The feed-forward network: `down(act(gate(x)) · up(x))`, or without a gate
+/// `down(act(up(x)))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// `[hidden_size, intermediate_size]`.
-    pub gate_proj: Linear,
+    /// `[hidden_size, intermediate_size]`; `None` without a gate (OPT).
+    pub gate_proj: Option<Linear>,
     /// `[hidden_size, intermediate_size]`.
     pub up_proj: Linear,
     /// `[intermediate_size, hidden_size]`.
     pub down_proj: Linear,
-}
-
-/// Root-mean-square norm over the last axis.
-#[derive(Module, Debug)]
-pub struct RmsNorm {
-    /// `[width]`.
-    pub weight: Param<Tensor<1>>,
-    /// Added to the mean square.
-    pub eps: f64,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl Llama {
@@ -138,7 +144,7 @@ impl Llama {
         match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
             None => {
-                let embedding = to_dtype(self.model.embed_tokens.weight.val(), hidden.dtype());
+                let embedding = to_dtype(self.model.embed_tokens.weight.base(), hidden.dtype());
                 linear(hidden, embedding.transpose(), None)
             }
         }
@@ -185,46 +191,102 @@ impl Llama {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden_size]`
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.model.embed_tokens.forward(ids);
-        match self.model.compute {
+        let x = self.model.embed_tokens.look_up(ids);
+        let x = match self.model.compute {
             Some(compute) => to_dtype(x, compute.into()),
             None => x,
+        };
+        match self.model.embedding_scale {
+            Some(scale) => {
+                // Rounded to x's dtype, as transformers' `embed_scale` is.
+                let (scale, on) = (TensorData::from([scale]), (&x.device(), DType::F32));
+                let scale = Tensor::<1>::from_data(scale, on).unsqueeze();
+                let scale = to_dtype(scale, x.dtype());
+                x * scale
+            }
+            None => x,
+        }
+    }
+
+    /// `x`, which [`Llama::embed`] gave, with what the model learned of its
+    /// positions added; `x` itself where positions are rotary. The blocks follow.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[batch, seq, hidden_size]`
+    pub fn with_positions(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        match (&self.model.embed_positions, &positions.place) {
+            (Some(table), Place::Learned(rows)) => {
+                let learned = table.forward(rows.clone());
+                let learned = to_dtype(learned, x.dtype());
+                x + learned
+            }
+            _ => x,
         }
     }
 
     /// What all blocks need to know of the positions of `x`, which
     /// [`Llama::embed`] gave, `start` of them being in a cache already.
     pub fn positions(&self, x: &Tensor<3>, start: usize) -> Positions {
-        // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
-        let (seq, device) = (x.dims()[1], x.device().inner());
-        let frequencies = &self.model.rope_frequencies;
-        Positions {
-            rotation: Rotation::new(frequencies, start, seq, x.dtype(), &device),
-            documents: None,
-        }
+        let positions: Vec<usize> = (start..start + x.dims()[1]).collect();
+        self.placed(x, &positions, 1, None)
     }
 
     /// The same where each row holds several documents, each counted from zero
     /// and seeing itself alone. `lengths` are those of each row's documents, in
     /// order; what follows the last is a document too.
     pub fn positions_in_documents(&self, x: &Tensor<3>, lengths: &[Vec<usize>]) -> Positions {
-        let (seq, device) = (x.dims()[1], x.device().inner());
-        let frequencies = &self.model.rope_frequencies;
-        Positions {
-            rotation: Rotation::in_documents(frequencies, lengths, seq, x.dtype(), &device),
-            documents: Some(Sight::causal(None).within_documents(lengths, seq)),
-        }
+        let seq = x.dims()[1];
+        let positions = positions_in_documents(lengths, seq);
+        let documents = Sight::causal(None).within_documents(lengths, seq);
+        self.placed(x, &positions, lengths.len(), Some(documents))
+    }
+
+    fn placed(
+        &self,
+        x: &Tensor<3>,
+        positions: &[usize],
+        rows: usize,
+        documents: Option<Sight>,
+    ) -> Positions {
+        let shape = [rows, x.dims()[1]];
+        let place = match self.position_limit() {
+            Some(limit) => {
+                // Only padding stands beyond the last position: longer sequences are refused.
+                let row = |at: &usize| (at.min(&(limit - 1)) + POSITION_OFFSET) as i32;
+                let rows: Vec<i32> = positions.iter().map(row).collect();
+                Place::Learned(Tensor::from_data(TensorData::new(rows, shape), &x.device()))
+            }
+            None => {
+                // Tables are constants: they live on the plain device, and meet tracked
+                // tensors on x's.
+                let (frequencies, device) = (&self.model.rope_frequencies, x.device().inner());
+                Place::Rotary(Rotation::of(
+                    frequencies,
+                    positions,
+                    shape,
+                    x.dtype(),
+                    &device,
+                ))
+            }
+        };
+        Positions { place, documents }
+    }
+
+    /// How many positions exist at all; see [`ModelConfig::position_limit`].
+    pub fn position_limit(&self) -> Option<usize> {
+        let table = self.model.embed_positions.as_ref()?;
+        Some(table.weight.lazy_shape()[0].saturating_sub(POSITION_OFFSET))
     }
 
     /// The weight of the vocabulary projection, `[hidden_size, vocab_size]`, in
     /// `dtype`; `None` if an adapter is attached to it.
     pub fn output_weight(&self, dtype: DType) -> Option<Tensor<2>> {
         let weight = match &self.lm_head {
-            Some(lm_head) if lm_head.weight.reparameterization::<LowRank>().is_some() => {
-                return None;
-            }
+            Some(lm_head) if is_adapted(lm_head) => return None,
             Some(lm_head) => lm_head.weight.val(),
-            None => self.model.embed_tokens.weight.val().transpose(),
+            // An adapter on the embedding is none on the head, tied or not.
+            None => self.model.embed_tokens.weight.base().transpose(),
         };
         Some(to_dtype(weight, dtype))
     }
@@ -233,6 +295,7 @@ impl Llama {
         let [_, seq] = ids.dims();
         let mut x = self.embed(ids);
         let positions = self.positions(&x, cache.as_ref().map_or(0, |cache| cache.len()));
+        x = self.with_positions(x, &positions);
         for (layer_idx, layer) in self.model.layers.iter().enumerate() {
             let layer_cache = cache.as_mut().map(|cache| cache.layer(layer_idx));
             x = layer.continued(x, &positions, layer_cache);
@@ -247,8 +310,27 @@ impl Llama {
 /// Where the tokens of one forward pass stand.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    rotation: Rotation,
+    place: Place,
     documents: Option<Sight>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// Queries and keys turn.
+    Rotary(Rotation),
+    /// Rows of the table of positions, `[1 or batch, seq]`, for the first block's input.
+    Learned(Tensor<2, Int>),
+}
+
+impl Positions {
+    /// Queries or keys, `[batch, n_heads, seq, head_dim]`, as attention compares
+    /// them.
+    fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+        match &self.place {
+            Place::Rotary(rotation) => rotation.apply(x),
+            Place::Learned(_) => x,
+        }
+    }
 }
 
 impl Block {
@@ -290,8 +372,8 @@ impl Attention {
             q = q_norm.forward(q);
             k = k_norm.forward(k);
         }
-        let q = positions.rotation.apply(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
-        let k = positions.rotation.apply(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
+        let q = positions.turn(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
+        let k = positions.turn(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
         let [k, v] = match cache {
             None => [k, v],
             Some(past) => {
@@ -316,22 +398,14 @@ impl Attention {
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate_proj.project(x.clone());
-        self.down_proj
-            .project(swiglu(gate, self.up_proj.project(x)))
-    }
-}
-
-impl RmsNorm {
-    /// Normalises in f32 and multiplies by the weight in the input's dtype, as
-    /// `LlamaRMSNorm` does.
-    ///
-    /// # Shapes
-    ///
-    /// - x: `[.., width]`
-    /// - output: the same
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        rms_norm(x, self.weight.val(), self.eps)
+        let inner = match &self.gate_proj {
+            Some(gate_proj) => {
+                let gate = gate_proj.project(x.clone());
+                self.activation.gated(gate, self.up_proj.project(x))
+            }
+            None => self.activation.forward(self.up_proj.project(x)),
+        };
+        self.down_proj.project(inner)
     }
 }
 
@@ -352,10 +426,13 @@ impl ModelConfig {
             let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
             Linear { bias, ..weights }
         };
-        let norm = |width| RmsNorm {
-            weight: Initializer::Ones.init([width], device),
-            eps: self.rms_norm_eps,
+        let embedding = |rows, width| {
+            EmbeddingConfig::new(rows, width)
+                .with_initializer(initializer.clone())
+                .init(device)
         };
+        let norm = |kind, width| Norm::new(kind, width, self.norm_eps, device);
+        let head_norm = |width| norm(NormKind::Rms, width);
         let (d_model, head_dim) = (self.hidden_size, self.head_dim);
         let (q_width, kv_width) = (
             self.num_attention_heads * head_dim,
@@ -367,31 +444,43 @@ impl ModelConfig {
                 k_proj: dense(d_model, kv_width, self.qkv_bias),
                 v_proj: dense(d_model, kv_width, self.qkv_bias),
                 o_proj: dense(q_width, d_model, self.o_bias),
-                q_norm: self.qk_norm.then(|| norm(head_dim)),
-                k_norm: self.qk_norm.then(|| norm(head_dim)),
+                q_norm: self.qk_norm.then(|| head_norm(head_dim)),
+                k_norm: self.qk_norm.then(|| head_norm(head_dim)),
                 n_heads: self.num_attention_heads,
                 kv_heads: self.num_key_value_heads,
                 head_dim,
                 window: self.sliding_windows.get(layer_idx).copied().flatten(),
             },
             mlp: Mlp {
-                gate_proj: dense(d_model, self.intermediate_size, false),
-                up_proj: dense(d_model, self.intermediate_size, false),
-                down_proj: dense(self.intermediate_size, d_model, false),
+                gate_proj: self
+                    .gated
+                    .then(|| dense(d_model, self.intermediate_size, self.mlp_bias)),
+                up_proj: dense(d_model, self.intermediate_size, self.mlp_bias),
+                down_proj: dense(self.intermediate_size, d_model, self.mlp_bias),
+                activation: self.activation,
             },
-            input_layernorm: norm(d_model),
-            post_attention_layernorm: norm(d_model),
+            input_layernorm: norm(self.norm, d_model),
+            post_attention_layernorm: norm(self.norm, d_model),
+        };
+        let (embed_positions, rope_frequencies) = match self.position_limit() {
+            Some(limit) => (Some(embedding(limit + POSITION_OFFSET, d_model)), vec![]),
+            None => (None, frequencies(self)),
+        };
+        let decoder = Decoder {
+            embed_tokens: embedding(self.vocab_size, d_model),
+            embed_positions,
+            layers: (0..self.num_hidden_layers).map(block).collect(),
+            norm: norm(self.norm, d_model),
+            embedding_scale: self.scaled_embeddings.then(|| (d_model as f32).sqrt()),
+            rope_frequencies,
+            compute: None,
+        };
+        let naming = match self.family {
+            Family::Opt => Naming::Opt,
+            _ => Naming::Llama,
         };
         Llama {
-            model: Decoder {
-                embed_tokens: EmbeddingConfig::new(self.vocab_size, d_model)
-                    .with_initializer(initializer.clone())
-                    .init(device),
-                layers: (0..self.num_hidden_layers).map(block).collect(),
-                norm: norm(d_model),
-                rope_frequencies: frequencies(self),
-                compute: None,
-            },
+            model: Named::new(decoder, naming),
             lm_head: (!self.tie_word_embeddings).then(|| dense(d_model, self.vocab_size, false)),
         }
     }

@@ -53,6 +53,18 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     }
 }
 
+/// The positions of rows of several documents, each counted from zero, row
+/// after row; `lengths` are those of each row's documents, and what follows the
+/// last is one too.
+pub(crate) fn positions_in_documents(lengths: &[Vec<usize>], seq: usize) -> Vec<usize> {
+    let rows = lengths.iter().flat_map(|lengths| {
+        let used: usize = lengths.iter().sum();
+        let all = lengths.iter().copied().chain([seq.saturating_sub(used)]);
+        all.flat_map(|length| 0..length).take(seq)
+    });
+    rows.collect()
+}
+
 /// Cosines and sines for the positions of one forward pass, each
 /// `[1 or batch, 1, seq, head_dim / 2]`, shared by all blocks.
 #[derive(Clone, Debug)]
@@ -76,27 +88,8 @@ impl Rotation {
         Self::of(frequencies, &positions, [1, seq], dtype, device)
     }
 
-    /// For rows of several documents, each counted from zero; `lengths` are
-    /// those of each row's documents, and what follows the last is one too.
-    pub fn in_documents(
-        frequencies: &[f32],
-        lengths: &[Vec<usize>],
-        seq: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Self {
-        let positions: Vec<usize> = lengths
-            .iter()
-            .flat_map(|lengths| {
-                let used: usize = lengths.iter().sum();
-                let all = lengths.iter().copied().chain([seq.saturating_sub(used)]);
-                all.flat_map(|length| 0..length).take(seq)
-            })
-            .collect();
-        Self::of(frequencies, &positions, [lengths.len(), seq], dtype, device)
-    }
-
-    fn of(
+    /// For the given positions, row after row.
+    pub(crate) fn of(
         frequencies: &[f32],
         positions: &[usize],
         [rows, seq]: [usize; 2],

@@ -11,7 +11,7 @@ mod common;
 
 use std::ops::ControlFlow;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::{fixture, floats, host, ids, max_diff, tokens};
 use olora_model::{KvCache, Sampling, WeightType, generate, load, save};
 
@@ -97,6 +97,77 @@ fn qwen3_with_head_norms() {
 }
 
 #[test]
+fn gemma() {
+    check("gemma");
+}
+
+#[test]
+fn opt() {
+    check("opt");
+}
+
+#[test]
+fn opt_without_biases_from_a_file_of_the_base_model_alone() {
+    check("opt-plain");
+}
+
+/// What transformers computes with weights and arithmetic in bf16.
+#[test]
+fn families_in_bf16() {
+    for name in ["gemma", "opt"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::Bf16, &device).unwrap();
+        let logits = host(model.forward(ids(&golden, "input_ids", &device)));
+        let diff = max_diff(&logits, &floats(&golden, "logits_bf16").1);
+        assert!(diff < 0.2, "{name}: logits differ by {diff}");
+        let exact = max_diff(&logits, &floats(&golden, "logits").1);
+        assert!(exact > 1e-3, "{name} did not compute in bf16");
+    }
+}
+
+/// √32 is 5.65685…, and 5.65625 in bf16.
+#[test]
+fn gemmas_embeddings_are_scaled_by_a_rounded_root() {
+    let device = Device::flex();
+    for (dtype, scale) in [
+        (WeightType::F32, 32_f32.sqrt()),
+        (WeightType::Bf16, 5.65625),
+    ] {
+        let (model, _) = load(&fixture("gemma"), dtype, &device).unwrap();
+        let ids = Tensor::from_data(TensorData::new(vec![3, 9], [1, 2]), &device);
+        let table = &model.model.embed_tokens;
+        let plain = table.forward(ids.clone()).cast(DType::F32);
+        let expected = (plain * scale).cast(DType::from(dtype));
+        assert_eq!(host(model.embed(ids)), host(expected), "{dtype:?}");
+    }
+}
+
+#[test]
+fn documents_in_one_row_are_each_counted_from_the_first_position() {
+    for name in ["gemma", "opt"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let row = ids(&golden, "input_ids", &device).narrow(0, 0, 1);
+        let x = model.embed(row.clone());
+        let positions = model.positions_in_documents(&x, &[vec![9, 11]]);
+        let x = model.with_positions(x, &positions);
+        let blocks = model.model.layers.iter();
+        let x = blocks.fold(x, |x, block| block.forward(x, &positions));
+        let packed = model.logits(model.model.norm.forward(x));
+        for (start, length) in [(0, 9), (9, 11), (20, 4)] {
+            let alone = model.forward(row.clone().narrow(1, start, length));
+            let ours = packed.clone().narrow(1, start, length);
+            let diff = max_diff(&host(ours), &host(alone));
+            assert!(diff < 1e-5, "{name}: from {start}, logits differ by {diff}");
+        }
+    }
+}
+
+#[test]
 fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
     check("llama-sharded-bf16");
     let directory = fixture("llama-sharded-bf16");
@@ -113,7 +184,7 @@ fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
 
 #[test]
 fn the_cache_changes_nothing_however_the_sequence_is_cut() {
-    for name in ["llama", "mistral", "qwen3"] {
+    for name in ["llama", "mistral", "qwen3", "gemma", "opt"] {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
@@ -200,6 +271,9 @@ fn what_is_saved_loads_with_the_same_logits_and_config() {
     for (name, dtype) in [
         ("llama-tied", WeightType::F32),
         ("qwen3", WeightType::F32),
+        ("gemma", WeightType::F32),
+        ("opt", WeightType::F32),
+        ("opt-plain", WeightType::F32),
         ("llama-sharded-bf16", WeightType::Bf16),
     ] {
         let directory = fixture(name);

@@ -10,7 +10,7 @@
 mod common;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -29,10 +29,14 @@ use olora_model::{Llama, WeightType, load};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-fn base() -> Llama {
-    load(&fixture("llama"), WeightType::F32, &Device::flex())
+fn model(name: &str) -> Llama {
+    load(&fixture(name), WeightType::F32, &Device::flex())
         .unwrap()
         .0
+}
+
+fn base() -> Llama {
+    model("llama")
 }
 
 fn adapted(directory: &Path) -> Llama {
@@ -112,13 +116,101 @@ fn what_peft_wrote_gives_pefts_logits() {
 }
 
 #[test]
+fn what_peft_wrote_for_other_families_gives_pefts_logits() {
+    for family in ["gemma", "opt"] {
+        let without = logits(&model(family));
+        let directory = fixture("peft").join(format!("{family}-lora"));
+        let golden = floats(&directory.join("logits.safetensors"), "logits").1;
+        let adapted = PeftAdapter::read(&directory)
+            .unwrap()
+            .attach(model(family))
+            .unwrap();
+        let diff = max_diff(&logits(&adapted), &golden);
+        assert!(diff < 1e-4, "{family}: logits differ by {diff}");
+        assert!(max_diff(&without, &golden) > 0.1, "{family}");
+        let merged = merge(adapted).unwrap();
+        let diff = max_diff(&logits(&merged), &golden);
+        assert!(diff < 1e-4, "{family}, merged: logits differ by {diff}");
+    }
+}
+
+/// Every linear layer is found under its name in the file, and nothing changes
+/// before the first step.
+#[test]
+fn adapters_on_all_layers_of_other_families_start_as_the_base() {
+    let names = [
+        (
+            "gemma",
+            "model.layers.1.mlp.up_proj",
+            vec![
+                "down_proj",
+                "gate_proj",
+                "k_proj",
+                "o_proj",
+                "q_proj",
+                "up_proj",
+                "v_proj",
+            ],
+        ),
+        (
+            "opt",
+            "model.decoder.layers.1.fc1",
+            vec!["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"],
+        ),
+    ];
+    for (family, path, expected) in names {
+        for method in [Method::Lora, Method::Olora] {
+            let config = AdapterConfig {
+                exclude: Vec::new(),
+                ..config(method)
+            };
+            let before = model(family);
+            let after = attach(model(family), &config, 1, &mut |_, _| {}).unwrap();
+            assert_eq!(logits(&after), logits(&before), "{family}, {method:?}");
+
+            let paths: Vec<String> = factors(&after).into_iter().map(|f| f.path).collect();
+            assert!(paths.iter().any(|found| found == path), "{paths:?}");
+            let last = |path: &String| path.rsplit('.').next().unwrap().to_owned();
+            let found: BTreeSet<String> = paths.iter().map(last).collect();
+            assert!(found.iter().eq(&expected), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_we_write_for_opt_has_pefts_names() {
+    let read = |file: &Path| -> BTreeSet<String> {
+        let bytes = fs::read(file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        tensors.names().into_iter().map(str::to_owned).collect()
+    };
+    let directory = fixture("peft").join("opt-lora");
+    let adapted = PeftAdapter::read(&directory)
+        .unwrap()
+        .attach(model("opt"))
+        .unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let config = config(Method::Lora);
+    save_peft(
+        &adapted,
+        &config,
+        PeftForm::Plain,
+        "fixtures/opt",
+        out.path(),
+    )
+    .unwrap();
+    let file = "adapter_model.safetensors";
+    assert_eq!(read(&out.path().join(file)), read(&directory.join(file)));
+}
+
+#[test]
 fn what_we_write_has_pefts_names_and_shapes_and_reads_back_equal() {
     let golden = fs::read(fixture("peft").join("llama-lora/names.json")).unwrap();
     let golden: BTreeMap<String, Vec<usize>> = serde_json::from_slice(&golden).unwrap();
     for (method, form, rank) in [
         (Method::Lora, PeftForm::Plain, 4),
         (Method::Olora, PeftForm::Plain, 8),
-        (Method::Olora, PeftForm::Olora, 4),
+        (Method::Olora, PeftForm::Native, 4),
     ] {
         let model = trained(method);
         let out = tempfile::tempdir().unwrap();
@@ -155,7 +247,7 @@ fn peft_has_read_what_we_write() {
     for (name, method, form) in [
         ("lora", Method::Lora, PeftForm::Plain),
         ("olora-plain", Method::Olora, PeftForm::Plain),
-        ("olora-raw", Method::Olora, PeftForm::Olora),
+        ("olora-raw", Method::Olora, PeftForm::Native),
     ] {
         let recorded = fixture("exports").join(name);
         let golden = floats(&recorded.join("logits.safetensors"), "logits").1;
@@ -276,11 +368,14 @@ fn with_key(key: &str, value: Value) -> AdapterError {
 #[test]
 fn what_we_do_not_compute_is_refused_by_key() {
     let cases = [
-        ("use_dora", json!(true)),
-        ("init_lora_weights", json!("pissa")),
-        ("modules_to_save", json!(["lm_head"])),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("pissa_niter_few")),
+        ("lora_bias", json!(true)),
         ("bias", json!("all")),
-        ("rank_pattern", json!({"q_proj": 2})),
+        ("rank_pattern", json!({"q_proj": "two"})),
+        ("rank_pattern", json!({"q_proj(": 2})),
+        ("layers_to_transform", json!("one")),
+        ("target_modules", json!(7)),
         ("peft_type", json!("LOHA")),
         ("fan_in_fan_out", json!(true)),
         ("r", json!(0)),
@@ -291,6 +386,33 @@ fn what_we_do_not_compute_is_refused_by_key() {
         assert!(
             message.contains(key) && message.contains("adapter_config.json"),
             "{key}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_the_tensors_do_not_follow_is_refused_by_name() {
+    let magnitude = "layers.1.mlp.up_proj.lora_magnitude_vector";
+    let cases = [
+        ("use_dora", json!(true), magnitude, 14),
+        ("modules_to_save", json!(["norm"]), "model.norm.weight", 1),
+        ("rank_pattern", json!({"q_proj": 2}), "but rank 2", 4),
+        ("exclude_modules", json!(["k_proj"]), "does not name", 2),
+        (
+            "target_modules",
+            json!(["q_proj", "lm_head"]),
+            "lm_head.lora_A",
+            13,
+        ),
+    ];
+    for (key, value, expected, n) in cases {
+        let AdapterError::Mismatch { problems, .. } = with_key(key, value) else {
+            panic!("{key}")
+        };
+        assert_eq!(problems.len(), n, "{key}: {problems:#?}");
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{key}: {problems:#?}"
         );
     }
 }

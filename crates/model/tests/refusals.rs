@@ -13,7 +13,7 @@ use std::{fs, path::Path};
 
 use burn::tensor::Device;
 use common::fixture;
-use olora_model::{ModelConfig, Sampling, WeightType, generate, load, save};
+use olora_model::{Activation, ModelConfig, Sampling, WeightType, generate, load, save};
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -73,6 +73,67 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
             "{key}: {message}"
         );
     }
+    for (name, key, value, expected) in [
+        ("gemma", "model_type", json!("gemma2"), "model_type: gemma2"),
+        ("gemma", "model_type", json!("gemma3"), "model_type: gemma3"),
+        (
+            "gemma",
+            "final_logit_softcapping",
+            json!(30.0),
+            "final_logit_softcapping: 30",
+        ),
+        (
+            "gemma",
+            "attn_logit_softcapping",
+            json!(50.0),
+            "attn_logit_softcapping: 50",
+        ),
+        ("gemma", "hidden_act", json!("silu"), "hidden_act: silu"),
+        (
+            "gemma",
+            "hidden_activation",
+            json!("gelu"),
+            "hidden_activation: gelu",
+        ),
+        (
+            "gemma",
+            "use_bidirectional_attention",
+            json!(true),
+            "use_bidirectional_attention",
+        ),
+        (
+            "opt",
+            "do_layer_norm_before",
+            json!(false),
+            "do_layer_norm_before: false",
+        ),
+        (
+            "opt",
+            "_remove_final_layer_norm",
+            json!(true),
+            "_remove_final_layer_norm: true",
+        ),
+        (
+            "opt",
+            "word_embed_proj_dim",
+            json!(16),
+            "word_embed_proj_dim: 16",
+        ),
+        (
+            "opt",
+            "activation_function",
+            json!("silu"),
+            "activation_function: silu",
+        ),
+        ("opt", "ffn_dim", json!(null), "`ffn_dim` is missing"),
+        ("opt", "num_attention_heads", json!(5), "hidden_size (32)"),
+    ] {
+        let message = config_error(name, key, value);
+        assert!(
+            message.contains(expected) && message.contains("config.json"),
+            "{name}, {key}: {message}"
+        );
+    }
     let message = config_error("mistral", "attention_bias", json!(true));
     assert!(message.contains("attention_bias"), "{message}");
 }
@@ -108,6 +169,73 @@ fn absent_keys_have_the_familys_defaults() {
         window(&|json| drop(json.insert("sliding_window".to_owned(), json!(null)))),
         None
     );
+}
+
+/// The first of Gemma's checkpoints say "gelu" and mean its approximation.
+#[test]
+fn gemmas_activation_is_read_as_transformers_reads_it() {
+    let copied = copy("gemma");
+    let path = copied.path().join("config.json");
+    let text = fs::read(&path).unwrap();
+    for (hidden_act, hidden_activation) in [
+        (json!("gelu"), json!(null)),
+        (json!("gelu_pytorch_tanh"), json!(null)),
+        (json!("gelu"), json!("gelu_pytorch_tanh")),
+        (json!(null), json!(null)),
+    ] {
+        let mut json: Value = serde_json::from_slice(&text).unwrap();
+        json["hidden_act"] = hidden_act;
+        json["hidden_activation"] = hidden_activation;
+        fs::write(&path, json.to_string()).unwrap();
+        let config = ModelConfig::from_dir(copied.path()).unwrap();
+        assert_eq!(config.activation, Activation::GeluTanh);
+    }
+}
+
+#[test]
+fn families_tie_embeddings_where_the_file_does_not_say() {
+    for (name, expected) in [("llama-tied", false), ("gemma", true), ("opt", true)] {
+        let copied = copy(name);
+        let path = copied.path().join("config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json.as_object_mut().unwrap().remove("tie_word_embeddings");
+        fs::write(&path, json.to_string()).unwrap();
+        let config = ModelConfig::from_dir(copied.path()).unwrap();
+        assert_eq!(config.tie_word_embeddings, expected, "{name}");
+    }
+}
+
+/// OPT has 48 positions, and the last new token is never read.
+#[test]
+fn more_tokens_than_positions_are_refused_before_the_first() {
+    let (model, config) = load(&fixture("opt"), WeightType::F32, &Device::flex()).unwrap();
+    let attempt = |n_prompt: usize, max_new_tokens| {
+        let mut n_new = 0;
+        let prompt = vec![5; n_prompt];
+        let greedy = Sampling::default();
+        let result = generate(&model, &prompt, max_new_tokens, &greedy, &[], |_| {
+            n_new += 1;
+            std::ops::ControlFlow::Continue(())
+        });
+        assert_eq!(
+            config.check_generation(n_prompt, max_new_tokens).is_ok(),
+            result.is_ok()
+        );
+        (n_new, result.err().map(|error| error.to_string()))
+    };
+    assert_eq!(attempt(47, 2), (2, None));
+    assert_eq!(attempt(48, 1), (1, None));
+    let (n_new, message) = attempt(47, 3);
+    let message = message.unwrap();
+    assert!(n_new == 0 && message.contains("at most 2"), "{message}");
+    let (n_new, message) = attempt(49, 1);
+    let message = message.unwrap();
+    assert!(
+        n_new == 0 && message.contains("shorten the prompt"),
+        "{message}"
+    );
+    let (_, rotary) = load(&fixture("gemma"), WeightType::F32, &Device::flex()).unwrap();
+    assert!(rotary.check_generation(4000, 4000).is_ok());
 }
 
 #[test]

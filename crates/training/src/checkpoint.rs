@@ -12,7 +12,7 @@ use std::{
 };
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamGroup},
+    module::{Module, ModuleVisitor, Param, ParamGroup, ParamId},
     optim::OptimizerRecord,
     store::ModuleRecord,
     tensor::Tensor,
@@ -198,7 +198,23 @@ fn record(trainee: &Trainee, full: bool) -> Result<ModuleRecord, TrainError> {
     }
     let factors = ParamGroup::from_regex(r"\.low_rank\.")
         .map_err(|error| TrainError::Device(format!("{error:?}")))?;
-    Ok(trainee.clone().into_record_group(factors))
+    // Modules that train whole beside the factors.
+    let mut trained = Trained::default();
+    trainee.visit(&mut trained);
+    let all = factors.fuse(&ParamGroup::from_ids(trained.0));
+    Ok(trainee.clone().into_record_group(all))
+}
+
+/// The parameters that train.
+#[derive(Default)]
+struct Trained(Vec<ParamId>);
+
+impl ModuleVisitor for Trained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.base().is_require_grad() {
+            self.0.push(param.id);
+        }
+    }
 }
 
 /// The first trained parameter that holds a value that is not finite, by path.

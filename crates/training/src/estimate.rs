@@ -1,6 +1,6 @@
 //! How much memory a run takes, before it takes it.
 
-use olora_model::ModelConfig;
+use olora_model::{Activation, ModelConfig, NormKind};
 use olora_operations::loss::rows_at_once;
 use serde::Serialize;
 
@@ -37,6 +37,10 @@ pub(crate) struct Load {
     pub(crate) n_adapted_layers: usize,
     /// Whether the vocabulary projection has an adapter.
     pub(crate) adapted_output: bool,
+    /// Whether the vocabulary projection trains whole.
+    pub(crate) output_trains: bool,
+    /// Whether adapted layers keep their output for a magnitude.
+    pub(crate) dora: bool,
     /// Whether adapters drop some of their input.
     pub(crate) dropout: bool,
     /// Whether a step adds up several micro-batches.
@@ -86,11 +90,11 @@ impl MemoryEstimate {
         let kv = n(config.num_key_value_heads * config.head_dim);
         let layers = n(config.num_hidden_layers);
         let adapted = load.n_adapted_layers > 0;
-        let is_full = load.n_trained_params == load.n_params;
 
         // Each norm keeps its input, each projection its input, attention its inputs, its output
         // and a number per head, the gate its two inputs.
-        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + 3 * inner;
+        let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
+        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + of_mlp;
         if config.qk_norm {
             kept += q + kv;
         }
@@ -106,7 +110,19 @@ impl MemoryEstimate {
                 down += 8 * (5 * d + q + inner);
             }
         }
-        let per_token = kept * element + down + n(config.num_attention_heads) * 4;
+        if adapted && load.dora {
+            // Before and after its magnitude.
+            kept += 2 * (q + 2 * kv + 2 * d + 2 * inner);
+        }
+        // Compositions of Burn's operations keep what each of those does, in f32.
+        let mut composed = 0;
+        if config.norm != NormKind::Rms {
+            composed += 2 * d * (4 - element);
+        }
+        if config.activation == Activation::GeluTanh {
+            composed += 4 * inner * 4;
+        }
+        let per_token = kept * element + composed + down + n(config.num_attention_heads) * 4;
         let activations = match load.recompute {
             Recompute::None => layers * tokens * per_token,
             Recompute::Blocks => tokens * (layers * d * element + per_token),
@@ -131,7 +147,7 @@ impl MemoryEstimate {
         let at_once = n(at_once);
         let logits =
             at_once * n(config.vocab_size) * 4 * copies + n(load.targets) * 2 * d * element;
-        let output_gradient = if is_full {
+        let output_gradient = if load.output_trains {
             n(config.vocab_size) * d * 4
         } else {
             0

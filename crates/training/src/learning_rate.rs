@@ -2,7 +2,11 @@
 
 use std::f64::consts::PI;
 
-use burn::lr_scheduler::{LrScheduler, LrSchedulerRecord};
+use burn::{
+    lr_scheduler::{LrScheduler, LrSchedulerRecord, module_lr_scheduler::ModuleLrScheduler},
+    module::{Module, ModuleVisitor, Param, ParamGroup, ParamId},
+    tensor::Tensor,
+};
 
 use crate::recipe::Schedule;
 
@@ -59,6 +63,79 @@ impl LrScheduler for Stepper {
     }
 
     fn load_record(&mut self, _record: LrSchedulerRecord) {}
+}
+
+/// What the factors of an embedding learn at under LoRA+, whatever the learning
+/// rate (`loraplus_lr_embedding` of `peft/optimizers/loraplus.py`).
+const EMBEDDING_RATE: f64 = 1e-6;
+
+/// The learning rate of every parameter, the first `step` steps being done.
+///
+/// With a ratio, LoRA+ as PEFT has it: `B` and everything of one axis learn at
+/// the ratio times the rate, factors of embeddings at a rate of their own.
+pub(crate) fn scheduler<M: Module>(
+    rate: &LearningRate,
+    loraplus_ratio: Option<f64>,
+    step: usize,
+    module: &M,
+) -> ModuleLrScheduler {
+    let stepper = |factor: f64| Stepper {
+        rate: LearningRate {
+            peak: rate.peak * factor,
+            min: rate.min * factor,
+            ..rate.clone()
+        },
+        step,
+    };
+    let scheduler = ModuleLrScheduler::new(stepper(1.0));
+    let Some(ratio) = loraplus_ratio else {
+        return scheduler;
+    };
+    let mut groups = Groups::default();
+    module.visit(&mut groups);
+    scheduler
+        .with_group(ParamGroup::from_ids(groups.faster), stepper(ratio))
+        .with_group(
+            ParamGroup::from_ids(groups.embeddings),
+            stepper(EMBEDDING_RATE / rate.peak),
+        )
+}
+
+/// The parameters that LoRA+ gives rates of their own.
+#[derive(Default)]
+struct Groups {
+    path: Vec<String>,
+    containers: Vec<String>,
+    faster: Vec<ParamId>,
+    embeddings: Vec<ParamId>,
+}
+
+impl ModuleVisitor for Groups {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push(name.to_owned());
+        self.containers.push(container_type.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !param.base().is_require_grad() {
+            return;
+        }
+        let is_factor = self.path.iter().any(|name| name == "low_rank");
+        let of_embedding = self
+            .containers
+            .iter()
+            .any(|name| name == "Struct:Embedding");
+        if is_factor && of_embedding {
+            self.embeddings.push(param.id);
+        } else if D == 1 || (is_factor && self.path.last().is_some_and(|name| name == "b")) {
+            self.faster.push(param.id);
+        }
+    }
 }
 
 #[cfg(test)]

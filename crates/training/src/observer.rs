@@ -35,6 +35,10 @@ pub enum Event {
     },
     /// Adapters are being initialised: layers done, layers in all.
     Attaching(usize, usize),
+    /// Data is being looked at to find where factors start: the batch, from 1.
+    Looking(usize),
+    /// Something to know that stops nothing.
+    Note(String),
     /// From here on, until each shape has occurred once, the device makes
     /// kernels, and chooses among those that it has not chosen among in an
     /// earlier run.

@@ -54,8 +54,7 @@ pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
 
 fn loss_through(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<1> {
     let device = llama.device();
-    let mut x = llama.embed(input_ids(batch, &device));
-    let positions = positions(llama, &x, batch);
+    let (mut x, positions) = embed(llama, batch, &device);
     for (layer_idx, layer) in llama.model.layers.iter().enumerate() {
         if let Some(dropout) = dropout {
             dropout.begin(&device, layer_idx);
@@ -70,11 +69,14 @@ fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(data, device)
 }
 
-fn positions(llama: &Llama, x: &Tensor<3>, batch: &Batch) -> Positions {
-    match &batch.segments {
-        None => llama.positions(x, 0),
-        Some(lengths) => llama.positions_in_documents(x, lengths),
-    }
+/// What the first block is given.
+fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+    let x = llama.embed(input_ids(batch, device));
+    let positions = match &batch.segments {
+        None => llama.positions(&x, 0),
+        Some(lengths) => llama.positions_in_documents(&x, lengths),
+    };
+    (llama.with_positions(x, &positions), positions)
 }
 
 /// The loss from the residual stream after the last block.
@@ -134,10 +136,10 @@ fn by_blocks(
     dropout: Option<&DropoutSeed>,
 ) -> (Tensor<1>, GradientsParams) {
     let device = llama.device();
-    let embedded = llama.embed(input_ids(batch, &device));
-    let positions = positions(llama, &embedded, batch);
+    let (embedded, positions) = embed(llama, batch, &device);
     let layers = &llama.model.layers;
-    let embedding_trains = llama.model.embed_tokens.weight.val().is_require_grad();
+    let embedding_trains = num_trained_params(&llama.model.embed_tokens) > 0
+        || num_trained_params(&llama.model.embed_positions) > 0;
     // Nothing before the first block that trains has a gradient.
     let first = if embedding_trains {
         Some(0)
@@ -192,8 +194,9 @@ fn by_blocks(
     }
     if let Some(of_embedded) = grad {
         let grads = backward_from(embedded, of_embedded);
-        let of_embedding = GradientsParams::from_grads(grads, &llama.model.embed_tokens);
-        gradients::add(&llama.model.embed_tokens, of_embedding, &mut found);
+        // Of what is in this graph: the embedding of tokens and, if there is one, of positions.
+        let of_embeddings = GradientsParams::from_grads(grads, llama);
+        gradients::add(llama, of_embeddings, &mut found);
     }
     (value, found)
 }
@@ -221,22 +224,35 @@ mod tests {
 
     use super::*;
 
-    fn model() -> Llama {
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama");
-        olora_model::load(&fixture, WeightType::F32, &Device::flex())
+    /// One of each kind of block, embedding and position.
+    const FAMILIES: [&str; 3] = ["llama", "gemma", "opt"];
+
+    fn model_of(family: &str) -> Llama {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+        olora_model::load(&fixtures.join(family), WeightType::F32, &Device::flex())
             .unwrap()
             .0
     }
 
+    fn model() -> Llama {
+        model_of("llama")
+    }
+
     fn adapted(dropout: f64) -> Llama {
+        adapted_of("llama", dropout)
+    }
+
+    fn adapted_of(family: &str, dropout: f64) -> Llama {
         let config = AdapterConfig {
             rank: 4,
             alpha: 6.0,
             dropout,
-            exclude: vec!["lm_head".to_owned()],
             ..AdapterConfig::default()
         };
-        Module::train(attach(model(), &config, 3, &mut |_, _| {}).unwrap())
+        let model = model_of(family);
+        let exclude = model.lm_head.iter().map(|_| "lm_head".to_owned()).collect();
+        let config = AdapterConfig { exclude, ..config };
+        Module::train(attach(model, &config, 3, &mut |_, _| {}).unwrap())
     }
 
     fn samples() -> Vec<Sample> {
@@ -279,7 +295,9 @@ mod tests {
 
     #[test]
     fn blocks_run_again_give_the_same_gradients_bit_for_bit() {
-        assert_bit_equal(&adapted(0.0), false);
+        for family in FAMILIES {
+            assert_bit_equal(&adapted_of(family, 0.0), false);
+        }
     }
 
     #[test]
@@ -294,7 +312,9 @@ mod tests {
 
     #[test]
     fn blocks_run_again_give_every_weights_gradient() {
-        assert_bit_equal(&Module::train(model()), false);
+        for family in FAMILIES {
+            assert_bit_equal(&Module::train(model_of(family)), false);
+        }
     }
 
     /// Blocks before the first that trains have no gradient, and cost nothing.
@@ -312,6 +332,12 @@ mod tests {
 
     #[test]
     fn packed_rows_give_the_gradients_of_rows_of_their_own() {
+        for family in FAMILIES {
+            assert_packed_rows_agree(family);
+        }
+    }
+
+    fn assert_packed_rows_agree(family: &str) {
         // Nonzero where training has moved: the update is not zero.
         struct Move;
         impl burn::module::ModuleMapper for Move {
@@ -323,7 +349,7 @@ mod tests {
                 }
             }
         }
-        let llama = adapted(0.0).map(&mut Move);
+        let llama = adapted_of(family, 0.0).map(&mut Move);
         let [a, b, c] = <[Sample; 3]>::try_from(samples()).unwrap();
         let apart = Batch::from_samples(&[a.clone(), b.clone(), c.clone()], 0);
         let packed = Batch::packed(&[vec![a, c], vec![b]], 0);

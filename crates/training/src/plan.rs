@@ -14,7 +14,7 @@ use crate::{
     gradients::normalise,
     memory::{device_reserved_bytes, peak_resident_bytes},
     passes::{DropoutSeed, Passes},
-    prepare::{BatchSize, Prepared, attach_adapter, batch, load_base, schedule},
+    prepare::{BatchSize, Prepared, Start, attach_adapter, batch, load_base, schedule},
     run::{advice, optimizer},
     trainee::Trainee,
 };
@@ -137,7 +137,7 @@ fn try_out(
         device,
         observer,
     )?;
-    let llama = attach_adapter(recipe, llama, observer)?;
+    let llama = attach_adapter(recipe, llama, Start::Trial, observer)?;
     let passes = Passes {
         recompute: recipe.training.recompute,
         dropout: (recipe.adapter.dropout > 0.0).then(DropoutSeed::default),

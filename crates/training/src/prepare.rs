@@ -1,21 +1,22 @@
 //! Everything that is known of a run before its weights are in memory.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use burn::{
     data::dataset::Dataset,
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Device, Tensor},
 };
-use olora_adapter::{Placement, attach, resolve, to_dtype};
+use olora_adapter::{
+    AdapterConfig, AdapterError, Directions, Method, Placement, attach, attach_along, attach_empty,
+    planned, to_dtype,
+};
 use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer};
 use olora_model::{Llama, ModelConfig, WeightType, load};
 
 use crate::{
-    Event, Observer, Precision, Recipe, TrainError,
-    estimate::Load,
-    recipe::{AdapterMethod, Weights},
-    run_data::Data,
+    Event, Observer, Precision, Recipe, TrainError, estimate::Load, passes::loss_sum,
+    recipe::Weights, run_data::Data,
 };
 
 /// A recipe with its data, its steps and what it will take.
@@ -63,9 +64,11 @@ impl Prepared {
             n_anchor_params: counts.anchor,
             n_adapted_layers: counts.adapted_layers,
             adapted_output: counts.adapted_output,
+            output_trains: counts.output_trains,
+            dora: recipe.adapter.dora,
             dropout: recipe.adapter.dropout > 0.0,
             accumulates: recipe.training.accumulation > 1,
-            rank: recipe.adapter.rank,
+            rank: counts.rank,
             base: precision.base,
             compute: precision.compute,
             recompute: recipe.training.recompute,
@@ -98,6 +101,10 @@ struct Counts {
     adapted_layers: usize,
     /// Whether the vocabulary projection is adapted.
     adapted_output: bool,
+    /// Whether the vocabulary projection trains whole.
+    output_trains: bool,
+    /// The largest rank.
+    rank: usize,
     /// Elements of the largest tensor that trains.
     largest_trained: usize,
 }
@@ -121,31 +128,49 @@ impl Counts {
                 anchor: 0,
                 adapted_layers: 0,
                 adapted_output: false,
+                output_trains: true,
+                rank: 0,
                 largest_trained: shapes.largest(),
             });
         };
         // Finding layers by name looks at weights, so it is done on a model of the same layers
         // whose weights are as small as can be.
         let small = config.miniature().init(&device);
-        let targets = resolve(&small, &adapter.targets, &adapter.exclude)?;
-        // Both factors of a layer, and the larger of them.
-        let factors = targets.iter().map(|target| {
-            let dims = shapes.of(&format!("{}.weight", target.path));
-            let sum: usize = dims.iter().sum();
-            let longer = dims.iter().copied().max().unwrap_or(0);
-            [adapter.rank * sum, adapter.rank * longer]
-        });
-        let trained = factors.clone().map(|[both, _]| both).sum();
-        let largest_trained = factors.map(|[_, larger]| larger).max().unwrap_or(0);
-        let anchored = recipe.adapter.method == AdapterMethod::Olora
-            && adapter.placement == Placement::Anchored;
+        let targets = planned(&small, &adapter)?;
+        let (mut factors, mut magnitudes, mut largest_trained, mut rank) = (0, 0, 0, 0);
+        for (target, shape) in &targets {
+            let &[d_in, d_out] = shapes.of(&format!("{}.weight", target.path)) else {
+                continue;
+            };
+            if shape.rank > d_in.min(d_out) {
+                return Err(TrainError::Adapter(AdapterError::RankTooLarge {
+                    rank: shape.rank,
+                    path: target.path.clone(),
+                    d_in,
+                    d_out,
+                }));
+            }
+            factors += shape.rank * (d_in + d_out);
+            magnitudes += if adapter.dora { d_out } else { 0 };
+            largest_trained = largest_trained.max(shape.rank * d_in.max(d_out));
+            rank = rank.max(shape.rank);
+        }
+        let saved = shapes.saved(&adapter.modules_to_save);
+        let n_saved: usize = saved.iter().map(|(_, n)| n).sum();
+        largest_trained = saved
+            .iter()
+            .map(|(_, n)| *n)
+            .fold(largest_trained, usize::max);
+        let anchored = adapter.method.is_anchored() && adapter.placement == Placement::Anchored;
         Ok(Self {
-            params: base + trained,
-            trained,
-            anchor: if anchored { trained } else { 0 },
+            params: base + factors + magnitudes,
+            trained: factors + magnitudes + n_saved,
+            anchor: if anchored { factors } else { 0 },
             adapted_layers: targets.len(),
             largest_trained,
-            adapted_output: targets.iter().any(|target| target.path == "lm_head"),
+            adapted_output: targets.iter().any(|(target, _)| target.path == "lm_head"),
+            output_trains: saved.iter().any(|(path, _)| path.starts_with("lm_head")),
+            rank,
         })
     }
 }
@@ -161,6 +186,18 @@ impl Shapes {
     fn of(&self, path: &str) -> &[usize] {
         let found = self.found.iter().find(|(found, _)| found == path);
         found.map_or(&[], |(_, dims)| dims)
+    }
+
+    /// The parameters of the modules to save, with their elements.
+    fn saved(&self, names: &[String]) -> Vec<(&str, usize)> {
+        let is_in = |path: &str, name: &str| {
+            let dotted = format!(".{path}.");
+            dotted.contains(&format!(".{name}."))
+        };
+        let all = self.found.iter();
+        all.filter(|(path, _)| names.iter().any(|name| is_in(path, name)))
+            .map(|(path, dims)| (path.as_str(), dims.iter().product()))
+            .collect()
     }
 
     fn largest(&self) -> usize {
@@ -343,14 +380,87 @@ impl ModuleMapper for CastTo {
 }
 
 /// The model with its adapter, if it has one.
+///
+/// For a method that needs data, `batches` runs through those of the run.
 pub(crate) fn attach_adapter(
     recipe: &Recipe,
     llama: Llama,
+    start: Start<'_>,
     observer: &dyn Observer,
 ) -> Result<Llama, TrainError> {
     let Some(config) = recipe.adapter.config(llama.lm_head.is_some()) else {
         return Ok(llama);
     };
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
-    Ok(attach(llama, &config, recipe.seed, &mut progress)?)
+    Ok(match start {
+        _ if config.method != Method::Eva => attach(llama, &config, recipe.seed, &mut progress)?,
+        Start::Fresh { schedule, padding } => {
+            let directions = directions(recipe, &config, &llama, schedule, padding, observer)?;
+            attach_along(llama, &config, &directions)?
+        }
+        Start::Resumed(ranks) => attach_empty(llama, &config, ranks)?,
+        Start::Trial => {
+            let like = AdapterConfig {
+                method: Method::Lora,
+                ..config
+            };
+            attach(llama, &like, recipe.seed, &mut progress)?
+        }
+    })
+}
+
+/// What a start that needs data has to go by.
+pub(crate) enum Start<'a> {
+    /// The run's batches.
+    Fresh {
+        schedule: &'a Schedule,
+        padding: Padding,
+    },
+    /// The ranks that an earlier session found; the factors are loaded.
+    Resumed(&'a BTreeMap<String, usize>),
+    /// Nothing: only time and memory are of interest.
+    Trial,
+}
+
+/// EVA's pass over data.
+fn directions(
+    recipe: &Recipe,
+    config: &AdapterConfig,
+    llama: &Llama,
+    schedule: &Schedule,
+    padding: Padding,
+    observer: &dyn Observer,
+) -> Result<Directions, TrainError> {
+    /// How many times its rank a layer may get (`rho` of the paper and of PEFT).
+    const RHO: f64 = 2.0;
+    /// Batches after which what has been found must do. PEFT goes on for ever.
+    const MAX_BATCHES: usize = 256;
+    let rho = recipe.adapter.rho.unwrap_or(RHO);
+    let n_batches = schedule.len();
+    let run = |watched: &Llama, index: usize| {
+        observer.on(&Event::Looking(index + 1));
+        let batch = batch(schedule, index % n_batches.max(1), padding)?;
+        let loss = loss_sum(watched, &batch);
+        loss.try_into_data()
+            .map_err(|error| TrainError::device(&error))?;
+        // The positions that a trained token is predicted from.
+        Ok::<_, TrainError>(batch.positions)
+    };
+    let directions = Directions::find(llama.clone(), config, rho, MAX_BATCHES, run)?;
+    if !directions.settled() {
+        let note = format!(
+            "after {MAX_BATCHES} batches the directions of some layers were still moving; \
+             they start from what was found"
+        );
+        observer.on(&Event::Note(note));
+    }
+    Ok(directions)
+}
+
+/// The rank of each adapted layer, for a run that is to be resumed.
+pub(crate) fn ranks(llama: &Llama) -> BTreeMap<String, usize> {
+    let layers = olora_adapter::factors(llama).into_iter();
+    layers
+        .map(|layer| (layer.path, layer.a.dims()[1]))
+        .collect()
 }

@@ -2,7 +2,7 @@
 
 mod parse;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use olora_adapter::{ALL_LINEAR, AdapterConfig, Method, PeftForm};
 use olora_data::Format;
@@ -117,7 +117,7 @@ pub enum Weights {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdapterSection {
-    /// `lora`, `olora`, or `none` to train every weight.
+    /// How the factors start, or `none` to train every weight.
     pub method: AdapterMethod,
     /// `anchored` or `residual`.
     pub placement: olora_adapter::Placement,
@@ -125,6 +125,17 @@ pub struct AdapterSection {
     pub rank: usize,
     /// The update is scaled by `alpha / rank`.
     pub alpha: f64,
+    /// Rank-stabilised: scaled by `alpha / √rank`.
+    pub rslora: bool,
+    /// Weight-decomposed: magnitudes train by themselves.
+    pub dora: bool,
+    /// For `pissa`: power iterations of a randomised decomposition; exact if not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<usize>,
+    /// For `eva`: a layer gets at most this many times the rank; 2 if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rho: Option<f64>,
     /// Dropout on the adapter's input.
     pub dropout: f64,
     /// Names, paths, globs, or `all-linear`.
@@ -133,21 +144,59 @@ pub struct AdapterSection {
     /// as in PEFT, and names leave out nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
-    /// `plain` or `olora`, as PEFT is to find it.
+    /// The numbers of the blocks to adapt, from zero; all if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// Other ranks for some layers, by the rules of `targets`.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas for some layers, by the rules of `targets`.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Modules of which every weight trains and is saved whole.
+    pub modules_to_save: Vec<String>,
+    /// `plain`, or `native` for PEFT's own form of the method.
     pub form: PeftForm,
 }
 
 /// `adapter.method`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum AdapterMethod {
-    /// LoRA with PEFT's initialisation.
+    /// See [`Method::Lora`].
     Lora,
-    /// OLoRA.
+    /// See [`Method::LoraGaussian`].
+    LoraGaussian,
+    /// See [`Method::LoraOrthogonal`].
+    LoraOrthogonal,
+    /// See [`Method::Olora`].
     #[default]
     Olora,
+    /// See [`Method::OloraTail`].
+    OloraTail,
+    /// See [`Method::Pissa`].
+    Pissa,
+    /// See [`Method::Milora`].
+    Milora,
+    /// See [`Method::Eva`].
+    Eva,
     /// No adapter: every weight of the model trains.
     None,
+}
+
+impl AdapterMethod {
+    /// The adapter's method; `None` if there is no adapter.
+    pub fn method(self) -> Option<Method> {
+        match self {
+            Self::Lora => Some(Method::Lora),
+            Self::LoraGaussian => Some(Method::LoraGaussian),
+            Self::LoraOrthogonal => Some(Method::LoraOrthogonal),
+            Self::Olora => Some(Method::Olora),
+            Self::OloraTail => Some(Method::OloraTail),
+            Self::Pissa => Some(Method::Pissa),
+            Self::Milora => Some(Method::Milora),
+            Self::Eva => Some(Method::Eva),
+            Self::None => None,
+        }
+    }
 }
 
 impl Default for AdapterSection {
@@ -158,9 +207,17 @@ impl Default for AdapterSection {
             placement: config.placement,
             rank: config.rank,
             alpha: config.alpha,
+            rslora: config.rslora,
+            dora: config.dora,
+            iterations: config.iterations,
+            rho: None,
             dropout: config.dropout,
             targets: config.targets,
             exclude: None,
+            layers: config.layers,
+            rank_pattern: config.rank_pattern,
+            alpha_pattern: config.alpha_pattern,
+            modules_to_save: config.modules_to_save,
             form: PeftForm::default(),
         }
     }
@@ -169,11 +226,7 @@ impl Default for AdapterSection {
 impl AdapterSection {
     /// The part that the adapter crate knows; `None` if every weight trains.
     pub fn config(&self, has_lm_head: bool) -> Option<AdapterConfig> {
-        let method = match self.method {
-            AdapterMethod::None => return None,
-            AdapterMethod::Lora => Method::Lora,
-            AdapterMethod::Olora => Method::Olora,
-        };
+        let method = self.method.method()?;
         let all_linear = self.targets.iter().any(|target| target == ALL_LINEAR)
             && !self.targets.iter().any(|target| target == "lm_head");
         let by_default = if all_linear && has_lm_head {
@@ -186,9 +239,16 @@ impl AdapterSection {
             placement: self.placement,
             rank: self.rank,
             alpha: self.alpha,
+            rslora: self.rslora,
+            dora: self.dora,
+            iterations: self.iterations,
             dropout: self.dropout,
             targets: self.targets.clone(),
             exclude: self.exclude.clone().unwrap_or(by_default),
+            layers: self.layers.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            modules_to_save: self.modules_to_save.clone(),
         })
     }
 }
@@ -279,6 +339,10 @@ pub struct TrainingSection {
     pub learning_rate: f64,
     /// Where the schedule ends.
     pub min_learning_rate: f64,
+    /// `LoRA+` (Hayou et al. 2024, arXiv 2402.12354): `B` learns at this many
+    /// times the learning rate; 1 if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_ratio: Option<f64>,
     /// Steps of linear warm-up.
     pub warmup_steps: usize,
     /// The decay after warm-up.
@@ -321,6 +385,7 @@ impl Default for TrainingSection {
             accumulation: 1,
             learning_rate: 2e-4,
             min_learning_rate: 0.0,
+            loraplus_ratio: None,
             warmup_steps: 10,
             schedule: Schedule::Cosine,
             optimizer: OptimizerKind::Adamw,

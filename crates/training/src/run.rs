@@ -9,7 +9,6 @@ use std::{
 
 use burn::{
     data::dataloader::DataLoader,
-    lr_scheduler::module_lr_scheduler::ModuleLrScheduler,
     module::Module,
     optim::{AdamWConfig, ModuleOptimizer, SgdConfig},
     tensor::{DType, Device},
@@ -27,10 +26,10 @@ use crate::{
     Doctor, Event, MemoryEstimate, Observer, Plan, Precision, Recipe, TrainError,
     checkpoint::{self, RunState, num_trained_params},
     failure::Circumstances,
-    learning_rate::Stepper,
+    learning_rate::scheduler,
     panics,
     passes::{DropoutSeed, Passes},
-    prepare::{Prepared, attach_adapter, load_base, schedule},
+    prepare::{Prepared, Start, attach_adapter, load_base, ranks, schedule},
     quiet::Quiet,
     recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection},
     run_data::fingerprint,
@@ -160,7 +159,16 @@ fn run_recipe(
     let llama = load_base(recipe, &config, &precision, device, &**observer)?;
 
     let attaching = Instant::now();
-    let llama = attach_adapter(recipe, llama, &**observer)?;
+    let run_schedule = schedule(recipe, &data.train, steps.n_batches)?;
+    let known = resumed.as_ref().map(RunDirectory::ranks).transpose()?;
+    let start = match &known {
+        Some(ranks) => Start::Resumed(ranks),
+        None => Start::Fresh {
+            schedule: &run_schedule,
+            padding,
+        },
+    };
+    let llama = attach_adapter(recipe, llama, start, &**observer)?;
     let attach_seconds = attaching.elapsed().as_secs_f64();
     let factors = factors(&llama);
     let n_anchor_params: usize = factors
@@ -170,6 +178,7 @@ fn run_recipe(
         .sum();
     let n_adapted_layers = factors.len();
     drop(factors);
+    let ranks = ranks(&llama);
     let n_params = llama.num_params() - n_anchor_params;
 
     let dropout = (recipe.adapter.dropout > 0.0).then(DropoutSeed::default);
@@ -194,7 +203,9 @@ fn run_recipe(
                 fingerprint,
                 ..RunState::default()
             };
-            (RunDirectory::create(recipe)?, state)
+            let directory = RunDirectory::create(recipe)?;
+            directory.write_ranks(&ranks)?;
+            (directory, state)
         }
         Some(directory) => {
             let (path, state) = checkpoint_to_resume(recipe, &directory, fingerprint, steps.total)?;
@@ -229,8 +240,7 @@ fn run_recipe(
         .path()
         .join(if full { "model" } else { "adapter" });
     let batch_size = recipe.training.batch_size;
-    let schedule = schedule(recipe, &data.train, steps.n_batches)?;
-    let train_loader = loader(schedule, padding).slice(state.n_batches, steps.n_batches);
+    let train_loader = loader(run_schedule, padding).slice(state.n_batches, steps.n_batches);
     // Burn wants a validation loader even where there is nothing to validate on.
     let validation = data
         .validation
@@ -239,10 +249,8 @@ fn run_recipe(
     let valid_loader = loader(Schedule::sequential(validation, batch_size)?, padding);
 
     let rate = recipe.training.learning_rate(steps.total);
-    let scheduler = ModuleLrScheduler::new(Stepper {
-        rate,
-        step: state.step,
-    });
+    let ratio = recipe.training.loraplus_ratio;
+    let scheduler = scheduler(&rate, ratio, state.step, &trainee);
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
         full,

@@ -3,6 +3,7 @@
 //! ```text
 //! runs/<name>/
 //!   recipe.toml      resolved: every default written out
+//!   ranks.json       the rank of each adapted layer
 //!   adapter/         the result, for PEFT (model/ if all weights were trained)
 //!   checkpoints/     step-000200/ …
 //!   metrics.jsonl    one line per logged step or evaluation
@@ -12,6 +13,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -22,6 +24,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{Evaluation, Recipe, StepReport, TrainError, checkpoint, plot, recipe::BaseType};
+
+const RANKS: &str = "ranks.json";
 
 /// One run's directory.
 #[derive(Clone, Debug)]
@@ -72,6 +76,28 @@ impl RunDirectory {
 
     pub(crate) fn newest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>, TrainError> {
         Ok(checkpoint::list(&self.checkpoints())?.pop())
+    }
+
+    /// Notes the ranks that the adapter has, which a method may have chosen.
+    pub(crate) fn write_ranks(&self, ranks: &BTreeMap<String, usize>) -> Result<(), TrainError> {
+        if ranks.is_empty() {
+            return Ok(());
+        }
+        let json = serde_json::to_vec_pretty(ranks).map_err(|error| TrainError::burn(&error))?;
+        self.write(RANKS, &json)
+    }
+
+    /// The ranks that were noted; none by a run from before they were.
+    pub(crate) fn ranks(&self) -> Result<BTreeMap<String, usize>, TrainError> {
+        let path = self.0.join(RANKS);
+        if !path.exists() {
+            return Ok(BTreeMap::new());
+        }
+        let bytes = fs::read(&path).map_err(|source| TrainError::io("reading", &path, source))?;
+        serde_json::from_slice(&bytes).map_err(|error| TrainError::Checkpoint {
+            path,
+            reason: error.to_string(),
+        })
     }
 
     pub(crate) fn log_step(&self, report: &StepReport) -> Result<(), TrainError> {

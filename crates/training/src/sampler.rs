@@ -19,7 +19,8 @@ pub(crate) struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Encodes the prompts, so that a bad one is refused before training.
+    /// Encodes the prompts, so that a bad one, or one that leaves too few
+    /// positions for an answer, is refused before training.
     pub(crate) fn new(
         recipe: &'a Recipe,
         config: &ModelConfig,
@@ -33,6 +34,9 @@ impl<'a> Sampler<'a> {
                     "a prompt of `samples.prompts` is empty".to_owned(),
                 ));
             }
+            config
+                .check_generation(ids.len(), recipe.samples.max_new_tokens)
+                .map_err(|error| TrainError::Mismatch(format!("`samples.prompts`: {error}")))?;
             Ok((prompt.as_str(), ids))
         });
         Ok(Self {

@@ -7,11 +7,13 @@ use burn::{
     tensor::{DType, Gradients, Int, Tensor, TensorData},
 };
 use olora_adapter::{Project, to_dtype};
-use olora_model::{RmsNorm, Rotation, WeightType};
+use olora_model::{Rotation, WeightType};
 use olora_operations::{
     Factors, Sight,
     attention::{self, attention},
-    loss, norm, projection, rotary,
+    loss,
+    norm::{self, rms_norm},
+    projection, rotary,
     swiglu::{self, swiglu},
 };
 
@@ -225,19 +227,16 @@ fn ids(bench: &Bench, length: usize) -> Tensor<2, Int> {
 fn normed(bench: &Bench, length: usize) -> Outputs {
     let x = bench.variable("norm x", [ROWS, length, WIDTH], 2.0);
     let weight = bench.variable("norm weight", [WIDTH], 1.0);
-    let norm = RmsNorm {
-        weight: Param::from_tensor(weight),
-        eps: 1e-5,
-    };
+    let eps = 1e-5;
     let output = if bench.composed {
-        norm::composed(x.clone(), norm.weight.val(), norm.eps)
+        norm::composed(x.clone(), weight.clone(), eps)
     } else {
-        norm.forward(x.clone())
+        rms_norm(x.clone(), weight.clone(), eps)
     };
     backward(bench, "norm", output, |gradients| {
         vec![
             gradient("x", &x, gradients),
-            gradient("weight", &norm.weight.val(), gradients),
+            gradient("weight", &weight, gradients),
         ]
     })
 }

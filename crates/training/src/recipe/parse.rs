@@ -158,11 +158,33 @@ impl Recipe {
              small updates vanish in half precision",
         );
         check(
-            self.adapter.method != AdapterMethod::Lora
-                || self.adapter.form == olora_adapter::PeftForm::Plain,
-            "`adapter.form = \"olora\"` has no use with `method = \"lora\"`: remove it",
+            self.adapter.rho.is_none() || self.adapter.method == AdapterMethod::Eva,
+            "`adapter.rho` has no use but with `method = \"eva\"`: remove it",
         );
-        if let Some(Err(error)) = self.adapter.config(true).map(|config| config.validate()) {
+        check(
+            self.adapter
+                .rho
+                .is_none_or(|rho| rho.is_finite() && rho >= 1.0),
+            "`adapter.rho` must be at least 1",
+        );
+        check(
+            self.adapter.modules_to_save.is_empty()
+                || self
+                    .model
+                    .dtype
+                    .is_none_or(|dtype| dtype == BaseType::Float32),
+            "`adapter.modules_to_save` needs `model.dtype = \"float32\"`: \
+             small updates vanish in half precision",
+        );
+        check(
+            self.training.loraplus_ratio.is_none() || !full,
+            "`training.loraplus_ratio` has no use with `adapter.method = \"none\"`: remove it",
+        );
+        let adapter = self.adapter.config(true).map(|config| {
+            config.validate()?;
+            self.adapter.form.check(&config)
+        });
+        if let Some(Err(error)) = adapter {
             problems.push(format!("[adapter]: {error}"));
         }
         if problems.is_empty() {
@@ -216,6 +238,11 @@ impl TrainingSection {
         check(
             self.learning_rate.is_finite() && self.learning_rate > 0.0,
             "`training.learning_rate` must be above 0",
+        );
+        check(
+            self.loraplus_ratio
+                .is_none_or(|ratio| ratio.is_finite() && ratio >= 1.0),
+            "`training.loraplus_ratio` must be at least 1",
         );
         check(
             (0.0..=self.learning_rate).contains(&self.min_learning_rate),
@@ -380,9 +407,24 @@ mod tests {
         assert!(error(MINIMAL, &overrides).contains("not both"));
         let cases = [
             (["adapter.method=none", "adapter.rank=4"], "have no use"),
+            (["adapter.method=lora", "adapter.rho=2.0"], "adapter.rho"),
             (
-                ["adapter.method=lora", "adapter.form=olora"],
-                "adapter.form",
+                ["adapter.method=none", "training.loraplus_ratio=16.0"],
+                "loraplus_ratio",
+            ),
+            (["training.loraplus_ratio=0.5", "name=x"], "loraplus_ratio"),
+            (
+                ["adapter.method=milora", "adapter.form=native"],
+                "PEFT does not have",
+            ),
+            (["adapter.iterations=4", "name=x"], "iterations"),
+            (["adapter.method=lora-orthogonal", "adapter.rank=5"], "even"),
+            (
+                [
+                    "adapter.modules_to_save=[\"lm_head\"]",
+                    "model.dtype=bfloat16",
+                ],
+                "modules_to_save",
             ),
             (["training.epsilon=1e-50", "name=x"], "epsilon"),
             (

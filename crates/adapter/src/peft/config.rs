@@ -1,0 +1,186 @@
+//! `adapter_config.json`, in and out.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::{Map, Value, json};
+
+use super::{PeftAdapter, matching::strings, read::malformed};
+use crate::{AdapterConfig, AdapterError, Method};
+
+/// Keys that change what the tensors mean and that only PEFT's default is
+/// supported for. A key that is absent has its default.
+const DEFAULTS_ONLY: &[&str] = &[
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Power iterations beyond those that a `pissa_niter` adapter was made with:
+/// PEFT's start cannot be had again, and the exact one is nearest to all.
+const MORE_ITERATIONS: usize = 16;
+
+/// The configuration without its patterns, and what to say of it.
+pub(super) fn read(
+    json: &Map<String, Value>,
+    file: &Path,
+) -> Result<(AdapterConfig, Vec<String>), AdapterError> {
+    let unsupported = |what: String| AdapterError::Unsupported {
+        file: file.to_owned(),
+        what,
+    };
+    let refuse = |reason: String| malformed(file, "adapter configuration", &reason);
+    for key in DEFAULTS_ONLY {
+        if let Some(value) = json.get(*key).filter(|value| !is_default(value)) {
+            return Err(unsupported(format!("`{key}: {value}`")));
+        }
+    }
+    let text = |key: &str, default: &'static str| match json.get(key) {
+        None | Some(Value::Null) => default.to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    let flag = |key: &str| match json.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => Err(refuse(format!(
+            "`{key}` is {other}, but must be true or false"
+        ))),
+    };
+    let peft_type = text("peft_type", "LORA");
+    if peft_type != "LORA" {
+        return Err(unsupported(format!("`peft_type: {peft_type}`")));
+    }
+    let bias = text("bias", "none");
+    if bias != "none" {
+        return Err(unsupported(format!("`bias: {bias}`")));
+    }
+    let mut notes = Vec::new();
+    // Only initialisations that change the base matter for an adapter that is already trained.
+    let init = text("init_lora_weights", "true").to_lowercase();
+    let (method, iterations) = match init.as_str() {
+        "olora" => (Method::Olora, None),
+        "pissa" => (Method::Pissa, None),
+        "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
+        other => match other.strip_prefix("pissa_niter_").map(str::parse::<usize>) {
+            Some(Ok(iterations)) => {
+                notes.push(format!(
+                    "`init_lora_weights: {other}` was started from a random decomposition that \
+                     nothing can repeat, PEFT neither; it is measured from one that is nearly exact"
+                ));
+                (Method::Pissa, Some(iterations + MORE_ITERATIONS))
+            }
+            _ => return Err(unsupported(format!("`init_lora_weights: {other}`"))),
+        },
+    };
+    let number = |key: &str, default: f64| match json.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_f64()
+            .filter(|x| x.is_finite() && *x > 0.0)
+            .ok_or_else(|| refuse(format!("`{key}` is {value}, but must be a positive number"))),
+    };
+    let rank = number("r", 8.0)?;
+    if rank.fract() != 0.0 {
+        return Err(refuse(format!("`r` is {rank}, but must be a whole number")));
+    }
+    let list = |key: &str| match json.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(value) => strings(value).ok_or_else(|| {
+            refuse(format!(
+                "`{key}` is {value}, but must be text or a list of it"
+            ))
+        }),
+    };
+    let dropout = json
+        .get("lora_dropout")
+        .and_then(Value::as_f64)
+        .unwrap_or(0.0);
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(refuse(format!(
+            "`lora_dropout` is {dropout}, but must be at least 0 and below 1"
+        )));
+    }
+    let config = AdapterConfig {
+        method,
+        iterations,
+        rank: rank as usize,
+        alpha: number("lora_alpha", 8.0)?,
+        rslora: flag("use_rslora")?,
+        dora: flag("use_dora")?,
+        dropout,
+        targets: list("target_modules")?,
+        modules_to_save: list("modules_to_save")?,
+        ..AdapterConfig::default()
+    };
+    config.validate()?;
+    Ok((config, notes))
+}
+
+fn is_default(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+impl PeftAdapter {
+    /// The keys that PEFT 0.21 itself writes for LoRA and that other loaders look at.
+    pub(super) fn to_json(&self) -> Value {
+        let config = &self.config;
+        let init = match config.method {
+            Method::Olora => json!("olora"),
+            Method::Pissa => json!("pissa"),
+            _ => json!(true),
+        };
+        let alphas: BTreeMap<_, _> = config
+            .alpha_pattern
+            .iter()
+            .map(|(name, alpha)| (name, whole(*alpha)))
+            .collect();
+        let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
+        json!({
+            "alpha_pattern": alphas,
+            "base_model_name_or_path": self.base,
+            "bias": "none",
+            "exclude_modules": null,
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": init,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": whole(config.alpha),
+            "lora_bias": false,
+            "lora_dropout": config.dropout,
+            "modules_to_save": saved,
+            "peft_type": "LORA",
+            "r": config.rank,
+            "rank_pattern": config.rank_pattern,
+            "revision": null,
+            "target_modules": config.targets,
+            "task_type": "CAUSAL_LM",
+            "use_dora": config.dora,
+            "use_rslora": config.rslora
+        })
+    }
+}
+
+/// Whole numbers as integers: llama.cpp's converter and others expect
+/// `"lora_alpha": 16`.
+fn whole(number: f64) -> Value {
+    if number.fract() == 0.0 {
+        json!(number as i64)
+    } else {
+        json!(number)
+    }
+}

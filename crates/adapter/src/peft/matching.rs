@@ -1,0 +1,261 @@
+//! PEFT's own rules for which layers a configuration names
+//! (`tuners_utils.check_target_module_exists`, `utils.other.get_pattern_key`).
+//! They are regular expressions of Python's, of which the common part is
+//! Rust's too.
+
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use super::read::malformed;
+use crate::{AdapterError, target::Kind};
+
+/// Names or one regular expression.
+#[derive(Clone, Debug)]
+enum Names {
+    List(Vec<String>),
+    Regex(Regex),
+    AllLinear,
+}
+
+/// What `target_modules` and the keys beside it mean.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    targets: Names,
+    exclude: Option<Names>,
+    layers: Option<Vec<usize>>,
+    pattern: Regex,
+    saved: Vec<String>,
+}
+
+impl Rules {
+    /// `None` if the configuration leaves the targets to PEFT's table of
+    /// architectures.
+    pub(super) fn read(
+        json: &Map<String, Value>,
+        file: &Path,
+    ) -> Result<Option<Self>, AdapterError> {
+        let refuse = |reason: String| malformed(file, "adapter configuration", &reason);
+        let names = |key: &str| match json.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Some(Names::AllLinear))
+            }
+            Some(Value::String(text)) => {
+                full_match(text)
+                    .map(Names::Regex)
+                    .map(Some)
+                    .map_err(|error| {
+                        refuse(format!(
+                            "`{key}` is {text:?}, no regular expression we read: {error}"
+                        ))
+                    })
+            }
+            Some(value) => strings(value)
+                .map(|list| Some(Names::List(list)))
+                .ok_or_else(|| {
+                    refuse(format!(
+                        "`{key}` is {value}, but must be text or a list of it"
+                    ))
+                }),
+        };
+        let Some(targets) = names("target_modules")? else {
+            return Ok(None);
+        };
+        let layers = match json.get("layers_to_transform") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(numbers(value).ok_or_else(|| {
+                refuse(format!(
+                    "`layers_to_transform` is {value}, but must be numbers"
+                ))
+            })?),
+        };
+        let pattern = match json.get("layers_pattern") {
+            Some(Value::String(name)) => format!(r"^.*?\.{}\.(\d+)\.", regex::escape(name)),
+            Some(Value::Array(_)) => {
+                return Err(refuse(
+                    "`layers_pattern` is a list, but must be one name".to_owned(),
+                ));
+            }
+            _ => r"^.*?\.[^.]*\.(\d+)\.".to_owned(),
+        };
+        let pattern = Regex::new(&pattern).map_err(|error| refuse(error.to_string()))?;
+        let saved = json.get("modules_to_save").and_then(strings);
+        Ok(Some(Self {
+            targets,
+            exclude: names("exclude_modules")?,
+            layers,
+            pattern,
+            saved: saved.unwrap_or_default(),
+        }))
+    }
+
+    /// Whether the configuration puts an adapter on this layer.
+    pub(super) fn name(&self, path: &str, kind: Kind) -> bool {
+        let excluded = self
+            .exclude
+            .as_ref()
+            .is_some_and(|names| names.has(path, kind));
+        if excluded || self.saved.iter().any(|name| is_or_ends_with(path, name)) {
+            return false;
+        }
+        if let Names::List(list) = &self.targets
+            && list.iter().any(|name| name == path)
+        {
+            // An exact path is not subject to `layers_to_transform`.
+            return true;
+        }
+        let in_layers = self.layers.as_ref().is_none_or(|layers| {
+            let number = self.pattern.captures(path).and_then(|found| found.get(1));
+            number.is_some_and(|number| {
+                let number = number.as_str().parse::<usize>();
+                number.is_ok_and(|number| layers.contains(&number))
+            })
+        });
+        in_layers && self.targets.has(path, kind)
+    }
+}
+
+impl Names {
+    fn has(&self, path: &str, kind: Kind) -> bool {
+        match self {
+            Self::AllLinear => kind == Kind::Linear && path != "lm_head",
+            Self::Regex(regex) => regex.is_match(path),
+            Self::List(list) => list.iter().any(|name| is_or_ends_with(path, name)),
+        }
+    }
+}
+
+/// Python's `re.fullmatch`.
+fn full_match(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!("^(?:{pattern})$"))
+}
+
+fn is_or_ends_with(path: &str, name: &str) -> bool {
+    let rest = path.strip_suffix(name);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The keys of `rank_pattern` or `alpha_pattern`, in the file's order.
+pub(super) struct PatternKeys(Vec<(Regex, f64)>);
+
+impl PatternKeys {
+    pub(super) fn read(
+        json: &Map<String, Value>,
+        key: &str,
+        file: &Path,
+    ) -> Result<Self, AdapterError> {
+        let refuse = |reason: String| malformed(file, "adapter configuration", &reason);
+        let map = match json.get(key) {
+            None | Some(Value::Null) => return Ok(Self(Vec::new())),
+            Some(Value::Object(map)) => map,
+            Some(other) => {
+                return Err(refuse(format!("`{key}` is {other}, but must be an object")));
+            }
+        };
+        let entries = map.iter().map(|(pattern, value)| {
+            let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+            let number = number.ok_or_else(|| {
+                refuse(format!(
+                    "`{key}.{pattern}` is {value}, but must be a positive number"
+                ))
+            })?;
+            // `re.match(rf"(.*\.)?({key})$", path)`.
+            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|error| {
+                refuse(format!(
+                    "`{key}` has {pattern:?}, no regular expression we read: {error}"
+                ))
+            })?;
+            Ok((regex, number))
+        });
+        entries.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The value of the first key that names the layer.
+    pub(super) fn of(&self, path: &str) -> Option<f64> {
+        let found = self.0.iter().find(|(regex, _)| regex.is_match(path));
+        found.map(|(_, value)| *value)
+    }
+}
+
+/// Text or a list of it.
+pub(super) fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(list) => list.iter().map(|x| x.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+fn numbers(value: &Value) -> Option<Vec<usize>> {
+    let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    match value {
+        Value::Array(list) => list.iter().map(number).collect(),
+        value => number(value).map(|number| vec![number]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rules(json: &Value) -> Rules {
+        let file = Path::new("adapter_config.json");
+        Rules::read(json.as_object().unwrap(), file)
+            .unwrap()
+            .unwrap()
+    }
+
+    fn linear(rules: &Rules, path: &str) -> bool {
+        rules.name(path, Kind::Linear)
+    }
+
+    const Q0: &str = "model.layers.0.self_attn.q_proj";
+    const Q1: &str = "model.layers.1.self_attn.q_proj";
+
+    #[test]
+    fn lists_match_at_dots_and_text_is_a_whole_expression() {
+        let list = rules(&json!({"target_modules": ["q_proj"]}));
+        assert!(linear(&list, Q0) && !linear(&list, "model.layers.0.self_attn.xq_proj"));
+        let text = rules(&json!({"target_modules": r".*\.1\..*q_proj"}));
+        assert!(linear(&text, Q1) && !linear(&text, Q0));
+        let all = rules(&json!({"target_modules": "all-linear"}));
+        assert!(linear(&all, Q0) && !linear(&all, "lm_head"));
+        assert!(!all.name("model.embed_tokens", Kind::Embedding));
+    }
+
+    #[test]
+    fn layers_and_exclusions_take_away_but_not_from_an_exact_path() {
+        let some = rules(&json!({
+            "target_modules": ["q_proj", "v_proj", Q0],
+            "layers_to_transform": [1],
+            "exclude_modules": ["v_proj"],
+        }));
+        assert!(linear(&some, Q1));
+        assert!(linear(&some, Q0), "an exact path");
+        assert!(!linear(&some, "model.layers.1.self_attn.v_proj"));
+        assert!(!linear(&some, "model.layers.0.self_attn.v_proj"));
+    }
+
+    #[test]
+    fn saved_modules_are_no_targets() {
+        let saved = rules(
+            &json!({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}),
+        );
+        assert!(linear(&saved, Q0) && !linear(&saved, "lm_head"));
+    }
+
+    #[test]
+    fn the_first_pattern_in_the_files_order_decides() {
+        let file = Path::new("adapter_config.json");
+        let json =
+            json!({"rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 6, "^k_proj": 3}});
+        let keys = PatternKeys::read(json.as_object().unwrap(), "rank_pattern", file).unwrap();
+        assert_eq!(keys.of(Q1), Some(2.0));
+        assert_eq!(keys.of(Q0), Some(6.0));
+        assert_eq!(keys.of("model.layers.0.self_attn.k_proj"), None);
+    }
+}

@@ -1,0 +1,236 @@
+//! A PEFT directory onto the host.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Map, Value};
+
+use super::{
+    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE, config,
+    matching::{PatternKeys, Rules},
+    write::names,
+};
+use crate::{AdapterError, saved::Stored, target::Kind};
+
+/// What a tensor of the file is to a layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    A,
+    B,
+    Magnitude,
+}
+
+/// The parts of one layer, as far as they were found.
+#[derive(Default)]
+struct Parts {
+    found: BTreeMap<Part, Stored>,
+    is_embedding: bool,
+}
+
+impl PeftAdapter {
+    /// Reads a directory that PEFT, or [`write`](Self::write), has written.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Unsupported`] names the first key that asks for
+    /// something that is not supported; [`AdapterError::Malformed`] says what is
+    /// wrong with a file. What does not fit together or does not fit the model
+    /// is only known in [`attach`](Self::attach).
+    pub fn read(directory: &Path) -> Result<Self, AdapterError> {
+        let config_file = directory.join(CONFIG_FILE);
+        let text = fs::read(&config_file).map_err(|source| io("reading", &config_file, source))?;
+        let json: Map<String, Value> = serde_json::from_slice(&text)
+            .map_err(|error| malformed(&config_file, "adapter configuration", &error))?;
+        let (config, notes) = config::read(&json, &config_file)?;
+        let rules = Rules::read(&json, &config_file)?;
+        let ranks = PatternKeys::read(&json, "rank_pattern", &config_file)?;
+        let alphas = PatternKeys::read(&json, "alpha_pattern", &config_file)?;
+
+        let file = directory.join(TENSOR_FILE);
+        let bytes = fs::read(&file).map_err(|source| io("reading", &file, source))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| malformed(&file, "safetensors file", &error))?;
+        let base_fingerprint = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(super::write::FINGERPRINT).cloned());
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|error| malformed(&file, "safetensors file", &error))?;
+
+        let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
+        let mut saved = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (name, view) in tensors.tensors() {
+            let stored = stored(&view)
+                .map_err(|reason| malformed(&file, "adapter", &format!("`{name}` {reason}")))?;
+            match place(&name) {
+                None => problems.push(format!("unused: `{name}` is no part of a LoRA adapter")),
+                Some(Place::Layer(path, part, is_embedding)) => {
+                    let layer = parts.entry(path.to_owned()).or_default();
+                    layer.is_embedding |= is_embedding;
+                    layer.found.insert(part, stored);
+                }
+                Some(Place::Parameter(path)) => {
+                    let module = path
+                        .rsplit_once('.')
+                        .map_or(path.as_str(), |(module, _)| module);
+                    // PEFT's rule: the end of the module's name, not of a part of it.
+                    let mut names = config.modules_to_save.iter();
+                    let trained =
+                        names.any(|name| module.ends_with(name) || is_under(module, name));
+                    saved.insert(path, (stored, trained));
+                }
+            }
+        }
+        let mut layers = BTreeMap::new();
+        for (
+            path,
+            Parts {
+                mut found,
+                is_embedding,
+            },
+        ) in parts
+        {
+            let kind = if is_embedding {
+                Kind::Embedding
+            } else {
+                Kind::Linear
+            };
+            let factors = [found.remove(&Part::A), found.remove(&Part::B)];
+            let [Some(a), Some(b)] = factors else {
+                for (factor, name) in factors.iter().zip(names(kind)) {
+                    if factor.is_none() {
+                        problems.push(format!("missing: `{PREFIX}{path}.{name}`"));
+                    }
+                }
+                continue;
+            };
+            let magnitude = found.remove(&Part::Magnitude);
+            if magnitude.is_some() != config.dora {
+                let what = if config.dora { "missing" } else { "unused" };
+                problems.push(format!(
+                    "{what}: `{PREFIX}{path}.lora_magnitude_vector`, with `use_dora: {}` in {CONFIG_FILE}",
+                    config.dora
+                ));
+            }
+            let rank = ranks.of(&path).map_or(config.rank, |rank| rank as usize);
+            let alpha = alphas.of(&path).unwrap_or(config.alpha);
+            let layer = Layer {
+                kind,
+                rank,
+                a,
+                b,
+                magnitude,
+                scale: config.shape(rank, alpha).scale,
+            };
+            layers.insert(path, layer);
+        }
+        let base = json
+            .get("base_model_name_or_path")
+            .and_then(Value::as_str)
+            .map(str::to_owned);
+        let mut adapter = Self {
+            config,
+            base,
+            notes,
+            base_fingerprint,
+            file,
+            layers,
+            saved,
+            rules,
+            problems,
+        };
+        if adapter.problems.is_empty() {
+            adapter.settle_patterns();
+        }
+        if adapter.is_idle() && !adapter.layers.is_empty() {
+            adapter.notes.push(
+                "every `lora_B` is zero: this adapter changes nothing. Was it saved before training?"
+                    .to_owned(),
+            );
+        }
+        Ok(adapter)
+    }
+}
+
+/// Where a tensor of the file belongs.
+enum Place<'a> {
+    /// A layer's path, the part, and whether its name is that of an embedding's.
+    Layer(&'a str, Part, bool),
+    /// A parameter of the base.
+    Parameter(String),
+}
+
+fn place(name: &str) -> Option<Place<'_>> {
+    const PARTS: &[(&str, Part, bool)] = &[
+        (".lora_A.weight", Part::A, false),
+        (".lora_B.weight", Part::B, false),
+        (".lora_embedding_A", Part::A, true),
+        (".lora_embedding_B", Part::B, true),
+        (".lora_magnitude_vector", Part::Magnitude, false),
+        // Before PEFT 0.12.
+        (".lora_magnitude_vector.weight", Part::Magnitude, false),
+    ];
+    let path = name.strip_prefix(PREFIX)?;
+    for (suffix, part, is_embedding) in PARTS {
+        if let Some(layer) = path.strip_suffix(suffix) {
+            return Some(Place::Layer(layer, *part, *is_embedding));
+        }
+    }
+    if path.contains(".lora_") {
+        return None;
+    }
+    // An adapted embedding whose own weight came along.
+    Some(Place::Parameter(path.replace(".base_layer.", ".")))
+}
+
+fn is_under(module: &str, name: &str) -> bool {
+    module.starts_with(&format!("{name}.")) || module.contains(&format!(".{name}."))
+}
+
+fn stored(view: &TensorView<'_>) -> Result<Stored, String> {
+    let bytes = view.data();
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F32 => {
+            let all = bytes.as_chunks::<4>().0.iter();
+            all.map(|&b| f32::from_le_bytes(b)).collect()
+        }
+        Dtype::F16 => {
+            let all = bytes.as_chunks::<2>().0.iter();
+            all.map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
+        }
+        Dtype::BF16 => {
+            let all = bytes.as_chunks::<2>().0.iter();
+            all.map(|&b| half::bf16::from_le_bytes(b).to_f32())
+                .collect()
+        }
+        other => return Err(format!("has dtype {other:?}; expected F32, F16 or BF16")),
+    };
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err("holds values that are not finite".to_owned());
+    }
+    Ok(Stored {
+        shape: view.shape().to_vec(),
+        values,
+    })
+}
+
+pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> AdapterError {
+    AdapterError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+pub(super) fn malformed(
+    path: &Path,
+    kind: &'static str,
+    reason: &impl std::fmt::Display,
+) -> AdapterError {
+    AdapterError::Malformed {
+        path: path.to_owned(),
+        kind,
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,172 @@
+//! A PEFT adapter onto a module.
+
+use std::collections::BTreeMap;
+
+use burn::{
+    module::Module,
+    tensor::{DType, Tensor, TensorData},
+};
+
+use super::{Layer, PREFIX, PeftAdapter, write::names};
+use crate::{
+    AdapterError, Target,
+    attach::{Attached, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
+    init::{Wanted, starts},
+    saved::SavedModules,
+    target::{Kind, layers},
+};
+
+impl PeftAdapter {
+    /// Attaches the adapter to `module`, ready to run, merge or train on.
+    ///
+    /// An adapter in PEFT's own form of OLoRA or PiSSA gets its start made again
+    /// from the base's weights and is anchored there: the base is not changed.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Mismatch`] lists every tensor that is missing, unused
+    /// or of the wrong shape. PEFT only warns about those.
+    pub fn attach<M: Module>(self, module: M) -> Result<M, AdapterError> {
+        let targets: BTreeMap<String, Target> = layers(&module)
+            .into_iter()
+            .map(|layer| (layer.path.clone(), layer))
+            .collect();
+        let mut problems = self.problems.clone();
+        for (path, target) in &targets {
+            let named = self
+                .rules
+                .as_ref()
+                .is_none_or(|rules| rules.name(path, target.kind));
+            match (self.rules.is_some() && named, self.layers.contains_key(path)) {
+                (true, false) => problems.push(format!(
+                    "missing: `{PREFIX}{path}.{}`, a layer that the configuration names",
+                    names(target.kind)[0]
+                )),
+                (false, true) if !named => problems.push(format!(
+                    "unused: the file has factors for `{path}`, which the configuration does not name"
+                )),
+                _ => {}
+            }
+        }
+        for (path, layer) in &self.layers {
+            match targets.get(path) {
+                None => problems.push(format!("unused: the model has no linear layer `{path}`")),
+                Some(target) => problems.extend(misfits(path, layer, target)),
+            }
+        }
+        let mut names = self.config.modules_to_save.clone();
+        names.extend(self.saved.keys().cloned());
+        let mut saved = match SavedModules::new(&module, &names) {
+            Ok(saved) => saved,
+            Err(error) => {
+                problems.push(format!("unused: {error}"));
+                SavedModules::default()
+            }
+        };
+        for (path, (value, trained)) in self.saved {
+            problems.extend(saved.set(&path, value, trained).err());
+        }
+        let unset = saved.unset();
+        problems.extend(
+            unset.map(|path| format!("missing: `{PREFIX}{path}`, which is in `modules_to_save`")),
+        );
+        if self.layers.is_empty() && problems.is_empty() {
+            problems.push("the file holds no LoRA factors".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(AdapterError::Mismatch {
+                file: self.file,
+                problems,
+            });
+        }
+        refuse_both(self.layers.keys().map(String::as_str), &saved)?;
+
+        let config = &self.config;
+        let mut wanted = Vec::with_capacity(self.layers.len());
+        let mut values = Vec::with_capacity(self.layers.len());
+        for (path, layer) in self.layers {
+            let Some(target) = targets.get(&path).cloned() else {
+                continue;
+            };
+            let rank = layer.rank;
+            if config.method.is_anchored() {
+                check_kind(&target, config.method, config.dora)?;
+                check_rank(&target, rank)?;
+            }
+            let mut shape = config.shape(rank, 1.0);
+            shape.scale = layer.scale;
+            wanted.push(Wanted { target, shape });
+            values.push(layer);
+        }
+        drop(targets);
+        let anchors = if config.method.is_anchored() {
+            let starts = starts(config.method, config.iterations, &wanted, 0, &mut |_, _| {})?;
+            starts
+                .into_iter()
+                .map(|start| Some((start.a, start.b)))
+                .collect()
+        } else {
+            vec![None; wanted.len()]
+        };
+        let attached = wanted
+            .into_iter()
+            .zip(values)
+            .zip(anchors)
+            .map(|((Wanted { target, .. }, layer), anchor)| {
+                let device = target.weight.device().inner();
+                let scale = layer.scale;
+                let tensor = |values: Vec<f32>, shape: Vec<usize>| {
+                    Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32))
+                        .transpose()
+                };
+                let factors = (
+                    tensor(layer.a.values, layer.a.shape),
+                    tensor(layer.b.values, layer.b.shape),
+                );
+                let magnitude = layer.magnitude.map(|magnitude| {
+                    let data = TensorData::new(magnitude.values, magnitude.shape);
+                    Some(Tensor::<1>::from_data(data, (&device, DType::F32)))
+                });
+                let low_rank = low_rank(&target, factors, anchor, scale, config.dropout, true);
+                let attached = Attached {
+                    low_rank,
+                    magnitude,
+                };
+                (target.path, attached)
+            })
+            .collect();
+        attach_prepared(module, attached, saved)
+    }
+}
+
+/// What of a layer in the file does not fit the model's.
+fn misfits(path: &str, layer: &Layer, target: &Target) -> Vec<String> {
+    let [d_in, d_out] = target.dims();
+    let rank = layer.rank;
+    if layer.kind != target.kind {
+        let kind = match target.kind {
+            Kind::Linear => "a linear layer",
+            Kind::Embedding => "an embedding",
+        };
+        return vec![format!(
+            "misshapen: `{path}` is {kind}, and the factors' names are not for one"
+        )];
+    }
+    let check = |name: &str, found: &[usize], expected: &[usize]| {
+        let differs = found != expected;
+        differs.then(|| {
+            format!(
+                "misshapen: `{PREFIX}{path}.{name}` is {found:?}, but rank {rank} on `{path}` needs \
+                 {expected:?}"
+            )
+        })
+    };
+    let [name_a, name_b] = names(layer.kind);
+    let a = check(name_a, &layer.a.shape, &[rank, d_in]);
+    let b = check(name_b, &layer.b.shape, &[d_out, rank]);
+    let magnitude = layer
+        .magnitude
+        .as_ref()
+        .and_then(|m| check("lora_magnitude_vector", &m.shape, &[d_out]));
+    [a, b, magnitude].into_iter().flatten().collect()
+}

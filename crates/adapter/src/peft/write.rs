@@ -1,0 +1,188 @@
+//! A PEFT directory from the host.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn::module::Module;
+use half::{bf16, f16};
+use safetensors::{Dtype, tensor::TensorView};
+
+use super::{
+    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE,
+    read::{io, malformed},
+};
+use crate::{
+    AdapterError,
+    files::write_atomically,
+    target::{Kind, linear_paths},
+};
+
+/// The key under which the tensor file says which weights the adapter is for.
+/// PEFT reads none but `format`.
+pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
+
+/// The number format of the factors in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FactorType {
+    /// 32-bit, as PEFT writes them.
+    #[default]
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// How an adapter is written.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// The number format of the factors.
+    pub dtype: FactorType,
+    /// The text of `README.md`, if one is wanted.
+    pub card: Option<String>,
+}
+
+impl PeftAdapter {
+    /// Writes the adapter to `directory`. Each file is written under a temporary
+    /// name and renamed, the configuration last.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Io`] names the file; [`AdapterError::NotFinite`] the layer
+    /// whose values do not fit the number format.
+    pub fn write(&self, directory: &Path, options: &WriteOptions) -> Result<(), AdapterError> {
+        let mut tensors = Vec::new();
+        let mut add = |name: String, shape: &[usize], values: &[f32]| {
+            let bytes = encode(values, options.dtype)
+                .ok_or_else(|| AdapterError::NotFinite(name.clone()))?;
+            tensors.push((name, shape.to_vec(), bytes));
+            Ok(())
+        };
+        for (path, layer) in &self.layers {
+            let [a, b] = names(layer.kind);
+            add(
+                format!("{PREFIX}{path}.{a}"),
+                &layer.a.shape,
+                &layer.a.values,
+            )?;
+            add(
+                format!("{PREFIX}{path}.{b}"),
+                &layer.b.shape,
+                &layer.b.values,
+            )?;
+            if let Some(magnitude) = &layer.magnitude {
+                let name = format!("{PREFIX}{path}.lora_magnitude_vector");
+                add(name, &magnitude.shape, &magnitude.values)?;
+            }
+        }
+        for (path, (value, _)) in &self.saved {
+            add(format!("{PREFIX}{path}"), &value.shape, &value.values)?;
+        }
+        let json = serde_json::to_string_pretty(&self.to_json())
+            .map_err(|error| malformed(&directory.join(CONFIG_FILE), "JSON value", &error))?;
+
+        let path = directory.join(TENSOR_FILE);
+        let dtype = match options.dtype {
+            FactorType::F32 => Dtype::F32,
+            FactorType::F16 => Dtype::F16,
+            FactorType::Bf16 => Dtype::BF16,
+        };
+        let mut metadata = std::collections::HashMap::new();
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        if let Some(fingerprint) = &self.base_fingerprint {
+            metadata.insert(FINGERPRINT.to_owned(), fingerprint.clone());
+        }
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            TensorView::new(dtype, shape.clone(), bytes).map(|view| (name.as_str(), view))
+        });
+        let bytes = views
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|views| safetensors::serialize(views, Some(metadata)))
+            .map_err(|error| malformed(&path, "safetensors file", &error))?;
+        write_file(&path, &bytes)?;
+        if let Some(card) = &options.card {
+            write_file(&directory.join("README.md"), card.as_bytes())?;
+        }
+        write_file(&directory.join(CONFIG_FILE), json.as_bytes())
+    }
+}
+
+/// What a layer's factors are called.
+pub(super) fn names(kind: Kind) -> [&'static str; 2] {
+    match kind {
+        Kind::Linear => ["lora_A.weight", "lora_B.weight"],
+        Kind::Embedding => ["lora_embedding_A", "lora_embedding_B"],
+    }
+}
+
+/// Little-endian; `None` if a value becomes infinite.
+fn encode(values: &[f32], dtype: FactorType) -> Option<Vec<u8>> {
+    let fits = |value: f32| value.is_finite();
+    Some(match dtype {
+        FactorType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        FactorType::F16 => {
+            if !values.iter().all(|x| fits(f16::from_f32(*x).to_f32())) {
+                return None;
+            }
+            values
+                .iter()
+                .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                .collect()
+        }
+        FactorType::Bf16 => {
+            if !values.iter().all(|x| fits(bf16::from_f32(*x).to_f32())) {
+                return None;
+            }
+            values
+                .iter()
+                .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+                .collect()
+        }
+    })
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
+    write_atomically(path, |file| file.write_all(bytes))
+        .map_err(|source| io("writing", path, source))
+}
+
+/// The shortest list of names that PEFT resolves to exactly these layers: last
+/// names if no layer of the model outside the adapter shares one, else paths.
+pub(super) fn target_names<M: Module>(layers: &BTreeMap<String, Layer>, module: &M) -> Vec<String> {
+    let mut names: Vec<String> = layers
+        .keys()
+        .map(|path| last_name(path).to_owned())
+        .collect();
+    names.sort();
+    names.dedup();
+    let ambiguous = linear_paths(module).iter().any(|(path, _)| {
+        !layers.contains_key(path) && names.iter().any(|name| name == last_name(path))
+    });
+    if ambiguous {
+        layers.keys().cloned().collect()
+    } else {
+        names
+    }
+}
+
+/// The values that differ from the rest, by last name where all layers of that
+/// name have the same, else by path.
+pub(super) fn pattern<'a, T: PartialEq + Copy>(
+    layers: impl Iterator<Item = (&'a String, T)> + Clone,
+    differs: impl Fn(&T) -> bool,
+) -> BTreeMap<String, T> {
+    let mut pattern = BTreeMap::new();
+    for (path, value) in layers.clone().filter(|(_, value)| differs(value)) {
+        let name = last_name(path);
+        let mut namesakes = layers.clone().filter(|(other, _)| last_name(other) == name);
+        if namesakes.all(|(_, other)| other == value) {
+            pattern.insert(name.to_owned(), value);
+        } else {
+            pattern.insert(path.clone(), value);
+        }
+    }
+    pattern
+}
+
+fn last_name(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}

@@ -1,0 +1,43 @@
+//! From what a user writes as a model to a local path, downloaded from the
+//! [Hugging Face hub](https://huggingface.co) if need be.
+//!
+//! ```no_run
+//! use olora_hub::{HubOptions, resolve};
+//!
+//! let options = HubOptions::from_env();
+//! let model = resolve("HuggingFaceTB/SmolLM2-135M", &options, &mut |progress| {
+//!     println!("{}: {} bytes", progress.file, progress.done);
+//! })?;
+//! println!("{}", model.path.display());
+//! # Ok::<(), olora_hub::HubError>(())
+//! ```
+//!
+//! [`ModelName`] says which forms are understood. What is downloaded lies in
+//! the cache that Python's `huggingface_hub` and `transformers` use, in their
+//! layout (`models--owner--name/{blobs,refs,snapshots}`) and under their locks,
+//! so each side finds what the other has fetched.
+//!
+//! A file appears in a snapshot only when it is whole: it is written beside the
+//! blobs, its length and, for large files, its SHA-256 are compared with what
+//! the hub announced, and only then is it renamed and linked. A download that
+//! was cut off goes on where it stopped.
+//!
+//! This crate knows nothing about models or Burn. Environment variables are
+//! read in one place, [`HubOptions::from_env`].
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod agent;
+mod cache;
+mod client;
+mod download;
+mod error;
+mod name;
+mod options;
+mod resolve;
+mod select;
+
+pub use error::HubError;
+pub use name::{HubName, ModelName};
+pub use options::{HubOptions, Token};
+pub use resolve::{Progress, Resolved, resolve};
