@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use olora_devices::KernelOptions;
+use olora_model::WeightType;
 use olora_training::LENGTHS;
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
@@ -211,15 +212,16 @@ pub(crate) struct MergeArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: PathBuf,
-    /// Directory to write; must not exist
+    /// Directory to write, or, if its name ends in .gguf, file; must not exist
     #[arg(long)]
     pub(crate) output: PathBuf,
-    /// Number format to write; the checkpoint's own if not given
+    /// Number format to write, q8_0 only to GGUF; the checkpoint's own if not given
     #[arg(long)]
-    pub(crate) dtype: Option<Dtype>,
+    pub(crate) dtype: Option<MergedDtype>,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
-    #[arg(long, default_value = "5GB", value_parser = bytes)]
-    pub(crate) shard_size: u64,
+    /// [default: 5GB]
+    #[arg(long, value_parser = bytes)]
+    pub(crate) shard_size: Option<u64>,
     /// Device to add on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
@@ -315,12 +317,37 @@ pub(crate) enum Dtype {
     Float16,
 }
 
-impl From<Dtype> for olora_model::WeightType {
+impl From<Dtype> for WeightType {
     fn from(dtype: Dtype) -> Self {
         match dtype {
             Dtype::Float32 => Self::F32,
             Dtype::Bfloat16 => Self::Bf16,
             Dtype::Float16 => Self::F16,
+        }
+    }
+}
+
+/// A number format that a merged model can be written in.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum MergedDtype {
+    #[value(alias = "f32")]
+    Float32,
+    #[value(alias = "bf16")]
+    Bfloat16,
+    #[value(alias = "f16")]
+    Float16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl MergedDtype {
+    /// `None` for a format that only GGUF has.
+    pub(crate) fn weights(self) -> Option<WeightType> {
+        match self {
+            Self::Float32 => Some(WeightType::F32),
+            Self::Bfloat16 => Some(WeightType::Bf16),
+            Self::Float16 => Some(WeightType::F16),
+            Self::Q8_0 => None,
         }
     }
 }

@@ -17,7 +17,7 @@ use burn::train::{
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Llama, ModelConfig, Sampling, SaveOptions, WeightType};
+use olora_model::{Llama, ModelConfig, Sampling, WeightType};
 use olora_training::{
     Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
     stop_ids,
@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::{
     Usage,
-    args::{EvaluateArgs, GenerateArgs, MergeArgs, ModelArgs, PlanArgs, TrainArgs},
+    args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, TrainArgs},
     devices,
     models::{base_of, locate},
     progress::{Display, finished, say},
@@ -229,38 +229,6 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
             content,
         });
     }
-}
-
-pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    if std::fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(olora_model::ModelError::Exists(args.output.clone()).into());
-    }
-    let Opened { device, details } = devices::open(&args.device, kernels)?;
-    let adapter = read_adapter(&args.adapter)?;
-    let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
-    let advice = "Merge on the CPU: leave --device out";
-    let dtype = devices::guarded(&details, advice, || {
-        // Added in f32, rounded once when written.
-        let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
-        let merged = olora_adapter::merge(adapter.attach(llama)?)?;
-        let dtype = args
-            .dtype
-            .map(WeightType::from)
-            .or(config.stored_dtype())
-            .unwrap_or(WeightType::F32);
-        let options = SaveOptions {
-            dtype,
-            shard_bytes: args.shard_size,
-        };
-        olora_model::save(&merged, &config, options, Some(&base), &args.output)?;
-        Ok(dtype)
-    })?;
-    say(&format!(
-        "wrote {} ({})",
-        args.output.display(),
-        dtype.name()
-    ));
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A model ready to run, with its adapter if one was given.

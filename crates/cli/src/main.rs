@@ -9,6 +9,7 @@ mod convert;
 mod devices;
 mod doctor;
 mod inspect;
+mod merge;
 mod models;
 mod progress;
 
@@ -49,7 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),
-        Command::Merge(args) => commands::merge(&args, kernels),
+        Command::Merge(args) => merge::merge(&args, kernels),
         Command::Convert(args) => convert::convert(&args, kernels),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Devices(args) => devices::list(&args, kernels),

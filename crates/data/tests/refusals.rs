@@ -258,6 +258,7 @@ fn a_bad_checkpoint_is_named() {
         "{}",
         open()
     );
+    world.write("tokenizer_config.json", &json!({}));
     world.write("tokenizer.json", &json!({}));
     assert!(open().contains("tokenizer.json: "), "{}", open());
     std::fs::remove_file(world.path("tokenizer.json")).unwrap();

@@ -12,6 +12,7 @@ mod load;
 mod pytorch;
 mod safetensors;
 mod save;
+mod save_gguf;
 mod source;
 
 use ::safetensors::Dtype;
@@ -21,6 +22,7 @@ pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
 pub use load::load;
 pub use save::{SaveOptions, save};
+pub use save_gguf::save_gguf;
 pub use source::weight_files;
 
 /// The number format that weights are held or written in.

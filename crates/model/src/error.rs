@@ -77,8 +77,8 @@ pub enum ModelError {
         /// The largest magnitude that the format holds.
         limit: f32,
     },
-    /// A directory that would be written exists already.
-    #[error("{0} exists already and is not empty: give another directory, or remove it first")]
+    /// What would be written exists already, and is no empty directory.
+    #[error("{0} exists already and is not empty: give another name, or remove it first")]
     Exists(PathBuf),
     /// A request to generate makes no sense.
     #[error("`{key}` is {found}, but must be {expected}")]

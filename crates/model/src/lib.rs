@@ -23,7 +23,7 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    SaveOptions, WeightType, config_bytes, load, sample_weights, save, weight_files,
+    SaveOptions, WeightType, config_bytes, load, sample_weights, save, save_gguf, weight_files,
     weights_fingerprint,
 };
 pub use config::{Family, ModelConfig, RopeScaling};

@@ -107,7 +107,7 @@ impl From<BaseType> for WeightType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
-    /// Loaded from the directory.
+    /// Loaded from the checkpoint.
     #[default]
     Checkpoint,
     /// Drawn at random; only `config.json` and the tokenizer are read.

@@ -131,9 +131,9 @@ fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
 /// there is more than one.
 fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(), ModelError> {
     let weights = weights(model, options.dtype);
-    let sizes: Vec<u64> = weights.iter().map(|weight| weight.size()).collect();
+    let sizes: Vec<u64> = weights.iter().map(Weight::size).collect();
     let ends = shard_ends(&sizes, options.shard_bytes);
-    let n_parameters: usize = weights.iter().map(|weight| weight.n_elements()).sum();
+    let n_parameters: usize = weights.iter().map(Weight::n_elements).sum();
     let mut weights = weights.into_iter();
     let mut map = Map::new();
     let mut start = 0;
@@ -199,17 +199,17 @@ fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
 }
 
 /// A tensor to be taken from its device when it is written.
-struct Weight {
-    name: String,
+pub(super) struct Weight {
+    pub(super) name: String,
     /// As PyTorch has it.
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
     /// Whether the device has it the other way around.
     transposed: bool,
     dtype: WeightType,
     read: Box<dyn Fn() -> Result<TensorData, String>>,
 }
 
-fn weights(model: &Llama, dtype: WeightType) -> Vec<Weight> {
+pub(super) fn weights(model: &Llama, dtype: WeightType) -> Vec<Weight> {
     struct Collector {
         path: Vec<String>,
         linear: Vec<bool>,
@@ -265,7 +265,8 @@ impl Weight {
         (self.n_elements() * self.dtype.size()) as u64
     }
 
-    fn bytes(&self) -> Result<Vec<u8>, ModelError> {
+    /// As it is to be written.
+    fn data(&self) -> Result<TensorData, ModelError> {
         let data = (self.read)().map_err(|error| ModelError::device(&self.name, &error))?;
         let (data, held) = match data.dtype() {
             DType::F32 => (data, WeightType::F32),
@@ -275,10 +276,8 @@ impl Weight {
         };
         let bytes = data.as_bytes();
         let converted = convert(bytes, held, self.dtype, &self.shape, self.transposed);
-        let converted = converted.as_bytes().to_vec();
-        if held != self.dtype
-            && count_not_finite(&converted, self.dtype) > count_not_finite(bytes, held)
-        {
+        let became = count_not_finite(converted.as_bytes(), self.dtype);
+        if held != self.dtype && became > count_not_finite(bytes, held) {
             return Err(ModelError::Overflow {
                 tensor: self.name.clone(),
                 largest: largest(bytes, held),
@@ -287,6 +286,13 @@ impl Weight {
             });
         }
         Ok(converted)
+    }
+
+    /// For a weight that is to be written as f32.
+    pub(super) fn values(&self) -> Result<Vec<f32>, ModelError> {
+        self.data()?
+            .try_into_vec()
+            .map_err(|error| ModelError::device(&self.name, &error))
     }
 }
 
@@ -310,10 +316,13 @@ impl View for Writing {
         if self.failure.borrow().is_some() {
             return Cow::Borrowed(&[]);
         }
-        Cow::Owned(self.weight.bytes().unwrap_or_else(|error| {
-            self.failure.replace(Some(error));
-            Vec::new()
-        }))
+        match self.weight.data() {
+            Ok(data) => Cow::Owned(data.as_bytes().to_vec()),
+            Err(error) => {
+                self.failure.replace(Some(error));
+                Cow::Borrowed(&[])
+            }
+        }
     }
 
     fn data_len(&self) -> usize {

@@ -1,0 +1,114 @@
+//! `olora merge`: an adapter added into the weights, and written.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Result, bail};
+use olora_adapter::Kind;
+use olora_devices::{KernelOptions, Opened};
+use olora_gguf::GgufType;
+use olora_model::{Llama, ModelConfig, ModelError, SaveOptions, WeightType};
+
+use crate::{
+    Usage,
+    args::{MergeArgs, MergedDtype},
+    commands::read_adapter,
+    devices,
+    models::base_of,
+    progress::say,
+};
+
+pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    let output = &args.output;
+    if output.is_file()
+        || output
+            .read_dir()
+            .is_ok_and(|mut entries| entries.next().is_some())
+    {
+        return Err(ModelError::Exists(output.clone()).into());
+    }
+    let to_file = output
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if to_file && args.shard_size.is_some() {
+        return Err(Usage::new(
+            "--shard-size is for directories: a GGUF file is always one file",
+        ));
+    }
+    if !to_file && matches!(args.dtype, Some(MergedDtype::Q8_0)) {
+        return Err(Usage::new(
+            "q8_0 is a format of GGUF files: let the name of --output end in .gguf",
+        ));
+    }
+    let Opened { device, details } = devices::open(&args.device, kernels)?;
+    let adapter = read_adapter(&args.adapter)?;
+    let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
+    let advice = "Merge on the CPU: leave --device out";
+    let written = devices::guarded(&details, advice, || {
+        // Added in f32, rounded once when written.
+        let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
+        let adapted = adapter.attach(llama)?;
+        refuse_tied_embedding(&adapted)?;
+        let merged = olora_adapter::merge(adapted)?;
+        if to_file {
+            write_file(&merged, &config, args, &base)
+        } else {
+            write_directory(&merged, &config, args, &base)
+        }
+    })?;
+    say(&format!("wrote {} ({written})", output.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An adapter on a tied embedding changes what goes in and not what comes out;
+/// a merged embedding would change both.
+fn refuse_tied_embedding(llama: &Llama) -> Result<()> {
+    let adapted = olora_adapter::factors(llama)
+        .into_iter()
+        .find(|layer| layer.kind == Kind::Embedding);
+    match adapted {
+        Some(layer) if llama.lm_head.is_none() => bail!(
+            "`{}` has an adapter and is tied to `lm_head`, which has none: one merged weight cannot be \
+             both. Use the adapter as it is",
+            layer.path
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The format asked for, else the base's own.
+fn weight_type(config: &ModelConfig, args: &MergeArgs) -> WeightType {
+    args.dtype
+        .and_then(MergedDtype::weights)
+        .or(config.stored_dtype())
+        .unwrap_or(WeightType::F32)
+}
+
+fn write_directory(
+    merged: &Llama,
+    config: &ModelConfig,
+    args: &MergeArgs,
+    base: &Path,
+) -> Result<&'static str> {
+    let mut options = SaveOptions::from(weight_type(config, args));
+    if let Some(shard_bytes) = args.shard_size {
+        options.shard_bytes = shard_bytes;
+    }
+    olora_model::save(merged, config, options, Some(base), &args.output)?;
+    Ok(options.dtype.name())
+}
+
+fn write_file(
+    merged: &Llama,
+    config: &ModelConfig,
+    args: &MergeArgs,
+    base: &Path,
+) -> Result<&'static str> {
+    let format = match (args.dtype, weight_type(config, args)) {
+        (Some(MergedDtype::Q8_0), _) => GgufType::Q8_0,
+        (_, WeightType::F32) => GgufType::F32,
+        (_, WeightType::Bf16) => GgufType::Bf16,
+        (_, WeightType::F16) => GgufType::F16,
+    };
+    olora_model::save_gguf(merged, config, format, base, &args.output)?;
+    Ok(format.name())
+}
