@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, IsTerminal, Write},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Instant,
