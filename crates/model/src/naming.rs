@@ -49,7 +49,7 @@ impl Naming {
     }
 }
 
-/// A module whose parts have the names of a [`Naming`].
+/// A module whose parts have the names of one family.
 #[derive(Clone, Debug)]
 pub struct Named<M> {
     module: M,

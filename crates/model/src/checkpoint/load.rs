@@ -22,8 +22,9 @@ const PREFIX: &str = "model.";
 ///
 /// The weights are read and converted one at a time into `dtype`, so the peak
 /// is the model and one tensor, which all but safetensors hold twice: as it
-/// was read and as it will be. Quantised weights are dequantised. All of them are frozen or trained as the caller decides later;
-/// none is tracked by autodiff here.
+/// was read and as it will be. Quantised weights are dequantised. All of them
+/// are frozen or trained as the caller decides later; none is tracked by
+/// autodiff here.
 ///
 /// # Errors
 ///
