@@ -8,6 +8,8 @@ mod svd;
 
 pub use qr::thin_q;
 pub(crate) use random::generator;
+#[cfg(test)]
+pub(crate) use random::normal_matrix;
 pub(crate) use sketch::{Sketched, randomised};
 pub(crate) use start::{Start, Wanted, starts};
 pub use svd::{Svd, Which, svd};

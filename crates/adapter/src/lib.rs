@@ -33,6 +33,7 @@
 
 mod attach;
 mod config;
+mod convert;
 mod dora;
 mod error;
 mod eva;
@@ -49,13 +50,14 @@ mod wanted;
 
 pub use attach::{attach, attach_along, attach_empty};
 pub use config::{AdapterConfig, LayerShape, Method, Placement};
+pub use convert::{Combination, Reduction};
 pub use dora::Dora;
 pub use error::AdapterError;
 pub use eva::Directions;
 pub use factors::{Factors, factors};
 pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank, to_dtype};
-pub use merge::{merge, without_adapter};
+pub use merge::{has_moved, merge, without_adapter};
 pub use peft::{
     CONFIG_FILE, FactorType, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, WriteOptions,
     save_peft,

@@ -3,7 +3,7 @@
 use burn::{module::Module, tensor::Tensor};
 
 use crate::{
-    AdapterError,
+    AdapterError, Kind,
     error::device_error,
     factors::{Factors, factors, replace},
 };
@@ -62,6 +62,36 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
         })
         .collect();
     Ok(replace(module, at_start)?.materialize())
+}
+
+/// Whether any update has moved away from its start; if not, the module still
+/// computes what its base does.
+///
+/// # Errors
+///
+/// [`AdapterError::Device`] if a factor cannot be read back.
+pub fn has_moved<M: Module>(module: &M) -> Result<bool, AdapterError> {
+    for layer in factors(module) {
+        let same = |now: &Tensor<2>, start: &Tensor<2>| {
+            let equal = now.clone().equal(start.clone()).all();
+            equal
+                .try_into_scalar::<bool>()
+                .map_err(|error| device_error(&layer.path, &error))
+        };
+        let at_start = match (&layer.anchor, layer.kind) {
+            (Some((a, b)), _) => same(&layer.a, a)? && same(&layer.b, b)?,
+            (None, Kind::Linear) => same(&layer.b, &layer.b.zeros_like())?,
+            (None, Kind::Embedding) => same(&layer.a, &layer.a.zeros_like())?,
+        };
+        let magnitude = match &layer.magnitude {
+            None => true,
+            Some((now, start)) => same(&now.clone().unsqueeze(), &start.clone().unsqueeze())?,
+        };
+        if !(at_start && magnitude) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_finite(tensor: &Tensor<2>, path: &str) -> Result<bool, AdapterError> {

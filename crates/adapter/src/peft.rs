@@ -62,17 +62,17 @@ pub struct PeftAdapter {
     /// What identified the base's weights when the adapter was written.
     pub base_fingerprint: Option<String>,
     /// The file read, for errors.
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     /// By layer path.
-    layers: BTreeMap<String, Layer>,
+    pub(crate) layers: BTreeMap<String, Layer>,
     /// Parameters of modules that are saved whole, and others of the base that
     /// came along, by path; the flag tells whether they train.
-    saved: BTreeMap<String, (Stored, bool)>,
+    pub(crate) saved: BTreeMap<String, (Stored, bool)>,
     /// Which layers the configuration names, by PEFT's rules; `None` if it
     /// leaves that to a table of PEFT's, or if this was not read from a file.
-    rules: Option<Rules>,
+    pub(crate) rules: Option<Rules>,
     /// Everything in the file that is wrong before any model is known.
-    problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 /// One adapted layer, in PyTorch's orientation.

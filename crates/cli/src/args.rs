@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Add an adapter into the weights and write a checkpoint
     Merge(MergeArgs),
+    /// Turn adapters into another form, a smaller rank, a GGUF adapter, or several into one
+    Convert(ConvertArgs),
     /// Show what a model, an adapter or a data file holds
     Inspect(InspectArgs),
     /// List the devices that this build can use, and what they are
@@ -223,6 +225,59 @@ pub(crate) struct MergeArgs {
     /// Device to add on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
+}
+
+#[derive(Args)]
+pub(crate) struct ConvertArgs {
+    /// PEFT adapter directories, or run directories; several become one
+    #[arg(required = true)]
+    pub(crate) adapters: Vec<PathBuf>,
+    /// Directory to write, or a file if its name ends in .gguf; must not exist
+    #[arg(long)]
+    pub(crate) output: PathBuf,
+    /// The adapters' base: a directory, a GGUF file or a hub name; may be left out if they name it
+    #[arg(long)]
+    pub(crate) model: Option<PathBuf>,
+    /// Plain LoRA on the original base, or PEFT's own form of the method
+    #[arg(long, default_value = "plain")]
+    pub(crate) form: Form,
+    /// With `--form native`, for adapters that are plain: what they were trained with
+    #[arg(long)]
+    pub(crate) method: Option<NativeMethod>,
+    /// The rank to reduce each layer to, by singular value decomposition
+    #[arg(long, value_parser = at_least_one)]
+    pub(crate) rank: Option<usize>,
+    /// Number format of the factors; float32 if not given
+    #[arg(long)]
+    pub(crate) dtype: Option<Dtype>,
+    /// How several adapters become one: `cat` is their exact sum, `linear` keeps the rank
+    #[arg(long, default_value = "cat")]
+    pub(crate) combine: Combine,
+    /// What each adapter is multiplied by; 1 if not given
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
+    pub(crate) weights: Vec<f64>,
+    /// Device to compute on, where the base is needed
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    Plain,
+    Native,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum NativeMethod {
+    #[default]
+    Olora,
+    Pissa,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Combine {
+    Cat,
+    Linear,
 }
 
 #[derive(Args)]

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::train::{
     Interrupter,
     renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
@@ -28,6 +28,7 @@ use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, TrainArgs},
     devices,
+    models::{base_of, locate},
     progress::{Display, finished, say},
 };
 
@@ -94,7 +95,11 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
 fn recipe(path: &Path, overrides: &[String], device: Option<&str>) -> Result<Recipe> {
     let mut overrides = overrides.to_vec();
     overrides.extend(device.map(|device| format!("device=\"{device}\"")));
-    Ok(Recipe::load(path, &overrides)?)
+    let mut recipe = Recipe::load(path, &overrides)?;
+    let base = locate(&recipe.model.path.to_string_lossy())?;
+    recipe.model.path = base.path;
+    recipe.model.base_name = recipe.model.base_name.or(base.name);
+    Ok(recipe)
 }
 
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -238,7 +243,7 @@ impl Loaded {
     fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
-        let base = base_directory(args.model.as_deref(), adapter.as_ref())?;
+        let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let tokenizer = Tokenizer::from_path(&base)?;
         let stored = ModelConfig::from_path(&base)?.stored_dtype();
         let dtype = choose_dtype(
@@ -314,22 +319,4 @@ pub(crate) fn read_adapter(path: &Path) -> Result<PeftAdapter> {
     let run = !path.join(olora_adapter::CONFIG_FILE).exists()
         && inside.join(olora_adapter::CONFIG_FILE).exists();
     Ok(PeftAdapter::read(if run { &inside } else { path })?)
-}
-
-/// The checkpoint named on the command line, or else by the adapter.
-pub(crate) fn base_directory(
-    model: Option<&Path>,
-    adapter: Option<&PeftAdapter>,
-) -> Result<PathBuf> {
-    if let Some(model) = model {
-        return Ok(model.to_owned());
-    }
-    let recorded = adapter
-        .and_then(|adapter| adapter.base.as_deref())
-        .unwrap_or_default();
-    if recorded.is_empty() || !Path::new(recorded).exists() {
-        bail!("the adapter's base, `{recorded}`, is not here: give the checkpoint with --model");
-    }
-    say(&format!("base model: {recorded}"));
-    Ok(PathBuf::from(recorded))
 }

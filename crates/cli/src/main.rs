@@ -1,14 +1,16 @@
-//! `olora`: fine-tune, evaluate, generate, merge, inspect, examine devices.
+//! `olora`: fine-tune, evaluate, generate, merge, convert, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1
 //! a failed or interrupted run, 2 wrong usage.
 
 mod args;
 mod commands;
+mod convert;
 mod devices;
 mod doctor;
 mod inspect;
 mod merge;
+mod models;
 mod progress;
 
 use std::process::ExitCode;
@@ -49,6 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),
         Command::Merge(args) => merge::merge(&args, kernels),
+        Command::Convert(args) => convert::convert(&args, kernels),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Devices(args) => devices::list(&args, kernels),
         Command::Doctor(args) => doctor::doctor(&args, kernels),

@@ -2,7 +2,8 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use olora_adapter::Kind;
 use olora_devices::{KernelOptions, Opened};
 use olora_gguf::GgufType;
 use olora_model::{Llama, ModelConfig, ModelError, SaveOptions, WeightType};
@@ -10,8 +11,9 @@ use olora_model::{Llama, ModelConfig, ModelError, SaveOptions, WeightType};
 use crate::{
     Usage,
     args::{MergeArgs, MergedDtype},
-    commands::{base_directory, read_adapter},
+    commands::read_adapter,
     devices,
+    models::base_of,
     progress::say,
 };
 
@@ -39,12 +41,14 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     }
     let Opened { device, details } = devices::open(&args.device, kernels)?;
     let adapter = read_adapter(&args.adapter)?;
-    let base = base_directory(args.model.as_deref(), Some(&adapter))?;
+    let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let advice = "Merge on the CPU: leave --device out";
     let written = devices::guarded(&details, advice, || {
         // Added in f32, rounded once when written.
         let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
-        let merged = olora_adapter::merge(adapter.attach(llama)?)?;
+        let adapted = adapter.attach(llama)?;
+        refuse_tied_embedding(&adapted)?;
+        let merged = olora_adapter::merge(adapted)?;
         if to_file {
             write_file(&merged, &config, args, &base)
         } else {
@@ -53,6 +57,22 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     })?;
     say(&format!("wrote {} ({written})", output.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// An adapter on a tied embedding changes what goes in and not what comes out;
+/// a merged embedding would change both.
+fn refuse_tied_embedding(llama: &Llama) -> Result<()> {
+    let adapted = olora_adapter::factors(llama)
+        .into_iter()
+        .find(|layer| layer.kind == Kind::Embedding);
+    match adapted {
+        Some(layer) if llama.lm_head.is_none() => bail!(
+            "`{}` has an adapter and is tied to `lm_head`, which has none: one merged weight cannot be \
+             both. Use the adapter as it is",
+            layer.path
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The format asked for, else the base's own.

@@ -7,6 +7,7 @@
 
 mod config;
 mod convert;
+mod identity;
 mod load;
 mod pytorch;
 mod safetensors;
@@ -18,6 +19,7 @@ use ::safetensors::Dtype;
 use burn::tensor::DType;
 
 pub use config::config_bytes;
+pub use identity::{sample_weights, weights_fingerprint};
 pub use load::load;
 pub use save::{SaveOptions, save};
 pub use save_gguf::save_gguf;

@@ -385,6 +385,11 @@ impl ModelConfig {
             .then_some(self.max_position_embeddings)
     }
 
+    /// The file as it was read: what `config.json` holds, or would hold.
+    pub fn json(&self) -> &Map<String, Value> {
+        &self.json
+    }
+
     /// The number format that the checkpoint says it is stored in, if it does.
     pub fn stored_dtype(&self) -> Option<WeightType> {
         let dtype = self

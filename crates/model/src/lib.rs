@@ -22,7 +22,10 @@ mod rope;
 
 pub use activation::Activation;
 pub use cache::KvCache;
-pub use checkpoint::{SaveOptions, WeightType, config_bytes, load, save, save_gguf, weight_files};
+pub use checkpoint::{
+    SaveOptions, WeightType, config_bytes, load, sample_weights, save, save_gguf, weight_files,
+    weights_fingerprint,
+};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use generate::{Sampling, generate};

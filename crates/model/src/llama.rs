@@ -215,8 +215,8 @@ impl Llama {
     ///
     /// - x, output: `[batch, seq, hidden_size]`
     pub fn with_positions(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        match (&self.model.embed_positions, &positions.place) {
-            (Some(table), Place::Learned(rows)) => {
+        match (&self.model.embed_positions, &positions.learned) {
+            (Some(table), Some(rows)) => {
                 let learned = table.forward(rows.clone());
                 let learned = to_dtype(learned, x.dtype());
                 x + learned
@@ -250,27 +250,22 @@ impl Llama {
         documents: Option<Sight>,
     ) -> Positions {
         let shape = [rows, x.dims()[1]];
-        let place = match self.position_limit() {
-            Some(limit) => {
-                // Only padding stands beyond the last position: longer sequences are refused.
-                let row = |at: &usize| (at.min(&(limit - 1)) + POSITION_OFFSET) as i32;
-                let rows: Vec<i32> = positions.iter().map(row).collect();
-                Place::Learned(Tensor::from_data(TensorData::new(rows, shape), &x.device()))
-            }
-            None => {
-                // Tables are constants: they live on the plain device, and meet tracked
-                // tensors on x's.
-                let (frequencies, device) = (&self.model.rope_frequencies, x.device().inner());
-                Place::Rotary(Rotation::of(
-                    frequencies,
-                    positions,
-                    shape,
-                    x.dtype(),
-                    &device,
-                ))
-            }
-        };
-        Positions { place, documents }
+        let learned = self.position_limit().map(|limit| {
+            // Only padding stands beyond the last position: longer sequences are refused.
+            let row = |at: &usize| (at.min(&(limit - 1)) + POSITION_OFFSET) as i32;
+            let rows: Vec<i32> = positions.iter().map(row).collect();
+            Tensor::from_data(TensorData::new(rows, shape), &x.device())
+        });
+        let rotation = learned.is_none().then(|| {
+            // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
+            let (frequencies, device) = (&self.model.rope_frequencies, x.device().inner());
+            Rotation::of(frequencies, positions, shape, x.dtype(), &device)
+        });
+        Positions {
+            rotation,
+            learned,
+            documents,
+        }
     }
 
     /// How many positions exist at all; see [`ModelConfig::position_limit`].
@@ -310,25 +305,20 @@ impl Llama {
 /// Where the tokens of one forward pass stand.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    place: Place,
+    /// How far queries and keys turn; `None` where positions are learned.
+    rotation: Option<Rotation>,
+    /// Rows of the table of learned positions, `[1 or batch, seq]`.
+    learned: Option<Tensor<2, Int>>,
     documents: Option<Sight>,
-}
-
-#[derive(Clone, Debug)]
-enum Place {
-    /// Queries and keys turn.
-    Rotary(Rotation),
-    /// Rows of the table of positions, `[1 or batch, seq]`, for the first block's input.
-    Learned(Tensor<2, Int>),
 }
 
 impl Positions {
     /// Queries or keys, `[batch, n_heads, seq, head_dim]`, as attention compares
     /// them.
     fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.place {
-            Place::Rotary(rotation) => rotation.apply(x),
-            Place::Learned(_) => x,
+        match &self.rotation {
+            Some(rotation) => rotation.apply(x),
+            None => x,
         }
     }
 }

@@ -49,7 +49,7 @@ impl Naming {
     }
 }
 
-/// A module whose parts have the names of one family.
+/// A module whose parts have the names that its family's checkpoints give them.
 #[derive(Clone, Debug)]
 pub struct Named<M> {
     module: M,

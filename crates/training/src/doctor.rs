@@ -407,6 +407,7 @@ mod tests {
 
     #[test]
     fn the_cpu_agrees_with_the_compositions_and_its_half_precision_within_bounds() {
+        let _shared = crate::GENERATOR.read();
         for case in cpu().cases() {
             let finding = cpu().examine(case);
             assert!(finding.verdict.is_good(), "{finding}");
@@ -424,6 +425,7 @@ mod tests {
 
     #[test]
     fn a_gradient_a_quarter_too_large_is_found_and_named() {
+        let _shared = crate::GENERATOR.read();
         for operation in operations::ALL {
             let dtype = if operation.formats.has(WeightType::F32) {
                 WeightType::F32
@@ -445,6 +447,7 @@ mod tests {
     #[test]
     fn the_quick_check_passes_and_refuses() {
         use WeightType::{Bf16, F32};
+        let _shared = crate::GENERATOR.read();
         for (base, compute, full) in [(F32, F32, false), (F32, Bf16, true), (Bf16, Bf16, false)] {
             assert_eq!(cpu().quick_check(base, compute, full).unwrap().len(), 2);
         }

@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod card;
 mod checkpoint;
 mod doctor;
 mod error;
@@ -54,3 +55,8 @@ pub use run::{DeviceTraits, TrainOptions, train};
 pub use run_data::check_samples;
 pub use sampler::{encode_prompt, stop_ids};
 pub use summary::Summary;
+
+/// The CPU backend has one random generator per process: tests that make random
+/// weights share it, a test that needs its numbers in order has it alone.
+#[cfg(test)]
+static GENERATOR: std::sync::RwLock<()> = std::sync::RwLock::new(());

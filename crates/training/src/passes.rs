@@ -302,6 +302,7 @@ mod tests {
 
     #[test]
     fn blocks_run_again_drop_what_they_dropped() {
+        let _alone = crate::GENERATOR.write();
         let llama = adapted(0.3);
         assert_bit_equal(&llama, true);
         let batch = Batch::from_samples(&samples(), 0);

@@ -54,9 +54,13 @@ fn default_device() -> String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face checkpoint directory or a GGUF file, relative to the
-    /// working directory.
+    /// A Hugging Face checkpoint directory or a GGUF file, relative to the working
+    /// directory; on the command line also a name on the Hugging Face hub.
     pub path: PathBuf,
+    /// What an adapter records as its base; the path if not given, and for a
+    /// model that was named as on the hub, that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_name: Option<String>,
     /// The number format that the base is held in. If not given: float32 on the
     /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
     /// a half-precision checkpoint, if the device computes in it.

@@ -18,12 +18,13 @@ use burn::{
         renderer::MetricsRenderer,
     },
 };
-use olora_adapter::{factors, save_peft};
+use olora_adapter::{PeftAdapter, WriteOptions, factors, has_moved};
 use olora_data::{Batch, Schedule, loader};
-use olora_model::{Llama, ModelConfig, WeightType, save};
+use olora_model::{Llama, ModelConfig, WeightType, save, weights_fingerprint};
 
 use crate::{
     Doctor, Event, MemoryEstimate, Observer, Plan, Precision, Recipe, TrainError,
+    card::{base_name, card},
     checkpoint::{self, RunState, num_trained_params},
     failure::Circumstances,
     learning_rate::scheduler,
@@ -31,7 +32,7 @@ use crate::{
     passes::{DropoutSeed, Passes},
     prepare::{Prepared, Start, attach_adapter, load_base, ranks, schedule},
     quiet::Quiet,
-    recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection},
+    recipe::{AdapterMethod, BaseType, OptimizerKind, TrainingSection, Weights},
     run_data::fingerprint,
     run_directory::{RunDirectory, refuse_existing},
     run_log,
@@ -300,6 +301,16 @@ fn run_recipe(
         .extend(commit.map(|commit| ("commit", commit)));
     let json = serde_json::to_vec_pretty(&summary).map_err(|error| TrainError::burn(&error))?;
     directory.write("summary.json", &json)?;
+    if !full && !outcome.interrupted {
+        directory.write("adapter/README.md", card(recipe, &summary).as_bytes())?;
+        if !has_moved(&llama)? {
+            observer.on(&Event::Note(
+                "no factor has moved in training, every `B` is what it was: the adapter changes nothing. \
+                 Is the learning rate too small?"
+                    .to_owned(),
+            ));
+        }
+    }
     if !outcome.interrupted {
         sampler.run("after", &llama)?;
         observer.on(&Event::Finished(Box::new(summary.clone())));
@@ -406,21 +417,21 @@ pub(crate) fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
 /// Writes the adapter, or the whole model, into the run directory.
 fn saver(recipe: &Recipe, config: ModelConfig, result: PathBuf) -> SaveResult {
     let base = recipe.model.path.clone();
+    let name = base_name(recipe);
     let section = recipe.adapter.clone();
+    let checkpoint = recipe.model.weights == Weights::Checkpoint;
     let dtype = recipe
         .output
         .dtype
         .map_or(WeightType::F32, WeightType::from);
     Box::new(move |trainee: &Trainee| {
         if let Some(config) = section.config(trainee.llama.lm_head.is_some()) {
-            let base = base.display().to_string();
-            return Ok(save_peft(
-                &trainee.llama,
-                &config,
-                section.form,
-                &base,
-                &result,
-            )?);
+            let mut adapter = PeftAdapter::of(&trainee.llama, &config, section.form)?;
+            adapter.base = Some(name.clone());
+            if checkpoint {
+                adapter.base_fingerprint = Some(weights_fingerprint(&base)?);
+            }
+            return Ok(adapter.write(&result, &WriteOptions::default())?);
         }
         // A model that is there already stays until the new one is whole.
         let (new, old) = (result.with_extension("new"), result.with_extension("old"));

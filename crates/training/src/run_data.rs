@@ -1,16 +1,11 @@
 //! A run's samples, and whether they fit its model.
 
-use std::{
-    fs,
-    io::{Read, Seek, SeekFrom},
-    path::Path,
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use olora_data::{
     DataOptions, Format, Sample, Samples, Tokenizer, ValidationSplit, load_samples, split,
 };
-use olora_model::{ModelConfig, config_bytes, weight_files};
+use olora_model::{ModelConfig, config_bytes, sample_weights};
 
 use crate::{Event, Observer, Recipe, TrainError, recipe::Weights, sampler::stop_ids};
 
@@ -122,8 +117,6 @@ pub fn check_samples(
 /// every token, the configuration, and, unless the weights are drawn afresh, the
 /// weight files' sizes and one block in each mebibyte.
 pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainError> {
-    const BLOCK: usize = 4096;
-    const STRIDE: u64 = 1 << 20;
     let mut hash = Fnv::default();
     let base = recipe.model.path.as_path();
     for sample in data
@@ -137,22 +130,9 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
         }
         hash.add(&[0xff]);
     }
-    let failed = |source| TrainError::io("reading", base, source);
-    let files = match recipe.model.weights {
-        Weights::Checkpoint => weight_files(base)?,
-        Weights::Random | Weights::Timing => Vec::new(),
-    };
     hash.add(&config_bytes(base)?);
-    for path in files {
-        let mut file = fs::File::open(&path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        hash.add(&length.to_le_bytes());
-        let mut block = [0; BLOCK];
-        for start in (0..length).step_by(STRIDE as usize) {
-            file.seek(SeekFrom::Start(start)).map_err(failed)?;
-            let n_read = file.read(&mut block).map_err(failed)?;
-            hash.add(&block[..n_read]);
-        }
+    if recipe.model.weights == Weights::Checkpoint {
+        sample_weights(base, &mut |bytes| hash.add(bytes))?;
     }
     Ok(hash.0)
 }

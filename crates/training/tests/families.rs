@@ -15,7 +15,11 @@ use std::{
 
 use burn::tensor::Device;
 use olora_model::{WeightType, load};
-use olora_training::{Event, Observer, Recipe, Summary, TrainError, TrainOptions, train};
+use olora_training::{
+    Event, Observer, Recipe, Summary, TrainError, TrainOptions,
+    recipe::{AdapterMethod, AdapterSection, Weights},
+    train,
+};
 use serde_json::json;
 
 /// Longest sample of the quickstart, in positions, with some to spare.
@@ -72,8 +76,6 @@ fn run(
         format!("model.path=\"{}\"", base.display()),
         format!("data.train=\"{}\"", data.join("train.jsonl").display()),
         format!("data.validation=\"{}\"", data.join("valid.jsonl").display()),
-        "model.weights=random".to_owned(),
-        "adapter.method=none".to_owned(),
         "samples.prompts=[]".to_owned(),
         "training.max_steps=3".to_owned(),
         "training.batch_size=2".to_owned(),
@@ -84,7 +86,12 @@ fn run(
     ];
     settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
     let text = fs::read_to_string(data.with_extension("toml")).unwrap();
-    let recipe = Recipe::parse(&text, "quickstart.toml", &settings).unwrap();
+    let mut recipe = Recipe::parse(&text, "quickstart.toml", &settings).unwrap();
+    recipe.adapter = AdapterSection {
+        method: AdapterMethod::None,
+        ..AdapterSection::default()
+    };
+    recipe.model.weights = Weights::Random;
     let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let losses = Arc::new(Losses(Mutex::default()));
     let observer: Arc<dyn Observer> = losses.clone();

@@ -21,7 +21,7 @@ enum Names {
 
 /// What `target_modules` and the keys beside it mean.
 #[derive(Clone, Debug)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     targets: Names,
     exclude: Option<Names>,
     layers: Option<Vec<usize>>,

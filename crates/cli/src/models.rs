@@ -1,0 +1,144 @@
+//! Which model is meant, and whether an adapter is for it.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use olora_adapter::PeftAdapter;
+use olora_hub::{HubOptions, Progress, Resolved};
+
+use crate::progress::say;
+
+/// A model as it was named, and where it is.
+pub(crate) struct Base {
+    pub(crate) path: PathBuf,
+    /// Its name on the hub, if that is how it was named.
+    pub(crate) name: Option<String>,
+}
+
+/// Finds a model by directory, GGUF file or name on the hub, downloading it if
+/// need be.
+pub(crate) fn locate(spec: &str) -> Result<Base> {
+    let mut bars = Bars::default();
+    let options = HubOptions::from_env();
+    let Resolved {
+        path, commit, note, ..
+    } = olora_hub::resolve(spec, &options, &mut |progress| bars.on(progress))?;
+    bars.finish();
+    if let Some(note) = note {
+        say(&format!("note: {note}"));
+    }
+    let name = commit.map(|commit| {
+        say(&format!(
+            "{spec}: commit {}",
+            commit.get(..12).unwrap_or(&commit)
+        ));
+        spec.to_owned()
+    });
+    Ok(Base { path, name })
+}
+
+/// The model named on the command line, or else by the adapter.
+pub(crate) fn base_of(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Result<Base> {
+    let base = match model {
+        Some(model) => locate(&model.to_string_lossy())?,
+        None => {
+            let recorded = adapter
+                .and_then(|adapter| adapter.base.as_deref())
+                .unwrap_or_default();
+            if recorded.is_empty() {
+                bail!(
+                    "the adapter does not say what its base is: give the checkpoint with --model"
+                );
+            }
+            say(&format!("base model: {recorded}"));
+            locate(recorded).map_err(|error| {
+                error.context(format!(
+                    "the adapter's base is `{recorded}`; if you have it elsewhere, give it with --model"
+                ))
+            })?
+        }
+    };
+    if let Some(adapter) = adapter {
+        check(adapter, &base, model.is_some());
+    }
+    Ok(base)
+}
+
+/// Says what is odd about an adapter, its base above all. What cannot be is
+/// refused where it is attached.
+fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
+    for note in &adapter.notes {
+        say(&format!("note: {note}"));
+    }
+    let here = || olora_model::weights_fingerprint(&base.path).ok();
+    match (&adapter.base_fingerprint, &adapter.base) {
+        (Some(expected), recorded) => {
+            if here().is_some_and(|found| found != *expected) {
+                let recorded = recorded.as_deref().unwrap_or("unknown");
+                say(&format!(
+                    "warning: the adapter was trained on other weights (`{recorded}`) than those in {}: \
+                     what it computes on these is not what it has learned",
+                    base.path.display()
+                ));
+            }
+        }
+        (None, Some(recorded)) if given => {
+            let last = |name: &str| {
+                let name = name.trim_end_matches('/');
+                name.rsplit('/').next().unwrap_or(name).to_lowercase()
+            };
+            let shown = base.name.clone();
+            let shown = shown.unwrap_or_else(|| base.path.display().to_string());
+            if last(recorded) != last(&shown) {
+                say(&format!(
+                    "warning: the adapter says that it is for `{recorded}`, and it is put on {shown}: if \
+                     these are not the same weights, the result means nothing"
+                ));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One bar per file on a terminal, one line per file elsewhere.
+#[derive(Default)]
+struct Bars {
+    file: String,
+    bar: Option<ProgressBar>,
+}
+
+impl Bars {
+    fn on(&mut self, progress: Progress<'_>) {
+        if self.file != progress.file {
+            self.finish();
+            progress.file.clone_into(&mut self.file);
+            if std::io::stderr().is_terminal() {
+                let bar = ProgressBar::new(progress.total.unwrap_or(0));
+                let style = ProgressStyle::with_template(
+                    "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+                );
+                if let Ok(style) = style {
+                    bar.set_style(style);
+                }
+                bar.set_message(self.file.clone());
+                self.bar = Some(bar);
+            } else {
+                let size = progress.total.map(olora_training::size).unwrap_or_default();
+                say(&format!("downloading {} {size}", self.file));
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(progress.done);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Telling one checkpoint's weights from another's without reading them all.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use super::weight_files;
+use crate::ModelError;
+
+const BLOCK: usize = 4096;
+const STRIDE: u64 = 1 << 20;
+
+/// Calls `on` with what tells a checkpoint's weights from others: the sizes of
+/// its files and one block in each mebibyte.
+///
+/// # Errors
+///
+/// As [`weight_files`], and [`ModelError::Io`].
+pub fn sample_weights(path: &Path, on: &mut dyn FnMut(&[u8])) -> Result<(), ModelError> {
+    for file in weight_files(path)? {
+        let failed = |source| ModelError::io("reading", &file, source);
+        let mut opened = File::open(&file).map_err(failed)?;
+        let length = opened.metadata().map_err(failed)?.len();
+        on(&length.to_le_bytes());
+        let mut block = [0; BLOCK];
+        for start in (0..length).step_by(STRIDE as usize) {
+            opened.seek(SeekFrom::Start(start)).map_err(failed)?;
+            let n_read = opened.read(&mut block).map_err(failed)?;
+            on(&block[..n_read]);
+        }
+    }
+    Ok(())
+}
+
+/// 64-bit FNV-1a over [`sample_weights`], in hexadecimal: what an adapter keeps
+/// of its base's weights.
+///
+/// # Errors
+///
+/// As [`sample_weights`].
+pub fn weights_fingerprint(path: &Path) -> Result<String, ModelError> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    sample_weights(path, &mut |bytes| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    })?;
+    Ok(format!("{hash:016x}"))
+}
