@@ -215,7 +215,7 @@ pub(crate) struct MergeArgs {
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
     #[arg(long)]
     pub(crate) output: PathBuf,
-    /// Number format to write, q8_0 only to GGUF; the checkpoint's own if not given
+    /// Number format to write, `q8_0` only to GGUF; the checkpoint's own if not given
     #[arg(long)]
     pub(crate) dtype: Option<MergedDtype>,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several

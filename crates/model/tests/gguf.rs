@@ -82,6 +82,7 @@ fn every_family_goes_into_a_file_and_comes_out_the_same() {
         "mistral",
         "qwen2",
         "qwen3",
+        "gemma",
     ] {
         let from = checkpoint(name);
         let out = tempfile::tempdir().unwrap();
@@ -157,11 +158,24 @@ fn a_directory_saved_from_a_file_has_all_that_transformers_needs() {
 }
 
 #[test]
+fn a_family_that_llama_cpp_has_not_is_refused_by_name() {
+    let from = checkpoint("opt");
+    let out = tempfile::tempdir().unwrap();
+    let (model, config) = load(from.path(), WeightType::F32, &Device::flex()).unwrap();
+    let path = out.path().join("model.gguf");
+    let message = save_gguf(&model, &config, GgufType::F32, from.path(), &path)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("`opt`"), "{message}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn what_identifies_a_base_is_the_file_itself() {
     let from = checkpoint("llama-tied");
     let out = tempfile::tempdir().unwrap();
     let file = written(from.path(), GgufType::F32, out.path());
-    assert_eq!(weight_files(&file).unwrap(), [file.clone()]);
+    assert_eq!(weight_files(&file).unwrap(), std::slice::from_ref(&file));
     let config: Value = serde_json::from_slice(&config_bytes(&file).unwrap()).unwrap();
     assert_eq!(config["hidden_size"], 32);
     assert_eq!(
