@@ -28,7 +28,7 @@ use crate::{
 const TAU: f64 = 0.99;
 /// Power iterations of each decomposition, and columns for each component: those
 /// of PEFT's `IncrementalPCA`.
-const ITERATIONS: usize = 2;
+const ITERATIONS: usize = 4;
 const WIDTH: usize = 2;
 
 /// The latest input of each watched layer, flattened to `[rows, d_in]`.

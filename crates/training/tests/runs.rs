@@ -7,94 +7,25 @@
     reason = "tests"
 )]
 
+mod common;
+
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
-use burn::{tensor::Device, train::Interrupter};
+use burn::tensor::Device;
+use common::{GENERATOR, Losses, recipe, root, run};
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
 use olora_model::{ModelConfig, WeightType};
 use olora_training::{
-    Event, Observer, Recipe, Summary, TrainError, TrainOptions, check_samples, evaluate,
+    Event, Observer, Recipe, TrainError, TrainOptions, check_samples, evaluate,
     recipe::{AdapterMethod, AdapterSection, Weights},
     train,
 };
 use serde_json::Value;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The quickstart recipe with absolute paths, short steps, and `overrides`.
-fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
-    let data = root().join("recipes/quickstart");
-    let mut settings = vec![
-        format!("name={name}"),
-        format!("output.directory=\"{}\"", out.display()),
-        format!("model.path=\"{}\"", data.join("base").display()),
-        format!("data.train=\"{}\"", data.join("train.jsonl").display()),
-        format!("data.validation=\"{}\"", data.join("valid.jsonl").display()),
-        "samples.prompts=[]".to_owned(),
-        "training.batch_size=2".to_owned(),
-        "training.log_every=1".to_owned(),
-        "training.warmup_steps=2".to_owned(),
-        "training.evaluate_every=0".to_owned(),
-    ];
-    settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
-    let text = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
-    Recipe::parse(&text, "quickstart.toml", &settings).unwrap()
-}
-
-struct Recorder {
-    losses: Mutex<Vec<(usize, f64)>>,
-    interrupt_at: Option<(usize, Interrupter)>,
-}
-
-impl Observer for Recorder {
-    fn on(&self, event: &Event) {
-        if let Event::Step(report) = event {
-            self.losses.lock().unwrap().push((report.step, report.loss));
-            if let Some((step, interrupter)) = &self.interrupt_at
-                && report.step == *step
-            {
-                interrupter.stop(Some("test"));
-            }
-        }
-    }
-}
-
-type Losses = Vec<(usize, f64)>;
-
-/// One run at a time: the CPU backend has one random generator per process,
-/// and dropout draws from it.
-static GENERATOR: Mutex<()> = Mutex::new(());
-
-fn run(
-    recipe: &Recipe,
-    resume: bool,
-    interrupt_at: Option<usize>,
-) -> (Result<Summary, TrainError>, Losses) {
-    let _alone = GENERATOR
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let interrupter = Interrupter::new();
-    let recorder = Arc::new(Recorder {
-        losses: Mutex::default(),
-        interrupt_at: interrupt_at.map(|step| (step, interrupter.clone())),
-    });
-    let options = TrainOptions {
-        resume,
-        interrupter,
-        ..TrainOptions::default()
-    };
-    let observer: Arc<dyn Observer> = recorder.clone();
-    let result = train(recipe, &Device::flex(), options, &observer);
-    let losses = recorder.losses.lock().unwrap().clone();
-    (result, losses)
-}
 
 fn adapter(out: &Path, name: &str) -> Vec<u8> {
     fs::read(out.join(name).join("adapter/adapter_model.safetensors")).unwrap()

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use burn::module::Module;
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
 
 use super::{
     CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE,
@@ -86,11 +87,7 @@ impl PeftAdapter {
             FactorType::F16 => Dtype::F16,
             FactorType::Bf16 => Dtype::BF16,
         };
-        let mut metadata = std::collections::HashMap::new();
-        metadata.insert("format".to_owned(), "pt".to_owned());
-        if let Some(fingerprint) = &self.base_fingerprint {
-            metadata.insert(FINGERPRINT.to_owned(), fingerprint.clone());
-        }
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let views = tensors.iter().map(|(name, shape, bytes)| {
             TensorView::new(dtype, shape.clone(), bytes).map(|view| (name.as_str(), view))
         });
@@ -98,6 +95,11 @@ impl PeftAdapter {
             .collect::<Result<Vec<_>, _>>()
             .and_then(|views| safetensors::serialize(views, Some(metadata)))
             .map_err(|error| malformed(&path, "safetensors file", &error))?;
+        let bytes = match &self.base_fingerprint {
+            None => bytes,
+            Some(fingerprint) => noted(&bytes, fingerprint)
+                .ok_or_else(|| malformed(&path, "safetensors file", &"its header is no JSON"))?,
+        };
         write_file(&path, &bytes)?;
         if let Some(card) = &options.card {
             write_file(&directory.join("README.md"), card.as_bytes())?;
@@ -138,6 +140,20 @@ fn encode(values: &[f32], dtype: FactorType) -> Option<Vec<u8>> {
                 .collect()
         }
     })
+}
+
+/// The file with the base's fingerprint among its metadata. By hand, since the
+/// library writes several entries in an order that changes from run to run, and
+/// equal adapters shall be equal files.
+fn noted(bytes: &[u8], fingerprint: &str) -> Option<Vec<u8>> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+    let mut header: Value = serde_json::from_slice(header).ok()?;
+    header["__metadata__"][FINGERPRINT] = fingerprint.into();
+    let mut header = serde_json::to_vec(&header).ok()?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    Some([&length, &header[..], data].concat())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {

@@ -1,0 +1,129 @@
+//! Training by every method: it learns, and a run that was cut in two is the
+//! run that was not, bit for bit.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use burn::tensor::Device;
+use common::{recipe, recorded, run};
+use olora_adapter::PeftAdapter;
+use olora_model::{WeightType, load};
+
+fn adapter(out: &Path, name: &str) -> Vec<u8> {
+    fs::read(out.join(name).join("adapter/adapter_model.safetensors")).unwrap()
+}
+
+/// Eight steps at once and four by four.
+fn check(method: &[&str]) {
+    let out = tempfile::tempdir().unwrap();
+    let settings = [
+        "training.max_steps=8",
+        "training.checkpoint_every=4",
+        "training.learning_rate=2e-3",
+        "training.batch_size=4",
+    ];
+    let settings = [&settings[..], method].concat();
+    let (summary, losses) = run(&recipe(out.path(), "straight", &settings), false, None);
+    let summary = summary.unwrap();
+    assert!(summary.finished && losses.len() == 8, "{method:?}");
+    assert!(
+        losses[7].1 < 0.98 * losses[0].1,
+        "{method:?} learned nothing: {losses:?}"
+    );
+
+    let resumed = recipe(out.path(), "resumed", &settings);
+    run(&resumed, false, None).0.unwrap();
+    let directory = out.path().join("resumed");
+    fs::remove_dir_all(directory.join("checkpoints/step-000008")).unwrap();
+    fs::remove_dir_all(directory.join("adapter")).unwrap();
+    fs::remove_file(directory.join("summary.json")).unwrap();
+    let (_, later) = run(&resumed, true, None);
+    assert_eq!(later, losses[4..], "{method:?}");
+    assert!(
+        adapter(out.path(), "resumed") == adapter(out.path(), "straight"),
+        "{method:?}: adapters differ"
+    );
+
+    // What was saved is an adapter for the base, with a card beside it.
+    let saved = PeftAdapter::read(&summary.result).unwrap();
+    assert!(saved.base_fingerprint.is_some());
+    let (base, _) = load(
+        &common::root().join("recipes/quickstart/base"),
+        WeightType::F32,
+        &Device::flex(),
+    )
+    .unwrap();
+    saved.attach(base).unwrap();
+    let card = fs::read_to_string(summary.result.join("README.md")).unwrap();
+    assert!(
+        card.starts_with("---\nbase_model:") && card.contains("train.jsonl"),
+        "{card}"
+    );
+}
+
+macro_rules! methods {
+    ($($name:ident: $settings:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                check(&$settings);
+            }
+        )*
+    };
+}
+
+methods! {
+    lora: ["adapter.method=lora"];
+    lora_gaussian: ["adapter.method=lora-gaussian"];
+    lora_orthogonal: ["adapter.method=lora-orthogonal"];
+    olora: ["adapter.method=olora"];
+    olora_tail: ["adapter.method=olora-tail"];
+    pissa: ["adapter.method=pissa"];
+    pissa_residual: ["adapter.method=pissa", "adapter.placement=residual"];
+    pissa_randomised: ["adapter.method=pissa", "adapter.iterations=4"];
+    milora: ["adapter.method=milora"];
+    eva: ["adapter.method=eva"];
+    rank_stabilised: ["adapter.method=olora", "adapter.rslora=true", "adapter.alpha=2.0"];
+    dora: ["adapter.method=lora", "adapter.dora=true"];
+    dora_on_olora_with_dropout: ["adapter.dora=true", "adapter.dropout=0.1"];
+    lora_plus: ["adapter.method=lora", "training.loraplus_ratio=4.0"];
+    patterns_and_layers: [
+        "adapter.rank_pattern={ q_proj = 2 }",
+        "adapter.alpha_pattern={ v_proj = 9.0 }",
+        "adapter.layers=[0]",
+    ];
+    modules_that_train_whole: [
+        "adapter.targets=[\"q_proj\", \"down_proj\"]",
+        "adapter.modules_to_save=[\"model.norm\"]",
+    ];
+    an_embedding: [
+        "adapter.method=lora",
+        "adapter.targets=[\"embed_tokens\", \"q_proj\", \"up_proj\", \"down_proj\"]",
+    ];
+}
+
+#[test]
+fn an_adapter_that_has_not_moved_is_reported() {
+    let out = tempfile::tempdir().unwrap();
+    // So small a step that no factor changes in f32.
+    let settings = [
+        "training.max_steps=2",
+        "training.learning_rate=1e-30",
+        "adapter.method=olora",
+    ];
+    let (summary, recorder) = recorded(&recipe(out.path(), "still", &settings), false, None);
+    summary.unwrap();
+    let notes = recorder.notes.lock().unwrap();
+    assert!(
+        notes.iter().any(|note| note.contains("changes nothing")),
+        "{notes:?}"
+    );
+}
