@@ -12,6 +12,7 @@ mod init;
 mod instruction;
 mod memory;
 mod paths;
+mod starts;
 
 use std::path::PathBuf;
 
@@ -30,7 +31,7 @@ struct Args {
     /// `paths` and `instruction`: repetitions of each, interleaved
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
-    /// `instruction`: the checkpoint to train
+    /// `instruction`: the checkpoint to train; `init`: one to start adapters on, by several methods
     #[arg(long)]
     model: Option<PathBuf>,
     /// `instruction`: the records to train on
@@ -61,7 +62,7 @@ struct Args {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Suite {
-    /// OLoRA's initialisation of one large weight
+    /// OLoRA's initialisation of one large weight, or with --model several methods' of a whole checkpoint
     Init,
     /// One training step: factored against Burn's composed weight
     Paths,
@@ -79,7 +80,10 @@ fn main() -> anyhow::Result<()> {
     );
     let rounds = usize::from(args.rounds);
     match (args.suite, args.only) {
-        (Suite::Init, _) => init::run(args.quick, args.peer.as_deref()),
+        (Suite::Init, _) => match &args.model {
+            Some(model) => starts::run(model, rounds, args.peer.as_deref()),
+            None => init::run(args.quick, args.peer.as_deref()),
+        },
         (Suite::Paths, Some(kind)) => paths::run_one(kind, args.quick),
         (Suite::Paths, None) => paths::run(args.quick, rounds, args.peer.as_deref()),
         (Suite::Memory, _) => match (args.keeping, args.sequence) {

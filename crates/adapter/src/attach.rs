@@ -109,7 +109,11 @@ fn attach_starts<M: Module>(
                 config.dropout,
                 subtract_anchor,
             );
-            let magnitude = config.dora.then_some(None);
+            let magnitude = if config.dora {
+                Magnitude::Fresh
+            } else {
+                Magnitude::None
+            };
             (
                 layer.target.path.clone(),
                 Attached {
@@ -244,25 +248,35 @@ pub(crate) fn low_rank(
 /// An adapter for one layer.
 pub(crate) struct Attached {
     pub(crate) low_rank: LowRank,
-    /// With `DoRA`, and there either the magnitudes of an adapter that was
-    /// trained or none yet.
-    pub(crate) magnitude: Option<Option<Tensor<1>>>,
+    pub(crate) magnitude: Magnitude,
+}
+
+/// Whether a layer is weight-decomposed, and where its magnitudes come from.
+pub(crate) enum Magnitude {
+    /// It is not.
+    None,
+    /// From the weight as it is.
+    Fresh,
+    /// From an adapter that was trained.
+    Trained(Box<Tensor<1>>),
 }
 
 impl Attached {
     /// With the magnitudes for the weight as stored.
     fn on(mut self, target: &Target) -> LowRank {
-        let Some(magnitude) = self.magnitude else {
-            return self.low_rank;
+        let trained = match self.magnitude {
+            Magnitude::None => return self.low_rank,
+            Magnitude::Fresh => None,
+            Magnitude::Trained(magnitude) => Some(*magnitude),
         };
         let weight = target.weight.clone().without_autodiff();
         let squares = column_squares(weight.clone());
         // A trained update has moved away from the start, but is measured from the weight itself.
-        let start = match &magnitude {
+        let start = match &trained {
             Some(_) => squares.clone().sqrt(),
             None => self.low_rank.norms(weight, squares.clone()),
         };
-        let magnitude = magnitude.unwrap_or_else(|| start.clone());
+        let magnitude = trained.unwrap_or_else(|| start.clone());
         self.low_rank.dora = Some(Dora {
             magnitude: param(target, magnitude, "dora.magnitude", true),
             start: param(target, start, "dora.start", false),
@@ -322,10 +336,10 @@ impl Reparameterizer for Attach {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<LowRank>) {
         if self.saved.trains(path) {
-            return (self.saved.placed(path, param), None);
+            return (self.saved.placed(path, &param), None);
         }
         let param = if self.saved.has(path) {
-            self.saved.placed(path, param)
+            self.saved.placed(path, &param)
         } else {
             param
         };

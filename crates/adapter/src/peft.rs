@@ -302,12 +302,12 @@ impl PeftAdapter {
             return;
         };
         let ranks = self.layers.iter().map(|(path, layer)| (path, layer.rank));
-        let rank_pattern = write::pattern(ranks, |value| *value != rank);
+        let rank_pattern = write::pattern(&ranks, |value| *value != rank);
         let alphas = self
             .layers
             .iter()
             .map(|(path, layer)| (path, alpha_of(layer)));
-        let alpha_pattern = write::pattern(alphas, |value| *value != alpha);
+        let alpha_pattern = write::pattern(&alphas, |value| *value != alpha);
         (self.config.rank, self.config.alpha) = (rank, alpha);
         (self.config.rank_pattern, self.config.alpha_pattern) = (rank_pattern, alpha_pattern);
     }

@@ -224,7 +224,7 @@ impl SavedModules {
     pub(crate) fn placed<const D: usize>(
         &mut self,
         path: &str,
-        param: Param<Tensor<D>>,
+        param: &Param<Tensor<D>>,
     ) -> Param<Tensor<D>> {
         let mut value = param.val();
         let saved = self.0.remove(path);

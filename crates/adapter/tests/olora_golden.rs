@@ -1,4 +1,4 @@
-//! The starts of OLoRA and PiSSA against PEFT's own: see `fixtures/README.md`.
+//! The starts of `OLoRA` and `PiSSA` against PEFT's own: see `fixtures/README.md`.
 
 #![allow(
     clippy::unwrap_used,

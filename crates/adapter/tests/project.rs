@@ -41,14 +41,14 @@ fn perturb(model: Toy) -> Toy {
     model.map(&mut Perturb(Vec::new()))
 }
 
-fn check(setup: AdapterConfig, dims: [usize; 3]) {
+fn check(setup: &AdapterConfig, dims: [usize; 3]) {
     let device = Device::flex();
     let toy = Toy::new(dims[0], dims[1], dims[2], &device);
     let what = format!(
         "{:?}, dora {}, rank {}, {dims:?}",
         setup.method, setup.dora, setup.rank
     );
-    let adapted = perturb(attach(toy.clone(), &setup, 3, &mut silent()).unwrap());
+    let adapted = perturb(attach(toy.clone(), setup, 3, &mut silent()).unwrap());
     let x2 = random([5, dims[0]], &device);
     let x3 = random([2, 3, dims[0]], &device);
 
@@ -87,8 +87,8 @@ fn equals_the_composed_form_for_every_rank_and_shape() {
                     dora,
                     ..config(rank, 1.5 * rank as f64)
                 };
-                check(setup.clone(), [8, 8, 8]);
-                check(setup, [12, 20, 9]);
+                check(&setup, [8, 8, 8]);
+                check(&setup, [12, 20, 9]);
             }
         }
     }

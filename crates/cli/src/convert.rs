@@ -32,27 +32,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     let to_gguf = output
         .extension()
         .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
-    if to_gguf && (args.form == Form::Native || args.dtype.is_some()) {
-        return Err(Usage::new(
-            "a GGUF adapter is plain LoRA in float32: leave out --form and --dtype",
-        ));
-    }
-    if args.method.is_some() && args.form != Form::Native {
-        return Err(Usage::new("--method is for `--form native`"));
-    }
-    if args.rank.is_some() && args.form == Form::Native {
-        return Err(Usage::new(
-            "a smaller rank is plain LoRA: leave out `--form native`",
-        ));
-    }
-    let n_weights = args.weights.len();
-    if n_weights > 0 && n_weights != args.adapters.len() {
-        return Err(Usage::new(&format!(
-            "--weights has {n_weights} numbers for {} adapters",
-            args.adapters.len()
-        )));
-    }
-
+    refuse_contradictions(args, to_gguf)?;
     let read = args.adapters.iter().map(|path| read_adapter(path));
     let read = read.collect::<Result<Vec<PeftAdapter>>>()?;
     let bases: Vec<_> = read.iter().map(|adapter| adapter.base.clone()).collect();
@@ -79,7 +59,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         );
     }
     let mut adapter = match (plain.pop(), plain.is_empty()) {
-        (Some(only), true) if n_weights == 0 => only,
+        (Some(only), true) if args.weights.is_empty() => only,
         (last, _) => {
             plain.extend(last);
             let weights = args.weights.iter().copied().chain(std::iter::repeat(1.0));
@@ -133,6 +113,31 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         adapter.config.rank
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was asked for and does not go together.
+fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
+    if to_gguf && (args.form == Form::Native || args.dtype.is_some()) {
+        return Err(Usage::new(
+            "a GGUF adapter is plain LoRA in float32: leave out --form and --dtype",
+        ));
+    }
+    if args.method.is_some() && args.form != Form::Native {
+        return Err(Usage::new("--method is for `--form native`"));
+    }
+    if args.rank.is_some() && args.form == Form::Native {
+        return Err(Usage::new(
+            "a smaller rank is plain LoRA: leave out `--form native`",
+        ));
+    }
+    let n_weights = args.weights.len();
+    if n_weights > 0 && n_weights != args.adapters.len() {
+        return Err(Usage::new(&format!(
+            "--weights has {n_weights} numbers for {} adapters",
+            args.adapters.len()
+        )));
+    }
+    Ok(())
 }
 
 /// The base, found once.

@@ -74,34 +74,33 @@ fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
     for note in &adapter.notes {
         say(&format!("note: {note}"));
     }
-    let here = || olora_model::weights_fingerprint(&base.path).ok();
-    match (&adapter.base_fingerprint, &adapter.base) {
-        (Some(expected), recorded) => {
-            if here().is_some_and(|found| found != *expected) {
-                let recorded = recorded.as_deref().unwrap_or("unknown");
-                say(&format!(
-                    "warning: the adapter was trained on other weights (`{recorded}`) than those in {}: \
-                     what it computes on these is not what it has learned",
-                    base.path.display()
-                ));
-            }
+    let shown = || {
+        let path = || base.path.display().to_string();
+        base.name.clone().unwrap_or_else(path)
+    };
+    let recorded = adapter.base.as_deref().unwrap_or("unknown");
+    if let Some(expected) = &adapter.base_fingerprint {
+        let here = olora_model::weights_fingerprint(&base.path).ok();
+        if here.is_some_and(|found| found != *expected) {
+            say(&format!(
+                "warning: the adapter was trained on `{recorded}`, whose files are not those of {}: if \
+                 these are not the same weights, the result means nothing",
+                shown()
+            ));
         }
-        (None, Some(recorded)) if given => {
-            let last = |name: &str| {
-                let name = name.trim_end_matches('/');
-                name.rsplit('/').next().unwrap_or(name).to_lowercase()
-            };
-            let shown = base.name.clone();
-            let shown = shown.unwrap_or_else(|| base.path.display().to_string());
-            if last(recorded) != last(&shown) {
-                say(&format!(
-                    "warning: the adapter says that it is for `{recorded}`, and it is put on {shown}: if \
-                     these are not the same weights, the result means nothing"
-                ));
-            }
-        }
-        _ => {}
+    } else if given && adapter.base.is_some() && last_name(recorded) != last_name(&shown()) {
+        say(&format!(
+            "warning: the adapter says that it is for `{recorded}`, and it is put on {}: if these are \
+             not the same weights, the result means nothing",
+            shown()
+        ));
     }
+}
+
+/// `owner/Name` and `/models/name/` are called alike.
+fn last_name(name: &str) -> String {
+    let name = name.trim_end_matches('/');
+    name.rsplit('/').next().unwrap_or(name).to_lowercase()
 }
 
 /// One bar per file on a terminal, one line per file elsewhere.

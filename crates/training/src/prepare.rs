@@ -410,6 +410,7 @@ pub(crate) fn attach_adapter(
 }
 
 /// What a start that needs data has to go by.
+#[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {
     /// The run's batches.
     Fresh {

@@ -10,7 +10,7 @@ use super::{
     matching::{PatternKeys, Rules},
     write::names,
 };
-use crate::{AdapterError, saved::Stored, target::Kind};
+use crate::{AdapterError, LayerShape, saved::Stored, target::Kind};
 
 /// What a tensor of the file is to a layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +25,47 @@ enum Part {
 struct Parts {
     found: BTreeMap<Part, Stored>,
     is_embedding: bool,
+}
+
+impl Parts {
+    /// The layer, if both factors are there; what is amiss goes to `problems`.
+    fn into_layer(
+        mut self,
+        path: &str,
+        shape: LayerShape,
+        dora: bool,
+        problems: &mut Vec<String>,
+    ) -> Option<Layer> {
+        let kind = if self.is_embedding {
+            Kind::Embedding
+        } else {
+            Kind::Linear
+        };
+        let factors = [self.found.remove(&Part::A), self.found.remove(&Part::B)];
+        let [Some(a), Some(b)] = factors else {
+            let missing = factors
+                .iter()
+                .zip(names(kind))
+                .filter(|(factor, _)| factor.is_none());
+            problems.extend(missing.map(|(_, name)| format!("missing: `{PREFIX}{path}.{name}`")));
+            return None;
+        };
+        let magnitude = self.found.remove(&Part::Magnitude);
+        if magnitude.is_some() != dora {
+            let what = if dora { "missing" } else { "unused" };
+            problems.push(format!(
+                "{what}: `{PREFIX}{path}.lora_magnitude_vector`, with `use_dora: {dora}` in {CONFIG_FILE}"
+            ));
+        }
+        Some(Layer {
+            kind,
+            rank: shape.rank,
+            a,
+            b,
+            magnitude,
+            scale: shape.scale,
+        })
+    }
 }
 
 impl PeftAdapter {
@@ -83,47 +124,15 @@ impl PeftAdapter {
             }
         }
         let mut layers = BTreeMap::new();
-        for (
-            path,
-            Parts {
-                mut found,
-                is_embedding,
-            },
-        ) in parts
-        {
-            let kind = if is_embedding {
-                Kind::Embedding
-            } else {
-                Kind::Linear
-            };
-            let factors = [found.remove(&Part::A), found.remove(&Part::B)];
-            let [Some(a), Some(b)] = factors else {
-                for (factor, name) in factors.iter().zip(names(kind)) {
-                    if factor.is_none() {
-                        problems.push(format!("missing: `{PREFIX}{path}.{name}`"));
-                    }
-                }
-                continue;
-            };
-            let magnitude = found.remove(&Part::Magnitude);
-            if magnitude.is_some() != config.dora {
-                let what = if config.dora { "missing" } else { "unused" };
-                problems.push(format!(
-                    "{what}: `{PREFIX}{path}.lora_magnitude_vector`, with `use_dora: {}` in {CONFIG_FILE}",
-                    config.dora
-                ));
-            }
+        for (path, parts) in parts {
             let rank = ranks.of(&path).map_or(config.rank, |rank| rank as usize);
-            let alpha = alphas.of(&path).unwrap_or(config.alpha);
-            let layer = Layer {
-                kind,
-                rank,
-                a,
-                b,
-                magnitude,
-                scale: config.shape(rank, alpha).scale,
-            };
-            layers.insert(path, layer);
+            let shape = config.shape(rank, alphas.of(&path).unwrap_or(config.alpha));
+            match parts.into_layer(&path, shape, config.dora, &mut problems) {
+                None => {}
+                Some(layer) => {
+                    layers.insert(path, layer);
+                }
+            }
         }
         let base = json
             .get("base_model_name_or_path")

@@ -10,7 +10,7 @@ use burn::{
 use super::{Layer, PREFIX, PeftAdapter, write::names};
 use crate::{
     AdapterError, Target,
-    attach::{Attached, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
+    attach::{Attached, Magnitude, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
     init::{Wanted, starts},
     saved::SavedModules,
     target::{Kind, layers},
@@ -19,7 +19,7 @@ use crate::{
 impl PeftAdapter {
     /// Attaches the adapter to `module`, ready to run, merge or train on.
     ///
-    /// An adapter in PEFT's own form of OLoRA or PiSSA gets its start made again
+    /// An adapter in PEFT's own form of `OLoRA` or `PiSSA` gets its start made again
     /// from the base's weights and is anchored there: the base is not changed.
     ///
     /// # Errors
@@ -31,48 +31,7 @@ impl PeftAdapter {
             .into_iter()
             .map(|layer| (layer.path.clone(), layer))
             .collect();
-        let mut problems = self.problems.clone();
-        for (path, target) in &targets {
-            let named = self
-                .rules
-                .as_ref()
-                .is_none_or(|rules| rules.name(path, target.kind));
-            match (self.rules.is_some() && named, self.layers.contains_key(path)) {
-                (true, false) => problems.push(format!(
-                    "missing: `{PREFIX}{path}.{}`, a layer that the configuration names",
-                    names(target.kind)[0]
-                )),
-                (false, true) if !named => problems.push(format!(
-                    "unused: the file has factors for `{path}`, which the configuration does not name"
-                )),
-                _ => {}
-            }
-        }
-        for (path, layer) in &self.layers {
-            match targets.get(path) {
-                None => problems.push(format!("unused: the model has no linear layer `{path}`")),
-                Some(target) => problems.extend(misfits(path, layer, target)),
-            }
-        }
-        let mut names = self.config.modules_to_save.clone();
-        names.extend(self.saved.keys().cloned());
-        let mut saved = match SavedModules::new(&module, &names) {
-            Ok(saved) => saved,
-            Err(error) => {
-                problems.push(format!("unused: {error}"));
-                SavedModules::default()
-            }
-        };
-        for (path, (value, trained)) in self.saved {
-            problems.extend(saved.set(&path, value, trained).err());
-        }
-        let unset = saved.unset();
-        problems.extend(
-            unset.map(|path| format!("missing: `{PREFIX}{path}`, which is in `modules_to_save`")),
-        );
-        if self.layers.is_empty() && problems.is_empty() {
-            problems.push("the file holds no LoRA factors".to_owned());
-        }
+        let (saved, problems) = self.compare(&module, &targets);
         if !problems.is_empty() {
             return Err(AdapterError::Mismatch {
                 file: self.file,
@@ -123,10 +82,13 @@ impl PeftAdapter {
                     tensor(layer.a.values, layer.a.shape),
                     tensor(layer.b.values, layer.b.shape),
                 );
-                let magnitude = layer.magnitude.map(|magnitude| {
-                    let data = TensorData::new(magnitude.values, magnitude.shape);
-                    Some(Tensor::<1>::from_data(data, (&device, DType::F32)))
-                });
+                let magnitude = match layer.magnitude {
+                    None => Magnitude::None,
+                    Some(magnitude) => {
+                        let data = TensorData::new(magnitude.values, magnitude.shape);
+                        Magnitude::Trained(Box::new(Tensor::from_data(data, (&device, DType::F32))))
+                    }
+                };
                 let low_rank = low_rank(&target, factors, anchor, scale, config.dropout, true);
                 let attached = Attached {
                     low_rank,
@@ -136,6 +98,58 @@ impl PeftAdapter {
             })
             .collect();
         attach_prepared(module, attached, saved)
+    }
+
+    /// What the file puts in the place of the model's own parameters, and
+    /// everything that does not fit.
+    fn compare<M: Module>(
+        &self,
+        module: &M,
+        targets: &BTreeMap<String, Target>,
+    ) -> (SavedModules, Vec<String>) {
+        let mut problems = self.problems.clone();
+        for (path, target) in targets {
+            let named = self
+                .rules
+                .as_ref()
+                .is_none_or(|rules| rules.name(path, target.kind));
+            match (self.rules.is_some() && named, self.layers.contains_key(path)) {
+                (true, false) => problems.push(format!(
+                    "missing: `{PREFIX}{path}.{}`, a layer that the configuration names",
+                    names(target.kind)[0]
+                )),
+                (false, true) if !named => problems.push(format!(
+                    "unused: the file has factors for `{path}`, which the configuration does not name"
+                )),
+                _ => {}
+            }
+        }
+        for (path, layer) in &self.layers {
+            match targets.get(path) {
+                None => problems.push(format!("unused: the model has no linear layer `{path}`")),
+                Some(target) => problems.extend(misfits(path, layer, target)),
+            }
+        }
+        let mut names = self.config.modules_to_save.clone();
+        names.extend(self.saved.keys().cloned());
+        let mut saved = match SavedModules::new(module, &names) {
+            Ok(saved) => saved,
+            Err(error) => {
+                problems.push(format!("unused: {error}"));
+                SavedModules::default()
+            }
+        };
+        for (path, (value, trained)) in &self.saved {
+            problems.extend(saved.set(path, value.clone(), *trained).err());
+        }
+        let unset = saved.unset();
+        problems.extend(
+            unset.map(|path| format!("missing: `{PREFIX}{path}`, which is in `modules_to_save`")),
+        );
+        if self.layers.is_empty() && problems.is_empty() {
+            problems.push("the file holds no LoRA factors".to_owned());
+        }
+        (saved, problems)
     }
 }
 

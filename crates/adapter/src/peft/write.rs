@@ -183,7 +183,7 @@ pub(super) fn target_names<M: Module>(layers: &BTreeMap<String, Layer>, module: 
 /// The values that differ from the rest, by last name where all layers of that
 /// name have the same, else by path.
 pub(super) fn pattern<'a, T: PartialEq + Copy>(
-    layers: impl Iterator<Item = (&'a String, T)> + Clone,
+    layers: &(impl Iterator<Item = (&'a String, T)> + Clone),
     differs: impl Fn(&T) -> bool,
 ) -> BTreeMap<String, T> {
     let mut pattern = BTreeMap::new();
