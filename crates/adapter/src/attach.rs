@@ -77,14 +77,22 @@ pub fn attach_along<M: Module>(
 ///
 /// # Errors
 ///
-/// As [`attach`]; and if a targeted layer is not among the ranks.
+/// As [`attach`]; and if there are no ranks. A layer that is not among them gets
+/// no adapter.
 pub fn attach_empty<M: Module>(
     module: M,
     config: &AdapterConfig,
     ranks: &BTreeMap<String, usize>,
 ) -> Result<M, AdapterError> {
     let mut all = wanted(&module, config)?;
-    distribute(config, ranks, &mut all)?;
+    let mut ranks = ranks.clone();
+    if !ranks.is_empty() {
+        // Those that were found to need none are not among the adapted ones.
+        for layer in &all {
+            ranks.entry(layer.target.path.clone()).or_insert(0);
+        }
+    }
+    distribute(config, &ranks, &mut all)?;
     let starts = all.iter().map(Start::empty).collect();
     attach_starts(module, config, all, starts)
 }
@@ -144,7 +152,8 @@ pub(crate) fn refuse_both<'a>(
         Some(path) => Err(AdapterError::Impossible {
             path: path.to_owned(),
             what: "an adapter".to_owned(),
-            reason: "it is also in `modules_to_save`, where its weights train themselves:                      leave it out of one of them"
+            reason: "it is also in `modules_to_save`, where its weights train themselves: \
+                     leave it out of one of them"
                 .to_owned(),
         }),
     }
@@ -273,7 +282,7 @@ impl Attached {
         let squares = column_squares(weight.clone());
         // A trained update has moved away from the start, but is measured from the weight itself.
         let start = match &trained {
-            Some(_) => squares.clone().sqrt(),
+            Some(_) => squares.clone().clamp_min(f32::MIN_POSITIVE).sqrt(),
             None => self.low_rank.norms(weight, squares.clone()),
         };
         let magnitude = trained.unwrap_or_else(|| start.clone());

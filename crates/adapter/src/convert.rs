@@ -108,10 +108,22 @@ impl PeftAdapter {
             };
             combined.insert(path, layer);
         }
-        let notes = adapters
+        let notes = adapters.iter().map(|(adapter, _)| adapter.notes.clone());
+        let mut notes = notes.collect::<Vec<_>>().concat();
+        let fingerprints: BTreeSet<_> = adapters
             .iter()
-            .flat_map(|(adapter, _)| adapter.notes.clone());
-        let notes = notes.collect();
+            .map(|(adapter, _)| adapter.base_fingerprint.clone())
+            .collect();
+        let mut base_fingerprint = None;
+        if fingerprints.len() > 1 {
+            notes.push(
+                "the adapters were not all trained on the same files of weights: if those are \
+                 different weights, the combination means nothing"
+                    .to_owned(),
+            );
+        } else {
+            base_fingerprint = fingerprints.into_iter().next().flatten();
+        }
         let Some((first, _)) = adapters.into_iter().next() else {
             return Err(AdapterError::OutOfRange {
                 key: "adapters",
@@ -128,6 +140,7 @@ impl PeftAdapter {
             },
             layers: combined,
             notes,
+            base_fingerprint,
             rules: None,
             ..first
         };

@@ -82,6 +82,14 @@ pub enum AdapterError {
         /// Every missing, unused and misshapen tensor.
         problems: Vec<String>,
     },
+    /// An adapter's tensors are not those that its own configuration calls for.
+    #[error("{file} does not fit its own {}:{}", crate::CONFIG_FILE, listed(.problems))]
+    Unsound {
+        /// The file read.
+        file: PathBuf,
+        /// Every missing, unused and misshapen tensor.
+        problems: Vec<String>,
+    },
     /// An adapter configuration asks for something that is not supported.
     #[error("{file} asks for {what}, which olora does not support")]
     Unsupported {

@@ -109,7 +109,10 @@ impl Reparameterization for LowRank {
             return to_dtype(sum, dtype);
         };
         let sum = sum.reshape([shape[0], shape[1]]);
-        let norms = column_squares(sum.clone()).sqrt().detach();
+        let norms = column_squares(sum.clone())
+            .clamp_min(f32::MIN_POSITIVE)
+            .sqrt()
+            .detach();
         let ratio = (dora.magnitude.val() / norms).reshape([1, shape[1]]);
         to_dtype((sum * ratio).reshape(shape), dtype)
     }

@@ -80,7 +80,9 @@ pub fn has_moved<M: Module>(module: &M) -> Result<bool, AdapterError> {
         };
         let at_start = match (&layer.anchor, layer.kind) {
             (Some((a, b)), _) => same(&layer.a, a)? && same(&layer.b, b)?,
-            (None, Kind::Linear) => same(&layer.b, &layer.b.zeros_like())?,
+            (None, Kind::Linear) => {
+                same(&layer.b, &layer.b.zeros_like())? || is_zero_product(&layer)?
+            }
             (None, Kind::Embedding) => same(&layer.a, &layer.a.zeros_like())?,
         };
         let magnitude = match &layer.magnitude {
@@ -92,6 +94,17 @@ pub fn has_moved<M: Module>(module: &M) -> Result<bool, AdapterError> {
         }
     }
     Ok(false)
+}
+
+/// Whether factors that are not zero have a product that is, up to rounding:
+/// those of the orthogonal start.
+fn is_zero_product(layer: &Factors) -> Result<bool, AdapterError> {
+    let size = |tensor: Tensor<2>| {
+        let size = tensor.square().sum().sqrt().try_into_scalar::<f32>();
+        size.map_err(|error| device_error(&layer.path, &error))
+    };
+    let product = size(layer.a.clone().matmul(layer.b.clone()))?;
+    Ok(product <= 1e-6 * size(layer.a.clone())? * size(layer.b.clone())?)
 }
 
 fn is_finite(tensor: &Tensor<2>, path: &str) -> Result<bool, AdapterError> {

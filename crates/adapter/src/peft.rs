@@ -257,7 +257,10 @@ impl PeftAdapter {
                           convert it to plain LoRA first, with its base at hand";
             return refuse("the adapter", reason);
         }
-        if let Some(path) = self.saved.keys().next() {
+        self.ensure_sound()?;
+        // An adapted layer's own weight came along, and is the base's.
+        let mut whole = self.saved.keys().filter(|path| !self.is_base_weight(path));
+        if let Some(path) = whole.next() {
             return refuse(
                 path,
                 "it is saved whole beside the factors, which this cannot carry",
@@ -283,6 +286,40 @@ impl PeftAdapter {
             });
         }
         Ok(plain)
+    }
+
+    /// Whether a parameter beside the factors is the weight of an adapted layer.
+    pub(crate) fn is_base_weight(&self, path: &str) -> bool {
+        let layer = path.rsplit_once('.').map_or(path, |(layer, _)| layer);
+        self.layers.contains_key(layer)
+    }
+
+    /// Whether a module of this last name is saved whole.
+    pub fn saves_whole(&self, name: &str) -> bool {
+        let mut trained = self.saved.iter().filter(|(_, (_, trained))| *trained);
+        trained.any(|(path, _)| path.split('.').any(|part| part == name))
+    }
+
+    /// Refuses a file that does not fit itself.
+    pub(crate) fn ensure_sound(&self) -> Result<(), AdapterError> {
+        let mut problems = self.problems.clone();
+        for (path, layer) in &self.layers {
+            for (name, factor, axis) in [("lora_A", &layer.a, 0), ("lora_B", &layer.b, 1)] {
+                if factor.shape.len() != 2 || factor.shape[axis] != layer.rank {
+                    problems.push(format!(
+                        "misshapen: `{PREFIX}{path}.{name}` is {:?}, but its rank is {}",
+                        factor.shape, layer.rank
+                    ));
+                }
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(AdapterError::Unsound {
+            file: self.file.clone(),
+            problems,
+        })
     }
 
     /// Writes what the layers' ranks and scales are into the configuration:

@@ -274,6 +274,15 @@ pub(crate) enum NativeMethod {
     Pissa,
 }
 
+impl From<NativeMethod> for olora_adapter::Method {
+    fn from(method: NativeMethod) -> Self {
+        match method {
+            NativeMethod::Olora => Self::Olora,
+            NativeMethod::Pissa => Self::Pissa,
+        }
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Combine {
     Cat,

@@ -28,7 +28,7 @@ use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, TrainArgs},
     devices,
-    models::{base_of, locate},
+    models::{attached, base_of, locate},
     progress::{Display, finished, say},
 };
 
@@ -256,7 +256,7 @@ impl Loaded {
         let (llama, config) = olora_model::load(&base, dtype, &device)?;
         let llama = match adapter {
             None => llama,
-            Some(adapter) => adapter.attach(llama)?,
+            Some(adapter) => attached(adapter, llama)?,
         };
         Ok(Self {
             llama,

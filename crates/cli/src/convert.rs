@@ -13,7 +13,7 @@ use crate::{
     args::{Combine, ConvertArgs, Dtype, Form},
     commands::read_adapter,
     devices,
-    models::{Base, base_of},
+    models::{Base, attached, base_of},
     progress::say,
 };
 
@@ -44,9 +44,21 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     let recorded = bases.into_iter().next().flatten();
     let mut base = None;
     let mut plain = Vec::with_capacity(read.len());
-    for adapter in read {
-        for note in &adapter.notes {
+    for mut adapter in read {
+        for note in std::mem::take(&mut adapter.notes) {
             say(&format!("note: {note}"));
+        }
+        if let Some(method) = args.method
+            && adapter.config.method.is_anchored()
+            && adapter.config.method != Method::from(method)
+        {
+            bail!(
+                "an adapter is in PEFT's own form of `{}` already: convert it to plain first",
+                adapter.config.method.name()
+            );
+        }
+        if args.model.is_some() {
+            needed(&mut base, args, &adapter)?;
         }
         plain.push(
             if adapter.config.method.is_anchored() && args.form != Form::Native {
@@ -58,18 +70,10 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
             },
         );
     }
-    let mut adapter = match (plain.pop(), plain.is_empty()) {
-        (Some(only), true) if args.weights.is_empty() => only,
-        (last, _) => {
-            plain.extend(last);
-            let weights = args.weights.iter().copied().chain(std::iter::repeat(1.0));
-            let combination = match args.combine {
-                Combine::Cat => Combination::Cat,
-                Combine::Linear => Combination::Linear,
-            };
-            PeftAdapter::combined(plain.into_iter().zip(weights).collect(), combination)?
-        }
-    };
+    let mut adapter = as_one(plain, args)?;
+    for note in &adapter.notes {
+        say(&format!("note: {note}"));
+    }
     if let Some(rank) = args.rank {
         let (reduced, reduction) = adapter.reduced(rank)?;
         adapter = reduced;
@@ -81,10 +85,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         ));
     }
     if args.form == Form::Native && !adapter.config.method.is_anchored() {
-        let method = match args.method.unwrap_or_default() {
-            crate::args::NativeMethod::Olora => Method::Olora,
-            crate::args::NativeMethod::Pissa => Method::Pissa,
-        };
+        let method = Method::from(args.method.unwrap_or_default());
         let base = needed(&mut base, args, &adapter)?;
         let device = devices::open(&args.device, kernels)?.device;
         let (llama, _) = olora_model::load(&base.path, WeightType::F32, &device)?;
@@ -92,7 +93,11 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     }
     adapter.base = base
         .as_ref()
-        .and_then(|base| base.name.clone())
+        .filter(|_| args.model.is_some())
+        .map(|base| {
+            let path = || base.path.display().to_string();
+            base.name.clone().unwrap_or_else(path)
+        })
         .or(recorded);
     if to_gguf {
         let base = needed(&mut base, args, &adapter)?;
@@ -113,6 +118,22 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         adapter.config.rank
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Several adapters as one, or the only one, with its weight if it has one.
+fn as_one(mut plain: Vec<PeftAdapter>, args: &ConvertArgs) -> Result<PeftAdapter> {
+    Ok(match (plain.pop(), plain.is_empty()) {
+        (Some(only), true) if args.weights.is_empty() => only,
+        (last, _) => {
+            plain.extend(last);
+            let weights = args.weights.iter().copied().chain(std::iter::repeat(1.0));
+            let combination = match args.combine {
+                Combine::Cat => Combination::Cat,
+                Combine::Linear => Combination::Linear,
+            };
+            PeftAdapter::combined(plain.into_iter().zip(weights).collect(), combination)?
+        }
+    })
 }
 
 /// What was asked for and does not go together.
@@ -166,7 +187,7 @@ fn to_plain(
     let (llama, _) = olora_model::load(base, WeightType::F32, &device)?;
     let config = adapter.config.clone();
     let fingerprint = adapter.base_fingerprint.clone();
-    let mut plain = PeftAdapter::of(&adapter.attach(llama)?, &config, PeftForm::Plain)?;
+    let mut plain = PeftAdapter::of(&attached(adapter, llama)?, &config, PeftForm::Plain)?;
     plain.base_fingerprint = fingerprint;
     Ok(plain)
 }

@@ -17,6 +17,7 @@ use crate::{
     Usage,
     args::{InspectArgs, What},
     commands::read_adapter,
+    models::locate,
     progress::{parameters, say},
 };
 
@@ -35,7 +36,8 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn model(args: &InspectArgs) -> Result<ExitCode> {
-    let config = ModelConfig::from_path(&args.path)?;
+    let path = locate(&args.path.to_string_lossy())?.path;
+    let config = ModelConfig::from_path(&path)?;
     // Nothing is allocated: only the shapes are asked for.
     let llama = config.init(&Device::default());
     let n_params = llama.num_params();
@@ -59,8 +61,8 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "eos_token_ids": config.eos_token_ids,
         "dtype": config.stored_dtype().map(olora_model::WeightType::name),
     });
-    if is_gguf(&args.path) {
-        facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&args.path)?));
+    if is_gguf(&path) {
+        facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&path)?));
     }
     print_facts(&facts, args.json)?;
     if !args.json {
@@ -120,7 +122,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
             "give the checkpoint whose tokenizer to use with --model",
         ));
     };
-    let tokenizer = Tokenizer::from_path(model)?;
+    let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
     let options = DataOptions {
         max_length: args.max_length.unwrap_or(512),
         ..DataOptions::default()

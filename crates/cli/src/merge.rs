@@ -13,7 +13,7 @@ use crate::{
     args::{MergeArgs, MergedDtype},
     commands::read_adapter,
     devices,
-    models::base_of,
+    models::{attached, base_of},
     progress::say,
 };
 
@@ -46,7 +46,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let written = devices::guarded(&details, advice, || {
         // Added in f32, rounded once when written.
         let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
-        let adapted = adapter.attach(llama)?;
+        let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
         let merged = olora_adapter::merge(adapted)?;
         if to_file {

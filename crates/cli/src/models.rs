@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use olora_adapter::PeftAdapter;
 use olora_hub::{HubOptions, Progress, Resolved};
+use olora_model::Llama;
 
 use crate::progress::say;
 
@@ -95,6 +96,17 @@ fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
             shown()
         ));
     }
+}
+
+/// The model with the adapter on it.
+pub(crate) fn attached(adapter: PeftAdapter, llama: Llama) -> Result<Llama> {
+    if llama.lm_head.is_none() && adapter.saves_whole("embed_tokens") {
+        bail!(
+            "the adapter holds a whole embedding, which this model ties to `lm_head`: PEFT has trained only \
+             one of the two, and one weight cannot be both"
+        );
+    }
+    Ok(adapter.attach(llama)?)
 }
 
 /// `owner/Name` and `/models/name/` are called alike.

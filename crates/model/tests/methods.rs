@@ -24,7 +24,7 @@ use burn::{
 use common::{fixture, floats, host, ids, ints, max_diff};
 use olora_adapter::{
     AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm,
-    WriteOptions, attach, attach_along, factors, has_moved, merge, without_adapter,
+    WriteOptions, attach, attach_along, attach_empty, factors, has_moved, merge, without_adapter,
 };
 use olora_model::{Llama, WeightType, load};
 
@@ -427,6 +427,53 @@ fn what_peft_trained_by_every_method_is_read_and_merges() {
             assert!(diff < 1e-4, "{name}/{form}, merged: {diff}");
         }
     }
+}
+
+#[test]
+fn what_peft_named_by_block_and_exclusion_is_written_layer_by_layer() {
+    let directory = fixture("peft/llama-layers");
+    let file = directory.join("logits.safetensors");
+    let expected = floats(&file, "logits").1;
+    let out = tempfile::tempdir().unwrap();
+    let adapter = PeftAdapter::read(&directory).unwrap();
+    adapter.write(out.path(), &WriteOptions::default()).unwrap();
+    let again = PeftAdapter::read(out.path())
+        .unwrap()
+        .attach(base())
+        .unwrap();
+    let found = host(again.forward(ids(&file, "input_ids", &Device::flex())));
+    assert!(max_diff(&found, &expected) < 1e-4);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_itself_is_not_written() {
+    let out = tempfile::tempdir().unwrap();
+    let from = fixture("peft/train-rslora/final");
+    let copied = out.path().join("copied");
+    fs::create_dir(&copied).unwrap();
+    let tensors = "adapter_model.safetensors";
+    fs::copy(from.join(tensors), copied.join(tensors)).unwrap();
+    let config = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let config = config.replace("\"r\": 4", "\"r\": 8");
+    fs::write(copied.join("adapter_config.json"), config).unwrap();
+    let adapter = PeftAdapter::read(&copied).unwrap();
+    let written = out.path().join("written");
+    let error = adapter
+        .write(&written, &WriteOptions::default())
+        .unwrap_err();
+    assert!(error.to_string().contains("but its rank is 8"), "{error}");
+    assert!(!written.exists());
+    assert!(adapter.clone().reduced(2).is_err());
+    assert!(PeftAdapter::combined(vec![(adapter, 1.0)], Combination::Cat).is_err());
+}
+
+#[test]
+fn layers_that_were_found_to_need_no_rank_need_none_in_a_resumed_run() {
+    let ranks = BTreeMap::from([("model.layers.0.self_attn.q_proj".to_owned(), 2)]);
+    let model = attach_empty(base(), &eva_config(1), &ranks).unwrap();
+    let layers = factors(&model);
+    assert_eq!(layers.len(), 1);
+    assert_eq!(layers[0].a.dims(), [32, 2]);
 }
 
 #[test]

@@ -96,7 +96,12 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
 
 /// What an adapter of this recipe records as its base.
 pub(crate) fn base_name(recipe: &Recipe) -> String {
-    let path = || recipe.model.path.display().to_string();
+    let path = || {
+        let path = recipe.model.path.display().to_string();
+        // With one slash it would read as a name on the hub.
+        let ambiguous = path.matches('/').count() == 1 && !path.starts_with(['/', '.']);
+        if ambiguous { format!("./{path}") } else { path }
+    };
     recipe.model.base_name.clone().unwrap_or_else(path)
 }
 

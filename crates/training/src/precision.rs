@@ -98,7 +98,9 @@ impl Recipe {
             }
         };
         let full = self.adapter.method == AdapterMethod::None;
-        let stored = if full { None } else { config.stored_dtype() };
+        // What trains is held in float32.
+        let trains = full || !self.adapter.modules_to_save.is_empty();
+        let stored = if trains { None } else { config.stored_dtype() };
         let base = choose("model.dtype", self.model.dtype, stored)?;
         // Left out, the compute format is the base's own, on the CPU too.
         let compute = self.model.compute_dtype.unwrap_or(base.into());

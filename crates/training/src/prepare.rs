@@ -156,6 +156,15 @@ impl Counts {
             rank = rank.max(shape.rank);
         }
         let saved = shapes.saved(&adapter.modules_to_save);
+        if model.lm_head.is_none() && saved.iter().any(|(path, _)| path.contains("embed_tokens")) {
+            return Err(TrainError::Adapter(AdapterError::Impossible {
+                path: "embed_tokens".to_owned(),
+                what: "its place in `modules_to_save`".to_owned(),
+                reason: "it is tied to `lm_head`: trained whole, it would be both here, and the embedding \
+                         alone where PEFT loads it. Put an adapter on it instead (`adapter.targets`)"
+                    .to_owned(),
+            }));
+        }
         let n_saved: usize = saved.iter().map(|(_, n)| n).sum();
         largest_trained = saved
             .iter()

@@ -303,7 +303,7 @@ fn run_recipe(
     directory.write("summary.json", &json)?;
     if !full && !outcome.interrupted {
         directory.write("adapter/README.md", card(recipe, &summary).as_bytes())?;
-        if !has_moved(&llama)? {
+        if recipe.adapter.modules_to_save.is_empty() && !has_moved(&llama)? {
             observer.on(&Event::Note(
                 "no factor has moved in training, every `B` is what it was: the adapter changes nothing. \
                  Is the learning rate too small?"

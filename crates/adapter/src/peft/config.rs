@@ -12,6 +12,7 @@ use crate::{AdapterConfig, AdapterError, Method};
 const DEFAULTS_ONLY: &[&str] = &[
     "alora_invocation_tokens",
     "arrow_config",
+    "ensure_weight_tying",
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
@@ -100,13 +101,15 @@ pub(super) fn read(
             ))
         }),
     };
-    let dropout = json
-        .get("lora_dropout")
-        .and_then(Value::as_f64)
-        .unwrap_or(0.0);
+    let dropout = match json.get("lora_dropout") {
+        None | Some(Value::Null) => 0.0,
+        // What is no number is out of range too.
+        Some(value) => value.as_f64().unwrap_or(f64::NAN),
+    };
     if !(0.0..1.0).contains(&dropout) {
         return Err(refuse(format!(
-            "`lora_dropout` is {dropout}, but must be at least 0 and below 1"
+            "`lora_dropout` is {}, but must be a number of at least 0 and below 1",
+            json["lora_dropout"]
         )));
     }
     let config = AdapterConfig {
@@ -167,11 +170,23 @@ impl PeftAdapter {
             "r": config.rank,
             "rank_pattern": config.rank_pattern,
             "revision": null,
-            "target_modules": config.targets,
+            "target_modules": self.target_names(),
             "task_type": "CAUSAL_LM",
             "use_dora": config.dora,
             "use_rslora": config.rslora
         })
+    }
+}
+
+impl PeftAdapter {
+    /// What was read may name its layers by an expression, by block or by
+    /// exclusion; what is written names each.
+    fn target_names(&self) -> Vec<String> {
+        if self.rules.is_some() {
+            self.layers.keys().cloned().collect()
+        } else {
+            self.config.targets.clone()
+        }
     }
 }
 

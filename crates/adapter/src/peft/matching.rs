@@ -25,7 +25,7 @@ pub(crate) struct Rules {
     targets: Names,
     exclude: Option<Names>,
     layers: Option<Vec<usize>>,
-    pattern: Regex,
+    patterns: Vec<Regex>,
     saved: Vec<String>,
 }
 
@@ -71,22 +71,31 @@ impl Rules {
                 ))
             })?),
         };
-        let pattern = match json.get("layers_pattern") {
-            Some(Value::String(name)) => format!(r"^.*?\.{}\.(\d+)\.", regex::escape(name)),
-            Some(Value::Array(_)) => {
-                return Err(refuse(
-                    "`layers_pattern` is a list, but must be one name".to_owned(),
-                ));
-            }
-            _ => r"^.*?\.[^.]*\.(\d+)\.".to_owned(),
+        let names_of_lists = match json.get("layers_pattern") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(value) => strings(value).ok_or_else(|| {
+                refuse(format!(
+                    "`layers_pattern` is {value}, but must be text or a list of it"
+                ))
+            })?,
         };
-        let pattern = Regex::new(&pattern).map_err(|error| refuse(error.to_string()))?;
+        let mut patterns = Vec::new();
+        for name in &names_of_lists {
+            patterns.push(Regex::new(&format!(r"^(?:|.*?\.)(?:{name})\.(\d+)\.")));
+        }
+        if patterns.is_empty() {
+            patterns.push(Regex::new(r"^.*?\.[^.]*\.(\d+)\."));
+        }
+        let patterns = patterns
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| refuse(error.to_string()))?;
         let saved = json.get("modules_to_save").and_then(strings);
         Ok(Some(Self {
             targets,
             exclude: names("exclude_modules")?,
-            layers,
-            pattern,
+            layers: layers.filter(|layers| !layers.is_empty()),
+            patterns,
             saved: saved.unwrap_or_default(),
         }))
     }
@@ -97,7 +106,15 @@ impl Rules {
             .exclude
             .as_ref()
             .is_some_and(|names| names.has(path, kind));
-        if excluded || self.saved.iter().any(|name| is_or_ends_with(path, name)) {
+        // A module that is saved whole takes everything in it along.
+        let ends = path
+            .match_indices('.')
+            .map(|(end, _)| end)
+            .chain([path.len()]);
+        let mut holders = ends.map(|end| &path[..end]);
+        let whole =
+            holders.any(|holder| self.saved.iter().any(|name| is_or_ends_with(holder, name)));
+        if excluded || whole {
             return false;
         }
         if let Names::List(list) = &self.targets
@@ -107,8 +124,11 @@ impl Rules {
             return true;
         }
         let in_layers = self.layers.as_ref().is_none_or(|layers| {
-            let number = self.pattern.captures(path).and_then(|found| found.get(1));
-            number.is_some_and(|number| {
+            let mut numbers = self.patterns.iter().filter_map(|pattern| {
+                let found = pattern.captures(path)?;
+                found.get(1)
+            });
+            numbers.next().is_some_and(|number| {
                 let number = number.as_str().parse::<usize>();
                 number.is_ok_and(|number| layers.contains(&number))
             })
@@ -246,15 +266,27 @@ mod tests {
             &json!({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}),
         );
         assert!(linear(&saved, Q0) && !linear(&saved, "lm_head"));
+        let whole = rules(&json!({"target_modules": ["q_proj"], "modules_to_save": ["self_attn"]}));
+        assert!(!linear(&whole, Q0), "inside a saved module");
+    }
+
+    #[test]
+    fn no_layers_are_all_layers_and_several_patterns_are_tried() {
+        let all = rules(&json!({"target_modules": ["q_proj"], "layers_to_transform": []}));
+        assert!(linear(&all, Q0) && linear(&all, Q1));
+        let second = rules(&json!({
+            "target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": ["h", "layers"],
+        }));
+        assert!(linear(&second, Q1) && !linear(&second, Q0));
     }
 
     #[test]
     fn the_first_pattern_in_the_files_order_decides() {
         let file = Path::new("adapter_config.json");
         let json =
-            json!({"rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 6, "^k_proj": 3}});
+            json!({"rank_pattern": {"q_proj": 6, "layers.1.self_attn.q_proj": 2, "^k_proj": 3}});
         let keys = PatternKeys::read(json.as_object().unwrap(), "rank_pattern", file).unwrap();
-        assert_eq!(keys.of(Q1), Some(2.0));
+        assert_eq!(keys.of(Q1), Some(6.0), "not the longest, the first");
         assert_eq!(keys.of(Q0), Some(6.0));
         assert_eq!(keys.of("model.layers.0.self_attn.k_proj"), None);
     }

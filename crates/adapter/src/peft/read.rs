@@ -111,6 +111,11 @@ impl PeftAdapter {
                     layer.is_embedding |= is_embedding;
                     layer.found.insert(part, stored);
                 }
+                // What PEFT has taken the start out of, which is made again from the base.
+                Some(Place::Base(_)) if config.method.is_anchored() => {}
+                Some(Place::Base(path)) => {
+                    saved.insert(path, (stored, false));
+                }
                 Some(Place::Parameter(path)) => {
                     let module = path
                         .rsplit_once('.')
@@ -125,7 +130,13 @@ impl PeftAdapter {
         }
         let mut layers = BTreeMap::new();
         for (path, parts) in parts {
-            let rank = ranks.of(&path).map_or(config.rank, |rank| rank as usize);
+            let rank = ranks.of(&path).unwrap_or(config.rank as f64);
+            if rank.fract() != 0.0 {
+                let reason =
+                    format!("`rank_pattern` gives `{path}` the rank {rank}, no whole number");
+                return Err(malformed(&config_file, "adapter configuration", &reason));
+            }
+            let rank = rank as usize;
             let shape = config.shape(rank, alphas.of(&path).unwrap_or(config.alpha));
             match parts.into_layer(&path, shape, config.dora, &mut problems) {
                 None => {}
@@ -149,7 +160,7 @@ impl PeftAdapter {
             rules,
             problems,
         };
-        if adapter.problems.is_empty() {
+        if adapter.ensure_sound().is_ok() {
             adapter.settle_patterns();
         }
         if adapter.is_idle() && !adapter.layers.is_empty() {
@@ -168,6 +179,8 @@ enum Place<'a> {
     Layer(&'a str, Part, bool),
     /// A parameter of the base.
     Parameter(String),
+    /// The weight of an adapted layer.
+    Base(String),
 }
 
 fn place(name: &str) -> Option<Place<'_>> {
@@ -189,8 +202,11 @@ fn place(name: &str) -> Option<Place<'_>> {
     if path.contains(".lora_") {
         return None;
     }
-    // An adapted embedding whose own weight came along.
-    Some(Place::Parameter(path.replace(".base_layer.", ".")))
+    // An adapted layer's own weight may come along, for embeddings and heads.
+    Some(match path.split_once(".base_layer.") {
+        Some((layer, name)) => Place::Base(format!("{layer}.{name}")),
+        None => Place::Parameter(path.to_owned()),
+    })
 }
 
 fn is_under(module: &str, name: &str) -> bool {

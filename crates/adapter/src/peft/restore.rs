@@ -166,6 +166,11 @@ fn misfits(path: &str, layer: &Layer, target: &Target) -> Vec<String> {
             "misshapen: `{path}` is {kind}, and the factors' names are not for one"
         )];
     }
+    if layer.kind == Kind::Embedding && layer.magnitude.is_some() {
+        return vec![format!(
+            "unused: `{PREFIX}{path}.lora_magnitude_vector`: DoRA on an embedding is not supported"
+        )];
+    }
     let check = |name: &str, found: &[usize], expected: &[usize]| {
         let differs = found != expected;
         differs.then(|| {

@@ -33,6 +33,16 @@ pub enum FactorType {
     Bf16,
 }
 
+impl FactorType {
+    fn stored(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+}
+
 /// How an adapter is written.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
@@ -51,45 +61,47 @@ impl PeftAdapter {
     /// [`AdapterError::Io`] names the file; [`AdapterError::NotFinite`] the layer
     /// whose values do not fit the number format.
     pub fn write(&self, directory: &Path, options: &WriteOptions) -> Result<(), AdapterError> {
+        self.ensure_sound()?;
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize], values: &[f32]| {
-            let bytes = encode(values, options.dtype)
-                .ok_or_else(|| AdapterError::NotFinite(name.clone()))?;
-            tensors.push((name, shape.to_vec(), bytes));
+        let mut add = |name: String, shape: &[usize], values: &[f32], dtype: FactorType| {
+            let bytes =
+                encode(values, dtype).ok_or_else(|| AdapterError::NotFinite(name.clone()))?;
+            tensors.push((name, shape.to_vec(), bytes, dtype));
             Ok(())
         };
+        let dtype = options.dtype;
         for (path, layer) in &self.layers {
-            let [a, b] = names(layer.kind);
-            add(
-                format!("{PREFIX}{path}.{a}"),
-                &layer.a.shape,
-                &layer.a.values,
-            )?;
-            add(
-                format!("{PREFIX}{path}.{b}"),
-                &layer.b.shape,
-                &layer.b.values,
-            )?;
+            for (name, factor) in names(layer.kind).into_iter().zip([&layer.a, &layer.b]) {
+                let name = format!("{PREFIX}{path}.{name}");
+                add(name, &factor.shape, &factor.values, dtype)?;
+            }
             if let Some(magnitude) = &layer.magnitude {
                 let name = format!("{PREFIX}{path}.lora_magnitude_vector");
-                add(name, &magnitude.shape, &magnitude.values)?;
+                add(name, &magnitude.shape, &magnitude.values, dtype)?;
             }
         }
         for (path, (value, _)) in &self.saved {
-            add(format!("{PREFIX}{path}"), &value.shape, &value.values)?;
+            if self.is_base_weight(path) {
+                // The base's own, which is not to be rounded, under the name that PEFT gives it.
+                let (layer, name) = path.rsplit_once('.').unwrap_or((path, "weight"));
+                let name = format!("{PREFIX}{layer}.base_layer.{name}");
+                add(name, &value.shape, &value.values, FactorType::F32)?;
+            } else {
+                add(
+                    format!("{PREFIX}{path}"),
+                    &value.shape,
+                    &value.values,
+                    dtype,
+                )?;
+            }
         }
         let json = serde_json::to_string_pretty(&self.to_json())
             .map_err(|error| malformed(&directory.join(CONFIG_FILE), "JSON value", &error))?;
 
         let path = directory.join(TENSOR_FILE);
-        let dtype = match options.dtype {
-            FactorType::F32 => Dtype::F32,
-            FactorType::F16 => Dtype::F16,
-            FactorType::Bf16 => Dtype::BF16,
-        };
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            TensorView::new(dtype, shape.clone(), bytes).map(|view| (name.as_str(), view))
+        let views = tensors.iter().map(|(name, shape, bytes, dtype)| {
+            TensorView::new(dtype.stored(), shape.clone(), bytes).map(|view| (name.as_str(), view))
         });
         let bytes = views
             .collect::<Result<Vec<_>, _>>()

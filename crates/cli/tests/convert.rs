@@ -1,0 +1,272 @@
+//! `olora convert`, and adapters on bases that are not theirs, as a person
+//! meets them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn olora(arguments: &[&str]) -> Output {
+    Command::cargo_bin("olora")
+        .unwrap()
+        .current_dir(root())
+        // Nothing is asked of the hub.
+        .env("HF_HUB_OFFLINE", "1")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn done(arguments: &[&str]) -> String {
+    let output = olora(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    said(&output)
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = olora(arguments);
+    assert!(!output.status.success(), "{arguments:?}");
+    let text = said(&output);
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+fn config(directory: &Path) -> Value {
+    let bytes = fs::read(directory.join("adapter_config.json")).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+#[test]
+fn forms_ranks_and_formats_are_converted() {
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let native = "fixtures/peft/train-olora/final";
+    let plain = at("plain");
+    done(&["convert", native, "--output", &text(&plain)]);
+    assert_eq!(config(&plain)["r"], 8);
+    assert_eq!(config(&plain)["init_lora_weights"], true);
+
+    let back = at("back");
+    done(&[
+        "convert",
+        &text(&plain),
+        "--form",
+        "native",
+        "--model",
+        "fixtures/llama",
+        "--output",
+        &text(&back),
+    ]);
+    assert_eq!(config(&back)["r"], 4);
+    assert_eq!(config(&back)["init_lora_weights"], "olora");
+
+    let small = at("small");
+    let words = done(&[
+        "convert",
+        &text(&plain),
+        "--rank",
+        "3",
+        "--dtype",
+        "bfloat16",
+        "--output",
+        &text(&small),
+    ]);
+    assert!(words.contains("off by"), "{words}");
+    assert_eq!(config(&small)["r"], 3);
+    let size = |directory: &Path| {
+        fs::metadata(directory.join("adapter_model.safetensors"))
+            .unwrap()
+            .len()
+    };
+    assert!(size(&small) < size(&plain) / 2);
+
+    let both = at("both");
+    done(&[
+        "convert",
+        &text(&plain),
+        &text(&small),
+        "--weights",
+        "0.7,-0.3",
+        "--output",
+        &text(&both),
+    ]);
+    assert_eq!(config(&both)["r"], 11);
+
+    let gguf = at("adapter.gguf");
+    done(&[
+        "convert",
+        &text(&plain),
+        "--model",
+        "fixtures/llama",
+        "--output",
+        &text(&gguf),
+    ]);
+    assert_eq!(&fs::read(&gguf).unwrap()[..4], b"GGUF");
+    // Nothing is overwritten.
+    let before = fs::read(&gguf).unwrap();
+    let words = refused(&["convert", &text(&plain), "--output", &text(&gguf)]);
+    assert!(words.contains("exists already"), "{words}");
+    assert_eq!(fs::read(&gguf).unwrap(), before);
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_and_nothing_is_written() {
+    let out = tempfile::tempdir().unwrap();
+    let to = out.path().join("out");
+    let gguf = out.path().join("out.gguf");
+    let (to, gguf) = (to.to_str().unwrap(), gguf.to_str().unwrap());
+    let cases: [(&[&str], &str); 6] = [
+        (
+            &[
+                "fixtures/peft/train-dora/final",
+                "--model",
+                "fixtures/llama",
+                "--output",
+                gguf,
+            ],
+            "magnitudes",
+        ),
+        (
+            &[
+                "fixtures/peft/train-dora/final",
+                "--rank",
+                "2",
+                "--output",
+                to,
+            ],
+            "magnitudes",
+        ),
+        (
+            &[
+                "fixtures/peft/train-lora/final",
+                "--form",
+                "native",
+                "--model",
+                "fixtures/llama",
+                "--output",
+                to,
+            ],
+            "start on this base",
+        ),
+        (
+            &[
+                "fixtures/peft/train-lora/final",
+                "--method",
+                "pissa",
+                "--output",
+                to,
+            ],
+            "--form native",
+        ),
+        (
+            &[
+                "fixtures/peft/train-lora/final",
+                "--weights",
+                "1,2",
+                "--output",
+                to,
+            ],
+            "2 numbers for 1",
+        ),
+        (
+            &[
+                "fixtures/peft/train-lora/final",
+                "fixtures/peft/train-patterns/final",
+                "--combine",
+                "linear",
+                "--output",
+                to,
+            ],
+            "linear combination",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let words = refused(&[&["convert"], arguments].concat());
+        assert!(words.contains(expected), "{arguments:?}: {words}");
+        assert!(
+            fs::read_dir(out.path()).unwrap().next().is_none(),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn an_adapter_for_another_base_is_warned_of_or_refused() {
+    // Of the same shapes: it can be put on, and means nothing.
+    let generate = |adapter: &str, base: &str| {
+        let arguments = [
+            "evaluate",
+            "--adapter",
+            adapter,
+            "--model",
+            base,
+            "--data",
+            "nothing.jsonl",
+        ];
+        refused(&arguments)
+    };
+    let words = generate("fixtures/peft/train-lora/final", "fixtures/mistral");
+    assert!(words.contains("it is put on fixtures/mistral"), "{words}");
+    let words = generate("fixtures/peft/train-lora/final", "fixtures/llama");
+    assert!(!words.contains("warning"), "{words}");
+
+    // Of other shapes.
+    let out = tempfile::tempdir().unwrap();
+    let merged = out.path().join("merged");
+    let words = refused(&[
+        "merge",
+        "--adapter",
+        "fixtures/peft/train-lora/final",
+        "--model",
+        "fixtures/llama-head-dim",
+        "--output",
+        merged.to_str().unwrap(),
+    ]);
+    assert!(
+        words.contains("misshapen") && words.contains("q_proj"),
+        "{words}"
+    );
+    assert!(!merged.exists());
+}
+
+#[test]
+fn a_model_that_is_neither_here_nor_in_the_cache_is_named() {
+    let out = tempfile::tempdir().unwrap();
+    let output = Command::cargo_bin("olora")
+        .unwrap()
+        .current_dir(root())
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", out.path())
+        .args(["inspect", "model", "nobody/nothing"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let words = said(&output);
+    assert!(
+        words.contains("nobody/nothing") && !words.contains("panicked"),
+        "{words}"
+    );
+}
