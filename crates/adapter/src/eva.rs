@@ -281,11 +281,26 @@ pub(crate) fn distribute(
     Ok(())
 }
 
-/// The rows to look at, or all where the layer was given only those.
-fn chosen(input: Tensor<2>, rows: &[i32], path: &str) -> Result<Tensor<2>, AdapterError> {
+/// Which rows of a batch are looked at.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// Their numbers, `[batch · seq]` counted through. Those of padding, and of
+    /// what is not trained on, are better left out.
+    pub chosen: Vec<i32>,
+    /// Where the model itself picks rows before its last layers: how many those
+    /// are given, of which the first are the chosen ones.
+    pub picked: Option<usize>,
+}
+
+/// The rows to look at.
+fn chosen(input: Tensor<2>, rows: &Rows, path: &str) -> Result<Tensor<2>, AdapterError> {
     let [n, _] = input.dims();
-    if rows.len() == n {
-        return Ok(input);
+    let Rows {
+        chosen: rows,
+        picked,
+    } = rows;
+    if *picked == Some(n) && rows.len() <= n {
+        return Ok(input.narrow(0, 0, rows.len()));
     }
     if rows
         .iter()
@@ -297,7 +312,7 @@ fn chosen(input: Tensor<2>, rows: &[i32], path: &str) -> Result<Tensor<2>, Adapt
             reason: format!("its input has {n} rows, and others were asked for"),
         });
     }
-    let indices = Tensor::<1, burn::tensor::Int>::from_ints(rows, &input.device());
+    let indices = Tensor::<1, burn::tensor::Int>::from_ints(rows.as_slice(), &input.device());
     Ok(input.select(0, indices))
 }
 
@@ -334,9 +349,8 @@ impl Directions {
     /// they are, or `max_batches` have been seen.
     ///
     /// `run` runs its module on the batch of the given number, counted from
-    /// zero, and returns the rows of the layers' inputs to look at, `[batch · seq]`
-    /// counted through: those of padding and of what is not trained on are better
-    /// left out. A layer gets at most `rho` times its configured rank.
+    /// zero, and returns which rows of the layers' inputs to look at. A layer gets
+    /// at most `rho` times its configured rank.
     ///
     /// # Errors
     ///
@@ -346,7 +360,7 @@ impl Directions {
         config: &AdapterConfig,
         rho: f64,
         max_batches: usize,
-        mut run: impl FnMut(&M, usize) -> Result<Vec<i32>, E>,
+        mut run: impl FnMut(&M, usize) -> Result<Rows, E>,
     ) -> Result<Self, E> {
         let wanted = wanted(&module, config)?;
         let budget = wanted.iter().map(|layer| layer.shape.rank).sum();

@@ -53,7 +53,7 @@ pub use config::{AdapterConfig, LayerShape, Method, Placement};
 pub use convert::{Combination, Reduction};
 pub use dora::Dora;
 pub use error::AdapterError;
-pub use eva::Directions;
+pub use eva::{Directions, Rows};
 pub use factors::{Factors, factors};
 pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank, to_dtype};

@@ -108,7 +108,8 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
             Some(Dtype::Float16) => FactorType::F16,
             Some(Dtype::Bfloat16) => FactorType::Bf16,
         };
-        let options = WriteOptions { dtype, card: None };
+        let card = Some(card(&adapter, args));
+        let options = WriteOptions { dtype, card };
         adapter.write(output, &options)?;
     }
     say(&format!(
@@ -159,6 +160,42 @@ fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What a converted adapter is, for people and for the hub.
+fn card(adapter: &PeftAdapter, args: &ConvertArgs) -> String {
+    let base = adapter.base.as_deref().unwrap_or("unknown");
+    let name = |path: &Path| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        format!("`{}`", name.to_string_lossy())
+    };
+    let sources: Vec<String> = args.adapters.iter().map(|path| name(path)).collect();
+    let weighted = match args.weights.as_slice() {
+        [] => String::new(),
+        weights => format!(", weighted {weights:?}"),
+    };
+    let cut = args.rank.map_or_else(String::new, |rank| {
+        format!(", each layer cut to rank {rank} at most")
+    });
+    let how = format!(
+        "Converted by olora from {}{weighted}{cut}",
+        sources.join(" and ")
+    );
+    format!(
+        "---\nbase_model: {}\nlibrary_name: peft\ntags: [\"lora\", \"olora\"]\n---\n\n\
+         An adapter for `{base}`. {how}.\n\n\
+         | | |\n|---|---|\n| method | {}, {} |\n| rank, alpha | {}, {} |\n| adapted layers | {} |\n",
+        serde_json::Value::from(base),
+        adapter.config.method.name(),
+        if args.form == Form::Native {
+            "PEFT's own form"
+        } else {
+            "plain"
+        },
+        adapter.config.rank,
+        adapter.config.alpha,
+        adapter.shapes().len()
+    )
 }
 
 /// The base, found once.

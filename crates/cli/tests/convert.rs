@@ -69,6 +69,12 @@ fn forms_ranks_and_formats_are_converted() {
     assert_eq!(config(&plain)["r"], 8);
     assert_eq!(config(&plain)["init_lora_weights"], true);
 
+    let card = fs::read_to_string(plain.join("README.md")).unwrap();
+    assert!(
+        card.contains("base_model:") && card.contains("| rank, alpha | 8, 8 |"),
+        "{card}"
+    );
+
     let back = at("back");
     done(&[
         "convert",

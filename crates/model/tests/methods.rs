@@ -23,7 +23,7 @@ use burn::{
 };
 use common::{fixture, floats, host, ids, ints, max_diff};
 use olora_adapter::{
-    AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm,
+    AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm, Rows,
     WriteOptions, attach, attach_along, attach_empty, factors, has_moved, merge, without_adapter,
 };
 use olora_model::{Llama, WeightType, load};
@@ -513,7 +513,10 @@ fn eva(case: &str, config: &AdapterConfig, rho: f64, tolerance: f32) {
         let chosen = mask[cells.clone()].iter().zip(&labels[cells]);
         let counts = chosen.map(|(mask, label)| *mask == 1 && *label != -100);
         let places = counts.enumerate().filter(|(_, counts)| *counts);
-        Ok::<_, AdapterError>(places.map(|(place, _)| place as i32).collect())
+        Ok::<_, AdapterError>(Rows {
+            chosen: places.map(|(place, _)| place as i32).collect(),
+            picked: None,
+        })
     };
     let directions = Directions::find(base(), config, rho, 64, run).unwrap();
     assert!(directions.settled());

@@ -4,7 +4,21 @@ use burn::tensor::Device;
 
 /// The most memory this process has had resident, in bytes; `None` where the
 /// system does not say.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
+pub fn peak_resident_bytes() -> Option<u64> {
+    // `getrusage` would count the program that this one was started in the place of, such as a
+    // `cargo run` that has just compiled it.
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The most memory this process has had resident, in bytes; `None` where the
+/// system does not say.
+#[cfg(all(unix, not(target_os = "linux")))]
 pub fn peak_resident_bytes() -> Option<u64> {
     use nix::sys::resource::{UsageWho, getrusage};
     let peak = u64::try_from(getrusage(UsageWho::RUSAGE_SELF).ok()?.max_rss()).ok()?;

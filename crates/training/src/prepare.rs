@@ -8,8 +8,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::{
-    AdapterConfig, AdapterError, Directions, Method, Placement, attach, attach_along, attach_empty,
-    planned, to_dtype,
+    AdapterConfig, AdapterError, Directions, Method, Placement, Rows, attach, attach_along,
+    attach_empty, planned, to_dtype,
 };
 use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer};
 use olora_model::{Llama, ModelConfig, WeightType, load};
@@ -453,8 +453,11 @@ fn directions(
         let loss = loss_sum(watched, &batch);
         loss.try_into_data()
             .map_err(|error| TrainError::device(&error))?;
-        // The positions that a trained token is predicted from.
-        Ok::<_, TrainError>(batch.positions)
+        // The positions that a trained token is predicted from; on a GPU there are more, as padding.
+        let picked = Some(batch.positions.len());
+        let mut chosen = batch.positions;
+        chosen.truncate(batch.n_trained);
+        Ok::<_, TrainError>(Rows { chosen, picked })
     };
     let directions = Directions::find(llama.clone(), config, rho, MAX_BATCHES, run)?;
     if !directions.settled() {

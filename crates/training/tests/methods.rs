@@ -111,6 +111,65 @@ methods! {
 }
 
 #[test]
+fn anchored_and_residual_train_the_same_function_by_every_method_that_has_both() {
+    let out = tempfile::tempdir().unwrap();
+    let losses = |method: &str, placement: &str, more: &[&str]| {
+        let settings = [
+            &format!("adapter.method={method}"),
+            &format!("adapter.placement={placement}"),
+            "training.max_steps=8",
+            "training.checkpoint_every=0",
+            "training.learning_rate=5e-4",
+        ];
+        let settings = [&settings[..], more].concat();
+        let name = format!("{method}-{placement}-{}", more.len());
+        let (summary, losses) = run(&recipe(out.path(), &name, &settings), false, None);
+        summary.unwrap();
+        losses
+    };
+    for (method, more) in [
+        ("olora", &["adapter.dora=true"][..]),
+        ("olora-tail", &[]),
+        ("pissa", &[]),
+        ("milora", &[]),
+    ] {
+        let anchored = losses(method, "anchored", more);
+        let residual = losses(method, "residual", more);
+        assert_eq!(anchored.len(), 8);
+        for ((step, a), (_, r)) in anchored.iter().zip(&residual) {
+            assert!(
+                (a - r).abs() < 1e-4,
+                "{method}, step {step}: anchored {a}, residual {r}"
+            );
+        }
+    }
+}
+
+#[test]
+fn evas_ranks_do_not_depend_on_padding() {
+    let out = tempfile::tempdir().unwrap();
+    let ranks = |multiple: usize| {
+        let padding = format!("training.pad_to_multiple_of={multiple}");
+        let name = format!("padded-{multiple}");
+
+        let settings = ["adapter.method=eva", "training.max_steps=3", &padding];
+        run(&recipe(out.path(), &name, &settings), false, None)
+            .0
+            .unwrap();
+        let file = out.path().join(&name).join("ranks.json");
+        let json = fs::read_to_string(file).unwrap();
+        serde_json::from_str::<std::collections::BTreeMap<String, usize>>(&json).unwrap()
+    };
+    let plain = ranks(1);
+    assert!(
+        plain
+            .values()
+            .any(|rank| *rank != plain["model.layers.0.mlp.up_proj"])
+    );
+    assert_eq!(ranks(64), plain);
+}
+
+#[test]
 fn an_adapter_that_has_not_moved_is_reported() {
     let out = tempfile::tempdir().unwrap();
     // So small a step that no factor changes in f32.
