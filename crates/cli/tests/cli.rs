@@ -8,38 +8,16 @@
     reason = "tests"
 )]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Output,
-};
+mod common;
 
-use assert_cmd::Command;
+use std::{fs, path::Path, process::Output};
+
+use common::{olora, root, stderr};
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()
-        .unwrap()
-}
-
-fn olora(arguments: &[&str]) -> Output {
-    Command::cargo_bin("olora")
-        .unwrap()
-        .current_dir(root())
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// `olora train` on the quickstart, shortened, into `out`.

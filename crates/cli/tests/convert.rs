@@ -8,47 +8,28 @@
     reason = "tests"
 )]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Output,
-};
+mod common;
+
+use std::{fs, path::Path};
 
 use assert_cmd::Command;
+use common::{olora, root, stderr};
 use serde_json::Value;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()
-        .unwrap()
-}
-
-fn olora(arguments: &[&str]) -> Output {
-    Command::cargo_bin("olora")
-        .unwrap()
-        .current_dir(root())
-        // Nothing is asked of the hub.
-        .env("HF_HUB_OFFLINE", "1")
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 fn done(arguments: &[&str]) -> String {
     let output = olora(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-    said(&output)
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        stderr(&output)
+    );
+    stderr(&output)
 }
 
 fn refused(arguments: &[&str]) -> String {
     let output = olora(arguments);
     assert!(!output.status.success(), "{arguments:?}");
-    let text = said(&output);
+    let text = stderr(&output);
     assert!(!text.contains("panicked"), "{text}");
     text
 }
@@ -270,7 +251,7 @@ fn a_model_that_is_neither_here_nor_in_the_cache_is_named() {
         .output()
         .unwrap();
     assert!(!output.status.success());
-    let words = said(&output);
+    let words = stderr(&output);
     assert!(
         words.contains("nobody/nothing") && !words.contains("panicked"),
         "{words}"

@@ -18,10 +18,10 @@ use std::{
 };
 
 use burn::{
-    module::{Module, ModuleMapper, Param},
-    tensor::{Device, Distribution, Int, Tensor, TensorData},
+    module::Module,
+    tensor::{Device, Int, Tensor, TensorData},
 };
-use common::{fixture, floats, host, ids, ints, max_diff};
+use common::{Moved, fixture, floats, host, ids, ints, max_diff};
 use olora_adapter::{
     AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm, Rows,
     WriteOptions, attach, attach_along, attach_empty, factors, has_moved, merge, without_adapter,
@@ -49,29 +49,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// Moves what trains away from its start, as training would.
 fn moved(model: Llama, config: &AdapterConfig) -> Llama {
-    struct Move(Vec<String>, Vec<String>);
-    impl ModuleMapper for Move {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.0.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let at = self.0.join(".");
-            let constant = ["anchor", "dora.start", "dora.weight_squares"];
-            let trains = at.contains("low_rank") && !constant.iter().any(|name| at.contains(name));
-            let whole = self.1.iter().any(|name| at.starts_with(name.as_str()));
-            if !trains && !whole {
-                return param;
-            }
-            param.map(|t| {
-                let noise = t.random_like(Distribution::Normal(0.0, 0.1));
-                t + noise
-            })
-        }
-    }
-    model.map(&mut Move(Vec::new(), config.modules_to_save.clone()))
+    model.map(&mut Moved::new(&config.modules_to_save))
 }
 
 fn plain(method: Method) -> AdapterConfig {

@@ -16,11 +16,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use burn::{
-    module::{Module, ModuleMapper, Param},
-    tensor::{Device, Distribution, Tensor},
-};
-use common::{fixture, floats, host, ids, max_diff};
+use burn::{module::Module, tensor::Device};
+use common::{Moved, fixture, floats, host, ids, max_diff};
 use olora_adapter::{
     AdapterConfig, AdapterError, Method, PeftAdapter, PeftForm, attach, factors, merge, save_peft,
     without_adapter,
@@ -66,30 +63,11 @@ static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// An adapter moved away from its start, as training would.
 fn trained(method: Method) -> Llama {
-    struct Move(Vec<String>);
-    impl ModuleMapper for Move {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.0.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let at = self.0.join(".");
-            if !at.contains("low_rank") || at.contains("anchor") {
-                return param;
-            }
-            param.map(|t| {
-                let noise = t.random_like(Distribution::Normal(0.0, 0.1));
-                t + noise
-            })
-        }
-    }
     let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     Device::flex().seed(3);
     attach(base(), &config(method), 1, &mut |_, _| {})
         .unwrap()
-        .map(&mut Move(Vec::new()))
+        .map(&mut Moved::new(&[]))
 }
 
 #[test]

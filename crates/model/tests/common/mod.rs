@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::{
+    module::{ModuleMapper, Param},
+    tensor::{DType, Device, Distribution, Int, Tensor, TensorData},
+};
 use safetensors::SafeTensors;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -67,4 +70,41 @@ pub fn max_diff(ours: &[f32], golden: &[f32]) -> f32 {
         .zip(golden)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
+}
+
+/// Moves what trains away from its start, as training would: factors,
+/// magnitudes, and the modules that train whole.
+pub struct Moved {
+    path: Vec<String>,
+    whole: Vec<String>,
+}
+
+impl Moved {
+    pub fn new(whole: &[String]) -> Self {
+        Self {
+            path: Vec::new(),
+            whole: whole.to_vec(),
+        }
+    }
+}
+
+impl ModuleMapper for Moved {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let at = self.path.join(".");
+        let constant = ["anchor", "dora.start", "dora.weight_squares"];
+        let is_factor = at.contains("low_rank") && !constant.iter().any(|name| at.contains(name));
+        if !is_factor && !self.whole.iter().any(|name| at.starts_with(name.as_str())) {
+            return param;
+        }
+        param.map(|t| {
+            let noise = t.random_like(Distribution::Normal(0.0, 0.1));
+            t + noise
+        })
+    }
 }
