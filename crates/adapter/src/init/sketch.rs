@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::{
     random::normal_matrix,
-    svd::{Svd, basis, from_basis},
+    svd::{Svd, from_basis},
+    thin_q,
 };
 use crate::{AdapterError, error::device_error};
 
@@ -53,7 +54,7 @@ pub(crate) fn randomised(
         });
         products.collect::<Result<Vec<_>, AdapterError>>()
     };
-    let bases = |products: Vec<DMatrix<f64>>| products.into_par_iter().map(basis).collect();
+    let bases = |products: Vec<DMatrix<f64>>| products.into_par_iter().map(thin_q).collect();
     let mut q: Vec<DMatrix<f64>> = bases(times(drawn, false)?);
     for _ in 0..iterations {
         let back = bases(times(q, true)?);

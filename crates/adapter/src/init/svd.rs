@@ -3,8 +3,6 @@
 
 use nalgebra::{DMatrix, DVector};
 
-use super::thin_q;
-
 /// Some components of `W ≈ U·diag(s)·Vᵀ`.
 #[derive(Clone, Debug)]
 pub struct Svd {
@@ -58,14 +56,7 @@ pub fn svd(w: &DMatrix<f64>, which: Which, k: usize) -> Svd {
     Svd { u, s, v }
 }
 
-/// One step of a randomised decomposition (Halko, Martinsson and Tropp 2011,
-/// arXiv 0909.4061, algorithms 4.4 and 5.1, as in `torch.svd_lowrank`): an
-/// orthonormal basis of what a product has given.
-pub fn basis(product: DMatrix<f64>) -> DMatrix<f64> {
-    thin_q(product)
-}
-
-/// The last step: the `k` largest components from an orthonormal basis `q`,
+/// The last step of a randomised decomposition: the `k` largest components from an orthonormal basis `q`,
 /// `[m, p]`, of the range of `W`, and `Wᵀq`, `[n, p]`.
 pub fn from_basis(q: &DMatrix<f64>, projected: &DMatrix<f64>, k: usize) -> Svd {
     // Wᵀq = V·S·Uqᵀ.
@@ -76,7 +67,10 @@ pub fn from_basis(q: &DMatrix<f64>, projected: &DMatrix<f64>, k: usize) -> Svd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::init::random::{generator, normal_matrix};
+    use crate::init::{
+        random::{generator, normal_matrix},
+        thin_q,
+    };
 
     fn matrix(m: usize, n: usize) -> DMatrix<f64> {
         normal_matrix(m, n, &mut generator(5, 6))
@@ -120,7 +114,7 @@ mod tests {
     fn a_basis_of_the_range_gives_the_exact_components() {
         // Of rank 3, so that three columns are the whole range.
         let w = matrix(20, 3) * matrix(3, 15);
-        let q = basis(&w * matrix(15, 3));
+        let q = thin_q(&w * matrix(15, 3));
         let random = from_basis(&q, &w.tr_mul(&q), 3);
         let exact = svd(&w, Which::Largest, 3);
         assert!((random.s - exact.s).amax() < 1e-10);

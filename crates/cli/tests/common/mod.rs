@@ -1,11 +1,14 @@
 //! The binary, run in the root of the repository.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::{
     path::{Path, PathBuf},
     process::Output,
 };
 
 use assert_cmd::Command;
+use tempfile::TempDir;
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -27,4 +30,32 @@ pub fn olora(arguments: &[&str]) -> Output {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// `olora train` on the quickstart, shortened, into `out`.
+pub fn train(out: &TempDir, overrides: &[&str]) -> Output {
+    let directory = format!("output.directory=\"{}\"", out.path().display());
+    let mut arguments = vec!["train", "recipes/quickstart.toml", "--set", &directory];
+    let short = [
+        "training.epochs=0.02",
+        "samples.max_new_tokens=4",
+        "training.evaluate_every=0",
+    ];
+    for setting in short.iter().chain(overrides) {
+        arguments.extend(["--set", setting]);
+    }
+    olora(&arguments)
+}
+
+/// Runs, expecting failure with this code, and returns what was said.
+pub fn refused(output: &Output, code: i32) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert_eq!(stdout(output), "", "an error has no result");
+    assert!(!text.contains("panicked"), "{text}");
+    text
 }
