@@ -63,6 +63,7 @@ pub(crate) fn losses(report: &Report) -> Result<String, TrainError> {
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|loss| format!("{loss:.3}"))
             .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
             .draw()?;
         for (index, (group, curve)) in groups.iter().zip(&curves).enumerate() {
             let color = COLORS[index % COLORS.len()];
@@ -101,14 +102,16 @@ pub(crate) fn steps(report: &Report) -> Result<String, TrainError> {
             .map(|cell| cell.steps)
             .max()
             .unwrap_or(1) as f64;
-        let names: Vec<String> = groups.iter().map(|g| g.variant.to_string()).collect();
+        // The first method is on top, and both ends of a segmented axis are in it.
+        let last = groups.len().saturating_sub(1);
+        let names: Vec<String> = groups.iter().map(|g| g.variant.to_string()).rev().collect();
         let title = format!("steps to {}'s last loss", report.reference);
         let mut chart = ChartBuilder::on(panel)
             .margin(12)
             .caption(caption(groups, &title), ("sans-serif", 17))
             .x_label_area_size(40)
             .y_label_area_size(96)
-            .build_cartesian_2d(0.0..1.18 * n_steps, (0..groups.len()).into_segmented())?;
+            .build_cartesian_2d(0.0..1.18 * n_steps, (0..last).into_segmented())?;
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -120,14 +123,16 @@ pub(crate) fn steps(report: &Report) -> Result<String, TrainError> {
                 _ => String::new(),
             })
             .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
             .draw()?;
-        for (index, group) in groups.iter().enumerate() {
+        for (order, group) in groups.iter().enumerate() {
+            let index = last - order;
             let Some(standing) = report.standing(group) else {
                 continue;
             };
             let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
             let all = there.len() == standing.steps.len() && !there.is_empty();
-            let color = COLORS[index % COLORS.len()];
+            let color = COLORS[order % COLORS.len()];
             // Where not every seed got there, the bar is as long as the run, and pale.
             let (length, strength, label) = if all {
                 (mean(&there), 0.8, format!("{:.1}", mean(&there)))
@@ -182,7 +187,10 @@ fn panels(
 fn caption(groups: &[Group], what: &str) -> String {
     let rank = groups.first().map_or(0, |group| group.rank);
     let seeds = groups.iter().map(|group| group.cells.len()).max();
-    format!("rank {rank}: {what}, {} seeds", seeds.unwrap_or(0))
+    match seeds.unwrap_or(0) {
+        1 => format!("rank {rank}: {what}, one seed"),
+        n => format!("rank {rank}: {what}, {n} seeds"),
+    }
 }
 
 /// What seeds have at a step.

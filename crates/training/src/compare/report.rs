@@ -376,7 +376,7 @@ impl Report {
             let peak = cells.iter().filter_map(|cell| cell.peak_memory).max();
             writeln!(
                 text,
-                "| {} | {:e} | {} | {} | {} | {} | {} | {} of {n_steps} | {} | {:.2} s | {} | {} |",
+                "| {} | {:e} | {} | {} | {} | {} | {} | {} | {} | {:.2} s | {} | {} |",
                 group.variant,
                 group.rate,
                 cells.len(),
@@ -384,8 +384,11 @@ impl Report {
                 interval(standing.and_then(|standing| standing.loss)),
                 spread(&areas),
                 interval(standing.and_then(|standing| standing.area)),
-                reached(standing.map_or(&[][..], |standing| &standing.steps)),
-                reached(standing.map_or(&[][..], |standing| &standing.seconds)),
+                reached(
+                    standing.map_or(&[][..], |standing| &standing.steps),
+                    &format!(" of {n_steps}")
+                ),
+                reached(standing.map_or(&[][..], |standing| &standing.seconds), ""),
                 mean(&starts),
                 cells.first().map_or(0, |cell| cell.trained_params),
                 peak.map_or_else(String::new, size),
@@ -521,12 +524,12 @@ fn interval(interval: Option<Interval>) -> String {
 }
 
 /// The mean where all seeds got there, or how many did.
-fn reached(values: &[Option<f64>]) -> String {
+fn reached(values: &[Option<f64>], of: &str) -> String {
     let there: Vec<f64> = values.iter().copied().flatten().collect();
     match (there.len(), values.len()) {
         (0, _) => "not reached".to_owned(),
-        (n, all) if n == all => format!("{:.1}", mean(&there)),
-        (n, all) => format!("{:.1} ({n} of {all} seeds)", mean(&there)),
+        (n, all) if n == all => format!("{:.1}{of}", mean(&there)),
+        (n, all) => format!("{:.1}{of} ({n} of {all} seeds)", mean(&there)),
     }
 }
 
@@ -534,7 +537,7 @@ fn reached(values: &[Option<f64>]) -> String {
 fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
     let Group { variant, rank, .. } = group;
     let told = |interval: Option<Interval>, what: &str| match interval {
-        None => format!("its {what} has no interval, with fewer than two seeds"),
+        None => format!("of its {what}, one seed says nothing"),
         Some(interval) if !interval.is_clear() => format!(
             "its {what} cannot be told from {reference}'s ({:+.4} ± {:.4})",
             interval.mean, interval.half_width
@@ -553,6 +556,7 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
     let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
     let n_steps = group.cells.iter().map(|cell| cell.steps).max().unwrap_or(0);
     let steps = match (there.len(), standing.steps.len()) {
+        (0, 1) => format!("its seed did not get down to {reference}'s last loss"),
         (0, all) => format!("none of {all} seeds got down to {reference}'s last loss"),
         (n, all) if n < all => {
             format!("{n} of {all} seeds got down to {reference}'s last loss")
