@@ -32,6 +32,7 @@ use std::{
 };
 
 use burn::{tensor::Device, train::Interrupter};
+use serde_json::Value;
 
 use self::cell::{CELLS, Cell, Key, RUNS, anywhere};
 pub use self::{report::Report, variant::Variant};
@@ -314,7 +315,7 @@ impl Running<'_> {
         let run = recipe.run_directory();
         let begun = checkpoint::list(&run.join("checkpoints"))?;
         // A run without a checkpoint, or one that was finished but for its cell, starts afresh.
-        let resume = !begun.is_empty() && !run.join("summary.json").exists();
+        let resume = !begun.is_empty() && !is_finished(&run);
         if !resume && run.exists() {
             fs::remove_dir_all(&run).map_err(|source| TrainError::io("removing", &run, source))?;
         }
@@ -344,6 +345,13 @@ impl Running<'_> {
         let mut names = cells.filter(|cell| cell.diverged.is_none());
         Ok(names.next().map(|cell| cell.fingerprint))
     }
+}
+
+/// Whether a run has come to its end; one that was interrupted has a summary too.
+fn is_finished(run: &Path) -> bool {
+    let summary = fs::read(run.join("summary.json")).ok();
+    let summary = summary.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    summary.is_some_and(|summary| summary["finished"] == true)
 }
 
 /// Lets through what is of interest of one run among many.

@@ -158,9 +158,24 @@ fn an_interrupted_comparison_goes_on_to_the_same_results() {
     assert!(!finished.unwrap());
     assert_eq!(begun.len(), 2);
     assert_eq!(cells(&cut).len(), 1);
-    let (finished, begun) = compare(&cut, None);
+    let before = fs::metadata(
+        cut.directory
+            .join("runs")
+            .join(&begun[1])
+            .join("recipe.toml"),
+    );
+    let (finished, again) = compare(&cut, None);
     assert!(finished.unwrap());
-    assert_eq!(begun.len(), 5);
+    assert_eq!(again.len(), 5);
+    // The second run was resumed rather than made anew.
+    let after = fs::metadata(
+        cut.directory
+            .join("runs")
+            .join(&begun[1])
+            .join("recipe.toml"),
+    );
+    let written = |file: std::io::Result<fs::Metadata>| file.unwrap().modified().unwrap();
+    assert_eq!(written(before), written(after));
     let curves = |comparison| -> Vec<(String, Value)> {
         cells(comparison)
             .into_iter()
