@@ -12,7 +12,7 @@ use olora_training::{
 };
 use serde_json::json;
 
-use crate::device::device;
+use crate::{device::device, replay};
 
 /// What is trained on what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,6 +104,8 @@ pub(crate) struct Work<'a> {
     /// Keys of the recipes.
     pub(crate) overrides: &'a [String],
     pub(crate) tasks: Option<Tasks<'a>>,
+    /// Makes the first seeds again.
+    pub(crate) peer: Option<&'a Path>,
 }
 
 /// Makes the runs that are missing, and the reports.
@@ -117,7 +119,12 @@ pub(crate) fn run(work: &Work<'_>) -> anyhow::Result<()> {
     for setting in settings {
         let directory = work.results.join(setting.name());
         let comparison = setting.comparison(work.backend, directory, work.overrides)?;
-        reports.push(report(&comparison, work.backend, work.tasks)?);
+        let mut report = report(&comparison, work.backend, work.tasks)?;
+        if let Some(python) = work.peer {
+            let again = replay::run(&report, &comparison.directory, python)?;
+            report["peer"] = again.into();
+        }
+        reports.push(report);
     }
     println!(
         "{}",

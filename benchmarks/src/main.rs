@@ -16,6 +16,7 @@ mod init;
 mod instruction;
 mod memory;
 mod paths;
+mod replay;
 mod starts;
 mod train_step;
 
@@ -156,7 +157,9 @@ fn main() -> anyhow::Result<()> {
         Suite::TrainStep => train_step(&args, rounds),
         Suite::Convergence if args.quick => convergence::quick(&args.backend),
         Suite::Convergence => {
-            let results = args.results.unwrap_or_else(|| here().join("results"));
+            let results = args
+                .results
+                .unwrap_or_else(|| PathBuf::from("benchmarks/results"));
             let tasks = args.task_data.as_deref();
             convergence::run(&convergence::Work {
                 settings: &args.only,
@@ -164,6 +167,7 @@ fn main() -> anyhow::Result<()> {
                 results: &results,
                 overrides: &args.overrides,
                 tasks: tasks.map(|data| (data, args.tasks.as_slice(), args.limit)),
+                peer,
             })
         }
         Suite::Generate => generate(&args, rounds),
