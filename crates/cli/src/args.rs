@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use olora_devices::KernelOptions;
 use olora_model::WeightType;
-use olora_training::LENGTHS;
+use olora_training::{LENGTHS, tasks::TaskName};
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
 #[derive(Parser)]
@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Say what a recipe's run will take in memory and time, and write nothing
     Plan(PlanArgs),
-    /// Loss and perplexity over the trained tokens of a data file
+    /// Loss over the trained tokens of a data file, or scores on multiple-choice tasks and GSM8K
     Evaluate(EvaluateArgs),
     /// Continue a prompt, or chat when none is given
     Generate(GenerateArgs),
@@ -210,24 +210,59 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["data", "tasks"])))]
 pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// JSONL, JSON or text file
     #[arg(long)]
-    pub(crate) data: PathBuf,
-    /// Longest sequence in tokens
-    #[arg(long, default_value_t = 512)]
-    pub(crate) max_length: usize,
+    pub(crate) data: Option<PathBuf>,
+    /// Longest sequence in tokens [default: 512 with --data, the model's own length with --tasks]
+    #[arg(long, value_parser = at_least_one)]
+    pub(crate) max_length: Option<usize>,
     /// Sequences per batch
-    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one, conflicts_with = "tasks")]
     pub(crate) batch_size: usize,
     /// Count the prompt's tokens too
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tasks")]
     pub(crate) train_on_prompt: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) of_tasks: TaskArgs,
+}
+
+/// Scores on tasks, as lm-evaluation-harness 0.4.13 defines them.
+#[derive(Args)]
+#[command(next_help_heading = "Tasks, as lm-evaluation-harness 0.4.13 defines them")]
+pub(crate) struct TaskArgs {
+    /// Tasks, separated by commas: `arc_easy`, `arc_challenge`, boolq, hellaswag, openbookqa, piqa,
+    /// winogrande, gsm8k
+    #[arg(long, value_delimiter = ',', requires = "task_data")]
+    pub(crate) tasks: Vec<TaskName>,
+    /// Directory with a file for each task, such as `arc_easy.jsonl`
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub(crate) task_data: Option<PathBuf>,
+    /// Only the first so many items of each task
+    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+    /// Directory to write `results.json` and each task's items to, or, if its name ends in .json, file
+    /// to write the results to
+    #[arg(long, value_name = "PATH", requires = "tasks")]
+    pub(crate) output: Option<PathBuf>,
+    /// For gsm8k: put the question through the checkpoint's chat template, as training does
+    #[arg(long, requires = "tasks")]
+    pub(crate) chat: bool,
+    /// For gsm8k: longest answer in tokens [default: 256]
+    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    pub(crate) max_new_tokens: Option<usize>,
+    /// Most tokens to run at once, padding included [default: 2048 on the CPU, 16384 on a GPU]
+    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    pub(crate) batch_tokens: Option<usize>,
+    /// Run every choice from the beginning, one at a time: slower, to compare with
+    #[arg(long, requires = "tasks")]
+    pub(crate) no_shared_prefix: bool,
 }
 
 #[derive(Args)]

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, IsTerminal, Write},
     ops::ControlFlow,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Instant,
@@ -33,6 +33,7 @@ use crate::{
     devices,
     models::{attached, base_of, locate},
     progress::{Display, finished, say},
+    tasks,
 };
 
 pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -134,13 +135,16 @@ pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> 
 }
 
 pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    let Some(data) = &args.data else {
+        return tasks::evaluate(args, kernels);
+    };
     let loaded = Loaded::new(&args.model, kernels)?;
     let options = DataOptions {
         format: None,
-        max_length: args.max_length,
+        max_length: args.max_length.unwrap_or(512),
         train_on_prompt: args.train_on_prompt,
     };
-    let data = load_samples(&args.data, &loaded.tokenizer, &options)?;
+    let data = load_samples(data, &loaded.tokenizer, &options)?;
     check_samples(&data.samples, &loaded.config, &loaded.tokenizer)?;
     say(&data.report.to_string());
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
@@ -247,15 +251,19 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
 }
 
 /// A model ready to run, with its adapter if one was given.
-struct Loaded {
-    llama: Llama,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    details: Details,
+pub(crate) struct Loaded {
+    pub(crate) llama: Llama,
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) details: Details,
+    /// Where the model is.
+    pub(crate) base: PathBuf,
+    /// The number format of its weights in memory.
+    pub(crate) dtype: WeightType,
 }
 
 impl Loaded {
-    fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
+    pub(crate) fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
@@ -278,6 +286,8 @@ impl Loaded {
             config,
             tokenizer,
             details,
+            base,
+            dtype,
         })
     }
 

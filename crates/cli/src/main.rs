@@ -13,6 +13,7 @@ mod inspect;
 mod merge;
 mod models;
 mod progress;
+mod tasks;
 
 use std::process::ExitCode;
 

@@ -167,9 +167,26 @@ impl Llama {
     /// - ids: `[batch, seq]`, without padding
     /// - output: `[batch, vocab_size]`
     pub fn next_token_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
-        let hidden = self.through_blocks(ids, Some(cache));
+        let hidden = self.hidden_after(ids, cache);
         let [batch, seq, width] = hidden.dims();
         self.logits(hidden.narrow(1, seq - 1, 1).reshape([batch, width]))
+    }
+
+    /// Hidden states after the final norm, of `ids` that continue what `cache`
+    /// holds; the cache holds them too from then on.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[batch, seq]`; rows may be padded on the right if the cache is
+    ///   not continued any further, since no token sees those after it
+    /// - output: `[batch, seq, hidden_size]`
+    pub fn hidden_after(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
+        self.through_blocks(ids, Some(cache))
+    }
+
+    /// A cache that holds nothing yet.
+    pub fn empty_cache(&self) -> KvCache {
+        KvCache::new(self.model.layers.len())
     }
 
     /// The device that the model is on.

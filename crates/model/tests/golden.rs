@@ -208,6 +208,39 @@ fn the_cache_changes_nothing_however_the_sequence_is_cut() {
     }
 }
 
+/// Both rows of a batch are begun; the second is continued twice, and padded.
+#[test]
+fn rows_of_a_cache_are_continued_each_in_its_own_way() {
+    for name in ["llama", "mistral", "opt"] {
+        let directory = fixture(name);
+        let golden = directory.join("golden.safetensors");
+        let device = Device::flex();
+        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let input = ids(&golden, "input_ids", &device);
+        let mut cache = KvCache::new(model.model.layers.len());
+        let begun = model.hidden_after(input.clone().narrow(1, 0, 10), &mut cache);
+        let whole = model.hidden(input.clone());
+        let expected = whole.clone().narrow(1, 0, 10);
+        assert!(max_diff(&host(begun), &host(expected)) < 1e-5, "{name}");
+
+        let mut cache = cache.rows(&[1, 0, 1]);
+        let row = |row: usize, length: usize| {
+            let tokens = input.clone().narrow(0, row, 1).narrow(1, 10, length);
+            let padding = Tensor::zeros([1, 14 - length], &device);
+            Tensor::cat(vec![tokens, padding], 1)
+        };
+        let ends = Tensor::cat(vec![row(1, 14), row(0, 3), row(1, 7)], 0);
+        let ours = model.hidden_after(ends, &mut cache);
+        assert_eq!(cache.len(), 24);
+        for (at, row, length) in [(0, 1, 14), (1, 0, 3), (2, 1, 7)] {
+            let ours = ours.clone().narrow(0, at, 1).narrow(1, 0, length);
+            let expected = whole.clone().narrow(0, row, 1).narrow(1, 10, length);
+            let diff = max_diff(&host(ours), &host(expected));
+            assert!(diff < 1e-5, "{name}: row {at} differs by {diff}");
+        }
+    }
+}
+
 #[test]
 fn padding_on_the_right_changes_no_earlier_token() {
     let directory = fixture("mistral");

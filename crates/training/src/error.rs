@@ -45,6 +45,16 @@ pub enum TrainError {
     /// Model, tokenizer and data do not belong together.
     #[error("{0}")]
     Mismatch(String),
+    /// A file of a task is missing, or not what the task needs.
+    #[error("{}{}: {reason}", .file.display(), .line.map_or_else(String::new, |line| format!(", line {line}")))]
+    TaskData {
+        /// The file, or the directory that it should be in.
+        file: PathBuf,
+        /// The line, from 1.
+        line: Option<usize>,
+        /// What is wrong, what was expected and what was found.
+        reason: String,
+    },
     /// The loss or a gradient is no longer a number.
     #[error(
         "the {what} became {value} at step {step}. Training stopped; {}. \

@@ -2,7 +2,7 @@
 //!
 //! [`train`] does all of it through Burn's `Learner`, with a loop of steps in
 //! the place of its loop of epochs. [`evaluate`] is the loss over held-out
-//! data. Whoever calls gets [`Event`]s; this crate prints nothing and chooses no
+//! data, [`tasks`] what a model scores on multiple-choice tasks. Whoever calls gets [`Event`]s; this crate prints nothing and chooses no
 //! backend, though it knows how they fail and log.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -36,6 +36,7 @@ mod run_log;
 mod sampler;
 mod strategy;
 mod summary;
+pub mod tasks;
 mod trainee;
 
 pub use compare::{CompareOptions, Comparison, Report, Variant};
