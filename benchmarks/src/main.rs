@@ -30,7 +30,7 @@ use olora_training::tasks::TaskName;
 #[derive(Parser)]
 struct Args {
     suite: Suite,
-    /// `convergence`, `generate` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan
+    /// `convergence`, `evaluate`, `generate` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan
     #[arg(long, visible_alias = "device", default_value = "cpu")]
     backend: String,
     /// Small sizes, in seconds: shows that the suite works, not how fast it is
@@ -116,7 +116,7 @@ struct Args {
     method: Option<train_step::Method>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// OLoRA's initialisation of one large weight, or with --model several methods' of a whole checkpoint
     Init,
@@ -142,6 +142,16 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(
         !(args.quick && args.peer.is_some()),
         "--quick has another size than the peer: leave one out"
+    );
+    let anywhere = [
+        Suite::TrainStep,
+        Suite::Convergence,
+        Suite::Generate,
+        Suite::Evaluate,
+    ];
+    anyhow::ensure!(
+        args.backend == "cpu" || anywhere.contains(&args.suite),
+        "this suite measures the CPU: leave out --backend"
     );
     let rounds = usize::from(args.rounds);
     let peer = args.peer.as_deref();

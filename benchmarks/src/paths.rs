@@ -99,11 +99,7 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
     println!(
         "Times depend on what else the machine does; the paths take turns, each in its own process.\n"
     );
-    let diff = check()?;
-    println!(
-        "equality of the factored and the composed path: loss {:.1e}, gradients {:.1e} (relative)\n",
-        diff.0, diff.1
-    );
+    let diff = shown_check()?;
 
     let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); Kind::value_variants().len()];
     let mut peers = [Vec::new(), Vec::new()];
@@ -261,9 +257,18 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The check below, printed.
+pub(crate) fn shown_check() -> anyhow::Result<(f64, f64)> {
+    let (loss, gradients) = check()?;
+    println!(
+        "equality of the factored and the composed path: loss {loss:.1e}, gradients {gradients:.1e} (relative)\n"
+    );
+    Ok((loss, gradients))
+}
+
 /// Loss and every factor's gradient, equal by both paths, with nonzero B and
 /// a scale that is not 1.
-pub(crate) fn check() -> anyhow::Result<(f64, f64)> {
+fn check() -> anyhow::Result<(f64, f64)> {
     let losses_and_grads = |kind| -> anyhow::Result<(f64, Vec<Tensor<2>>)> {
         let model = Module::train(adapted(kind, &QUICK)?.map(&mut Refill { path: Vec::new() }));
         let batch = batch(&QUICK, 7);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     device::device,
-    paths::{check, last_line},
+    paths::{last_line, shown_check},
 };
 
 /// A method to time.
@@ -71,10 +71,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
          {} steps of warm-up are not counted, and the loss is read after each step, which waits for the device.\n",
         work.warm_up
     );
-    let (loss, gradients) = check()?;
-    println!(
-        "equality of the factored and the composed path: loss {loss:.1e}, gradients {gradients:.1e} (relative)\n"
-    );
+    let (loss, gradients) = shown_check()?;
     let mut rows: Vec<(String, Vec<Value>)> = Vec::new();
     let mut add = |name: &str, result: Value| match rows.iter_mut().find(|(known, _)| known == name)
     {
