@@ -3,7 +3,7 @@
     python convergence.py WORK.json [--threads 2]
 
 WORK.json is written by `olora-benchmarks convergence --peer PYTHON`: the tokens of every step and of the validation data,
-the learning rate of every step, and the adapter. f32, every linear layer but `lm_head`. The starts are PEFT's own; those of
+the learning rate of every step, and the adapter. f32. The starts are PEFT's own; those of
 LoRA and of randomised PiSSA are random, so only OLoRA's run is the same to rounding. Prints the validation losses and,
 as the last line, one JSON object.
 """
@@ -58,8 +58,9 @@ def main():
         r=work["rank"],
         lora_alpha=work["alpha"],
         use_rslora=work["rslora"],
+        use_dora=work["dora"],
         init_lora_weights=work["init"],
-        target_modules="all-linear",
+        target_modules="all-linear" if work["targets"] == ["all-linear"] else work["targets"],
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, lora).train()

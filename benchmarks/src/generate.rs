@@ -16,7 +16,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::{device::device, paths::last_line};
+use crate::{
+    device::device,
+    paths::{last_line, threads},
+};
 
 /// The size of the work.
 pub(crate) struct Work<'a> {
@@ -173,6 +176,7 @@ fn run_peer(python: &Path, work: &Work<'_>) -> anyhow::Result<Value> {
         .arg(work.model)
         .args(["--prompt", &work.prompt.to_string()])
         .args(["--new-tokens", &work.new_tokens.to_string()])
+        .args(threads())
         .arg("--device")
         .arg(if work.backend == "cpu" { "cpu" } else { "cuda" });
     Ok(serde_json::from_str(&last_line(&mut command)?)?)

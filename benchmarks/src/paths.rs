@@ -186,7 +186,7 @@ fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
 fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/train_step.py");
     let mut command = Command::new(python);
-    command.arg(script);
+    command.arg(script).args(threads());
     if compile {
         command.arg("--compile");
     }
@@ -196,6 +196,12 @@ fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
 fn peer_rate(result: &Value) -> Option<f64> {
     let rate = &result["tokens_per_second"];
     rate.as_f64().or_else(|| rate["median"].as_f64())
+}
+
+/// As many threads for a peer as this process has.
+pub(crate) fn threads() -> [String; 2] {
+    let n = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ["--threads".to_owned(), n.to_string()]
 }
 
 /// Runs a command and returns the last line it prints, the suites' JSON.

@@ -1,15 +1,20 @@
 //! Runs of a comparison once more by PyTorch + PEFT: the same batches, rates and
-//! validation data, PEFT's own starts.
+//! validation data, PEFT's own starts. Kept in `peer/<name>.json` and not made
+//! again.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 use burn::data::dataset::Dataset;
+use olora_adapter::write_atomically;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, ValidationSplit, load_samples, split};
-use olora_training::Recipe;
+use olora_training::{
+    Recipe,
+    recipe::{AdapterMethod, AdapterSection, OptimizerKind, TrainingSection},
+};
 use serde_json::{Value, json};
 
-use crate::paths::last_line;
+use crate::paths::{last_line, threads};
 
 /// The first seed of each method and rank, as `Report::to_json` has them.
 pub(crate) fn run(report: &Value, results: &Path, python: &Path) -> anyhow::Result<Vec<Value>> {
@@ -22,26 +27,26 @@ pub(crate) fn run(report: &Value, results: &Path, python: &Path) -> anyhow::Resu
     let mut rows = Vec::new();
     for group in groups {
         let method = group["method"].as_str().unwrap_or_default();
-        let Some(init) = init(method) else {
+        let (rank, rate, seed) = (&group["rank"], &group["learning_rate"], &group["seeds"][0]);
+        let (Some(rate), true) = (rate.as_f64(), seed.is_u64()) else {
             continue;
         };
-        let (rank, rate, seed) = (&group["rank"], &group["learning_rate"], &group["seeds"][0]);
-        let rate = rate.as_f64().context("a group has a learning rate")?;
         let name = format!("{method}-r{rank}-lr{rate:e}-seed{seed}");
+        let path = results.join("peer").join(format!("{name}.json"));
         let cell: Value =
             serde_json::from_slice(&fs::read(results.join(format!("cells/{name}.json")))?)?;
-        let recipe: Recipe = serde_json::from_value(cell["recipe"].clone())?;
         let ours = curve(&cell["validation"])?;
-        let steps: Vec<u64> = ours.iter().map(|(step, _)| *step).collect();
-        let work = work(&recipe, &steps, init, method == "rslora")
-            .with_context(|| format!("making {name} again"))?;
-        let file = tempfile::NamedTempFile::new()?;
-        fs::write(file.path(), work.to_string())?;
-        let mut command = Command::new(python);
-        command
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/convergence.py"))
-            .arg(file.path());
-        let peer: Value = serde_json::from_str(&last_line(&mut command)?)?;
+        let peer: Value = if path.exists() {
+            serde_json::from_slice(&fs::read(&path)?)?
+        } else {
+            let recipe: Recipe = serde_json::from_value(cell["recipe"].clone())?;
+            let steps: Vec<u64> = ours.iter().map(|(step, _)| *step).collect();
+            let peer = work(&recipe, &steps)
+                .and_then(|work| run_peer(&work, python))
+                .with_context(|| format!("making {name} again"))?;
+            write_atomically(&path, |file| writeln!(file, "{peer:#}"))?;
+            peer
+        };
         let theirs = curve(&peer["validation"])?;
         ensure!(
             theirs.len() == ours.len(),
@@ -62,14 +67,28 @@ pub(crate) fn run(report: &Value, results: &Path, python: &Path) -> anyhow::Resu
     Ok(rows)
 }
 
-/// PEFT's `init_lora_weights` for a method, if it has it.
-fn init(method: &str) -> Option<Value> {
-    match method {
-        "lora" | "rslora" => Some(json!(true)),
-        "olora" => Some(json!("olora")),
-        "pissa" => Some(json!("pissa_niter_4")),
-        _ => None,
-    }
+fn run_peer(work: &Value, python: &Path) -> anyhow::Result<Value> {
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), work.to_string())?;
+    let mut command = Command::new(python);
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/convergence.py"))
+        .arg(file.path())
+        .args(threads());
+    Ok(serde_json::from_str(&last_line(&mut command)?)?)
+}
+
+/// PEFT's `init_lora_weights` for an adapter.
+fn init(adapter: &AdapterSection) -> anyhow::Result<Value> {
+    Ok(match (adapter.method, adapter.iterations) {
+        (AdapterMethod::Lora, _) => json!(true),
+        (AdapterMethod::LoraGaussian, _) => json!("gaussian"),
+        (AdapterMethod::LoraOrthogonal, _) => json!("orthogonal"),
+        (AdapterMethod::Olora, _) => json!("olora"),
+        (AdapterMethod::Pissa, None) => json!("pissa"),
+        (AdapterMethod::Pissa, Some(n)) => json!(format!("pissa_niter_{n}")),
+        (method, _) => anyhow::bail!("the peer has no start `{method:?}`"),
+    })
 }
 
 fn curve(points: &Value) -> anyhow::Result<Vec<(u64, f64)>> {
@@ -77,11 +96,28 @@ fn curve(points: &Value) -> anyhow::Result<Vec<(u64, f64)>> {
 }
 
 /// All that the peer needs: tokens of every step, rates, and the adapter.
-fn work(recipe: &Recipe, steps: &[u64], init: Value, rslora: bool) -> anyhow::Result<Value> {
+fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
     let (data, training) = (&recipe.data, &recipe.training);
+    let adapter = AdapterSection {
+        method: recipe.adapter.method,
+        iterations: recipe.adapter.iterations,
+        rank: recipe.adapter.rank,
+        alpha: recipe.adapter.alpha,
+        rslora: recipe.adapter.rslora,
+        dora: recipe.adapter.dora,
+        targets: recipe.adapter.targets.clone(),
+        ..AdapterSection::default()
+    };
+    let simple = TrainingSection {
+        accumulation: 1,
+        optimizer: OptimizerKind::Adamw,
+        loraplus_ratio: None,
+        ..training.clone()
+    };
     ensure!(
-        training.accumulation == 1 && !data.packing && recipe.adapter.dropout == 0.0,
-        "the peer accumulates no gradients, packs nothing and drops nothing out"
+        adapter == recipe.adapter && simple == *training && !data.packing,
+        "the peer knows a method, its rank, alpha and targets, and AdamW with one micro-batch a step: \
+         nothing else of the recipe"
     );
     let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
     let options = DataOptions {
@@ -117,10 +153,12 @@ fn work(recipe: &Recipe, steps: &[u64], init: Value, rslora: bool) -> anyhow::Re
         "rates": (1..=total).map(|step| rate.at(step)).collect::<Vec<_>>(),
         "evaluate_after": steps,
         "batch_size": training.batch_size,
-        "rank": recipe.adapter.rank,
-        "alpha": recipe.adapter.alpha,
-        "rslora": rslora,
-        "init": init,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "rslora": adapter.rslora,
+        "dora": adapter.dora,
+        "targets": adapter.targets,
+        "init": init(&adapter)?,
         "betas": [training.beta1, training.beta2],
         "epsilon": training.epsilon,
         "weight_decay": training.weight_decay,

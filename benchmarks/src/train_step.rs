@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     device::device,
-    paths::{last_line, shown_check},
+    paths::{last_line, shown_check, threads},
 };
 
 /// A method to time.
@@ -54,6 +54,20 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     fn tokens(&self) -> usize {
         self.batch * self.sequence
+    }
+
+    /// As options, which the peer's script calls alike.
+    fn sizes(&self) -> Vec<String> {
+        let sizes = [
+            ("batch", self.batch),
+            ("sequence", self.sequence),
+            ("warm-up", self.warm_up),
+            ("steps", self.steps),
+        ];
+        let options = sizes
+            .iter()
+            .map(|(name, value)| format!("--{name}={value}"));
+        options.collect()
     }
 }
 
@@ -139,14 +153,7 @@ fn child(method: Method, work: &Work<'_>) -> anyhow::Result<Value> {
         .args(["--backend", work.backend, "--dtype", work.dtype])
         .arg("--shape")
         .arg(work.shape);
-    for (key, value) in [
-        ("--batch", work.batch),
-        ("--sequence", work.sequence),
-        ("--warm-up", work.warm_up),
-        ("--steps", work.steps),
-    ] {
-        command.arg(key).arg(value.to_string());
-    }
+    command.args(work.sizes());
     Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
@@ -158,14 +165,7 @@ fn run_peer(python: &Path, work: &Work<'_>, compiled: bool) -> anyhow::Result<Va
         .arg(work.shape)
         .args(["--dtype", work.dtype, "--device"])
         .arg(if work.backend == "cpu" { "cpu" } else { "cuda" });
-    for (key, value) in [
-        ("--batch", work.batch),
-        ("--sequence", work.sequence),
-        ("--warm-up", work.warm_up),
-        ("--steps", work.steps),
-    ] {
-        command.arg(key).arg(value.to_string());
-    }
+    command.args(work.sizes()).args(threads());
     if compiled {
         command.arg("--compile");
     }

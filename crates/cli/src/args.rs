@@ -100,19 +100,27 @@ pub(crate) struct DoctorArgs {
     pub(crate) fault: Option<String>,
 }
 
+/// What is to be run.
 #[derive(Args)]
-pub(crate) struct TrainArgs {
+pub(crate) struct RecipeArgs {
     /// The recipe, a TOML file
-    pub(crate) recipe: PathBuf,
+    #[arg(value_name = "RECIPE")]
+    pub(crate) path: PathBuf,
     /// Override a key of the recipe, such as `training.max_steps=50`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
+    /// Device, in the recipe's place: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Continue the run of this name from its newest checkpoint
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Device to train on, in the recipe's place: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
-    #[arg(long)]
-    pub(crate) device: Option<String>,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -123,11 +131,8 @@ pub(crate) struct TrainArgs {
 
 #[derive(Args)]
 pub(crate) struct CompareArgs {
-    /// The recipe, a TOML file, with validation data
-    pub(crate) recipe: PathBuf,
-    /// Override a key of the recipe, such as `training.max_steps=50`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) overrides: Vec<String>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// What to compare: starts, with +rslora, +dora or +loraplus where wanted; `rslora`, `dora` and
     /// `loraplus` stand for LoRA with them
     #[arg(long, value_delimiter = ',', default_value = "lora,olora")]
@@ -158,9 +163,6 @@ pub(crate) struct CompareArgs {
     /// Only the first so many items of each task
     #[arg(long, value_parser = at_least_one, requires = "tasks")]
     pub(crate) limit: Option<usize>,
-    /// Device to train on, in the recipe's place
-    #[arg(long)]
-    pub(crate) device: Option<String>,
     /// Train without comparing the device's gradients with the CPU's first
     #[arg(long)]
     pub(crate) no_check: bool,
@@ -175,14 +177,8 @@ pub(crate) struct ReportArgs {
 
 #[derive(Args)]
 pub(crate) struct PlanArgs {
-    /// The recipe, a TOML file
-    pub(crate) recipe: PathBuf,
-    /// Override a key of the recipe, such as `training.batch_size=2`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) overrides: Vec<String>,
-    /// Device to plan for, in the recipe's place
-    #[arg(long)]
-    pub(crate) device: Option<String>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Predict from shapes alone: no weights are loaded and no time is predicted
     #[arg(long)]
     pub(crate) no_probe: bool,

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use crate::{
     Usage,
-    args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, TrainArgs},
+    args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
     devices,
     models::{attached, base_of, locate},
     progress::{Display, finished, say},
@@ -40,7 +40,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     if args.tui && !std::io::stdout().is_terminal() {
         return Err(Usage::new("--tui needs a terminal"));
     }
-    let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
+    let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
     let reference = reference(&details, args.no_check)?;
@@ -108,10 +108,11 @@ pub(crate) fn interrupter() -> Result<Interrupter> {
 }
 
 /// The recipe as it is meant on the command line.
-pub(crate) fn recipe(path: &Path, overrides: &[String], device: Option<&str>) -> Result<Recipe> {
-    let mut overrides = overrides.to_vec();
+pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
+    let mut overrides = args.overrides.clone();
+    let device = args.device.as_ref();
     overrides.extend(device.map(|device| format!("device=\"{device}\"")));
-    let mut recipe = Recipe::load(path, &overrides)?;
+    let mut recipe = Recipe::load(&args.path, &overrides)?;
     let base = locate(&recipe.model.path.to_string_lossy())?;
     recipe.model.path = base.path;
     recipe.model.base_name = recipe.model.base_name.or(base.name);
@@ -119,7 +120,7 @@ pub(crate) fn recipe(path: &Path, overrides: &[String], device: Option<&str>) ->
 }
 
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
+    let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));

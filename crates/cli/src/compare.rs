@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
+    let recipe = recipe(&args.recipe)?;
     let variants = args.methods.iter().map(|name| name.parse());
     let directory = args.output.clone().unwrap_or_else(|| {
         let name = format!("{}-compare", recipe.name);

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <directory>/
+//!   comparison.json    what all runs have in common
 //!   cells/<name>.json  one file for each finished run; the report is made of these
 //!   runs/<name>/       the run directories
 //!   scores/<name>.json what the base and the adapters score on tasks
@@ -22,6 +23,7 @@ mod cell;
 mod pictures;
 mod report;
 mod scores;
+mod setting;
 mod statistics;
 mod variant;
 
@@ -32,13 +34,19 @@ use std::{
 };
 
 use burn::{tensor::Device, train::Interrupter};
+use olora_data::Tokenizer;
 use serde_json::Value;
 
-use self::cell::{CELLS, Cell, Key, RUNS, anywhere};
+use self::{
+    cell::{CELLS, Cell, Key, RUNS, anywhere},
+    setting::{Setting, common, lock, read_json, write_json},
+};
 pub use self::{report::Report, variant::Variant};
 use crate::{
     DeviceTraits, Event, Observer, Recipe, TrainError, TrainOptions, checkpoint, memory,
-    run_directory::differences, train,
+    run_data::{Data, fingerprint},
+    run_directory::differences,
+    train,
 };
 
 /// What to compare, and where to.
@@ -90,6 +98,7 @@ impl Comparison {
         observer: &Arc<dyn Observer>,
     ) -> Result<bool, TrainError> {
         self.validate()?;
+        let _lock = self.begin(observer)?;
         let mut running = Running {
             comparison: self,
             device,
@@ -102,6 +111,22 @@ impl Comparison {
                 * (self.rates.len() + self.seeds.len() - 1),
         };
         running.all()
+    }
+
+    /// Makes the directory this comparison's, unless it is another's.
+    fn begin(&self, observer: &Arc<dyn Observer>) -> Result<fs::File, TrainError> {
+        let lock = lock(&self.directory)?;
+        let tokenizer = Tokenizer::from_path(&self.recipe.model.path)?;
+        let muted = Muted(observer.clone());
+        let recipe = common(&self.recipe)?;
+        let data = Data::load(&recipe, &tokenizer, &muted)?;
+        let setting = Setting {
+            tuning_seed: self.seeds[0],
+            fingerprint: format!("{:016x}", fingerprint(&data, &recipe)?),
+            recipe,
+        };
+        setting.establish(&self.directory)?;
+        Ok(lock)
     }
 
     /// Everything that can be refused before a run.
@@ -188,11 +213,21 @@ impl Running<'_> {
         let mut tuned = Vec::new();
         for &rank in &comparison.ranks {
             for &variant in &comparison.variants {
-                let Some(rate) = self.tune(variant, rank)? else {
+                let Some(losses) = self.tune(variant, rank)? else {
                     return Ok(false);
                 };
-                tuned.push((variant, rank, rate));
+                match report::best_rate(&losses) {
+                    Some(rate) => tuned.push((variant, rank, rate)),
+                    // It has no other seeds, and the report says so.
+                    None => self.expected -= comparison.seeds.len() - 1,
+                }
             }
+        }
+        if tuned.is_empty() {
+            return Err(TrainError::Comparison {
+                path: comparison.directory.clone(),
+                reason: "every method diverged at every learning rate: give lower ones".to_owned(),
+            });
         }
         for &seed in &comparison.seeds[1..] {
             for &(variant, rank, rate) in &tuned {
@@ -210,16 +245,30 @@ impl Running<'_> {
         Ok(true)
     }
 
-    /// The learning rate for a method at a rank; `None` if interrupted.
-    fn tune(&mut self, variant: Variant, rank: usize) -> Result<Option<f64>, TrainError> {
-        let mut rates = self.comparison.rates.clone();
+    /// The losses of a method at a rank by learning rate: those of the grid,
+    /// those that are there from before, and those by which the grid has to
+    /// grow. `None` if interrupted.
+    fn tune(
+        &mut self,
+        variant: Variant,
+        rank: usize,
+    ) -> Result<Option<Vec<(f64, f64)>>, TrainError> {
+        let comparison = self.comparison;
+        let seed = comparison.seeds[0];
+        let mut rates = comparison.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        let (lowest, highest) = (rates[0], rates[rates.len() - 1]);
+        for cell in Cell::read_all(&comparison.directory)? {
+            if (cell.variant()?, cell.rank, cell.seed) == (variant, rank, seed) {
+                rates.push(cell.learning_rate);
+            }
+        }
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        let mut losses = Vec::new();
-        let seed = self.comparison.seeds[0];
-        let mut added = 0;
+        let within = |rate: &&f64| (lowest..=highest).contains(*rate);
+        let mut added = rates.len() - rates.iter().filter(within).count();
+        let mut losses: Vec<(f64, f64)> = Vec::new();
         loop {
-            // Rates are only ever added at an end, so those that have a loss keep their order.
             for &rate in &rates {
                 if losses.iter().any(|(known, _)| *known == rate) {
                     continue;
@@ -235,24 +284,15 @@ impl Running<'_> {
                 };
                 losses.push((rate, cell.last_loss()));
             }
-            let best = report::best_rate(&losses);
-            let next = best.and_then(|best| beyond(&rates, best));
-            match (best, next) {
-                (None, _) => {
-                    return Err(TrainError::Comparison {
-                        path: self.comparison.directory.clone(),
-                        reason: format!(
-                            "{variant} at rank {rank} diverged at every learning rate: give lower ones"
-                        ),
-                    });
-                }
-                (Some(_), Some(rate)) if added < self.comparison.widen => {
+            let next = report::best_rate(&losses).and_then(|best| beyond(&rates, best));
+            match next {
+                Some(rate) if added < comparison.widen => {
                     added += 1;
                     self.expected += 1;
                     rates.push(rate);
                     rates.sort_by(f64::total_cmp);
                 }
-                (best, _) => return Ok(best),
+                _ => return Ok(Some(losses)),
             }
         }
     }
@@ -267,8 +307,8 @@ impl Running<'_> {
             .join(key.name() + ".json");
         self.done += 1;
         if path.exists() {
-            let cell = Cell::read(&path)?;
-            let recipe = anywhere(&recipe);
+            let cell: Cell = read_json(&path)?;
+            let recipe = anywhere(&recipe)?;
             if cell.recipe != recipe {
                 return Err(changed(&path, &cell.recipe, &recipe)?);
             }
@@ -285,16 +325,7 @@ impl Running<'_> {
         let Some(cell) = self.make(key, &recipe)? else {
             return Ok(None);
         };
-        let known = self.fingerprint()?;
-        if known.is_some_and(|known| cell.diverged.is_none() && known != cell.fingerprint) {
-            return Err(TrainError::Comparison {
-                path: self.comparison.directory.clone(),
-                reason: "the data or the base has changed since its first run: \
-                         compare in another directory (--output)"
-                    .to_owned(),
-            });
-        }
-        cell.write(&path)?;
+        write_json(&path, &cell)?;
         // What remains of a run is its adapter and its curves: with the optimiser's state, a
         // comparison would fill a disk.
         let checkpoints = recipe.run_directory().join("checkpoints");
@@ -319,7 +350,7 @@ impl Running<'_> {
         if !resume && run.exists() {
             fs::remove_dir_all(&run).map_err(|source| TrainError::io("removing", &run, source))?;
         }
-        memory::forget_peak();
+        let own_peak = memory::forget_peak();
         let options = TrainOptions {
             resume,
             interrupter: self.options.interrupter.clone(),
@@ -331,19 +362,12 @@ impl Running<'_> {
         let muted: Arc<dyn Observer> = Arc::new(Muted(self.observer.clone()));
         match train(recipe, self.device, options, &muted) {
             Ok(summary) if !summary.finished => Ok(None),
-            Ok(summary) => Cell::of(key, recipe, &summary).map(Some),
+            Ok(summary) => Cell::of(key, recipe, &summary, own_peak).map(Some),
             Err(error @ (TrainError::NotFinite { .. } | TrainError::Diverged { .. })) => {
                 Cell::diverged(key, recipe, &error).map(Some)
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// What names the data and the base of the runs that are there.
-    fn fingerprint(&self) -> Result<Option<String>, TrainError> {
-        let cells = Cell::read_all(&self.comparison.directory)?.into_iter();
-        let mut names = cells.filter(|cell| cell.diverged.is_none());
-        Ok(names.next().map(|cell| cell.fingerprint))
     }
 }
 
@@ -385,9 +409,10 @@ fn beyond(rates: &[f64], best: f64) -> Option<f64> {
         _ => return None,
     };
     // A round number is as good, unless it is back in the grid.
-    let round = format!("{next:.0e}").parse().ok();
-    let within = |rate: f64| rates.first() <= Some(&rate) && Some(&rate) <= rates.last();
-    round.filter(|rate| !within(*rate)).or(Some(next))
+    let within = |rate: &f64| rates.first() <= Some(rate) && Some(rate) <= rates.last();
+    let rounded = |digits: usize| format!("{next:.digits$e}").parse::<f64>().ok();
+    let mut rounded = [0, 1, 2].into_iter().filter_map(rounded);
+    rounded.find(|rate| !within(rate))
 }
 
 /// Why a finished run cannot be used for this comparison.

@@ -138,7 +138,8 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
     Ok(hash.0)
 }
 
-struct Fnv(u64);
+/// 64-bit FNV-1a.
+pub(crate) struct Fnv(u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -147,7 +148,11 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn value(&self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }

@@ -222,6 +222,61 @@ fn a_run_that_diverges_is_a_result() {
 }
 
 #[test]
+fn a_comparison_can_be_added_to() {
+    let out = tempfile::tempdir().unwrap();
+    // A minimum whose product with other rates has no short decimal form.
+    let floor = [
+        "training.learning_rate=2e-4",
+        "training.min_learning_rate=1e-5",
+    ];
+    let mut comparison = comparison(out.path(), &floor);
+    comparison.variants.truncate(1);
+    comparison.seeds.truncate(1);
+    comparison.rates = vec![3e-4];
+    assert!(compare(&comparison, None).0.unwrap());
+    // Another rate and another seed: what is there is not made again.
+    comparison.rates = vec![4e-3];
+    comparison.seeds = vec![1, 2];
+    let (finished, begun) = compare(&comparison, None);
+    assert!(finished.unwrap());
+    let best = begun.last().unwrap().clone();
+    assert_eq!(begun[0], "lora-r4-lr4e-3-seed1");
+    assert_eq!(begun.len(), 2, "{begun:?}");
+    assert!(best.ends_with("seed2"), "{begun:?}");
+    // The rate was chosen among both.
+    let report = Report::read(&comparison.directory).unwrap().to_json();
+    assert_eq!(report["groups"][0]["seeds"], serde_json::json!([1, 2]));
+
+    comparison.seeds = vec![2, 1];
+    let error = compare(&comparison, None).0.unwrap_err().to_string();
+    assert!(error.contains("chosen on seed 1"), "{error}");
+}
+
+#[test]
+fn changed_data_is_noticed_before_a_run() {
+    let out = tempfile::tempdir().unwrap();
+    let data = out.path().join("train.jsonl");
+    fs::copy(common::root().join("recipes/quickstart/train.jsonl"), &data).unwrap();
+    let mut comparison = comparison(out.path(), &[]);
+    comparison.recipe.data.train.clone_from(&data);
+    comparison.variants.truncate(1);
+    comparison.rates.truncate(1);
+    comparison.seeds.truncate(1);
+    assert!(compare(&comparison, None).0.unwrap());
+    let text = fs::read_to_string(&data).unwrap();
+    let cut = text.trim_end().rsplit_once('\n').unwrap().0;
+    fs::write(&data, cut.to_owned() + "\n").unwrap();
+    comparison.seeds = vec![1, 2];
+    let (result, begun) = compare(&comparison, None);
+    let error = result.unwrap_err().to_string();
+    assert!(
+        error.contains("the data or the base has changed"),
+        "{error}"
+    );
+    assert_eq!(begun, [""; 0]);
+}
+
+#[test]
 fn what_is_held_out_does_not_depend_on_the_seed() {
     let out = tempfile::tempdir().unwrap();
     let mut comparison = comparison(out.path(), &["seed=7"]);

@@ -7,11 +7,14 @@ use std::{
     time::SystemTime,
 };
 
-use olora_adapter::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{statistics::Point, variant::Variant};
+use super::{
+    setting::{as_read, read_json},
+    statistics::Point,
+    variant::Variant,
+};
 use crate::{Recipe, Summary, TrainError};
 
 /// Where the files of finished runs are, below a comparison's directory.
@@ -70,8 +73,9 @@ pub(crate) struct Cell {
     pub(crate) train_seconds: f64,
     /// Seconds of the run, all told.
     pub(crate) wall_seconds: f64,
-    /// Peak memory of the process or, on a device with memory of its own, of
-    /// the device, in bytes.
+    /// Peak memory of the process or, on a device with memory of its own, what
+    /// its allocator held at most, which an earlier run of the process may have
+    /// made it hold; in bytes.
     pub(crate) peak_memory: Option<u64>,
     pub(crate) device: String,
     /// When it was finished, in UTC.
@@ -83,8 +87,14 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// What is to be kept of a run that ended.
-    pub(crate) fn of(key: &Key, recipe: &Recipe, summary: &Summary) -> Result<Self, TrainError> {
+    /// What is to be kept of a run that ended; `own_peak` says whether the
+    /// process's peak memory is that of this run.
+    pub(crate) fn of(
+        key: &Key,
+        recipe: &Recipe,
+        summary: &Summary,
+        own_peak: bool,
+    ) -> Result<Self, TrainError> {
         let (validation, training) = curves(&recipe.run_directory())?;
         let versions = summary.versions.iter();
         Ok(Self {
@@ -98,12 +108,14 @@ impl Cell {
             attach_seconds: summary.attach_seconds,
             train_seconds: summary.train_seconds,
             wall_seconds: summary.wall_seconds,
-            peak_memory: summary.peak_device_memory.or(summary.peak_memory),
+            peak_memory: summary
+                .peak_device_memory
+                .or(summary.peak_memory.filter(|_| own_peak)),
             device: summary.device.clone(),
             versions: versions
                 .map(|(name, version)| ((*name).to_owned(), version.clone()))
                 .collect(),
-            ..Self::empty(key, recipe)
+            ..Self::empty(key, recipe)?
         })
     }
 
@@ -118,12 +130,12 @@ impl Cell {
             diverged: Some(error.to_string()),
             validation,
             training,
-            ..Self::empty(key, recipe)
+            ..Self::empty(key, recipe)?
         })
     }
 
-    fn empty(key: &Key, recipe: &Recipe) -> Self {
-        Self {
+    fn empty(key: &Key, recipe: &Recipe) -> Result<Self, TrainError> {
+        Ok(Self {
             variant: key.variant.to_string(),
             rank: key.rank,
             learning_rate: key.rate,
@@ -142,8 +154,8 @@ impl Cell {
             device: String::new(),
             finished: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             versions: BTreeMap::new(),
-            recipe: anywhere(recipe),
-        }
+            recipe: anywhere(recipe)?,
+        })
     }
 
     /// The run's directory in a comparison's.
@@ -161,20 +173,6 @@ impl Cell {
         self.variant.parse()
     }
 
-    pub(crate) fn write(&self, path: &Path) -> Result<(), TrainError> {
-        let json = serde_json::to_vec_pretty(self).map_err(|error| TrainError::burn(&error))?;
-        write_atomically(path, |file| file.write_all(&json))
-            .map_err(|source| TrainError::io("writing", path, source))
-    }
-
-    pub(crate) fn read(path: &Path) -> Result<Self, TrainError> {
-        let bytes = fs::read(path).map_err(|source| TrainError::io("reading", path, source))?;
-        serde_json::from_slice(&bytes).map_err(|error| TrainError::Comparison {
-            path: path.to_owned(),
-            reason: format!("it is not the file of a finished run ({error}). Remove it to have the run made again"),
-        })
-    }
-
     /// All finished runs of a comparison, by file name.
     pub(crate) fn read_all(directory: &Path) -> Result<Vec<Self>, TrainError> {
         let cells = directory.join(CELLS);
@@ -188,15 +186,16 @@ impl Cell {
         let mut paths = paths.map_err(|source| TrainError::io("reading", &cells, source))?;
         paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
         paths.sort();
-        paths.iter().map(|path| Self::read(path)).collect()
+        paths.iter().map(|path| read_json(path)).collect()
     }
 }
 
-/// The recipe of a run, for a comparison that may be anywhere.
-pub(crate) fn anywhere(recipe: &Recipe) -> Recipe {
+/// The recipe of a run, for a comparison that may be anywhere, as it is read
+/// from its file.
+pub(crate) fn anywhere(recipe: &Recipe) -> Result<Recipe, TrainError> {
     let mut recipe = recipe.clone();
     recipe.output.directory = PathBuf::from(RUNS);
-    recipe
+    as_read(&recipe)
 }
 
 /// Validation and training loss by step, from the run's `metrics.jsonl`.

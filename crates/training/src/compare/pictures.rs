@@ -111,7 +111,7 @@ pub(crate) fn steps(report: &Report) -> Result<String, TrainError> {
             .caption(caption(groups, &title), ("sans-serif", 17))
             .x_label_area_size(40)
             .y_label_area_size(96)
-            .build_cartesian_2d(0.0..1.18 * n_steps, (0..last).into_segmented())?;
+            .build_cartesian_2d(0.0..1.18 * n_steps, (0..last.max(1)).into_segmented())?;
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -127,7 +127,7 @@ pub(crate) fn steps(report: &Report) -> Result<String, TrainError> {
             .draw()?;
         for (order, group) in groups.iter().enumerate() {
             let index = last - order;
-            let Some(standing) = report.standing(group) else {
+            let Some(standing) = report.standing(group).filter(|it| !it.steps.is_empty()) else {
                 continue;
             };
             let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
@@ -206,10 +206,7 @@ type Band = Vec<At>;
 /// A group's curve from the first evaluation after step 0, which all share and
 /// beside which no difference would be seen; at the steps that all seeds have.
 fn band(group: &Group) -> Band {
-    let finished = || {
-        let cells = group.cells.iter();
-        cells.filter(|cell| cell.diverged.is_none())
-    };
+    let finished = || group.cells.iter();
     let at = |curve: &[Point], step: usize| {
         let found = curve.iter().find(|(other, _)| *other == step);
         found.map(|(_, loss)| *loss)

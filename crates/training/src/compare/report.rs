@@ -1,6 +1,7 @@
 //! What the files of a comparison's runs say, for people.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -11,12 +12,11 @@ use serde_json::{Value, json};
 use super::{
     cell::Cell,
     pictures, scores,
-    statistics::{Interval, area, deviation, mean, steps_to},
+    setting::{Setting, common},
+    statistics::{Interval, area, deviation, mean, median, steps_to},
     variant::Variant,
 };
-#[cfg(test)]
-use crate::Recipe;
-use crate::{TrainError, size};
+use crate::{Recipe, TrainError, size};
 
 /// The runs of a comparison, in the order of its tables.
 #[derive(Clone, Debug)]
@@ -26,6 +26,7 @@ pub struct Report {
     /// What the others are measured against.
     pub(crate) reference: Variant,
     n_cells: usize,
+    tuning_seed: u64,
     /// Between the losses before the first step, of any two runs.
     largest_start_difference: f64,
     /// The table of scores on tasks, if there are any.
@@ -37,11 +38,14 @@ pub struct Report {
 pub(crate) struct Group {
     pub(crate) variant: Variant,
     pub(crate) rank: usize,
+    /// The best; not a number if all of them diverged.
     pub(crate) rate: f64,
     /// Rates and losses of the first seed, by rate.
     tried: Vec<(f64, f64)>,
-    /// At `rate`, by seed.
+    /// At `rate`, by seed; those that diverged are not among them.
     pub(crate) cells: Vec<Cell>,
+    /// The seeds that diverged at `rate`.
+    diverged: Vec<u64>,
 }
 
 /// How a group compares with the reference at the same rank.
@@ -49,8 +53,8 @@ pub(crate) struct Standing {
     /// Of the last loss to the reference's, over the seeds that both have.
     pub(crate) loss: Option<Interval>,
     pub(crate) area: Option<Interval>,
-    /// Steps to the reference's last loss, by seed; `None` where it was not
-    /// reached.
+    /// Steps after which the loss stays at or below the reference's last, by
+    /// seed; `None` where it does not.
     pub(crate) steps: Vec<Option<f64>>,
     /// Seconds, with those that the start took.
     pub(crate) seconds: Vec<Option<f64>>,
@@ -62,55 +66,49 @@ impl Report {
     /// # Errors
     ///
     /// [`TrainError::Comparison`] if there are none, or a file is damaged or of
-    /// other data than the rest.
+    /// another comparison than the rest.
     pub fn read(directory: &Path) -> Result<Self, TrainError> {
-        let cells = Cell::read_all(directory)?;
         let refuse = |reason: String| TrainError::Comparison {
             path: directory.to_owned(),
             reason,
         };
-        if cells.is_empty() {
+        let setting = Setting::read(directory)?;
+        let cells = Cell::read_all(directory)?;
+        let (Some(setting), false) = (setting, cells.is_empty()) else {
             return Err(refuse(
-                "there are no finished runs (cells/*.json) to report on".to_owned(),
+                "there are no finished runs (comparison.json and cells/*.json) to report on"
+                    .to_owned(),
             ));
+        };
+        for cell in &cells {
+            let others = cell.diverged.is_none() && cell.fingerprint != setting.fingerprint;
+            if others || !is_of(&cell.recipe, &setting)? {
+                return Err(refuse(format!(
+                    "{} is of another recipe, of other data or of another base than comparison.json says, \
+                     and is not compared",
+                    cell.recipe.name
+                )));
+            }
         }
-        let finished: Vec<&Cell> = cells
-            .iter()
-            .filter(|cell| cell.diverged.is_none())
-            .collect();
-        if let Some([one, other]) = finished
-            .windows(2)
-            .find(|pair| pair[0].fingerprint != pair[1].fingerprint)
-        {
-            return Err(refuse(format!(
-                "{} and {} are of other data or another base than each other, and are not compared",
-                one.recipe.name, other.recipe.name
-            )));
-        }
-        let starts: Vec<f64> = finished
+        let starts: Vec<f64> = cells
             .iter()
             .filter_map(|cell| Some(cell.validation.first()?.1))
             .collect();
         let highest = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let lowest = starts.iter().copied().fold(f64::INFINITY, f64::min);
         let n_cells = cells.len();
-        let groups = groups(cells)?;
-        let variants: Vec<Variant> = groups.iter().map(|group| group.variant).collect();
-        let reference = match (variants.contains(&Variant::LORA), variants.first()) {
-            (true, _) => Variant::LORA,
-            (false, Some(first)) => *first,
-            (false, None) => {
-                return Err(refuse(
-                    "every run diverged: there is nothing to compare".to_owned(),
-                ));
-            }
-        };
+        let groups = groups(cells, setting.tuning_seed)?;
+        let lora = groups.iter().find(|group| group.variant == Variant::LORA);
+        let reference = lora
+            .or(groups.first())
+            .map_or(Variant::LORA, |group| group.variant);
         Ok(Self {
             directory: directory.to_owned(),
             scores: scores::table(directory, &groups)?,
             groups,
             reference,
             n_cells,
+            tuning_seed: setting.tuning_seed,
             largest_start_difference: highest - lowest,
         })
     }
@@ -169,17 +167,22 @@ impl Report {
                 .collect();
             Interval::of(&differences?).filter(|_| !itself)
         };
-        let finite = |loss: f64| Some(loss).filter(|loss| loss.is_finite());
         let steps: Vec<Option<f64>> = pairs
             .iter()
             .map(|(cell, other)| steps_to(&cell.validation, other.last_loss()))
             .collect();
-        let seconds = pairs.iter().zip(&steps).map(|((cell, _), steps)| {
-            let each = cell.train_seconds / cell.steps.max(1) as f64;
-            steps.map(|steps| cell.attach_seconds + steps * each)
-        });
+        // One time of a step for all seeds: a machine that was busy for a while is no property of a seed.
+        let cells = group.cells.iter();
+        let times: Vec<f64> = cells
+            .map(|cell| cell.train_seconds / cell.steps.max(1) as f64)
+            .collect();
+        let each = median(&times)?;
+        let seconds = pairs
+            .iter()
+            .zip(&steps)
+            .map(|((cell, _), steps)| steps.map(|steps| cell.attach_seconds + steps * each));
         Some(Standing {
-            loss: differences(&|cell| finite(cell.last_loss())),
+            loss: differences(&|cell| Some(cell.last_loss())),
             area: differences(&|cell| area(&cell.validation)),
             seconds: seconds.collect(),
             steps,
@@ -201,6 +204,7 @@ impl Report {
                 "rank": group.rank,
                 "learning_rate": group.rate,
                 "seeds": group.cells.iter().map(|cell| cell.seed).collect::<Vec<_>>(),
+                "diverged_seeds": group.diverged,
                 "last_losses": group.last_losses(),
                 "last_loss_difference": interval(standing.and_then(|standing| standing.loss)),
                 "mean_loss_difference": interval(standing.and_then(|standing| standing.area)),
@@ -253,7 +257,8 @@ impl Report {
     }
 
     fn write_setting(&self, text: &mut String) -> std::fmt::Result {
-        let Some(cell) = self.groups.iter().find_map(|group| group.cells.first()) else {
+        let cells = || self.groups.iter().flat_map(|group| &group.cells);
+        let Some(cell) = cells().next() else {
             return Ok(());
         };
         let recipe = &cell.recipe;
@@ -262,22 +267,23 @@ impl Report {
             (Some(path), _) => format!("`{}`", path.display()),
             (None, n) => format!("{} samples held out of it", n.unwrap_or(0)),
         };
-        let versions: Vec<String> = cell
-            .versions
-            .iter()
-            .map(|(name, version)| format!("{name} {version}"))
-            .collect();
-        let mut dates: Vec<&str> = self
-            .groups
-            .iter()
-            .flat_map(|group| &group.cells)
-            .filter_map(|cell| cell.finished.split('T').next())
-            .collect();
-        dates.sort_unstable();
-        let dates = match (dates.first(), dates.last()) {
-            (Some(first), Some(last)) if first != last => format!("{first} to {last}"),
-            (first, _) => (*first.unwrap_or(&"")).to_owned(),
+        let distinct = |of: &dyn Fn(&Cell) -> String| {
+            let all: BTreeSet<String> = cells().map(of).collect();
+            Vec::from_iter(all)
         };
+        let versions = distinct(&|cell| {
+            let versions = cell.versions.iter();
+            let versions: Vec<String> = versions
+                .map(|(name, version)| format!("{name} {version}"))
+                .collect();
+            versions.join(", ")
+        });
+        let dates = distinct(&|cell| cell.finished.split('T').next().unwrap_or("").to_owned());
+        let dates = match dates.as_slice() {
+            [first, .., last] => format!("{first} to {last}"),
+            dates => dates.concat(),
+        };
+        let n_sequences = training.batch_size * training.accumulation;
         writeln!(text, "| | |\n|---|---|")?;
         writeln!(text, "| base | `{}` |", recipe.model.path.display())?;
         writeln!(
@@ -288,10 +294,10 @@ impl Report {
         writeln!(text, "| validation data | {held_out} |")?;
         writeln!(
             text,
-            "| run | {} steps of {} sequences of at most {} tokens, {} tokens in all |",
+            "| run | {} steps of {n_sequences} sequences of at most {} tokens: {} sequences, {} tokens |",
             cell.steps,
-            training.batch_size * training.accumulation,
             recipe.data.max_length,
+            cell.steps * n_sequences,
             cell.tokens
         )?;
         writeln!(
@@ -302,51 +308,50 @@ impl Report {
         )?;
         writeln!(
             text,
-            "| learning rate | {} steps of warm-up, then {:?} |",
-            training.warmup_steps, training.schedule
+            "| learning rate | {} steps of warm-up, then {} |",
+            training.warmup_steps,
+            format!("{:?}", training.schedule).to_lowercase()
         )?;
-        writeln!(text, "| device | {} |", cell.device)?;
-        writeln!(text, "| versions | {} |", versions.join(", "))?;
+        let devices = distinct(&|cell| cell.device.clone());
+        writeln!(text, "| device | {} |", devices.join("; "))?;
+        writeln!(text, "| versions | {} |", versions.join("; "))?;
         writeln!(text, "| date | {dates} |\n")
     }
 
     fn write_caveats(&self, text: &mut String) -> std::fmt::Result {
-        let reference = self.reference;
+        let Self {
+            reference,
+            tuning_seed,
+            ..
+        } = self;
+        let cells = || self.groups.iter().flat_map(|group| &group.cells);
         writeln!(
             text,
             "Read with care:\n\n\
-             - Differences are to {reference} at the same rank and seed, which has the same order of data; \
-             their intervals are Student's, at 95 %. Of twenty such intervals, one leaves out the truth by chance.\n\
-             - Each method has its own learning rate, the best of those tried on the first seed. It was chosen by \
-             the same validation data that are reported, which flatters all methods alike."
+             - Differences are to {reference} at the same rank and seed, which has the same order of data. In the tables \
+             ± is the standard deviation over seeds; brackets, and ± in sentences, are Student's 95 % intervals over \
+             seeds. Of twenty, one leaves out the truth by chance, and none says anything of other validation data.\n\
+             - Each method has its own learning rate, the best of those tried on seed {tuning_seed} (last table: neighbours \
+             may be far apart, and some methods were tried at more of them). It was chosen by the same validation data that \
+             are reported, and that seed is among those averaged, which flatters every method.\n\
+             - Steps to {reference}'s last loss are those after which the validation loss stays at or below it, by straight \
+             lines between evaluations. Seconds are those steps at the median time of a step, with the start, on the machine \
+             as it was."
         )?;
         writeln!(
             text,
             "- Before the first step, the losses of all runs lie within {:.1e} of each other.",
             self.largest_start_difference
         )?;
+        let n_evaluations = cells().map(|cell| cell.validation.len()).min().unwrap_or(0);
+        if n_evaluations < 5 {
+            writeln!(
+                text,
+                "- There are only {n_evaluations} evaluations in a run: steps between them are guesses."
+            )?;
+        }
         for group in &self.groups {
-            let Group {
-                variant,
-                rank,
-                rate,
-                tried,
-                cells,
-            } = group;
-            if let Some(end) = edge(tried, *rate) {
-                writeln!(
-                    text,
-                    "- {variant} at rank {rank} was best at the {end} rate tried, {rate:e}: a {} one may be better.",
-                    if end == "lowest" { "lower" } else { "higher" }
-                )?;
-            }
-            for cell in cells.iter().filter(|cell| cell.diverged.is_some()) {
-                writeln!(
-                    text,
-                    "- {variant} at rank {rank} diverged on seed {}, at the rate that was best on the first.",
-                    cell.seed
-                )?;
-            }
+            group.write_caveats(text)?;
         }
         writeln!(text)
     }
@@ -374,12 +379,25 @@ impl Report {
                 .collect();
             let starts: Vec<f64> = cells.iter().map(|cell| cell.attach_seconds).collect();
             let peak = cells.iter().filter_map(|cell| cell.peak_memory).max();
+            let seeds = match group.diverged.len() {
+                0 => cells.len().to_string(),
+                n => format!("{}, {n} more diverged", cells.len()),
+            };
+            if cells.is_empty() {
+                writeln!(
+                    text,
+                    "| {} | diverged at all |{}",
+                    group.variant,
+                    " |".repeat(10)
+                )?;
+                continue;
+            }
             writeln!(
                 text,
                 "| {} | {:e} | {} | {} | {} | {} | {} | {} | {} | {:.2} s | {} | {} |",
                 group.variant,
                 group.rate,
-                cells.len(),
+                seeds,
                 spread(&group.last_losses()),
                 interval(standing.and_then(|standing| standing.loss)),
                 spread(&areas),
@@ -391,7 +409,7 @@ impl Report {
                 reached(standing.map_or(&[][..], |standing| &standing.seconds), ""),
                 mean(&starts),
                 cells.first().map_or(0, |cell| cell.trained_params),
-                peak.map_or_else(String::new, size),
+                peak.map_or_else(|| "–".to_owned(), size),
             )?;
         }
         writeln!(text)?;
@@ -445,12 +463,61 @@ impl Group {
     pub(crate) fn last_losses(&self) -> Vec<f64> {
         self.cells.iter().map(Cell::last_loss).collect()
     }
+
+    /// What is to be known of this method beyond what holds for all.
+    fn write_caveats(&self, text: &mut String) -> std::fmt::Result {
+        let Self {
+            variant,
+            rank,
+            rate,
+            tried,
+            diverged,
+            ..
+        } = self;
+        if rate.is_nan() {
+            return writeln!(
+                text,
+                "- {variant} at rank {rank} diverged at every rate that was tried: lower ones may do."
+            );
+        }
+        if tried.len() == 1 {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} was tried at one learning rate alone, which is no tuning."
+            )?;
+        } else if let Some((end, beyond)) = edge(tried, *rate) {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} was best at the {end} rate tried, {rate:e}: a {beyond} one may be better."
+            )?;
+        }
+        for seed in diverged {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} diverged on seed {seed} at its rate, and is compared without it."
+            )?;
+        }
+        Ok(())
+    }
 }
 
-/// Runs by method and rank. A group all of whose rates diverged is left out.
-fn groups(mut cells: Vec<Cell>) -> Result<Vec<Group>, TrainError> {
+/// Whether a run's recipe is of a comparison. The share that the last learning
+/// rate is of the highest is not looked at: its last digits may differ.
+fn is_of(recipe: &Recipe, setting: &Setting) -> Result<bool, TrainError> {
+    let without_share = |recipe: &Recipe| {
+        let mut recipe = recipe.clone();
+        recipe.training.min_learning_rate = 0.0;
+        recipe
+    };
+    let run = without_share(&common(recipe)?);
+    Ok(run == without_share(&setting.recipe))
+}
+
+/// Runs by method and rank; those of a method that was not run on the seed that
+/// chooses the rate are left out.
+fn groups(cells: Vec<Cell>, tuning_seed: u64) -> Result<Vec<Group>, TrainError> {
     let mut sorted = Vec::with_capacity(cells.len());
-    for cell in cells.drain(..) {
+    for cell in cells {
         sorted.push((cell.rank, cell.variant()?, cell));
     }
     sorted.sort_by(|one, other| {
@@ -462,20 +529,26 @@ fn groups(mut cells: Vec<Cell>) -> Result<Vec<Group>, TrainError> {
     let groups = sorted.chunk_by(|one, other| (one.0, one.1) == (other.0, other.1));
     Ok(groups
         .filter_map(|group| {
-            let (rank, variant, first) = group.first()?;
-            let tried: Vec<(f64, f64)> = group
-                .iter()
-                .filter(|(_, _, cell)| cell.seed == first.seed)
-                .map(|(_, _, cell)| (cell.learning_rate, cell.last_loss()))
+            let (rank, variant, _) = *group.first()?;
+            let cells = || group.iter().map(|(_, _, cell)| cell);
+            let tried: Vec<(f64, f64)> = cells()
+                .filter(|cell| cell.seed == tuning_seed)
+                .map(|cell| (cell.learning_rate, cell.last_loss()))
                 .collect();
-            let rate = best_rate(&tried)?;
-            let at_best = group.iter().filter(|entry| entry.2.learning_rate == rate);
+            if tried.is_empty() {
+                return None;
+            }
+            let rate = best_rate(&tried).unwrap_or(f64::NAN);
+            let (finished, diverged): (Vec<&Cell>, Vec<&Cell>) = cells()
+                .filter(|cell| cell.learning_rate == rate)
+                .partition(|cell| cell.diverged.is_none());
             Some(Group {
-                variant: *variant,
-                rank: *rank,
+                variant,
+                rank,
                 rate,
                 tried,
-                cells: at_best.map(|(_, _, cell)| cell.clone()).collect(),
+                cells: finished.into_iter().cloned().collect(),
+                diverged: diverged.iter().map(|cell| cell.seed).collect(),
             })
         })
         .collect())
@@ -489,14 +562,13 @@ pub(crate) fn best_rate(losses: &[(f64, f64)]) -> Option<f64> {
         .map(|(rate, _)| *rate)
 }
 
-/// At which end of the rates tried the best is, if at one. Beyond a rate that
-/// diverged there is nothing to look for.
-fn edge(tried: &[(f64, f64)], best: f64) -> Option<&'static str> {
+/// At which end of the rates tried the best is, if at one, and what lies beyond.
+fn edge(tried: &[(f64, f64)], best: f64) -> Option<(&'static str, &'static str)> {
     let lower = tried.iter().any(|(rate, _)| *rate < best);
     let higher = tried.iter().any(|(rate, _)| *rate > best);
     match (lower, higher) {
-        (false, _) => Some("lowest"),
-        (_, false) => Some("highest"),
+        (false, _) => Some(("lowest", "lower")),
+        (_, false) => Some(("highest", "higher")),
         _ => None,
     }
 }
@@ -527,6 +599,7 @@ fn interval(interval: Option<Interval>) -> String {
 fn reached(values: &[Option<f64>], of: &str) -> String {
     let there: Vec<f64> = values.iter().copied().flatten().collect();
     match (there.len(), values.len()) {
+        (_, 0) => "–".to_owned(),
         (0, _) => "not reached".to_owned(),
         (n, all) if n == all => format!("{:.1}{of}", mean(&there)),
         (n, all) => format!("{:.1}{of} ({n} of {all} seeds)", mean(&there)),
@@ -537,7 +610,7 @@ fn reached(values: &[Option<f64>], of: &str) -> String {
 fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
     let Group { variant, rank, .. } = group;
     let told = |interval: Option<Interval>, what: &str| match interval {
-        None => format!("of its {what}, one seed says nothing"),
+        None => format!("of its {what}, fewer than two seeds say nothing"),
         Some(interval) if !interval.is_clear() => format!(
             "its {what} cannot be told from {reference}'s ({:+.4} ± {:.4})",
             interval.mean, interval.half_width
@@ -556,17 +629,21 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
     let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
     let n_steps = group.cells.iter().map(|cell| cell.steps).max().unwrap_or(0);
     let steps = match (there.len(), standing.steps.len()) {
-        (0, 1) => format!("its seed did not get down to {reference}'s last loss"),
-        (0, all) => format!("none of {all} seeds got down to {reference}'s last loss"),
+        (_, 0) => format!("it has no seed in common with {reference}"),
+        (0, 1) => format!("its seed does not end at or below {reference}'s last loss"),
         (n, all) if n < all => {
-            format!("{n} of {all} seeds got down to {reference}'s last loss")
+            format!("{n} of {all} seeds end at or below {reference}'s last loss")
         }
         (n, _) => {
             let width =
                 Interval::of(&there).map(|interval| format!(" ± {:.1}", interval.half_width));
             format!(
-                "{} got down to {reference}'s last loss, after {:.1}{} of {n_steps} steps",
-                if n == 1 { "its seed" } else { "all seeds" },
+                "{} at or below {reference}'s last loss after {:.1}{} of {n_steps} steps",
+                if n == 1 {
+                    "its seed stays"
+                } else {
+                    "all seeds stay"
+                },
                 mean(&there),
                 width.unwrap_or_default()
             )
@@ -583,7 +660,7 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::*;
+    use super::{super::setting::write_json, *};
 
     /// A run of two steps whose losses are 3 and `last`.
     fn cell(variant: &str, rate: f64, seed: u64, last: f64) -> Cell {
@@ -615,8 +692,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for (index, cell) in cells.iter().enumerate() {
             let path = directory.path().join(format!("cells/{index}.json"));
-            cell.write(&path).unwrap();
+            write_json(&path, cell).unwrap();
         }
+        let setting = Setting {
+            tuning_seed: 1,
+            fingerprint: "0".to_owned(),
+            recipe: common(&cells[0].recipe).unwrap(),
+        };
+        setting.establish(directory.path()).unwrap();
         Report::read(directory.path())
     }
 
@@ -671,7 +754,7 @@ mod tests {
         assert!((standing.seconds[0].unwrap() - 3.0).abs() < 1e-9);
         let text = report.markdown();
         let sentence = "**olora at rank 8**: its last loss is lower by 1.0000 ± 0.2484; its mean loss over the \
-                        run is lower by 0.5000 ± 0.1242; all seeds got down to lora's last loss, after 1.0 ± 0.1 \
+                        run is lower by 0.5000 ± 0.1242; all seeds stay at or below lora's last loss after 1.0 ± 0.1 \
                         of 2 steps.";
         assert!(text.contains(sentence), "{text}");
     }
@@ -689,7 +772,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("1 of 3 seeds got down to lora's last loss"),
+            text.contains("1 of 3 seeds end at or below lora's last loss"),
             "{text}"
         );
     }
@@ -699,6 +782,62 @@ mod tests {
         let mut cells = three_seeds();
         cells[3].fingerprint = "1".to_owned();
         let error = report(&cells).unwrap_err().to_string();
-        assert!(error.contains("other data or another base"), "{error}");
+        assert!(
+            error.contains("is of another recipe, of other data"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn runs_of_another_length_are_not_compared() {
+        let mut cells = three_seeds();
+        cells[3].recipe.training.max_steps = Some(400);
+        let error = report(&cells).unwrap_err().to_string();
+        assert!(
+            error.contains("is of another recipe, of other data"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_seed_that_diverged_is_left_out_and_named() {
+        let mut cells = three_seeds();
+        // LoRA's second seed.
+        cells[7].diverged = Some("the loss became NaN".to_owned());
+        let report = report(&cells).unwrap();
+        let standing = report.standing(&report.groups[1]).unwrap();
+        assert_eq!(standing.steps.len(), 2);
+        assert!(standing.steps.iter().all(|steps| steps.unwrap() > 0.9));
+        let text = report.markdown();
+        assert!(text.contains("lora at rank 8 diverged on seed 2"), "{text}");
+        assert!(
+            text.contains("| lora | 1e-2 | 2, 1 more diverged | 2.0000"),
+            "{text}"
+        );
+        assert!(!text.contains("inf") && !text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn a_method_that_diverged_at_every_rate_is_named() {
+        let mut cells = three_seeds();
+        for cell in &mut cells[..5] {
+            cell.diverged = Some("the loss became NaN".to_owned());
+        }
+        let text = report(&cells).unwrap().markdown();
+        assert!(
+            text.contains("olora at rank 8 diverged at every rate"),
+            "{text}"
+        );
+        assert!(text.contains("| olora | diverged at all |"), "{text}");
+        assert!(!text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn one_method_alone_has_pictures() {
+        let report = report(&three_seeds()[5..]).unwrap();
+        for svg in [pictures::losses(&report), pictures::steps(&report)] {
+            let svg = svg.unwrap();
+            assert!(svg.contains("lora") && !svg.contains("NaN"));
+        }
     }
 }

@@ -2,25 +2,27 @@
 
 use std::{
     fmt::Write,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use burn::tensor::Device;
-use olora_adapter::{PeftAdapter, write_atomically};
+use olora_adapter::PeftAdapter;
 use olora_data::Tokenizer;
 use olora_model::{Llama, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{
     CompareOptions, Comparison, Muted,
+    cell::Cell,
     report::{Group, Report},
+    setting::{read_json, write_json},
     statistics::Interval,
 };
 use crate::{
     Event, Observer, Precision, Recipe, TrainError,
     prepare::load_base,
+    run_data::Fnv,
     tasks::{self, DEFINITION, ItemResults, Score, Task, TaskName, TaskOptions, TaskResult},
 };
 
@@ -35,10 +37,14 @@ const BASE: &str = "base";
 pub(crate) struct Scores {
     /// The run whose adapter it is, or `base`.
     name: String,
+    /// When that run was finished: one that was made again has another adapter.
+    of: Option<String>,
     /// Whose prompts and metrics these are.
     definition: String,
     /// Only so many items of each task, from the first.
     limit: Option<usize>,
+    /// What names the items.
+    items: String,
     tasks: Vec<Scored>,
 }
 
@@ -102,8 +108,8 @@ impl Comparison {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Comparison`] when there are scores on other tasks, or an
-    /// adapter is no longer there; or when the device fails.
+    /// [`TrainError::Comparison`] when there are scores on other tasks or items,
+    /// or an adapter is no longer there; or when the device fails.
     pub fn score(
         &self,
         device: &Device,
@@ -129,15 +135,11 @@ impl Comparison {
         };
         let report = Report::read(&self.directory)?;
         let cells = report.groups.iter().flat_map(|group| &group.cells);
-        let adapters = cells.filter(|cell| cell.diverged.is_none()).map(|cell| {
-            let directory = cell.run_directory(&self.directory).join("adapter");
-            (cell.recipe.name.clone(), Some(directory))
-        });
-        for (name, adapter) in std::iter::once((BASE.to_owned(), None)).chain(adapters) {
+        for cell in std::iter::once(None).chain(cells.map(Some)) {
             if options.interrupter.should_stop() {
                 return Ok(false);
             }
-            scoring.one(&name, adapter.as_deref())?;
+            scoring.one(cell, &self.directory)?;
         }
         Ok(true)
     }
@@ -158,13 +160,35 @@ struct Scoring<'a> {
 }
 
 impl Scoring<'_> {
-    fn one(&self, name: &str, adapter: Option<&Path>) -> Result<(), TrainError> {
+    /// Scores the base or a run's adapter, unless that has been done.
+    fn one(&self, cell: Option<&Cell>, comparison: &Path) -> Result<(), TrainError> {
+        let name = cell.map_or(BASE, |cell| cell.recipe.name.as_str());
+        let wanted = Scores {
+            name: name.to_owned(),
+            of: cell.map(|cell| cell.finished.clone()),
+            definition: DEFINITION.to_owned(),
+            limit: self.limit,
+            items: name_of(self.tasks),
+            tasks: Vec::new(),
+        };
         let path = self.directory.join(format!("{name}.json"));
         if path.exists() {
-            return self.check(&path);
+            let there: Scores = read_json(&path)?;
+            if there.items != wanted.items || there.definition != wanted.definition {
+                return Err(TrainError::Comparison {
+                    path,
+                    reason: "it holds scores on other tasks, or on other items of them: remove its directory to \
+                             have all models scored again"
+                        .to_owned(),
+                });
+            }
+            if there.of == wanted.of {
+                return Ok(());
+            }
         }
         self.observer.on(&Event::Scoring(name.to_owned()));
-        let llama = self.model(adapter)?;
+        let adapter = cell.map(|cell| cell.run_directory(comparison).join("adapter"));
+        let llama = self.model(adapter.as_deref())?;
         let results = tasks::score(
             &llama,
             &self.tokenizer,
@@ -173,30 +197,10 @@ impl Scoring<'_> {
             &mut |_| {},
         )?;
         let scores = Scores {
-            name: name.to_owned(),
-            definition: DEFINITION.to_owned(),
-            limit: self.limit,
             tasks: results.iter().filter_map(Scored::of).collect(),
+            ..wanted
         };
-        let json = serde_json::to_vec_pretty(&scores).map_err(|error| TrainError::burn(&error))?;
-        write_atomically(&path, |file| file.write_all(&json))
-            .map_err(|source| TrainError::io("writing", &path, source))
-    }
-
-    /// Refuses scores that are there and are not what is asked for.
-    fn check(&self, path: &Path) -> Result<(), TrainError> {
-        let scores = read(path)?;
-        let names: Vec<TaskName> = scores.tasks.iter().map(|scored| scored.task).collect();
-        let wanted: Vec<TaskName> = self.tasks.iter().map(|task| task.name).collect();
-        if names == wanted && scores.limit == self.limit && scores.definition == DEFINITION {
-            return Ok(());
-        }
-        Err(TrainError::Comparison {
-            path: path.to_owned(),
-            reason: "it holds scores on other tasks, or on other items of them: remove its directory to have \
-                     all models scored again"
-                .to_owned(),
-        })
+        write_json(&path, &scores)
     }
 
     fn model(&self, adapter: Option<&Path>) -> Result<Llama, TrainError> {
@@ -222,14 +226,14 @@ impl Scoring<'_> {
     }
 }
 
-fn read(path: &Path) -> Result<Scores, TrainError> {
-    let bytes = fs::read(path).map_err(|source| TrainError::io("reading", path, source))?;
-    serde_json::from_slice(&bytes).map_err(|error| TrainError::Comparison {
-        path: path.to_owned(),
-        reason: format!(
-            "it does not hold scores ({error}). Remove it to have the model scored again"
-        ),
-    })
+/// A number that changes with the tasks and their items: 64-bit FNV-1a of all
+/// that is asked.
+fn name_of(tasks: &[Task]) -> String {
+    let mut hash = Fnv::default();
+    for task in tasks {
+        hash.add(format!("{}{:?}", task.name, task.items).as_bytes());
+    }
+    format!("{:016x}", hash.value())
 }
 
 /// The scores that are there of the base and of these groups' runs; `None`
@@ -238,7 +242,7 @@ pub(crate) fn table(directory: &Path, groups: &[Group]) -> Result<Option<String>
     let directory = directory.join(SCORES);
     let of = |name: &str| -> Result<Option<Scores>, TrainError> {
         let path = directory.join(format!("{name}.json"));
-        path.exists().then(|| read(&path)).transpose()
+        path.exists().then(|| read_json(&path)).transpose()
     };
     let Some(base) = of(BASE)? else {
         return Ok(None);
@@ -316,8 +320,9 @@ fn against(before: &Scored, seeds: &[Scores]) -> String {
     let after: Vec<Vec<f64>> = seeds
         .iter()
         .flat_map(|scores| &scores.tasks)
-        .filter(|scored| scored.task == before.task && scored.n_items == before.n_items)
+        .filter(|scored| scored.task == before.task)
         .map(Scored::right)
+        .filter(|right| right.len() == before.right.len())
         .collect();
     if after.is_empty() {
         return "–".to_owned();
@@ -342,6 +347,8 @@ mod tests {
     fn scores(right: &str) -> Scores {
         Scores {
             name: "x".to_owned(),
+            of: None,
+            items: String::new(),
             definition: DEFINITION.to_owned(),
             limit: Some(4),
             tasks: vec![Scored {

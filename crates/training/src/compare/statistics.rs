@@ -9,6 +9,16 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// The middle value, the mean of two for an even number; `None` for none.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    let lower = sorted[middle - usize::from(sorted.len().is_multiple_of(2))];
+    Some(0.5 * (lower + upper))
+}
+
 /// The sample's standard deviation; `None` for fewer than two values.
 pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
     let n = values.len();
@@ -43,21 +53,17 @@ impl Interval {
     }
 }
 
-/// The first step, interpolated between evaluations, at which the loss is down
-/// to `target`; `None` if it never is.
+/// The step, by straight lines between evaluations, from which on the loss
+/// stays at or below `target`; `None` if it ends above.
 pub(crate) fn steps_to(curve: &[Point], target: f64) -> Option<f64> {
-    let first = curve.first()?;
-    if first.1 <= target {
-        return Some(first.0 as f64);
-    }
-    curve.windows(2).find_map(|pair| {
-        let [(from, above), (to, below)] = *pair else {
-            return None;
-        };
-        let crosses = below <= target && above > target;
-        let share = (above - target) / (above - below);
-        crosses.then(|| from as f64 + share * (to - from) as f64)
-    })
+    let stays = |&(_, loss): &Point| loss <= target;
+    curve.last().filter(|last| stays(last))?;
+    let Some(last_above) = curve.iter().rposition(|point| !stays(point)) else {
+        return curve.first().map(|first| first.0 as f64);
+    };
+    let ((from, above), (to, below)) = (curve[last_above], curve[last_above + 1]);
+    let share = (above - target) / (above - below);
+    Some(from as f64 + share * (to - from) as f64)
 }
 
 /// The mean loss over the run: the area under the straight lines between
@@ -89,6 +95,13 @@ mod tests {
     }
 
     #[test]
+    fn the_median_of_two_is_between_them() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
+    }
+
+    #[test]
     fn one_value_has_no_spread() {
         assert_eq!(Interval::of(&[1.0]), None);
         assert_eq!(deviation(&[1.0]), None);
@@ -98,10 +111,13 @@ mod tests {
     fn a_target_is_met_between_evaluations() {
         let curve = [(0, 4.0), (10, 2.0), (20, 2.5), (30, 1.0)];
         assert_eq!(steps_to(&curve, 3.0), Some(5.0));
-        assert_eq!(steps_to(&curve, 2.0), Some(10.0));
+        // It is down to 2 at step 10, but not for good.
+        let stays = steps_to(&curve, 2.0).unwrap();
+        assert!((stays - 70.0 / 3.0).abs() < 1e-9, "{stays}");
         assert_eq!(steps_to(&curve, 1.75), Some(25.0));
         assert_eq!(steps_to(&curve, 0.5), None);
         assert_eq!(steps_to(&curve, 5.0), Some(0.0));
+        assert_eq!(steps_to(&[(0, 4.0), (10, 1.0), (20, 2.5)], 2.0), None);
         assert_eq!(steps_to(&[], 5.0), None);
     }
 
