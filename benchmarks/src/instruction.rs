@@ -19,7 +19,7 @@ use olora_model::{WeightType, load};
 use olora_training::{clip_gradients, loss_and_gradients, peak_resident_bytes, recipe::Recompute};
 use serde_json::{Value, json};
 
-use crate::paths::last_line;
+use crate::paths::{last_line, shown_check};
 
 const BATCH: usize = 8;
 const MAX_LENGTH: usize = 512;
@@ -135,6 +135,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
          masked; {} steps after {WARMUP}, {rounds} rounds, taking turns.\n",
         work.steps
     );
+    shown_check()?;
     let order = tempfile::NamedTempFile::new()?;
     serde_json::to_writer(&order, &work.order()?)?;
     let mut rows: Vec<(&str, Vec<Value>)> = Vec::new();

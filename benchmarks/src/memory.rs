@@ -69,6 +69,7 @@ pub(crate) fn run_one(keeping: Keeping, seq: usize, quick: bool) -> anyhow::Resu
 pub(crate) fn run(quick: bool, peer: Option<&Path>, plot: Option<&Path>) -> anyhow::Result<()> {
     let lengths = if quick { QUICK_LENGTHS } else { LENGTHS };
     println!("Peak resident memory of one training step over one sequence, f32, LoRA.\n");
+    paths::shown_check()?;
     println!("| kept | sequence | peak | seconds |\n|---|---|---|---|");
     let mut series: Vec<(&str, Vec<Point>)> = Vec::new();
     for (name, keeping) in [

@@ -99,11 +99,7 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
     println!(
         "Times depend on what else the machine does; the paths take turns, each in its own process.\n"
     );
-    let diff = check()?;
-    println!(
-        "equality of the factored and the composed path: loss {:.1e}, gradients {:.1e} (relative)\n",
-        diff.0, diff.1
-    );
+    let diff = shown_check()?;
 
     let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); Kind::value_variants().len()];
     let mut peers = [Vec::new(), Vec::new()];
@@ -180,7 +176,7 @@ fn row(path: &str, rates: &[f64], tokens: usize, peak: Option<u64>, trainable: u
 fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
     let name = kind.to_possible_value().context("every path has a name")?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["paths", "--only", name.get_name()]);
+    command.args(["paths", "--path", name.get_name()]);
     if quick {
         command.arg("--quick");
     }
@@ -190,7 +186,7 @@ fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
 fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/train_step.py");
     let mut command = Command::new(python);
-    command.arg(script);
+    command.arg(script).args(threads());
     if compile {
         command.arg("--compile");
     }
@@ -200,6 +196,12 @@ fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
 fn peer_rate(result: &Value) -> Option<f64> {
     let rate = &result["tokens_per_second"];
     rate.as_f64().or_else(|| rate["median"].as_f64())
+}
+
+/// As many threads for a peer as this process has.
+pub(crate) fn threads() -> [String; 2] {
+    let n = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ["--threads".to_owned(), n.to_string()]
 }
 
 /// Runs a command and returns the last line it prints, the suites' JSON.
@@ -259,6 +261,15 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     };
     println!("{}", serde_json::to_string(&timing)?);
     Ok(())
+}
+
+/// The check below, printed.
+pub(crate) fn shown_check() -> anyhow::Result<(f64, f64)> {
+    let (loss, gradients) = check()?;
+    println!(
+        "equality of the factored and the composed path: loss {loss:.1e}, gradients {gradients:.1e} (relative)\n"
+    );
+    Ok((loss, gradients))
 }
 
 /// Loss and every factor's gradient, equal by both paths, with nonzero B and

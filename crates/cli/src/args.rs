@@ -21,6 +21,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a recipe: train, evaluate, checkpoint, save the adapter
     Train(TrainArgs),
+    /// Run several methods on one recipe, each at its own learning rate, and report on them
+    Compare(CompareArgs),
+    /// Write a comparison's report and pictures again, from the files of its runs
+    Report(ReportArgs),
     /// Say what a recipe's run will take in memory and time, and write nothing
     Plan(PlanArgs),
     /// Loss over the trained tokens of a data file, or scores on multiple-choice tasks and GSM8K
@@ -96,19 +100,27 @@ pub(crate) struct DoctorArgs {
     pub(crate) fault: Option<String>,
 }
 
+/// What is to be run.
 #[derive(Args)]
-pub(crate) struct TrainArgs {
+pub(crate) struct RecipeArgs {
     /// The recipe, a TOML file
-    pub(crate) recipe: PathBuf,
+    #[arg(value_name = "RECIPE")]
+    pub(crate) path: PathBuf,
     /// Override a key of the recipe, such as `training.max_steps=50`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
+    /// Device, in the recipe's place: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Continue the run of this name from its newest checkpoint
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Device to train on, in the recipe's place: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
-    #[arg(long)]
-    pub(crate) device: Option<String>,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -118,15 +130,55 @@ pub(crate) struct TrainArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct PlanArgs {
-    /// The recipe, a TOML file
-    pub(crate) recipe: PathBuf,
-    /// Override a key of the recipe, such as `training.batch_size=2`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) overrides: Vec<String>,
-    /// Device to plan for, in the recipe's place
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// What to compare: starts, with +rslora, +dora or +loraplus where wanted; `rslora`, `dora` and
+    /// `loraplus` stand for LoRA with them
+    #[arg(long, value_delimiter = ',', default_value = "lora,olora")]
+    pub(crate) methods: Vec<String>,
+    /// Ranks, each with the recipe's alpha [default: the recipe's]
+    #[arg(long, value_delimiter = ',', value_parser = at_least_one)]
+    pub(crate) ranks: Vec<usize>,
+    /// How many seeds, from the recipe's on
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seeds: u64,
+    /// Learning rates that each method is tried at, on the first seed
+    #[arg(long, value_delimiter = ',', default_value = "1e-4,3e-4,1e-3")]
+    pub(crate) lrs: Vec<f64>,
+    /// How many rates to try beyond the lowest or the highest where that is the best
+    #[arg(long, default_value_t = 2)]
+    pub(crate) widen: usize,
+    /// Directory of the comparison; runs that are finished in it are not made again
+    /// [default: <output.directory>/<name>-compare]
     #[arg(long)]
-    pub(crate) device: Option<String>,
+    pub(crate) output: Option<PathBuf>,
+    /// Then put the base and each method's adapters to these tasks, separated by commas: those of
+    /// `olora evaluate --tasks`
+    #[arg(long, value_delimiter = ',', requires = "task_data")]
+    pub(crate) tasks: Vec<TaskName>,
+    /// Directory with a file for each task, such as `arc_easy.jsonl`
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub(crate) task_data: Option<PathBuf>,
+    /// Only the first so many items of each task
+    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+    /// Train without comparing the device's gradients with the CPU's first
+    #[arg(long)]
+    pub(crate) no_check: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ReportArgs {
+    /// Directories of comparisons
+    #[arg(required = true)]
+    pub(crate) directories: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// Predict from shapes alone: no weights are loaded and no time is predicted
     #[arg(long)]
     pub(crate) no_probe: bool,

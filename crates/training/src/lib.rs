@@ -9,6 +9,7 @@
 
 mod card;
 mod checkpoint;
+mod compare;
 mod doctor;
 mod error;
 mod estimate;
@@ -38,6 +39,7 @@ mod summary;
 pub mod tasks;
 mod trainee;
 
+pub use compare::{CompareOptions, Comparison, Report, Variant};
 pub use doctor::{Case, Doctor, Finding, LENGTHS, Verdict};
 pub use error::TrainError;
 pub use estimate::{MemoryEstimate, size};

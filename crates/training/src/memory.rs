@@ -37,6 +37,13 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
+/// Starts counting [`peak_resident_bytes`] afresh, from what is resident now.
+/// Returns whether it does: elsewhere than on Linux the peak is the process's.
+pub(crate) fn forget_peak() -> bool {
+    // `proc(5)`: 5 resets the peak.
+    cfg!(target_os = "linux") && std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// What the device's allocator holds at present, in bytes; `None` for devices
 /// that have no memory of their own.
 pub fn device_reserved_bytes(device: &Device) -> Option<u64> {

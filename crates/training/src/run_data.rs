@@ -42,8 +42,9 @@ impl Data {
         let (train, validation) = match (&section.validation, section.validation_samples) {
             (Some(path), _) => (train.samples, Some(read("validation", path)?.samples)),
             (None, Some(count)) => {
+                let seed = section.split_seed.unwrap_or(recipe.seed);
                 let (train, validation) =
-                    split(train.samples, ValidationSplit::Count(count), recipe.seed)?;
+                    split(train.samples, ValidationSplit::Count(count), seed)?;
                 (train, Some(validation))
             }
             (None, None) => (train.samples, None),
@@ -137,7 +138,8 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
     Ok(hash.0)
 }
 
-struct Fnv(u64);
+/// 64-bit FNV-1a.
+pub(crate) struct Fnv(u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -146,7 +148,11 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn value(&self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }

@@ -56,6 +56,11 @@ impl RunDirectory {
         let base = *started_with.model.dtype.get_or_insert(BaseType::Float32);
         started_with.model.compute_dtype.get_or_insert(base);
         started_with.training.pad_to_multiple_of.get_or_insert(1);
+        // It is this directory, however it was spelled and wherever it was then.
+        started_with
+            .output
+            .directory
+            .clone_from(&recipe.output.directory);
         if started_with != *recipe {
             let differences = differences(&started_with.to_toml()?, &recipe.to_toml()?);
             return Err(TrainError::RecipeChanged {
@@ -184,7 +189,7 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<(), TrainError> {
 }
 
 /// The lines that differ, by key.
-fn differences(before: &str, now: &str) -> Vec<String> {
+pub(crate) fn differences(before: &str, now: &str) -> Vec<String> {
     let flat = |text: &str| -> Vec<(String, String)> {
         let mut section = String::new();
         let mut values = Vec::new();

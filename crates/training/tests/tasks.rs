@@ -125,6 +125,7 @@ fn boolq_is_passage_question_and_no_or_yes() {
     let passage = "Ice melts.\nQuestion: Why?";
     let layouts = [
         json!({"question": "does ice melt", "passage": passage, "label": 1}),
+        json!({"question": "does ice melt", "passage": passage, "label": true}),
         json!({"question": "does ice melt", "passage": passage, "answer": true}),
         json!({"query": format!("Passage: {passage}\nQuestion: does ice melt?"), "choices": ["no", "yes"], "gold": 1}),
     ];

@@ -213,11 +213,11 @@ fn boolq(record: &Record) -> Result<MultipleChoice, Wrong> {
     if !(has(record, &["question", "passage"]) && answered) {
         return Err(unknown(
             record,
-            "`question`, `passage` and `label` (0 or 1) or `answer` (true or false)",
+            "`question`, `passage` and `label` (0 or 1, or true or false) or `answer` (true or false)",
         ));
     }
-    let gold = match record.get("answer") {
-        Some(Value::Bool(answer)) => usize::from(*answer),
+    let gold = match (record.get("answer"), record.get("label")) {
+        (Some(Value::Bool(yes)), _) | (_, Some(Value::Bool(yes))) => usize::from(*yes),
         _ => index(record, "label")?,
     };
     let passage = text(record, "passage")?;

@@ -1,0 +1,76 @@
+//! `compare` and `report`.
+
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Result;
+use olora_devices::{KernelOptions, Opened};
+use olora_training::{CompareOptions, Comparison, Observer, Report, tasks};
+
+use crate::{
+    args::{CompareArgs, ReportArgs},
+    commands::{interrupter, recipe, reference},
+    devices,
+    progress::{Display, say},
+};
+
+pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    let recipe = recipe(&args.recipe)?;
+    let variants = args.methods.iter().map(|name| name.parse());
+    let directory = args.output.clone().unwrap_or_else(|| {
+        let name = format!("{}-compare", recipe.name);
+        recipe.output.directory.join(name)
+    });
+    let seeds = (0..args.seeds).map(|index| recipe.seed + index).collect();
+    let ranks = match args.ranks.as_slice() {
+        [] => vec![recipe.adapter.rank],
+        ranks => ranks.to_vec(),
+    };
+    let comparison = Comparison {
+        variants: variants.collect::<Result<_, _>>()?,
+        ranks,
+        rates: args.lrs.clone(),
+        widen: args.widen,
+        seeds,
+        directory,
+        recipe,
+    };
+    // What cannot be read is told before hours are spent.
+    let tasks = args.task_data.as_deref();
+    let tasks = tasks
+        .map(|directory| tasks::load(&args.tasks, directory, args.limit))
+        .transpose()?;
+    let Opened { device, details } = devices::open(&comparison.recipe.device, kernels)?;
+    say(&format!("device: {}", devices::describe(&details)));
+    let options = CompareOptions {
+        reference: reference(&details, args.no_check)?,
+        interrupter: interrupter()?,
+        commit: option_env!("OLORA_COMMIT").map(str::to_owned),
+        device: devices::traits(&details),
+    };
+    let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
+    let mut finished = comparison.run(&device, &options, &observer)?;
+    if let Some(tasks) = tasks.filter(|_| finished) {
+        finished = comparison.score(&device, &options, (&tasks, args.limit), &observer)?;
+    }
+    if !finished {
+        say("interrupted: run the same command again to go on where it stopped");
+        return Ok(ExitCode::FAILURE);
+    }
+    write_report(comparison.directory)
+}
+
+pub(crate) fn report(args: &ReportArgs) -> Result<ExitCode> {
+    for directory in &args.directories {
+        write_report(directory.clone())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the report beside its runs, and prints it.
+fn write_report(directory: PathBuf) -> Result<ExitCode> {
+    let report = Report::read(&directory)?;
+    let path = report.write()?;
+    write!(std::io::stdout(), "{}", report.markdown())?;
+    say(&format!("report: {}", path.display()));
+    Ok(ExitCode::SUCCESS)
+}
