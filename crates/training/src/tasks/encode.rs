@@ -222,7 +222,7 @@ mod tests {
         let cut = encoder.request("Where does Alder the potter live?", " In Oxmere.");
         let cut = cut.unwrap();
         assert_eq!(cut.input, whole.input[whole.input.len() - n..]);
-        assert_eq!((cut.targets, cut.first() + 1), (whole.targets, 3));
+        assert_eq!((&cut.targets, cut.first() + 1), (&whole.targets, 3));
 
         let mut encoder = Encoder::new(&tokenizer, 1).unwrap();
         let error = encoder.request("Where?", " In Oxmere.").unwrap_err();
