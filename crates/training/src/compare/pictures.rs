@@ -203,8 +203,8 @@ struct At {
 
 type Band = Vec<At>;
 
-/// A group's curve from the first evaluation after step 0, which all share and
-/// beside which no difference would be seen; at the steps that all seeds have.
+/// A group's curve at the steps that all seeds have, without step 0 if there is
+/// a curve without it: all share it, and beside it no difference would be seen.
 fn band(group: &Group) -> Band {
     let finished = || group.cells.iter();
     let at = |curve: &[Point], step: usize| {
@@ -212,9 +212,10 @@ fn band(group: &Group) -> Band {
         found.map(|(_, loss)| *loss)
     };
     let steps = finished().next().map_or(&[][..], |cell| &cell.validation);
+    let without_start = steps.iter().filter(|(step, _)| *step > 0).count() > 1;
     steps
         .iter()
-        .filter(|(step, _)| *step > 0)
+        .filter(|(step, _)| *step > 0 || !without_start)
         .filter_map(|(step, _)| {
             let losses: Option<Vec<f64>> =
                 finished().map(|cell| at(&cell.validation, *step)).collect();
