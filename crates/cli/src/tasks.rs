@@ -213,7 +213,7 @@ fn table(results: &[TaskResult]) -> String {
 #[derive(Default)]
 struct Bar {
     task: Option<TaskName>,
-    bar: Option<ProgressBar>,
+    shown: Option<ProgressBar>,
     tenths: usize,
 }
 
@@ -226,12 +226,12 @@ impl Bar {
                 ..Self::default()
             };
             if std::io::stderr().is_terminal() {
-                self.bar = Some(task_bar(task, total));
+                self.shown = Some(task_bar(task, total));
             } else {
                 say(&format!("{task}: {total} items"));
             }
         }
-        match &self.bar {
+        match &self.shown {
             Some(bar) if done == total => bar.finish(),
             Some(bar) => bar.set_position(done as u64),
             None => {
