@@ -6,7 +6,11 @@
 //! cargo run --release -p olora-benchmarks -- init --quick
 //! ```
 
-#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark prints its results, and how far it has come"
+)]
 
 mod convergence;
 mod device;

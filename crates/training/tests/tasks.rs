@@ -33,7 +33,8 @@ fn base() -> PathBuf {
 /// A directory with one file of these records.
 fn directory(file: &str, records: &[Value]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    let lines = lines.join("\n");
     fs::write(directory.path().join(file), lines).unwrap();
     directory
 }
@@ -264,6 +265,7 @@ fn refusal(name: TaskName, content: &str) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a list of cases")]
 fn what_cannot_be_asked_is_refused_with_file_and_line() {
     let good = r#"{"query": "Question: x", "choices": ["a", "b"], "gold": 1}"#;
     let cases = [
@@ -473,7 +475,8 @@ fn tasks() -> (TempDir, Vec<Task>) {
     let out = tempfile::tempdir().unwrap();
     let names = [TaskName::ArcEasy, TaskName::BoolQ, TaskName::WinoGrande];
     for (name, records) in names.iter().zip([arc, boolq, winogrande]) {
-        let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+        let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+        let lines = lines.join("\n");
         fs::write(out.path().join(format!("{name}.jsonl")), lines).unwrap();
     }
     let tasks = load(&names, out.path(), None).unwrap();
