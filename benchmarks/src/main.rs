@@ -1,5 +1,5 @@
-//! Benchmark suites. Each prints a table and, last, one line of JSON; `init` and
-//! `paths` check first that what they compare is equal.
+//! Benchmark suites. Each prints what to be careful of, a table and, last, one
+//! line of JSON, and checks that what it compares is equal before it is timed.
 //!
 //! ```text
 //! cargo run --release -p olora-benchmarks -- paths
@@ -8,13 +8,17 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
+mod convergence;
+mod device;
+mod generate;
 mod init;
 mod instruction;
 mod memory;
 mod paths;
 mod starts;
+mod train_step;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 
@@ -22,24 +26,53 @@ use clap::{Parser, ValueEnum};
 #[derive(Parser)]
 struct Args {
     suite: Suite,
+    /// `convergence`, `generate` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan
+    #[arg(long, visible_alias = "device", default_value = "cpu")]
+    backend: String,
     /// Small sizes, in seconds: shows that the suite works, not how fast it is
     #[arg(long)]
     quick: bool,
     /// Also time PyTorch + PEFT with this Python, in the same sitting
     #[arg(long)]
     peer: Option<PathBuf>,
-    /// `paths` and `instruction`: repetitions of each, interleaved
+    /// Repetitions of each timing, interleaved
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
-    /// `instruction`: the checkpoint to train; `init`: one to start adapters on, by several methods
+    /// `instruction`: the checkpoint to train; `init`: one to start adapters on, by several methods;
+    /// `generate`: one to run, or a `config.json` for random weights
     #[arg(long)]
     model: Option<PathBuf>,
     /// `instruction`: the records to train on
     #[arg(long)]
     data: Option<PathBuf>,
-    /// `instruction`: steps that are timed
-    #[arg(long, default_value_t = 40)]
-    steps: usize,
+    /// `instruction` and `train_step`: steps that are timed [default: 40, 10]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// `train_step`: steps before those
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    warm_up: u16,
+    /// `train_step`: a checkpoint's `config.json` [default: benchmarks/gpu/smollm2-135m.json]
+    #[arg(long)]
+    shape: Option<PathBuf>,
+    /// `train_step`: number format of the base
+    #[arg(long, default_value = "float32")]
+    dtype: String,
+    /// `train_step`: sequences in a step
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// `generate`: tokens of the prompt
+    #[arg(long, default_value_t = 128)]
+    prompt: usize,
+    /// `generate`: tokens after it
+    #[arg(long, default_value_t = 64)]
+    new_tokens: usize,
+    /// `convergence`: what to train on what [default: all]
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<convergence::Setting>,
+    /// `convergence`: where runs are kept; those that are there are not made again
+    /// [default: benchmarks/results]
+    #[arg(long)]
+    results: Option<PathBuf>,
     /// `memory`: where to draw the curves, as SVG
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -52,18 +85,28 @@ struct Args {
     /// `memory`: make one step in this process and print its JSON
     #[arg(long, hide = true, requires = "sequence")]
     keeping: Option<memory::Keeping>,
-    /// `memory`: of this length
-    #[arg(long, hide = true)]
+    /// `train_step`: tokens in a sequence [default: 256]; `memory`: of this length
+    #[arg(long)]
     sequence: Option<usize>,
     /// `paths`: run one path in this process and print its JSON
     #[arg(long, hide = true)]
-    only: Option<paths::Kind>,
+    path: Option<paths::Kind>,
+    /// `train_step`: run one method in this process and print its JSON
+    #[arg(long, hide = true)]
+    method: Option<train_step::Method>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Suite {
     /// OLoRA's initialisation of one large weight, or with --model several methods' of a whole checkpoint
     Init,
+    /// One training step as `olora train` makes it, at a shape and on a device of one's choice
+    #[value(name = "train_step")]
+    TrainStep,
+    /// Which method learns faster, each at its own learning rate
+    Convergence,
+    /// Greedy generation
+    Generate,
     /// One training step: factored against Burn's composed weight
     Paths,
     /// Peak memory of a step against the length of the sequence
@@ -79,31 +122,94 @@ fn main() -> anyhow::Result<()> {
         "--quick has another size than the peer: leave one out"
     );
     let rounds = usize::from(args.rounds);
-    match (args.suite, args.only) {
-        (Suite::Init, _) => match &args.model {
-            Some(model) => starts::run(model, rounds, args.peer.as_deref()),
-            None => init::run(args.quick, args.peer.as_deref()),
+    let peer = args.peer.as_deref();
+    match args.suite {
+        Suite::Init => match &args.model {
+            Some(model) => starts::run(model, rounds, peer),
+            None => init::run(args.quick, peer),
         },
-        (Suite::Paths, Some(kind)) => paths::run_one(kind, args.quick),
-        (Suite::Paths, None) => paths::run(args.quick, rounds, args.peer.as_deref()),
-        (Suite::Memory, _) => match (args.keeping, args.sequence) {
+        Suite::Paths => match args.path {
+            Some(kind) => paths::run_one(kind, args.quick),
+            None => paths::run(args.quick, rounds, peer),
+        },
+        Suite::TrainStep => train_step(&args, rounds),
+        Suite::Convergence if args.quick => convergence::quick(&args.backend),
+        Suite::Convergence => {
+            let all = convergence::Setting::value_variants();
+            let settings = if args.only.is_empty() {
+                all
+            } else {
+                &args.only
+            };
+            let results = args.results.unwrap_or_else(|| here().join("results"));
+            convergence::run(settings, &args.backend, &results)
+        }
+        Suite::Generate => generate(&args, rounds),
+        Suite::Memory => match (args.keeping, args.sequence) {
             (Some(keeping), Some(seq)) => memory::run_one(keeping, seq, args.quick),
-            _ => memory::run(args.quick, args.peer.as_deref(), args.plot.as_deref()),
+            _ => memory::run(args.quick, peer, args.plot.as_deref()),
         },
-        (Suite::Instruction, _) => {
+        Suite::Instruction => {
             let (Some(model), Some(data)) = (&args.model, &args.data) else {
                 anyhow::bail!("`instruction` needs --model and --data");
             };
             let work = instruction::Work {
                 model,
                 data,
-                steps: args.steps,
+                steps: args.steps.unwrap_or(40),
             };
             if args.child {
                 instruction::run_one(&work, args.anchored)
             } else {
-                instruction::run(&work, rounds, args.peer.as_deref())
+                instruction::run(&work, rounds, peer)
             }
         }
     }
+}
+
+/// This folder.
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn train_step(args: &Args, rounds: usize) -> anyhow::Result<()> {
+    let name = if args.quick { "tiny" } else { "smollm2-135m" };
+    let of_this_folder = here().join(format!("gpu/{name}.json"));
+    let work = train_step::Work {
+        backend: &args.backend,
+        shape: args.shape.as_ref().unwrap_or(&of_this_folder),
+        dtype: &args.dtype,
+        batch: args.batch,
+        sequence: args.sequence.unwrap_or(if args.quick { 32 } else { 256 }),
+        warm_up: usize::from(args.warm_up),
+        steps: args.steps.unwrap_or(if args.quick { 3 } else { 10 }),
+    };
+    match args.method {
+        Some(method) => train_step::run_one(method, &work),
+        None => train_step::run(
+            &work,
+            if args.quick { 1 } else { rounds },
+            args.peer.as_deref(),
+        ),
+    }
+}
+
+fn generate(args: &Args, rounds: usize) -> anyhow::Result<()> {
+    let base = here().join("../recipes/quickstart/base");
+    let shape = here().join("gpu/smollm2-135m.json");
+    let work = generate::Work {
+        backend: &args.backend,
+        model: match &args.model {
+            Some(model) => model,
+            None if args.quick => &base,
+            None => &shape,
+        },
+        prompt: if args.quick { 24 } else { args.prompt },
+        new_tokens: if args.quick { 16 } else { args.new_tokens },
+    };
+    generate::run(
+        &work,
+        if args.quick { 1 } else { rounds },
+        args.peer.as_deref(),
+    )
 }

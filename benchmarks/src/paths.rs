@@ -180,7 +180,7 @@ fn row(path: &str, rates: &[f64], tokens: usize, peak: Option<u64>, trainable: u
 fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
     let name = kind.to_possible_value().context("every path has a name")?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["paths", "--only", name.get_name()]);
+    command.args(["paths", "--path", name.get_name()]);
     if quick {
         command.arg("--quick");
     }
@@ -263,7 +263,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
 
 /// Loss and every factor's gradient, equal by both paths, with nonzero B and
 /// a scale that is not 1.
-fn check() -> anyhow::Result<(f64, f64)> {
+pub(crate) fn check() -> anyhow::Result<(f64, f64)> {
     let losses_and_grads = |kind| -> anyhow::Result<(f64, Vec<Tensor<2>>)> {
         let model = Module::train(adapted(kind, &QUICK)?.map(&mut Refill { path: Vec::new() }));
         let batch = batch(&QUICK, 7);

@@ -21,6 +21,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a recipe: train, evaluate, checkpoint, save the adapter
     Train(TrainArgs),
+    /// Run several methods on one recipe, each at its own learning rate, and report on them
+    Compare(CompareArgs),
+    /// Write a comparison's report and pictures again, from the files of its runs
+    Report(ReportArgs),
     /// Say what a recipe's run will take in memory and time, and write nothing
     Plan(PlanArgs),
     /// Loss and perplexity over the trained tokens of a data file
@@ -115,6 +119,48 @@ pub(crate) struct TrainArgs {
     /// Train without comparing the device's gradients with the CPU's first
     #[arg(long)]
     pub(crate) no_check: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CompareArgs {
+    /// The recipe, a TOML file, with validation data
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, such as `training.max_steps=50`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// What to compare: starts, with +rslora, +dora or +loraplus where wanted; `rslora`, `dora` and
+    /// `loraplus` stand for LoRA with them
+    #[arg(long, value_delimiter = ',', default_value = "lora,olora")]
+    pub(crate) methods: Vec<String>,
+    /// Ranks, each with the recipe's alpha [default: the recipe's]
+    #[arg(long, value_delimiter = ',', value_parser = at_least_one)]
+    pub(crate) ranks: Vec<usize>,
+    /// How many seeds, from the recipe's on
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seeds: u64,
+    /// Learning rates that each method is tried at, on the first seed
+    #[arg(long, value_delimiter = ',', default_value = "1e-4,3e-4,1e-3")]
+    pub(crate) lrs: Vec<f64>,
+    /// How many rates to try beyond the lowest or the highest where that is the best
+    #[arg(long, default_value_t = 2)]
+    pub(crate) widen: usize,
+    /// Directory of the comparison; runs that are finished in it are not made again
+    /// [default: <output.directory>/<name>-compare]
+    #[arg(long)]
+    pub(crate) output: Option<PathBuf>,
+    /// Device to train on, in the recipe's place
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Train without comparing the device's gradients with the CPU's first
+    #[arg(long)]
+    pub(crate) no_check: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ReportArgs {
+    /// Directories of comparisons
+    #[arg(required = true)]
+    pub(crate) directories: Vec<PathBuf>,
 }
 
 #[derive(Args)]

@@ -10,9 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use burn::train::{
-    Interrupter,
-    renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
+use burn::{
+    tensor::Device,
+    train::{
+        Interrupter,
+        renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
+    },
 };
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
@@ -39,32 +42,8 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     let recipe = recipe(&args.recipe, &args.overrides, args.device.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {}", devices::describe(&details)));
-    let reference = if details.accelerator && !args.no_check {
-        Some(olora_devices::reference().ok_or_else(|| {
-            Usage::new(
-                "this build has no CPU to compare the device's gradients with: build it with the \
-                 `flex` feature too, or give --no-check",
-            )
-        })?)
-    } else if args.no_check && !details.accelerator {
-        return Err(Usage::new(
-            "--no-check has no use on the CPU, which is what devices are compared with",
-        ));
-    } else {
-        None
-    };
-
-    let interrupter = Interrupter::new();
-    let handler = interrupter.clone();
-    ctrlc::set_handler(move || {
-        if handler.should_stop() {
-            say("stopped without a checkpoint of the last steps");
-            std::process::exit(1);
-        }
-        handler.stop(Some("Ctrl-C"));
-        say("finishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
-    })
-    .context("installing the Ctrl-C handler")?;
+    let reference = reference(&details, args.no_check)?;
+    let interrupter = interrupter()?;
 
     let renderer = args.tui.then(|| {
         Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None))
@@ -91,8 +70,44 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     })
 }
 
+/// The CPU, which a device's gradients are compared with before the first step.
+pub(crate) fn reference(details: &Details, no_check: bool) -> Result<Option<Device>> {
+    if no_check && !details.accelerator {
+        return Err(Usage::new(
+            "--no-check has no use on the CPU, which is what devices are compared with",
+        ));
+    }
+    if no_check || !details.accelerator {
+        return Ok(None);
+    }
+    let reference = olora_devices::reference().ok_or_else(|| {
+        Usage::new(
+            "this build has no CPU to compare the device's gradients with: build it with the \
+             `flex` feature too, or give --no-check",
+        )
+    })?;
+    Ok(Some(reference))
+}
+
+/// Stops a run at the first Ctrl-C, after its step, and the process at the
+/// second.
+pub(crate) fn interrupter() -> Result<Interrupter> {
+    let interrupter = Interrupter::new();
+    let handler = interrupter.clone();
+    ctrlc::set_handler(move || {
+        if handler.should_stop() {
+            say("stopped without a checkpoint of the last steps");
+            std::process::exit(1);
+        }
+        handler.stop(Some("Ctrl-C"));
+        say("finishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
+    })
+    .context("installing the Ctrl-C handler")?;
+    Ok(interrupter)
+}
+
 /// The recipe as it is meant on the command line.
-fn recipe(path: &Path, overrides: &[String], device: Option<&str>) -> Result<Recipe> {
+pub(crate) fn recipe(path: &Path, overrides: &[String], device: Option<&str>) -> Result<Recipe> {
     let mut overrides = overrides.to_vec();
     overrides.extend(device.map(|device| format!("device=\"{device}\"")));
     let mut recipe = Recipe::load(path, &overrides)?;

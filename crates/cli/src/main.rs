@@ -1,10 +1,11 @@
-//! `olora`: fine-tune, evaluate, generate, merge, convert, inspect, examine devices.
+//! `olora`: fine-tune, compare, evaluate, generate, merge, convert, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1
 //! a failed or interrupted run, 2 wrong usage.
 
 mod args;
 mod commands;
+mod compare;
 mod convert;
 mod devices;
 mod doctor;
@@ -39,14 +40,18 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let kernels = KernelOptions::from(cli.kernels);
-    if matches!(cli.command, Command::Inspect(_)) && kernels != KernelOptions::default() {
+    if matches!(cli.command, Command::Inspect(_) | Command::Report(_))
+        && kernels != KernelOptions::default()
+    {
         return Err(Usage::new(
-            "`inspect` uses no device: leave out the options on kernels",
+            "`inspect` and `report` use no device: leave out the options on kernels",
         ));
     }
     olora_devices::prepare(kernels)?;
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),
+        Command::Compare(args) => compare::compare(&args, kernels),
+        Command::Report(args) => compare::report(&args),
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),

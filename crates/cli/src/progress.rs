@@ -166,6 +166,16 @@ impl Observer for Display {
                     "interrupted after step {step}; a checkpoint is written. Run the same command with --resume to go on"
                 ));
             }
+            Event::Cell { number, of, name } => say(&format!("[{number}/{of}] {name}")),
+            Event::CellFinished {
+                name,
+                loss,
+                seconds,
+            } => say(&if loss.is_finite() {
+                format!("{name}: validation loss {loss:.4} ({seconds:.1} s)")
+            } else {
+                format!("{name}: diverged, which is noted as its result")
+            }),
             Event::Finished(summary) => say(&finished(summary)),
         }
     }

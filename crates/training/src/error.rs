@@ -83,6 +83,14 @@ pub enum TrainError {
         /// Why not.
         reason: String,
     },
+    /// Runs cannot be compared.
+    #[error("the comparison in {path}: {reason}")]
+    Comparison {
+        /// The comparison's directory, or the file in it.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// A file could not be read or written.
     #[error("{action} {path}: {source}")]
     Io {

@@ -9,6 +9,7 @@
 
 mod card;
 mod checkpoint;
+mod compare;
 mod doctor;
 mod error;
 mod estimate;
@@ -37,6 +38,7 @@ mod strategy;
 mod summary;
 mod trainee;
 
+pub use compare::{CompareOptions, Comparison, Report, Variant};
 pub use doctor::{Case, Doctor, Finding, LENGTHS, Verdict};
 pub use error::TrainError;
 pub use estimate::{MemoryEstimate, size};

@@ -37,6 +37,14 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
+/// Starts counting [`peak_resident_bytes`] afresh, from what is resident now,
+/// where the system can (Linux); elsewhere the peak is the process's.
+pub(crate) fn forget_peak() {
+    #[cfg(target_os = "linux")]
+    // `proc(5)`: 5 resets the peak. A system that refuses leaves the peak as it was.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// What the device's allocator holds at present, in bytes; `None` for devices
 /// that have no memory of their own.
 pub fn device_reserved_bytes(device: &Device) -> Option<u64> {

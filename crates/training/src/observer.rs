@@ -94,6 +94,25 @@ pub enum Event {
     },
     /// The run was interrupted after this step; a checkpoint is there.
     Interrupted(usize),
+    /// A run of a comparison begins.
+    Cell {
+        /// Its number, from 1.
+        number: usize,
+        /// How many there are to be, as far as is known: grids may grow.
+        of: usize,
+        /// What it is.
+        name: String,
+    },
+    /// A run of a comparison is finished.
+    CellFinished {
+        /// What it is.
+        name: String,
+        /// The validation loss after its last step; infinite if the loss stopped
+        /// being a number.
+        loss: f64,
+        /// Seconds it took.
+        seconds: f64,
+    },
     /// The run is complete.
     Finished(Box<Summary>),
 }

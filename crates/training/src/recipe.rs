@@ -203,6 +203,21 @@ impl AdapterMethod {
     }
 }
 
+impl From<Method> for AdapterMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Lora => Self::Lora,
+            Method::LoraGaussian => Self::LoraGaussian,
+            Method::LoraOrthogonal => Self::LoraOrthogonal,
+            Method::Olora => Self::Olora,
+            Method::OloraTail => Self::OloraTail,
+            Method::Pissa => Self::Pissa,
+            Method::Milora => Self::Milora,
+            Method::Eva => Self::Eva,
+        }
+    }
+}
+
 impl Default for AdapterSection {
     fn default() -> Self {
         let config = AdapterConfig::default();
@@ -269,6 +284,10 @@ pub struct DataSection {
     /// Without `validation`: the number of training samples to hold out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_samples: Option<usize>,
+    /// The seed that chooses which samples are held out; the recipe's if not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
     /// The records' layout; detected from the keys if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,

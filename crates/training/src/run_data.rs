@@ -42,8 +42,9 @@ impl Data {
         let (train, validation) = match (&section.validation, section.validation_samples) {
             (Some(path), _) => (train.samples, Some(read("validation", path)?.samples)),
             (None, Some(count)) => {
+                let seed = section.split_seed.unwrap_or(recipe.seed);
                 let (train, validation) =
-                    split(train.samples, ValidationSplit::Count(count), recipe.seed)?;
+                    split(train.samples, ValidationSplit::Count(count), seed)?;
                 (train, Some(validation))
             }
             (None, None) => (train.samples, None),

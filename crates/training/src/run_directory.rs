@@ -184,7 +184,7 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<(), TrainError> {
 }
 
 /// The lines that differ, by key.
-fn differences(before: &str, now: &str) -> Vec<String> {
+pub(crate) fn differences(before: &str, now: &str) -> Vec<String> {
     let flat = |text: &str| -> Vec<(String, String)> {
         let mut section = String::new();
         let mut values = Vec::new();

@@ -20,6 +20,8 @@ pub struct Summary {
     pub result: PathBuf,
     /// Whether all steps were made.
     pub finished: bool,
+    /// What names the samples and the base: a run on other ones has another.
+    pub fingerprint: String,
     /// Steps made.
     pub steps: usize,
     /// Training loss of the last logged stretch.
@@ -84,6 +86,7 @@ impl Summary {
             directory: recipe.run_directory(),
             result: PathBuf::new(),
             finished: !outcome.interrupted,
+            fingerprint: format!("{:016x}", state.fingerprint),
             steps: state.step,
             train_loss: outcome.last_loss,
             validation_loss_before: before.map(|(_, loss)| *loss),

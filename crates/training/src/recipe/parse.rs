@@ -123,6 +123,10 @@ impl Recipe {
             self.data.validation.is_none() || self.data.validation_samples.is_none(),
             "give `data.validation` or `data.validation_samples`, not both",
         );
+        check(
+            self.data.split_seed.is_none() || self.data.validation_samples.is_some(),
+            "`data.split_seed` has no use without `data.validation_samples`: remove it",
+        );
         let has_validation =
             self.data.validation.is_some() || self.data.validation_samples.is_some();
         check(

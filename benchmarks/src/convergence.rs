@@ -1,0 +1,136 @@
+//! Which method learns faster: `olora compare` on a tiny model that comes along
+//! and on a real one, each method at its own learning rate.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use olora_training::{
+    CompareOptions, Comparison, Event, Observer, Recipe, Report, Variant, record_panics,
+};
+use serde_json::json;
+
+use crate::device::device;
+
+/// What is trained on what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Setting {
+    /// The quickstart's tiny model and its questions.
+    Quickstart,
+    /// SmolLM2-135M-Instruct on 1,100 instructions.
+    Instruction,
+    /// SmolLM2-135M-Instruct on GSM8K.
+    Gsm8k,
+}
+
+impl Setting {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quickstart => "quickstart",
+            Self::Instruction => "instruction",
+            Self::Gsm8k => "gsm8k",
+        }
+    }
+
+    fn comparison(self, backend: &str, directory: PathBuf) -> anyhow::Result<Comparison> {
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("convergence");
+        let path = recipes.join(format!("{}.toml", self.name()));
+        let recipe = Recipe::load(&path, &[format!("device={backend}")])?;
+        let variants: Result<Vec<Variant>, _> = ["lora", "rslora", "olora", "pissa"]
+            .iter()
+            .map(|name| name.parse())
+            .collect();
+        let (ranks, rates, seeds) = match self {
+            Self::Quickstart => (vec![8], vec![1e-3, 3e-3, 1e-2], 5),
+            Self::Instruction | Self::Gsm8k => (vec![8, 32], vec![3e-4, 1e-3], 3),
+        };
+        Ok(Comparison {
+            seeds: (0..seeds).map(|index| recipe.seed + index).collect(),
+            recipe,
+            variants: variants?,
+            ranks,
+            rates,
+            widen: 3,
+            directory,
+        })
+    }
+}
+
+/// Prints what a comparison does.
+struct Printer;
+
+impl Observer for Printer {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::Cell { number, of, name } => eprintln!("[{number}/{of}] {name}"),
+            Event::CellFinished {
+                name,
+                loss,
+                seconds,
+            } => eprintln!("{name}: validation loss {loss:.4} ({seconds:.1} s)"),
+            Event::Note(note) => eprintln!("note: {note}"),
+            _ => {}
+        }
+    }
+}
+
+/// Makes the runs that are missing in `results`, and the reports.
+pub(crate) fn run(settings: &[Setting], backend: &str, results: &Path) -> anyhow::Result<()> {
+    let mut reports = Vec::new();
+    for setting in settings {
+        let comparison = setting.comparison(backend, results.join(setting.name()))?;
+        reports.push(report(&comparison, backend)?);
+    }
+    println!(
+        "{}",
+        json!({ "suite": "convergence", "quick": false, "reports": reports })
+    );
+    Ok(())
+}
+
+/// Two methods, two seeds, 24 steps: shows that the suite works.
+pub(crate) fn quick(backend: &str) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let whole = Setting::Quickstart.comparison(backend, directory.path().to_owned())?;
+    let mut recipe = whole.recipe;
+    recipe.training.epochs = None;
+    recipe.training.max_steps = Some(24);
+    recipe.training.evaluate_every = 6;
+    let comparison = Comparison {
+        recipe,
+        variants: vec!["lora".parse()?, "olora".parse()?],
+        rates: vec![3e-3],
+        seeds: vec![1, 2],
+        widen: 0,
+        ..whole
+    };
+    let report = report(&comparison, backend)?;
+    println!(
+        "{}",
+        json!({ "suite": "convergence", "quick": true, "reports": [report] })
+    );
+    Ok(())
+}
+
+fn report(comparison: &Comparison, backend: &str) -> anyhow::Result<serde_json::Value> {
+    record_panics();
+    let (device, traits) = device(backend)?;
+    let options = CompareOptions {
+        commit: option_env!("OLORA_COMMIT").map(str::to_owned),
+        reference: traits.accelerator.then(olora_devices::reference).flatten(),
+        device: traits,
+        ..CompareOptions::default()
+    };
+    let observer: Arc<dyn Observer> = Arc::new(Printer);
+    let place = comparison.recipe.model.path.display().to_string();
+    comparison
+        .run(&device, options, &observer)
+        .with_context(|| {
+            format!("comparing on {place}; benchmarks/convergence/README.md says what goes where")
+        })?;
+    let report = Report::read(&comparison.directory)?;
+    report.write()?;
+    println!("{}", report.markdown());
+    Ok(report.to_json())
+}

@@ -1,0 +1,186 @@
+//! Greedy generation, one sequence: how long the prompt takes, and each token
+//! after it; and the same by transformers.
+
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use olora_model::{Llama, ModelConfig, Sampling, WeightType, generate, load};
+use olora_training::peak_resident_bytes;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use crate::{device::device, paths::last_line};
+
+/// The size of the work.
+pub(crate) struct Work<'a> {
+    pub(crate) backend: &'a str,
+    /// A checkpoint, or a `config.json` for random weights.
+    pub(crate) model: &'a Path,
+    pub(crate) prompt: usize,
+    pub(crate) new_tokens: usize,
+}
+
+impl Work<'_> {
+    fn load(&self, device: &Device) -> anyhow::Result<Llama> {
+        if self.model.is_dir() {
+            return Ok(load(self.model, WeightType::F32, device)?.0);
+        }
+        device.seed(7);
+        let config = ModelConfig::from_file(self.model)
+            .with_context(|| format!("--model {}", self.model.display()))?;
+        Ok(config.init(device))
+    }
+}
+
+pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
+    println!(
+        "Greedy generation of {} tokens after a prompt of {}, one sequence, f32, {}.",
+        work.new_tokens,
+        work.prompt,
+        work.model.display()
+    );
+    println!(
+        "Times depend on what else the machine does. A first generation is not counted. A token is on the \
+         host before the next one begins.\n"
+    );
+    let (device, traits) = device(work.backend)?;
+    let model = work.load(&device)?;
+    let prompt = prompt(work.prompt, model.vocab_size());
+    check(&model, &prompt[..work.prompt.min(24)])?;
+    println!("equality of cached generation and whole forward passes: 16 tokens, all equal\n");
+
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    timed(&model, &prompt, work.new_tokens.min(4))?;
+    for _ in 0..rounds {
+        ours.push(timed(&model, &prompt, work.new_tokens)?);
+        if let Some(python) = peer {
+            theirs.push(run_peer(python, work)?);
+        }
+    }
+    println!(
+        "| what | prompt, tokens/s | generated, tokens/s, median (min – max of rounds) | peak memory |"
+    );
+    println!("|---|---:|---:|---:|");
+    let mut results = vec![row("olora", &ours, peak_resident_bytes())];
+    if !theirs.is_empty() {
+        let rates: Vec<Rates> = theirs.iter().filter_map(rates).collect();
+        ensure!(rates.len() == theirs.len(), "the peer printed no rates");
+        let peak = theirs[0]["peak_rss_bytes"].as_u64();
+        results.push(row("transformers", &rates, peak));
+    }
+    println!(
+        "{}",
+        json!({
+            "suite": "generate", "backend": work.backend, "device": traits.name, "model": work.model,
+            "prompt": work.prompt, "new_tokens": work.new_tokens, "rounds": rounds, "results": results,
+        })
+    );
+    Ok(())
+}
+
+/// Tokens per second, of the prompt and of what is generated after it.
+#[derive(Clone, Copy)]
+struct Rates {
+    prompt: f64,
+    generated: f64,
+}
+
+fn row(name: &str, rates: &[Rates], peak: Option<u64>) -> Value {
+    let sorted = |of: fn(&Rates) -> f64| {
+        let mut sorted: Vec<f64> = rates.iter().map(of).collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    };
+    let prompt = sorted(|rates| rates.prompt);
+    let generated = sorted(|rates| rates.generated);
+    let middle = rates.len() / 2;
+    println!(
+        "| {name} | {:.0} | {:.1} ({:.1} – {:.1}) | {} |",
+        prompt[middle],
+        generated[middle],
+        generated[0],
+        generated[generated.len() - 1],
+        peak.map_or_else(String::new, |bytes| format!("{:.0} MB", bytes as f64 / 1e6))
+    );
+    json!({
+        "what": name, "prompt_tokens_per_second": prompt[middle],
+        "tokens_per_second": { "median": generated[middle], "min": generated[0], "max": generated[generated.len() - 1] },
+        "peak_rss_bytes": peak,
+    })
+}
+
+/// Random tokens.
+fn prompt(n: usize, vocab: usize) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    (0..n).map(|_| rng.random_range(0..vocab as u32)).collect()
+}
+
+fn timed(model: &Llama, prompt: &[u32], new_tokens: usize) -> anyhow::Result<Rates> {
+    let began = Instant::now();
+    let mut first = Duration::ZERO;
+    let mut n = 0_usize;
+    generate(model, prompt, new_tokens, &Sampling::default(), &[], |_| {
+        if n == 0 {
+            first = began.elapsed();
+        }
+        n += 1;
+        ControlFlow::Continue(())
+    })?;
+    let all = began.elapsed();
+    Ok(Rates {
+        prompt: prompt.len() as f64 / first.as_secs_f64(),
+        generated: n.saturating_sub(1) as f64 / (all - first).as_secs_f64(),
+    })
+}
+
+/// What is generated with a cache is what whole forward passes say.
+fn check(model: &Llama, prompt: &[u32]) -> anyhow::Result<()> {
+    const TOKENS: usize = 16;
+    let generated = generate(model, prompt, TOKENS, &Sampling::default(), &[], |_| {
+        ControlFlow::Continue(())
+    })?;
+    let mut ids = prompt.to_vec();
+    for (index, &token) in generated.iter().enumerate() {
+        let data = TensorData::new(
+            ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(),
+            [1, ids.len()],
+        );
+        let input = Tensor::<2, Int>::from_data(data, &model.device());
+        let logits = model.forward(input).slice([0..1, ids.len() - 1..ids.len()]);
+        let best: i64 = logits.argmax(2).into_scalar();
+        ensure!(
+            best == i64::from(token),
+            "token {index} is {token} with the cache, but {best} without"
+        );
+        ids.push(token);
+    }
+    Ok(())
+}
+
+fn run_peer(python: &Path, work: &Work<'_>) -> anyhow::Result<Value> {
+    let mut command = Command::new(python);
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/generate.py"))
+        .arg("--model")
+        .arg(work.model)
+        .args(["--prompt", &work.prompt.to_string()])
+        .args(["--new-tokens", &work.new_tokens.to_string()])
+        .arg("--device")
+        .arg(if work.backend == "cpu" { "cpu" } else { "cuda" });
+    Ok(serde_json::from_str(&last_line(&mut command)?)?)
+}
+
+fn rates(result: &Value) -> Option<Rates> {
+    Some(Rates {
+        prompt: result["prompt_tokens_per_second"].as_f64()?,
+        generated: result["tokens_per_second"].as_f64()?,
+    })
+}
