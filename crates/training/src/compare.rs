@@ -370,8 +370,10 @@ fn beyond(rates: &[f64], best: f64) -> Option<f64> {
         [.., third, second, last] if best == last => last * second / third,
         _ => return None,
     };
-    // Products of decimal fractions are not decimal fractions: two digits are what is meant.
-    format!("{next:.1e}").parse().ok()
+    // A round number is as good, unless it is back in the grid.
+    let round = format!("{next:.0e}").parse().ok();
+    let within = |rate: f64| rates.first() <= Some(&rate) && Some(&rate) <= rates.last();
+    round.filter(|rate| !within(*rate)).or(Some(next))
 }
 
 /// Why a finished run cannot be used for this comparison.
@@ -399,6 +401,7 @@ mod tests {
             (&[1e-4, 2e-4, 4e-4], 4e-4, Some(8e-4)),
             (&[1e-4, 1e-3], 1e-4, Some(1e-5)),
             (&[1e-4, 1e-3], 1e-3, Some(1e-2)),
+            (&[3e-4, 1e-3], 1e-3, Some(3e-3)),
             (&[1e-4], 1e-4, None),
         ] {
             assert_eq!(beyond(rates, best), next, "{rates:?}");
