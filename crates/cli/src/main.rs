@@ -41,12 +41,15 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let kernels = KernelOptions::from(cli.kernels);
-    if matches!(cli.command, Command::Inspect(_) | Command::Report(_))
-        && kernels != KernelOptions::default()
-    {
-        return Err(Usage::new(
-            "`inspect` and `report` use no device: leave out the options on kernels",
-        ));
+    let without_device = match &cli.command {
+        Command::Inspect(_) => Some("inspect"),
+        Command::Report(_) => Some("report"),
+        _ => None,
+    };
+    if let Some(name) = without_device.filter(|_| kernels != KernelOptions::default()) {
+        return Err(Usage::new(&format!(
+            "`{name}` uses no device: leave out the options on kernels"
+        )));
     }
     olora_devices::prepare(kernels)?;
     match cli.command {
