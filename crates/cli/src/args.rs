@@ -144,7 +144,12 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(crate) seeds: u64,
     /// Learning rates that each method is tried at, on the first seed
-    #[arg(long, value_delimiter = ',', default_value = "1e-4,3e-4,1e-3")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        default_value = "1e-4,3e-4,1e-3"
+    )]
     pub(crate) lrs: Vec<f64>,
     /// How many rates to try beyond the lowest or the highest where that is the best
     #[arg(long, default_value_t = 2)]

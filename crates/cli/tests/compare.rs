@@ -74,7 +74,7 @@ fn what_cannot_be_compared_is_refused() {
     let output = ["--output", directory.to_str().unwrap()];
     for (arguments, code, expected) in [
         (&["--methods", "qlora"][..], 2, "there is no method `qlora`"),
-        (&["--methods", "olora", "--lrs", "-1"], 2, "--lrs"),
+        (&["--methods", "olora", "--lrs", "-1"], 2, "learning_rate"),
         (
             &["--set", "training.evaluate_every=0"],
             1,
