@@ -39,7 +39,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let tasks = tasks::load(&of_tasks.tasks, directory, of_tasks.limit)?;
     let loaded = Loaded::new(&args.model, kernels)?;
     let options = options(args, &loaded);
-    let mut bar = Bar::default();
+    let mut shown = Shown::default();
     let advice = "Lower --batch-tokens, or hold the weights in half precision (--dtype)";
     let results = devices::guarded(&loaded.details, advice, || {
         Ok(tasks::score(
@@ -47,7 +47,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
             &loaded.tokenizer,
             &tasks,
             &options,
-            &mut |progress| bar.on(progress),
+            &mut |progress| shown.on(progress),
         )?)
     })?;
     let summary = json!({
@@ -211,13 +211,13 @@ fn table(results: &[TaskResult]) -> String {
 
 /// A bar for each task on a terminal, a line at each tenth elsewhere.
 #[derive(Default)]
-struct Bar {
+struct Shown {
     task: Option<TaskName>,
     bar: Option<ProgressBar>,
     tenths: usize,
 }
 
-impl Bar {
+impl Shown {
     fn on(&mut self, progress: TaskProgress) {
         let TaskProgress { task, done, total } = progress;
         if self.task != Some(task) {

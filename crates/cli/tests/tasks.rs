@@ -19,8 +19,8 @@ const ARC: &str = r#"{"query": "Question: Where does Alder live?", "choices": ["
 {"query": "Question: What does Zeb sell?", "choices": ["blue bowls", "butter", "oak"], "gold": 0}
 {"query": "Question: Who is Imke?", "choices": ["a friend", "a hen"], "gold": 1}
 "#;
-const GSM8K: &str = r###"{"question": "How many bowls?", "answer": "3 + 4 = 7\n#### 7"}
-"###;
+const GSM8K: &str = r#"{"question": "How many bowls?", "answer": "3 + 4 = 7\n#### 7"}
+"#;
 
 /// A directory of two tasks.
 fn data() -> TempDir {

@@ -30,10 +30,16 @@ fn base() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/quickstart/base")
 }
 
+/// One record a line.
+fn lines(records: &[Value]) -> String {
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    lines.join("\n")
+}
+
 /// A directory with one file of these records.
 fn directory(file: &str, records: &[Value]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+    let lines = lines(records);
     fs::write(directory.path().join(file), lines).unwrap();
     directory
 }
@@ -361,6 +367,10 @@ fn what_cannot_be_asked_is_refused_with_file_and_line() {
         let text = refusal(name, &content);
         assert!(text.contains(expected), "{content}: {text}");
     }
+}
+
+#[test]
+fn what_is_not_there_is_refused_with_what_could_be() {
     let empty = tempfile::tempdir().unwrap();
     let text = load(&[TaskName::OpenBookQa], empty.path(), None)
         .unwrap_err()
@@ -473,8 +483,8 @@ fn tasks() -> (TempDir, Vec<Task>) {
     let out = tempfile::tempdir().unwrap();
     let names = [TaskName::ArcEasy, TaskName::BoolQ, TaskName::WinoGrande];
     for (name, records) in names.iter().zip([arc, boolq, winogrande]) {
-        let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
-        fs::write(out.path().join(format!("{name}.jsonl")), lines).unwrap();
+        let file = out.path().join(format!("{name}.jsonl"));
+        fs::write(file, lines(&records)).unwrap();
     }
     let tasks = load(&names, out.path(), None).unwrap();
     (out, tasks)
