@@ -25,7 +25,7 @@ pub(crate) enum Setting {
     Gsm8k,
     /// What OLoRA's author trains: TinyLlama on Alpaca's instructions. For a GPU.
     Paper,
-    /// PEFT's comparison of methods: Llama-3.2-3B on MetaMathQA. For a GPU.
+    /// PEFT's comparison of methods: Llama-3.2-3B on `MetaMathQA`. For a GPU.
     Metamathqa,
 }
 

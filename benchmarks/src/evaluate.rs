@@ -11,10 +11,13 @@ use std::{
 use anyhow::{Context, ensure};
 use olora_data::Tokenizer;
 use olora_model::{WeightType, load};
-use olora_training::tasks::{self, ItemResults, TaskName, TaskOptions, TaskResult};
+use olora_training::tasks::{self, ItemResults, Task, TaskName, TaskOptions, TaskResult};
 use serde_json::{Value, json};
 
-use crate::{device::device, paths::last_line};
+use crate::{
+    device::device,
+    paths::{last_line, threads},
+};
 
 /// The size of the work.
 pub(crate) struct Work<'a> {
@@ -28,6 +31,9 @@ pub(crate) struct Work<'a> {
     pub(crate) limit: usize,
 }
 
+/// Items of each task that are scored both ways, and compared, before anything
+/// is timed.
+const COMPARED: usize = 8;
 /// How far log-likelihoods may differ, relative to their size: they are sums of
 /// f32 products in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -39,6 +45,10 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
         work.model.display()
     );
     println!("Times depend on what else the machine does; ways take turns.\n");
+    ensure!(
+        peer.is_none() || work.backend == "cpu",
+        "the peer runs on the CPU: leave out --backend or --peer"
+    );
     let (device, traits) = device(work.backend)?;
     let (llama, config) = load(work.model, WeightType::F32, &device)?;
     let tokenizer = Tokenizer::from_path(work.model)?;
@@ -48,22 +58,20 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
         share_prefix: false,
         ..shared.clone()
     };
-    let score =
-        |options: &TaskOptions| tasks::score(&llama, &tokenizer, &tasks, options, &mut |_| {});
-
+    let score = |tasks: &[Task], options: &TaskOptions| {
+        tasks::score(&llama, &tokenizer, tasks, options, &mut |_| {})
+    };
+    // This is the warm-up too.
+    let few = tasks::load(work.tasks, work.data, Some(COMPARED.min(work.limit)))?;
+    let (n, worst) = equal(&score(&few, &shared)?, &score(&few, &apart)?)?;
+    println!(
+        "equality of both ways: {n} log-likelihoods, largest relative difference {worst:.1e}, the same \
+         predictions\n"
+    );
     let (mut ours, mut slow, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let results = score(&shared)?;
-        let oracle = score(&apart)?;
-        if round == 0 {
-            let (n, worst) = equal(&results, &oracle)?;
-            println!(
-                "equality of both ways: {n} log-likelihoods, largest relative difference {worst:.1e}, \
-                 the same predictions\n"
-            );
-        }
-        ours.push(results);
-        slow.push(oracle);
+    for _ in 0..rounds {
+        ours.push(score(&tasks, &shared)?);
+        slow.push(score(&tasks, &apart)?);
         if let Some(python) = peer {
             theirs.push(run_peer(python, work)?);
         }
@@ -170,6 +178,7 @@ fn run_peer(python: &Path, work: &Work<'_>) -> anyhow::Result<Value> {
             "--limit",
             &work.limit.to_string(),
         ])
+        .args(threads())
         .arg("--output")
         .arg(output.path().join("out"));
     Ok(serde_json::from_str(&last_line(&mut command)?)?)

@@ -137,10 +137,10 @@ fn timed(model: &Llama, prompt: &[u32], new_tokens: usize) -> anyhow::Result<Rat
         n += 1;
         ControlFlow::Continue(())
     })?;
-    let all = began.elapsed();
+    let rest = began.elapsed().saturating_sub(first);
     Ok(Rates {
         prompt: prompt.len() as f64 / first.as_secs_f64(),
-        generated: n.saturating_sub(1) as f64 / (all - first).as_secs_f64(),
+        generated: n.saturating_sub(1) as f64 / rest.as_secs_f64(),
     })
 }
 

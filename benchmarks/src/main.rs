@@ -6,7 +6,11 @@
 //! cargo run --release -p olora-benchmarks -- init --quick
 //! ```
 
-#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark prints its results, and how far it has come"
+)]
 
 mod convergence;
 mod device;
@@ -50,7 +54,7 @@ struct Args {
     #[arg(long)]
     data: Option<PathBuf>,
     /// `instruction` and `train_step`: steps that are timed [default: 40, 10]
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     steps: Option<usize>,
     /// `train_step`: steps before those
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
@@ -62,14 +66,14 @@ struct Args {
     #[arg(long, default_value = "float32")]
     dtype: String,
     /// `train_step`: sequences in a step
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = at_least_one)]
     batch: usize,
     /// `generate`: tokens of the prompt
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     prompt: usize,
     /// `generate`: tokens after it
-    #[arg(long, default_value_t = 64)]
-    new_tokens: usize,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..))]
+    new_tokens: u16,
     /// `evaluate` and `convergence`: directory of tasks' files, such as `arc_easy.jsonl`
     #[arg(long)]
     task_data: Option<PathBuf>,
@@ -81,7 +85,7 @@ struct Args {
     )]
     tasks: Vec<TaskName>,
     /// `evaluate` and `convergence`: items of each task
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = at_least_one)]
     limit: usize,
     /// `convergence`: what to train on what [default: quickstart, instruction, gsm8k]
     #[arg(long, value_delimiter = ',')]
@@ -190,6 +194,14 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
 /// This folder.
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -258,7 +270,11 @@ fn generate(args: &Args, rounds: usize) -> anyhow::Result<()> {
             None => &shape,
         },
         prompt: if args.quick { 24 } else { args.prompt },
-        new_tokens: if args.quick { 16 } else { args.new_tokens },
+        new_tokens: if args.quick {
+            16
+        } else {
+            usize::from(args.new_tokens)
+        },
     };
     generate::run(
         &work,

@@ -1,10 +1,14 @@
-//! Records the source commit, so that a run's summary can name it.
+//! Records the source commit, so that a run's summary can name it. `benchmarks` uses it too.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 fn main() {
-    println!("cargo::rerun-if-changed=../../.git/HEAD");
-    println!("cargo::rerun-if-changed=../../.git/index");
+    for root in ["../..", ".."] {
+        if Path::new(root).join("Cargo.lock").exists() {
+            println!("cargo::rerun-if-changed={root}/.git/HEAD");
+            println!("cargo::rerun-if-changed={root}/.git/index");
+        }
+    }
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;
         output

@@ -141,7 +141,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_delimiter = ',', value_parser = at_least_one)]
     pub(crate) ranks: Vec<usize>,
     /// How many seeds, from the recipe's on
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(crate) seeds: u64,
     /// Learning rates that each method is tried at, on the first seed
     #[arg(long, value_delimiter = ',', default_value = "1e-4,3e-4,1e-3")]

@@ -1,6 +1,6 @@
 //! `compare` and `report`.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Result;
 use olora_devices::{KernelOptions, Opened};
@@ -20,7 +20,9 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         let name = format!("{}-compare", recipe.name);
         recipe.output.directory.join(name)
     });
-    let seeds = (0..args.seeds).map(|index| recipe.seed + index).collect();
+    let seeds = (0..args.seeds)
+        .map(|index| recipe.seed.wrapping_add(index))
+        .collect();
     let ranks = match args.ranks.as_slice() {
         [] => vec![recipe.adapter.rank],
         ranks => ranks.to_vec(),
@@ -56,19 +58,19 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         say("interrupted: run the same command again to go on where it stopped");
         return Ok(ExitCode::FAILURE);
     }
-    write_report(comparison.directory)
+    write_report(&comparison.directory)
 }
 
 pub(crate) fn report(args: &ReportArgs) -> Result<ExitCode> {
     for directory in &args.directories {
-        write_report(directory.clone())?;
+        write_report(directory)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes the report beside its runs, and prints it.
-fn write_report(directory: PathBuf) -> Result<ExitCode> {
-    let report = Report::read(&directory)?;
+fn write_report(directory: &Path) -> Result<ExitCode> {
+    let report = Report::read(directory)?;
     let path = report.write()?;
     write!(std::io::stdout(), "{}", report.markdown())?;
     say(&format!("report: {}", path.display()));

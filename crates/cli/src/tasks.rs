@@ -39,7 +39,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let tasks = tasks::load(&of_tasks.tasks, directory, of_tasks.limit)?;
     let loaded = Loaded::new(&args.model, kernels)?;
     let options = options(args, &loaded);
-    let mut shown = Shown::default();
+    let mut bar = Bar::default();
     let advice = "Lower --batch-tokens, or hold the weights in half precision (--dtype)";
     let results = devices::guarded(&loaded.details, advice, || {
         Ok(tasks::score(
@@ -47,7 +47,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
             &loaded.tokenizer,
             &tasks,
             &options,
-            &mut |progress| shown.on(progress),
+            &mut |progress| bar.on(progress),
         )?)
     })?;
     let summary = json!({
@@ -211,13 +211,13 @@ fn table(results: &[TaskResult]) -> String {
 
 /// A bar for each task on a terminal, a line at each tenth elsewhere.
 #[derive(Default)]
-struct Shown {
+struct Bar {
     task: Option<TaskName>,
-    bar: Option<ProgressBar>,
+    shown: Option<ProgressBar>,
     tenths: usize,
 }
 
-impl Shown {
+impl Bar {
     fn on(&mut self, progress: TaskProgress) {
         let TaskProgress { task, done, total } = progress;
         if self.task != Some(task) {
@@ -226,12 +226,12 @@ impl Shown {
                 ..Self::default()
             };
             if std::io::stderr().is_terminal() {
-                self.bar = Some(task_bar(task, total));
+                self.shown = Some(task_bar(task, total));
             } else {
                 say(&format!("{task}: {total} items"));
             }
         }
-        match &self.bar {
+        match &self.shown {
             Some(bar) if done == total => bar.finish(),
             Some(bar) => bar.set_position(done as u64),
             None => {

@@ -30,16 +30,11 @@ fn base() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/quickstart/base")
 }
 
-/// One record a line.
-fn lines(records: &[Value]) -> String {
-    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
-    lines.join("\n")
-}
-
 /// A directory with one file of these records.
 fn directory(file: &str, records: &[Value]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let lines = lines(records);
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    let lines = lines.join("\n");
     fs::write(directory.path().join(file), lines).unwrap();
     directory
 }
@@ -270,6 +265,7 @@ fn refusal(name: TaskName, content: &str) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a list of cases")]
 fn what_cannot_be_asked_is_refused_with_file_and_line() {
     let good = r#"{"query": "Question: x", "choices": ["a", "b"], "gold": 1}"#;
     let cases = [
@@ -367,10 +363,6 @@ fn what_cannot_be_asked_is_refused_with_file_and_line() {
         let text = refusal(name, &content);
         assert!(text.contains(expected), "{content}: {text}");
     }
-}
-
-#[test]
-fn what_is_not_there_is_refused_with_what_could_be() {
     let empty = tempfile::tempdir().unwrap();
     let text = load(&[TaskName::OpenBookQa], empty.path(), None)
         .unwrap_err()
@@ -483,8 +475,9 @@ fn tasks() -> (TempDir, Vec<Task>) {
     let out = tempfile::tempdir().unwrap();
     let names = [TaskName::ArcEasy, TaskName::BoolQ, TaskName::WinoGrande];
     for (name, records) in names.iter().zip([arc, boolq, winogrande]) {
-        let file = out.path().join(format!("{name}.jsonl"));
-        fs::write(file, lines(&records)).unwrap();
+        let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+        let lines = lines.join("\n");
+        fs::write(out.path().join(format!("{name}.jsonl")), lines).unwrap();
     }
     let tasks = load(&names, out.path(), None).unwrap();
     (out, tasks)

@@ -138,7 +138,7 @@ pub(crate) fn steps(report: &Report) -> Result<String, TrainError> {
                 (mean(&there), 0.8, format!("{:.1}", mean(&there)))
             } else {
                 let n = standing.steps.len();
-                (n_steps, 0.2, format!("{} of {n}", there.len()))
+                (n_steps, 0.2, format!("{} of {n} seeds", there.len()))
             };
             let corners = [
                 (0.0, SegmentValue::Exact(index)),

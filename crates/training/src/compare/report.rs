@@ -244,7 +244,7 @@ impl Report {
         for groups in self.by_rank() {
             self.write_rank(text, groups)?;
         }
-        writeln!(text, "\n![Validation loss by step](loss.svg)\n")?;
+        writeln!(text, "![Validation loss by step](loss.svg)\n")?;
         writeln!(
             text,
             "![Steps to the last loss of {}](steps.svg)",
@@ -420,7 +420,7 @@ impl Report {
                 writeln!(text, "- {}", sentence(group, &standing, reference))?;
             }
         }
-        Ok(())
+        writeln!(text)
     }
 
     /// What the rates were chosen by.
@@ -630,7 +630,10 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
     let n_steps = group.cells.iter().map(|cell| cell.steps).max().unwrap_or(0);
     let steps = match (there.len(), standing.steps.len()) {
         (_, 0) => format!("it has no seed in common with {reference}"),
-        (0, 1) => format!("its seed does not end at or below {reference}'s last loss"),
+        (0, all) if all > 1 => {
+            format!("none of {all} seeds ends at or below {reference}'s last loss")
+        }
+        (0, _) => format!("its seed does not end at or below {reference}'s last loss"),
         (n, all) if n < all => {
             format!("{n} of {all} seeds end at or below {reference}'s last loss")
         }

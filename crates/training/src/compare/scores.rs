@@ -134,8 +134,14 @@ impl Comparison {
             observer,
         };
         let report = Report::read(&self.directory)?;
-        let cells = report.groups.iter().flat_map(|group| &group.cells);
-        for cell in std::iter::once(None).chain(cells.map(Some)) {
+        let mut cells: Vec<&Cell> = report
+            .groups
+            .iter()
+            .flat_map(|group| &group.cells)
+            .collect();
+        // Seed by seed, so that what is done of an interrupted scoring has all methods.
+        cells.sort_by_key(|cell| cell.seed);
+        for cell in std::iter::once(None).chain(cells.into_iter().map(Some)) {
             if options.interrupter.should_stop() {
                 return Ok(false);
             }

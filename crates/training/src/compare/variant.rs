@@ -99,10 +99,9 @@ impl FromStr for Variant {
                 "dora" => &mut variant.dora,
                 "loraplus" => &mut variant.loraplus,
                 name if index == 0 => {
-                    let all = Method::ALL.iter();
-                    variant.method = *all
-                        .filter(|method| method.name() == name)
-                        .next()
+                    variant.method = *Method::ALL
+                        .iter()
+                        .find(|method| method.name() == name)
                         .ok_or_else(|| refuse(format!("there is no method `{name}`")))?;
                     continue;
                 }
