@@ -1,12 +1,14 @@
 """Compare `olora evaluate --tasks … --output OURS` with `harness.py … --output HARNESS`, item by item.
 
-    python check_harness.py OURS HARNESS [--tolerance 1e-3]
+    python check_harness.py OURS HARNESS [--tolerance 2e-3]
 
 Both are directories of `TASK.jsonl`; every task that both hold is compared, up to the shorter file. Of multiple choice:
 the largest difference of a log-likelihood, and every item whose prediction, plain, per character or per byte, is another,
 with the lead of the winner over our choice in the harness's numbers. Of GSM8K: every item whose text or extracted answer
 is another. Fails if numbers of choices, lengths or right answers differ, if a log-likelihood differs by more than the
 tolerance, or if a prediction differs whose lead is more than twice the tolerance. Needs nothing but Python.
+
+The tolerance is for sums over 150 tokens: on SmolLM2-135M in f32 the harness is 8e-6 a token from the same in float64.
 """
 
 import argparse
@@ -105,7 +107,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours", type=Path)
     parser.add_argument("harness", type=Path)
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="of a log-likelihood, in nats")
+    parser.add_argument("--tolerance", type=float, default=2e-3, help="of a log-likelihood, in nats")
     given = parser.parse_args()
     names = sorted(path.stem for path in given.ours.glob("*.jsonl") if (given.harness / path.name).is_file())
     if not names:
