@@ -155,7 +155,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 2)]
     pub(crate) widen: usize,
     /// Directory of the comparison; runs that are finished in it are not made again
-    /// [default: <output.directory>/<name>-compare]
+    /// [default: `<output.directory>/<name>-compare`]
     #[arg(long)]
     pub(crate) output: Option<PathBuf>,
     /// Then put the base and each method's adapters to these tasks, separated by commas: those of
