@@ -154,8 +154,8 @@ pub(crate) struct CompareArgs {
     /// How many rates to try beyond the lowest or the highest where that is the best
     #[arg(long, default_value_t = 2)]
     pub(crate) widen: usize,
-    /// Directory of the comparison; runs that are finished in it are not made again
-    /// [default: `<output.directory>/<name>-compare`]
+    /// Directory of the comparison; runs that are finished in it are not made again. If not given,
+    /// the recipe's name with `-compare` behind it, in its output directory
     #[arg(long)]
     pub(crate) output: Option<PathBuf>,
     /// Then put the base and each method's adapters to these tasks, separated by commas: those of
