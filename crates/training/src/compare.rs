@@ -115,7 +115,7 @@ impl Comparison {
 
     /// Makes the directory this comparison's, unless it is another's.
     fn begin(&self, observer: &Arc<dyn Observer>) -> Result<fs::File, TrainError> {
-        let lock = lock(&self.directory)?;
+        // What cannot be read leaves no directory behind.
         let tokenizer = Tokenizer::from_path(&self.recipe.model.path)?;
         let muted = Muted(observer.clone());
         let recipe = common(&self.recipe)?;
@@ -125,6 +125,7 @@ impl Comparison {
             fingerprint: format!("{:016x}", fingerprint(&data, &recipe)?),
             recipe,
         };
+        let lock = lock(&self.directory)?;
         setting.establish(&self.directory)?;
         Ok(lock)
     }

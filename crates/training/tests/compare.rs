@@ -313,7 +313,11 @@ fn runs_of_another_recipe_are_not_compared() {
 fn what_cannot_be_compared_is_refused_before_the_first_run() {
     let out = tempfile::tempdir().unwrap();
     type Change = fn(&mut Comparison);
-    let cases: [(Change, &str); 5] = [
+    let cases: [(Change, &str); 6] = [
+        (
+            |c| c.recipe.data.train = "missing.jsonl".into(),
+            "missing.jsonl",
+        ),
         (|c| c.recipe.data.validation = None, "set `data.validation`"),
         (
             |c| c.recipe.training.evaluate_every = 0,
