@@ -21,10 +21,10 @@
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{DType, Device, Int, Tensor, TensorData, module::linear},
+    tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
-use olora_operations::{Sight, attention};
+use olora_operations::{Sight, attention, project};
 
 use crate::{
     Activation, Family, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
@@ -145,7 +145,7 @@ impl Llama {
             Some(lm_head) => lm_head.project(hidden),
             None => {
                 let embedding = to_dtype(self.model.embed_tokens.weight.base(), hidden.dtype());
-                linear(hidden, embedding.transpose(), None)
+                project(hidden, embedding.transpose(), None, None)
             }
         }
     }

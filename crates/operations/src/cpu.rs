@@ -10,6 +10,7 @@ mod matrix;
 mod norm;
 mod projection;
 mod rotary;
+mod row;
 mod rows;
 mod swiglu;
 mod vector;
