@@ -4,6 +4,7 @@
 //! cargo test --release --workspace --features olora/wgpu,olora/test-hooks --test gpu -- --test-threads=1
 //! ```
 //!
+//! CI has `--profile quick` in the place of `--release`, which takes half an hour to compile there.
 //! The device is `wgpu` unless `OLORA_TEST_DEVICE` names another, which is then examined at all of
 //! the doctor's lengths.
 
