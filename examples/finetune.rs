@@ -11,7 +11,7 @@
 use std::{path::Path, sync::Arc};
 
 use olora_devices::{KernelOptions, Opened};
-use olora_training::{DeviceTraits, Event, Observer, Recipe, TrainOptions, train};
+use olora_runs::{Event, Observer, Recipe, TrainOptions, train};
 
 struct Printer;
 
@@ -39,12 +39,7 @@ fn main() -> anyhow::Result<()> {
     let options = TrainOptions {
         // With a CPU to compare with, a device whose gradients are wrong is refused.
         reference: olora_devices::reference().filter(|_| details.accelerator),
-        device: DeviceTraits {
-            name: details.name,
-            accelerator: details.accelerator,
-            memory: details.memory,
-            autotune: details.autotune,
-        },
+        device: details,
         ..TrainOptions::default()
     };
     let summary = train(&recipe, &device, options, &observer)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use burn::data::dataset::Dataset;
 use olora_adapter::write_atomically;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, ValidationSplit, load_samples, split};
-use olora_training::{
+use olora_runs::{
     Recipe,
     recipe::{AdapterMethod, AdapterSection, OptimizerKind, TrainingSection},
 };

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use olora_devices::KernelOptions;
 use olora_model::WeightType;
-use olora_training::{LENGTHS, tasks::TaskName};
+use olora_doctor::LENGTHS;
+use olora_tasks::TaskName;
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
 #[derive(Parser)]

@@ -21,10 +21,8 @@ use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Llama, ModelConfig, Sampling, WeightType};
-use olora_training::{
-    Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
-    stop_ids,
-};
+use olora_runs::{Observer, Recipe, TrainOptions, check_samples, choose_dtype};
+use olora_training::CrossEntropy;
 use serde_json::json;
 
 use crate::{
@@ -42,7 +40,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     }
     let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {}", devices::describe(&details)));
+    say(&format!("device: {details}"));
     let reference = reference(&details, args.no_check)?;
     let interrupter = interrupter()?;
 
@@ -56,10 +54,10 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         interrupter,
         renderer,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
-        device: devices::traits(&details),
+        device: details,
         reference,
     };
-    let summary = olora_training::train(&recipe, &device, options, &observer)?;
+    let summary = olora_runs::train(&recipe, &device, options, &observer)?;
     if args.tui {
         // The full-screen view has left nothing behind.
         say(&finished(&summary));
@@ -122,10 +120,9 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {}", devices::describe(&details)));
+    say(&format!("device: {details}"));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
-    let traits = devices::traits(&details);
-    let forecast = olora_training::plan(&recipe, &device, &traits, !args.no_probe, &observer)?;
+    let forecast = olora_runs::plan(&recipe, &device, &details, !args.no_probe, &observer)?;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&forecast)?)?;
@@ -151,14 +148,18 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
     let padding = Padding {
         id: loaded.tokenizer.pad_id(),
-        multiple: padding_multiple(loaded.details.accelerator),
+        multiple: Padding::default_multiple(loaded.details.accelerator),
     };
     let batches = loader(schedule, padding);
     let began = Instant::now();
     let advice =
         "Lower --batch-size or --max-length, or hold the weights in half precision (--dtype)";
     let evaluation = devices::guarded(&loaded.details, advice, || {
-        Ok(olora_training::evaluate(&loaded.llama, &*batches)?)
+        Ok(olora_training::evaluate(
+            &CrossEntropy,
+            &loaded.llama,
+            batches.iter(),
+        )?)
     })?;
     let seconds = began.elapsed().as_secs_f64();
     let mut out = std::io::stdout();
@@ -209,7 +210,7 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
         let ids = if args.raw {
             loaded.tokenizer.encode(prompt, true)?
         } else {
-            encode_prompt(&loaded.tokenizer, prompt)?
+            loaded.tokenizer.encode_prompt(prompt)?
         };
         loaded.stream(&ids, args.max_new_tokens, &sampling)?;
         Ok(())
@@ -294,7 +295,7 @@ impl Loaded {
 
     /// Prints the continuation as it comes and returns it.
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
-        let stop = stop_ids(&self.config, &self.tokenizer);
+        let stop = self.tokenizer.stop_ids_with(&self.config.eos_token_ids);
         let limit = self.config.max_position_embeddings;
         // Where there is an end of positions, generating says so itself.
         if self.llama.position_limit().is_none() && ids.len() + max_new_tokens > limit {

@@ -49,6 +49,14 @@ pub struct Padding {
     pub multiple: usize,
 }
 
+impl Padding {
+    /// What lengths are padded to a multiple of, if nothing else is asked for:
+    /// an `accelerator` makes kernels for shapes, so it is shown few of them.
+    pub fn default_multiple(accelerator: bool) -> usize {
+        if accelerator { 64 } else { 1 }
+    }
+}
+
 impl From<u32> for Padding {
     /// No further than the longest row.
     fn from(id: u32) -> Self {

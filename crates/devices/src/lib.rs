@@ -4,7 +4,7 @@
 //! is the only library that names them. It finds a device, opens it with the
 //! kernel options asked for, and says what it is: [`find`], [`open`], [`list`].
 //! It computes nothing; whether a device computes *right* is the business of
-//! `olora_training::Doctor`.
+//! `olora_doctor::Doctor`.
 
 mod error;
 #[cfg(feature = "_gpu")]
@@ -13,6 +13,7 @@ mod kernels;
 mod probe;
 
 use burn::tensor::{DType, Device, DeviceType};
+use olora_files::size;
 use serde::Serialize;
 
 pub use error::DeviceError;
@@ -79,6 +80,52 @@ pub struct Details {
     pub autotune: bool,
     /// Whether neighbouring operations are fused.
     pub fusion: bool,
+}
+
+impl Details {
+    /// The part's name, how it is reached, and what it can do, in a line.
+    pub fn facts(&self) -> String {
+        let mut parts = vec![self.name.clone()];
+        if self.software {
+            parts.push("a software rasteriser".to_owned());
+        }
+        if self.accelerator {
+            parts.push(self.runtime.clone());
+        }
+        parts.extend(self.driver.clone());
+        match (self.memory, self.free_memory) {
+            (Some(memory), Some(free)) => {
+                parts.push(format!("{} ({} free)", size(memory), size(free)));
+            }
+            (Some(memory), None) => parts.push(size(memory)),
+            (None, _) => {}
+        }
+        parts.push(self.dtypes.join(" "));
+        if !self.tensor_core_dtypes.is_empty() {
+            let dtypes = self.tensor_core_dtypes.join(" ");
+            parts.push(format!("matrix units for {dtypes}"));
+        }
+        if self.accelerator {
+            let off: Vec<_> = [("fusion", self.fusion), ("autotune", self.autotune)]
+                .into_iter()
+                .filter(|(_, on)| !on)
+                .map(|(name, _)| format!("{name} off"))
+                .collect();
+            parts.extend(off);
+        }
+        parts.join(", ")
+    }
+}
+
+/// In a line: what `--device` calls it, and what it is. Empty if nothing is
+/// known.
+impl std::fmt::Display for Details {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.device.is_empty() {
+            return Ok(());
+        }
+        write!(f, "{} ({})", self.device, self.facts())
+    }
 }
 
 /// A backend: what `--device` calls it, the feature that compiles it in, and

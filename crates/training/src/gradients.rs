@@ -6,17 +6,17 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-/// Divides the summed gradients by the number of trained tokens and scales
+/// Divides the summed gradients by the count of what they were summed over and scales
 /// them down to a global norm of at most `max_norm` (0 leaves them alone), as
 /// `torch.nn.utils.clip_grad_norm_` does. Burn's own clipping takes each
 /// tensor by its own norm.
 ///
 /// Returns the norm before clipping, `[1]`, f32, without waiting for the
 /// device. `None` if there are no gradients at all.
-pub fn normalise<M: Module>(
+pub fn average_and_clip<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
-    n_trained: usize,
+    count: usize,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = Squares {
@@ -28,7 +28,7 @@ pub fn normalise<M: Module>(
     if squares.is_empty() {
         return None;
     }
-    let mean = 1.0 / n_trained.max(1) as f64;
+    let mean = 1.0 / count.max(1) as f64;
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
     let factor = if max_norm > 0.0 {
         let clip = norm
@@ -47,7 +47,7 @@ pub fn normalise<M: Module>(
 
 /// Calls `on` with the path and gradient, flattened, of every parameter that
 /// has one.
-pub(crate) fn for_each_gradient<M: Module>(
+pub fn for_each_gradient<M: Module>(
     module: &M,
     grads: &GradientsParams,
     on: impl FnMut(&str, Tensor<1>),
