@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use olora_data::{
     DataOptions, Format, Sample, Samples, Tokenizer, ValidationSplit, load_samples, split,
 };
+use olora_files::Fnv1a;
 use olora_model::{ModelConfig, config_bytes, sample_weights};
 
 use crate::{Event, Observer, Recipe, TrainError, recipe::Weights, sampler::stop_ids};
@@ -118,7 +119,7 @@ pub fn check_samples(
 /// every token, the configuration, and, unless the weights are drawn afresh, the
 /// weight files' sizes and one block in each mebibyte.
 pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainError> {
-    let mut hash = Fnv::default();
+    let mut hash = Fnv1a::default();
     let base = recipe.model.path.as_path();
     for sample in data
         .train
@@ -135,26 +136,5 @@ pub(crate) fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, TrainErro
     if recipe.model.weights == Weights::Checkpoint {
         sample_weights(base, &mut |bytes| hash.add(bytes))?;
     }
-    Ok(hash.0)
-}
-
-/// 64-bit FNV-1a.
-pub(crate) struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    pub(crate) fn value(&self) -> u64 {
-        self.0
-    }
-
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    Ok(hash.value())
 }

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use olora_adapter::write_atomically;
+use olora_files::write_atomically;
 use serde::Serialize;
 use serde_json::{Value, json};
 

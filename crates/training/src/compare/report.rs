@@ -4,7 +4,7 @@ mod markdown;
 
 use std::path::{Path, PathBuf};
 
-use olora_adapter::write_atomically;
+use olora_files::write_atomically;
 use serde_json::{Value, json};
 
 use super::{

@@ -9,6 +9,7 @@ use std::{
 use burn::tensor::Device;
 use olora_adapter::PeftAdapter;
 use olora_data::Tokenizer;
+use olora_files::Fnv1a;
 use olora_model::{Llama, ModelConfig};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,6 @@ use super::{
 use crate::{
     Event, Observer, Precision, Recipe, TrainError,
     prepare::load_base,
-    run_data::Fnv,
     tasks::{self, DEFINITION, ItemResults, Score, Task, TaskName, TaskOptions, TaskResult},
 };
 
@@ -235,7 +235,7 @@ impl Scoring<'_> {
 /// A number that changes with the tasks and their items: 64-bit FNV-1a of all
 /// that is asked.
 fn name_of(tasks: &[Task]) -> String {
-    let mut hash = Fnv::default();
+    let mut hash = Fnv1a::default();
     for task in tasks {
         hash.add(format!("{}{:?}", task.name, task.items).as_bytes());
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use olora_adapter::write_atomically;
+use olora_files::write_atomically;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::cell::RUNS;

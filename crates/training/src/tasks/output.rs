@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use olora_adapter::write_atomically;
+use olora_files::write_atomically;
 use serde::Serialize;
 
 use super::{ItemResults, TaskName, TaskResult};
