@@ -6,8 +6,8 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 use burn::data::dataset::Dataset;
-use olora_adapter::write_atomically;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, ValidationSplit, load_samples, split};
+use olora_files::write_atomically;
 use olora_runs::{
     Recipe,
     recipe::{AdapterMethod, AdapterSection, OptimizerKind, TrainingSection},

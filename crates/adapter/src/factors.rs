@@ -6,6 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::Tensor,
 };
+use olora_files::fnv1a;
 
 use crate::{AdapterError, target::Kind};
 
@@ -72,10 +73,7 @@ pub(crate) fn replace<M: Module>(module: M, factors: Vec<Factors>) -> Result<M, 
 /// next, so that its saved state finds its parameter again (64-bit FNV-1a of
 /// the path).
 pub(crate) fn param_id(path: &str) -> ParamId {
-    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    ParamId::from(hash)
+    ParamId::from(fnv1a(path.as_bytes()))
 }
 
 /// `model.layers.0.q_proj.weight.low_rank.anchor.a` →

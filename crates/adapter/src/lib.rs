@@ -38,7 +38,6 @@ mod dora;
 mod error;
 mod eva;
 mod factors;
-mod files;
 pub mod init;
 mod low_rank;
 mod merge;
@@ -55,7 +54,6 @@ pub use dora::Dora;
 pub use error::AdapterError;
 pub use eva::{Directions, Rows};
 pub use factors::{Factors, factors};
-pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank, to_dtype};
 pub use merge::{has_moved, merge, without_adapter};
 pub use peft::{

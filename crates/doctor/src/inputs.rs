@@ -1,6 +1,7 @@
 //! Numbers that are the same on every device and exact in every number format.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use olora_files::fnv1a;
 use olora_model::WeightType;
 
 use crate::Bench;
@@ -53,9 +54,7 @@ pub(super) fn tensor<const D: usize>(
 /// is a power of two, seven bits, which bf16 and f16 hold exactly. `SplitMix64`
 /// (Steele, Lea, Flood 2014), seeded by the name's 64-bit FNV-1a hash.
 pub(super) fn numbers(name: &str, n: usize, size: f32) -> Vec<f32> {
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let mut state = fnv1a(name.as_bytes());
     (0..n)
         .map(|_| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

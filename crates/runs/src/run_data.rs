@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use olora_data::{
     DataOptions, Format, Sample, Samples, Tokenizer, ValidationSplit, load_samples, split,
 };
+use olora_files::Fnv1a;
 use olora_model::{ModelConfig, config_bytes, sample_weights};
 
 use crate::{Event, Observer, Recipe, RunError, recipe::Weights};
@@ -146,5 +147,5 @@ pub fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, RunError> {
     if recipe.model.weights == Weights::Checkpoint {
         sample_weights(base, &mut |bytes| hash.add(bytes))?;
     }
-    Ok(hash.0)
+    Ok(hash.value())
 }

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use olora_files::Fnv1a;
+
 use super::weight_files;
 use crate::ModelError;
 
@@ -41,11 +43,7 @@ pub fn sample_weights(path: &Path, on: &mut dyn FnMut(&[u8])) -> Result<(), Mode
 ///
 /// As [`sample_weights`].
 pub fn weights_fingerprint(path: &Path) -> Result<String, ModelError> {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    sample_weights(path, &mut |bytes| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    })?;
-    Ok(format!("{hash:016x}"))
+    let mut hash = Fnv1a::default();
+    sample_weights(path, &mut |bytes| hash.add(bytes))?;
+    Ok(format!("{:016x}", hash.value()))
 }

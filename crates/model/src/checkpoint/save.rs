@@ -6,7 +6,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{DType, Tensor, TensorData},
 };
-use olora_adapter::{make_readable, write_atomically};
+use olora_files::{StagedDirectory, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
 use safetensors::{Dtype, View};
 use serde::Serialize;
@@ -75,19 +75,10 @@ pub fn save(
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ModelError::Exists(directory.to_owned()));
     }
-    let parent = directory
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(".olora-")
-        .tempdir_in(parent)
-        .map_err(|source| ModelError::io("writing to", parent, source))?;
-
-    let staged = temporary.path().join("checkpoint");
-    fs::create_dir(&staged).map_err(|source| ModelError::io("creating", &staged, source))?;
-    write_weights(model, options, &staged)?;
+    let staged = StagedDirectory::new(directory)
+        .map_err(|source| ModelError::io("creating", directory, source))?;
+    let path = staged.path();
+    write_weights(model, options, path)?;
     let mut json = config.json.clone();
     // The key of the transformers version that the file was written by.
     let key = if json.contains_key("torch_dtype") {
@@ -96,12 +87,13 @@ pub fn save(
         "dtype"
     };
     json.insert(key.to_owned(), json!(options.dtype.name()));
-    write_json(&json, &staged.join("config.json"))?;
+    write_json(&json, &path.join("config.json"))?;
     if let Some(companions) = companions {
-        copy_companions(companions, &staged)?;
+        copy_companions(companions, path)?;
     }
-    fs::rename(&staged, directory)
-        .map_err(|source| ModelError::io("renaming to", directory, source))
+    staged
+        .commit()
+        .map_err(|source| ModelError::io("writing", directory, source))
 }
 
 fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
@@ -193,9 +185,7 @@ fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
         ModelError::io("writing", path, std::io::Error::other(error.to_string()))
     })?;
     let file = fs::File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
-    make_readable(&file)
-        .and_then(|()| file.sync_all())
-        .map_err(|source| ModelError::io("syncing", path, source))
+    make_readable(&file).map_err(|source| ModelError::io("writing", path, source))
 }
 
 /// A tensor to be taken from its device when it is written.
