@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`attention()`] | queries, keys, values, output and one number per row |
 //! | [`cross_entropy()`] | the gradients of the hidden states and, if it trains, of the weight, made in the forward pass |
+//! | [`token_log_likelihoods()`] | the gradient of the hidden states, made in the forward pass; if the weight trains, its inputs |
 //! | [`rms_norm()`] | its input |
 //! | [`rotate()`] | the table of angles |
 //! | [`swiglu()`] | gate and up |
@@ -41,6 +42,8 @@ pub mod attention;
     reason = "what is not inlined is compiled for the oldest instruction set"
 )]
 mod cpu;
+pub mod likelihood;
+mod logits;
 pub mod loss;
 pub mod norm;
 mod portable;
@@ -52,6 +55,7 @@ mod support;
 pub mod swiglu;
 
 pub use attention::{Sight, attention};
+pub use likelihood::token_log_likelihoods;
 pub use loss::cross_entropy;
 pub use norm::rms_norm;
 pub use projection::{Factors, project};
