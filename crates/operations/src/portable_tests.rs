@@ -5,7 +5,9 @@ use burn::backend::{Flex, TensorData, flex::FlexTensor};
 
 use crate::{
     attention::{self, AttentionKernel, Sight},
-    loss::{self, LossKernel, Wanted},
+    likelihood::{self, LikelihoodKernel},
+    logits::WantedGradients,
+    loss::{self, LossKernel},
     norm::{self, NormKernel},
     projection::{self, Layer, ProjectionKernel},
     rotary::{self, RotaryKernel},
@@ -105,14 +107,41 @@ fn attention_is_the_kernels() {
     }
 }
 
+fn some_ids(n: i64, vocab: i64) -> FlexTensor {
+    let ids: Vec<i64> = (0..n).map(|i| i * 5 % vocab).collect();
+    FlexTensor::from_data(TensorData::new(ids, [n as usize]))
+}
+
+#[test]
+fn likelihoods_are_the_kernels() {
+    let given = || (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
+    let wanted = WantedGradients {
+        hidden: true,
+        weight: true,
+    };
+    for rows in [13, 4] {
+        let (h, w) = given();
+        let portable = likelihood::portable_forward::<Flex>(h, w, &some_ids(13, 21), rows, true);
+        let (h, w) = given();
+        let kernel = Flex::likelihood_forward(h, w, some_ids(13, 21), rows, true);
+        assert_close(portable.0, kernel.0);
+        assert_close(portable.1.unwrap(), kernel.1.unwrap());
+        let ((h, w), g) = (given(), numbers(3, &[13], 1.0));
+        let ids = some_ids(13, 21);
+        let portable = likelihood::portable_backward::<Flex>(h, w, &ids, rows, g.clone(), wanted);
+        let (h, w) = given();
+        let kernel = Flex::likelihood_backward(h, w, ids, rows, g, wanted);
+        for (portable, kernel) in portable.into_iter().zip(kernel) {
+            assert_close(portable.unwrap(), kernel.unwrap());
+        }
+    }
+}
+
 #[test]
 fn loss_is_the_kernels() {
     let (hidden, weight) = (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
-    let ids = || {
-        let ids: Vec<i64> = (0..13).map(|i| i * 5 % 21).collect();
-        FlexTensor::from_data(TensorData::new(ids, [13]))
-    };
-    let wanted = Wanted {
+    let ids = || some_ids(13, 21);
+    let wanted = WantedGradients {
         hidden: true,
         weight: true,
     };
@@ -122,8 +151,8 @@ fn loss_is_the_kernels() {
         let (h, w) = (hidden.clone(), weight.clone());
         let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, rows, wanted);
         assert_close(portable.loss, kernel.loss);
-        assert_close(portable.of_hidden.unwrap(), kernel.of_hidden.unwrap());
-        assert_close(portable.of_weight.unwrap(), kernel.of_weight.unwrap());
+        assert_close(portable.grad_hidden.unwrap(), kernel.grad_hidden.unwrap());
+        assert_close(portable.grad_weight.unwrap(), kernel.grad_weight.unwrap());
     }
 }
 

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
     Factors, Sight,
     attention::{self, attention},
-    loss, norm, projection, rotary,
+    likelihood, loss, norm, projection, rotary,
     swiglu::{self, swiglu},
 };
 
@@ -215,6 +215,181 @@ fn loss_equals_its_composition() {
             );
         }
     }
+}
+
+/// `n` tokens of a vocabulary, some more than once.
+fn some_targets(n: usize, vocab: usize) -> Vec<i32> {
+    (0..n).map(|i| (i * 7 % vocab) as i32).collect()
+}
+
+/// The gradient that comes back is another for each token; the weight trains.
+#[test]
+fn token_log_likelihoods_equal_their_composition() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let column = |likelihoods: Tensor<1>| likelihoods.reshape([n, 1]);
+    for rows in [64, 10, 1] {
+        compare(
+            [numbers(1, [n, width], 2.0), numbers(2, [width, vocab], 1.0)],
+            |[hidden, weight]| {
+                column(likelihood::token_log_likelihoods_in_chunks(
+                    hidden, weight, &targets, rows,
+                ))
+            },
+            |[hidden, weight]| column(likelihood::composed(hidden.matmul(weight), &targets)),
+        );
+    }
+}
+
+#[test]
+fn token_log_likelihoods_with_one_constant_equal_their_composition() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let [hidden, weight] = [
+        numbers(1, [n, width], 2.0).detach(),
+        numbers(2, [width, vocab], 1.0).detach(),
+    ];
+    let column = |likelihoods: Tensor<1>| likelihoods.reshape([n, 1]);
+    for rows in [64, 10, 1] {
+        let ours = |hidden, weight| {
+            column(likelihood::token_log_likelihoods_in_chunks(
+                hidden, weight, &targets, rows,
+            ))
+        };
+        let right = |hidden: Tensor<2>, weight| {
+            column(likelihood::composed(hidden.matmul(weight), &targets))
+        };
+        compare(
+            [hidden.clone()],
+            |[hidden]| ours(hidden, weight.clone()),
+            |[hidden]| right(hidden, weight.clone()),
+        );
+        compare(
+            [weight.clone()],
+            |[weight]| ours(hidden.clone(), weight),
+            |[weight]| right(hidden.clone(), weight),
+        );
+    }
+}
+
+/// Where nothing is differentiated, the same numbers come out.
+#[test]
+fn token_log_likelihoods_do_not_depend_on_autodiff() {
+    let targets = some_targets(37, 101);
+    let [hidden, weight] = [numbers(1, [37, 24], 2.0), numbers(2, [24, 101], 1.0)];
+    let likelihoods = |hidden, weight| {
+        values(likelihood::token_log_likelihoods_in_chunks(
+            hidden, weight, &targets, 10,
+        ))
+    };
+    let plain = likelihoods(
+        hidden.clone().without_autodiff(),
+        weight.clone().without_autodiff(),
+    );
+    let frozen = likelihoods(hidden.clone().require_grad(), weight.clone());
+    let trained = likelihoods(hidden, weight.require_grad());
+    assert_eq!(plain, frozen);
+    assert_eq!(plain, trained);
+}
+
+/// Minus their sum is the loss, with the same gradients: bit for bit, but that
+/// the loss adds in f64.
+#[test]
+fn token_log_likelihoods_add_up_to_the_loss() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    for weight_trains in [false, true] {
+        for rows in [64, 10, 1] {
+            let leaves = || {
+                let weight = numbers(2, [width, vocab], 1.0).detach();
+                let weight = if weight_trains {
+                    weight.require_grad()
+                } else {
+                    weight
+                };
+                (numbers(1, [n, width], 2.0).detach().require_grad(), weight)
+            };
+            let gradients = |objective: Tensor<1>, hidden: &Tensor<2>, weight: &Tensor<2>| {
+                let grads = objective.backward();
+                let of = |leaf: &Tensor<2>| {
+                    let grad = leaf.grad(&grads)?;
+                    Some(values(Tensor::<2>::from_inner(grad)))
+                };
+                (of(hidden), of(weight))
+            };
+            let (hidden, weight) = leaves();
+            let loss =
+                loss::cross_entropy_in_chunks(hidden.clone(), weight.clone(), &targets, n, rows);
+            let by_loss = gradients(loss.clone(), &hidden, &weight);
+            let (hidden, weight) = leaves();
+            let likelihoods = likelihood::token_log_likelihoods_in_chunks(
+                hidden.clone(),
+                weight.clone(),
+                &targets,
+                rows,
+            );
+            let by_tokens = gradients(likelihoods.clone().sum().neg(), &hidden, &weight);
+            let sum: f64 = values(likelihoods).iter().map(|x| f64::from(*x)).sum();
+            assert_eq!(values(loss), [-sum as f32]);
+            assert!(by_loss.0.is_some() && by_loss.1.is_some() == weight_trains);
+            assert_eq!(
+                by_loss, by_tokens,
+                "{rows} rows, weight trains: {weight_trains}"
+            );
+        }
+    }
+}
+
+/// bfloat16 takes the portable code. Compared with f32 on the same rounded
+/// inputs: what differs is how logits and gradients are rounded.
+#[test]
+fn token_log_likelihoods_in_bf16_are_close_to_f32() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let rounded = |x: Tensor<2>| x.cast(DType::BF16).detach();
+    for weight_trains in [false, true] {
+        let run = |dtype: DType| {
+            let hidden = rounded(numbers(1, [n, width], 1.0)).cast(dtype);
+            let hidden = hidden.detach().require_grad();
+            let weight = rounded(numbers(2, [width, vocab], 1.0))
+                .cast(dtype)
+                .detach();
+            let weight = if weight_trains {
+                weight.require_grad()
+            } else {
+                weight
+            };
+            let output = likelihood::token_log_likelihoods_in_chunks(
+                hidden.clone(),
+                weight.clone(),
+                &targets,
+                10,
+            );
+            assert_eq!(output.dtype(), DType::F32);
+            let grads = (output.clone() * numbers(9, [n], 1.0)).sum().backward();
+            let gradients = [hidden, weight].into_iter().filter_map(|leaf| {
+                let grad = leaf.grad(&grads)?;
+                assert_eq!(grad.dtype(), dtype);
+                Some(values(Tensor::<2>::from_inner(grad.cast(DType::F32))))
+            });
+            let mut found = vec![values(output)];
+            found.extend(gradients);
+            found
+        };
+        let (half, full) = (run(DType::BF16), run(DType::F32));
+        assert_eq!(half.len(), if weight_trains { 3 } else { 2 });
+        for (i, (half, full)) in half.iter().zip(&full).enumerate() {
+            let difference = difference(half, full);
+            assert!(difference < 0.02 && difference > 0.0, "{i}: {difference}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not a token of a vocabulary of 11")]
+fn the_likelihood_of_a_target_outside_the_vocabulary_is_refused() {
+    let (hidden, weight) = (numbers(1, [2, 12], 1.0), numbers(2, [12, 11], 1.0));
+    drop(likelihood::token_log_likelihoods(hidden, weight, &[-1, 1]));
 }
 
 #[test]

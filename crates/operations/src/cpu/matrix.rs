@@ -235,6 +235,22 @@ pub(super) fn multiplied(scale: f32, left: Matrix, right: Matrix) -> Vec<f32> {
     output
 }
 
+/// Writes `scale·left·right` over `output`, rows one after the other.
+pub(super) fn write_product(output: &mut [f32], scale: f32, left: Matrix, right: Matrix) {
+    assert_eq!(output.len(), left.rows * right.columns);
+    // SAFETY: the slice is as large as the product and exclusively ours.
+    unsafe {
+        multiply(
+            output.as_mut_ptr(),
+            right.columns,
+            Before::Overwritten,
+            scale,
+            left,
+            right,
+        );
+    }
+}
+
 /// Adds `scale·left·right` to `output`, rows one after the other.
 pub(super) fn add_product(output: &mut [f32], scale: f32, left: Matrix, right: Matrix) {
     assert_eq!(output.len(), left.rows * right.columns);
