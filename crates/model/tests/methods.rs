@@ -1,5 +1,5 @@
 //! Every method on a whole model, through everything that can be done with it:
-//! the rows and columns of README's table.
+//! the rows and columns of the table in docs/methods.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,7 +66,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// README's rows, with the name of each.
+/// The rows of the table in docs/methods.md, with the name of each.
 fn rows() -> Vec<(&'static str, AdapterConfig)> {
     let rows = [
         ("lora", plain(Method::Lora)),
