@@ -33,7 +33,7 @@ pub enum ModelError {
         /// The key and its value.
         what: String,
         /// What is supported instead, or empty.
-        supported: &'static str,
+        supported: String,
     },
     /// The checkpoint's tensors are not those that its configuration calls for.
     #[error("the checkpoint in {directory} does not fit its configuration:{}", listed(.problems))]
