@@ -38,6 +38,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod families;
+mod finite;
 mod generate;
 pub mod llama;
 mod naming;
@@ -53,6 +54,7 @@ pub use checkpoint::{
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use families::Family;
+pub use finite::{NotFinite, first_not_finite};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};
 pub use naming::Named;
