@@ -44,7 +44,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
     let rotary = !config.learned_positions;
     let mut facts = json!({
-        "family": format!("{:?}", config.family).to_lowercase(),
+        "family": config.family.model_type(),
         "parameters": n_params,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

@@ -24,6 +24,7 @@
 
 mod config;
 mod error;
+mod families;
 mod header;
 mod metadata;
 mod names;

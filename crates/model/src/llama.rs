@@ -3,10 +3,11 @@
 //! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)),
 //! Mistral, Qwen2, Qwen3, Gemma ([arXiv 2403.08295](https://arxiv.org/abs/2403.08295))
 //! and OPT ([arXiv 2205.01068](https://arxiv.org/abs/2205.01068)), which differ
-//! only in what [`ModelConfig`] says. It follows the files of
-//! `transformers/models/` in their eager form, dtype by dtype: norms and softmax
-//! in f32, everything else in the dtype that the model computes in, which is the
-//! weights' own unless [`Llama::computing_in`] says otherwise.
+//! only in what [`ModelConfig`] says, each as its file in `families/` reads it.
+//! It follows the files of `transformers/models/` in their eager form, dtype by
+//! dtype: norms and softmax in f32, everything else in the dtype that the model
+//! computes in, which is the weights' own unless [`Llama::computing_in`] says
+//! otherwise.
 //!
 //! Fields that own tensors have the names of LLaMA's checkpoints, and a
 //! parameter's path is its name in the file
@@ -27,8 +28,7 @@ use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
 use olora_operations::{Sight, attention, project};
 
 use crate::{
-    Activation, Family, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
-    naming::Naming,
+    Activation, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
     rope::{Rotation, frequencies, positions_in_documents},
 };
 
@@ -322,7 +322,7 @@ impl Llama {
 /// Where the tokens of one forward pass stand.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    /// How far queries and keys turn; `None` where positions are learned.
+    /// How far queries and keys are rotated; `None` where positions are learned.
     rotation: Option<Rotation>,
     /// Rows of the table of learned positions, `[1 or batch, seq]`.
     learned: Option<Tensor<2, Int>>,
@@ -332,7 +332,7 @@ pub struct Positions {
 impl Positions {
     /// Queries or keys, `[batch, n_heads, seq, head_dim]`, as attention compares
     /// them.
-    fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.rotation {
             Some(rotation) => rotation.apply(x),
             None => x,
@@ -379,8 +379,8 @@ impl Attention {
             q = q_norm.forward(q);
             k = k_norm.forward(k);
         }
-        let q = positions.turn(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
-        let k = positions.turn(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
+        let q = positions.rotate(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
+        let k = positions.rotate(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
         let [k, v] = match cache {
             None => [k, v],
             Some(past) => {
@@ -482,12 +482,8 @@ impl ModelConfig {
             rope_frequencies,
             compute: None,
         };
-        let naming = match self.family {
-            Family::Opt => Naming::Opt,
-            _ => Naming::Llama,
-        };
         Llama {
-            model: Named::new(decoder, naming),
+            model: Named::new(decoder, self.family.naming),
             lm_head: (!self.tie_word_embeddings).then(|| dense(d_model, self.vocab_size, false)),
         }
     }

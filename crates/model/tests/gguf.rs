@@ -208,3 +208,29 @@ fn what_is_no_gguf_file_or_is_there_already_is_named() {
     fs::write(&text, &bytes[..bytes.len() - 1]).unwrap();
     assert!(error(&text).contains("cut short"), "{}", error(&text));
 }
+
+/// Both tables of families, this crate's and GGUF's, say what absent keys mean.
+#[test]
+fn absent_keys_mean_the_same_in_a_gguf_file() {
+    let tokenizer = checkpoint("llama");
+    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gemma"] {
+        let json = json!({
+            "model_type": model_type, "vocab_size": 64, "hidden_size": 64, "intermediate_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 32, "max_position_embeddings": 128,
+            "bos_token_id": 1, "eos_token_id": 2,
+        });
+        let json = json.as_object().unwrap().clone();
+        let config = ModelConfig::from_json(json, Path::new(model_type)).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("model.gguf");
+        let model = config.init(&Device::flex());
+        save_gguf(&model, &config, GgufType::F16, tokenizer.path(), &path).unwrap();
+        let (_, read) = load(&path, WeightType::F32, &Device::flex()).unwrap();
+        let facts = |config: &ModelConfig| {
+            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            (heads, config.head_dim, config.tie_word_embeddings)
+        };
+        assert_eq!(facts(&read), facts(&config), "{model_type}");
+        assert_eq!(read.activation, config.activation, "{model_type}");
+    }
+}
