@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use olora_data::Tokenizer;
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 use olora_tasks::{self as tasks, ItemResults, Task, TaskName, TaskOptions, TaskResult};
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
         "the peer runs on the CPU: leave out --backend or --peer"
     );
     let (device, details) = device(work.backend)?;
-    let (llama, config) = load(work.model, WeightType::F32, &device)?;
+    let (llama, config) = load(work.model, Dtype::F32, &device)?;
     let tokenizer = Tokenizer::from_path(work.model)?;
     let tasks = tasks::load(work.tasks, work.data, Some(work.limit))?;
     let shared = TaskOptions::new(&config, &tokenizer, details.accelerator);

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType, generate, load};
+use olora_model::{Dtype, Llama, ModelConfig, Sampling, generate, load};
 use olora_runs::peak_resident_bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +33,7 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     fn load(&self, device: &Device) -> anyhow::Result<Llama> {
         if self.model.is_dir() {
-            return Ok(load(self.model, WeightType::F32, device)?.0);
+            return Ok(load(self.model, Dtype::F32, device)?.0);
         }
         device.seed(7);
         let config = ModelConfig::from_file(self.model)

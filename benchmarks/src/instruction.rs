@@ -15,7 +15,7 @@ use burn::{
 };
 use olora_adapter::{AdapterConfig, Method, attach};
 use olora_data::{Batch, DataOptions, Sample, Schedule, Tokenizer, load_samples};
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 use olora_runs::peak_resident_bytes;
 use olora_training::{Optimized, Passes, TrainError, step};
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ impl Work<'_> {
 /// Ours, in this process.
 pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
     let device = Device::default();
-    let (llama, _) = load(work.model, WeightType::F32, &device)?;
+    let (llama, _) = load(work.model, Dtype::F32, &device)?;
     let config = AdapterConfig {
         method: if anchored {
             Method::Olora

@@ -61,7 +61,11 @@ pub(crate) fn run_one(keeping: Keeping, seq: usize, quick: bool) -> anyhow::Resu
         Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
     })?;
     let loss = f64::from(result.loss.into_scalar::<f32>()) / seq as f64;
-    learner.module.device().sync().context("waiting for the device")?;
+    learner
+        .module
+        .device()
+        .sync()
+        .context("waiting for the device")?;
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "{}",

@@ -20,7 +20,7 @@ use burn::{
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType};
+use olora_model::{Dtype, Llama, ModelConfig, Sampling};
 use olora_runs::{Observer, Recipe, TrainOptions, check_samples, choose_dtype};
 use olora_training::CrossEntropy;
 use serde_json::json;
@@ -261,7 +261,7 @@ pub(crate) struct Loaded {
     /// Where the model is.
     pub(crate) base: PathBuf,
     /// The number format of its weights in memory.
-    pub(crate) dtype: WeightType,
+    pub(crate) dtype: Dtype,
 }
 
 impl Loaded {
@@ -271,13 +271,7 @@ impl Loaded {
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let tokenizer = Tokenizer::from_path(&base)?;
         let stored = ModelConfig::from_path(&base)?.stored_dtype();
-        let dtype = choose_dtype(
-            "--dtype",
-            args.dtype.map(WeightType::from),
-            stored,
-            &device,
-            details.accelerator,
-        )?;
+        let dtype = choose_dtype("--dtype", args.dtype, stored, &device, details.accelerator)?;
         let (llama, config) = olora_model::load(&base, dtype, &device)?;
         let llama = match adapter {
             None => llama,

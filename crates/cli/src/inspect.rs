@@ -59,7 +59,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "tied_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "eos_token_ids": config.eos_token_ids,
-        "dtype": config.stored_dtype().map(olora_model::WeightType::name),
+        "dtype": config.stored_dtype().map(olora_model::Dtype::name),
     });
     if is_gguf(&path) {
         facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&path)?));

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use olora_files::write_atomically;
 use olora_devices::KernelOptions;
+use olora_files::write_atomically;
 use olora_tasks::{
     self as tasks, DEFINITION, Score, TaskName, TaskOptions, TaskProgress, TaskResult,
 };

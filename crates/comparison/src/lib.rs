@@ -24,9 +24,9 @@
 mod error;
 mod events;
 mod pictures;
+mod protocol;
 mod report;
 mod scores;
-mod protocol;
 mod statistics;
 mod trial;
 mod variant;
@@ -357,7 +357,8 @@ impl Running<'_> {
         // A run without a checkpoint, or one that was finished but for its trial, starts afresh.
         let resume = has_checkpoint(&run)? && !is_finished(&run);
         if !resume && run.exists() {
-            fs::remove_dir_all(&run).map_err(|source| ComparisonError::io("removing", &run, source))?;
+            fs::remove_dir_all(&run)
+                .map_err(|source| ComparisonError::io("removing", &run, source))?;
         }
         let own_peak = forget_peak();
         let options = TrainOptions {

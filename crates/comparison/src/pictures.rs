@@ -217,8 +217,9 @@ fn band(group: &Group) -> Band {
         .iter()
         .filter(|(step, _)| *step > 0 || !without_start)
         .filter_map(|(step, _)| {
-            let losses: Option<Vec<f64>> =
-                finished().map(|trial| at(&trial.validation, *step)).collect();
+            let losses: Option<Vec<f64>> = finished()
+                .map(|trial| at(&trial.validation, *step))
+                .collect();
             let losses = losses?;
             Some(At {
                 step: *step as f64,

@@ -112,7 +112,8 @@ pub(crate) fn lock(directory: &Path) -> Result<File, ComparisonError> {
     let runs = directory.join(RUNS);
     fs::create_dir_all(&runs).map_err(|source| ComparisonError::io("creating", &runs, source))?;
     let path = runs.join(LOCK);
-    let file = File::create(&path).map_err(|source| ComparisonError::io("creating", &path, source))?;
+    let file =
+        File::create(&path).map_err(|source| ComparisonError::io("creating", &path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(ComparisonError::Comparison {

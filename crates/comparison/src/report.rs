@@ -9,11 +9,11 @@ use olora_runs::Recipe;
 use serde_json::{Value, json};
 
 use crate::{
-    ComparisonError,
-    trial::Trial,
-    pictures, scores,
+    ComparisonError, pictures,
     protocol::{Protocol, common},
+    scores,
     statistics::{Interval, area, median, steps_to},
+    trial::Trial,
     variant::Variant,
 };
 

@@ -12,17 +12,15 @@ use olora_data::Tokenizer;
 use olora_files::Fnv1a;
 use olora_model::{Llama, ModelConfig};
 use olora_runs::{Precision, Recipe, load_base};
-use olora_tasks::{
-    DEFINITION, ItemResults, Score, Task, TaskName, TaskOptions, TaskResult, score,
-};
+use olora_tasks::{DEFINITION, ItemResults, Score, Task, TaskName, TaskOptions, TaskResult, score};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     CompareOptions, Comparison, ComparisonError, ComparisonEvent, ComparisonObserver, Muted,
-    trial::Trial,
-    report::{Group, Report},
     protocol::{read_json, write_json},
+    report::{Group, Report},
     statistics::Interval,
+    trial::Trial,
 };
 
 /// Where scores are, below a comparison's directory.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use olora_files::fnv1a;
-use olora_model::WeightType;
+use olora_model::Dtype;
 
 use crate::Bench;
 
@@ -43,7 +43,7 @@ pub(super) fn tensor<const D: usize>(
     name: &str,
     shape: [usize; D],
     size: f32,
-    dtype: WeightType,
+    dtype: Dtype,
     device: &Device,
 ) -> Tensor<D> {
     let values = numbers(name, shape.iter().product(), size);

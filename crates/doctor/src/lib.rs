@@ -14,8 +14,8 @@ mod inputs;
 mod operations;
 mod tiny;
 
-use burn::tensor::{DType, Device};
-use olora_model::WeightType;
+use burn::tensor::Device;
+use olora_model::Dtype;
 use olora_training::caught;
 use serde::{Deserialize, Serialize};
 
@@ -37,14 +37,6 @@ fn listed(lines: &[String]) -> String {
     lines
         .iter()
         .fold(String::new(), |list, line| list + "\n  " + line)
-}
-
-/// The number formats that a device computes in.
-pub fn offered_dtypes(device: &Device) -> Vec<WeightType> {
-    [WeightType::F32, WeightType::Bf16, WeightType::F16]
-        .into_iter()
-        .filter(|&dtype| device.supports_dtype(DType::from(dtype)))
-        .collect()
 }
 
 /// Named tensors of one operation, values and gradients, on the host.
@@ -116,25 +108,25 @@ impl Kind {
     /// figures are several times what the CPU's own half precision shows
     /// against its f32 (a test holds them to that); f32 leaves room for TF32,
     /// whose products carry ten bits.
-    fn tolerance(self, dtype: WeightType) -> f64 {
+    fn tolerance(self, dtype: Dtype) -> f64 {
         match (dtype, self) {
-            (WeightType::F32, Self::Operation) => 3e-3,
-            (WeightType::F32, Self::Model | Self::Training) => 1e-2,
-            (WeightType::Bf16, Self::Operation) => 5e-2,
-            (WeightType::Bf16, Self::Model) => 6e-2,
-            (WeightType::Bf16, Self::Training) => 1e-2,
-            (WeightType::F16, Self::Operation) => 5e-3,
-            (WeightType::F16, Self::Model) => 1e-2,
-            (WeightType::F16, Self::Training) => 2e-3,
+            (Dtype::F32, Self::Operation) => 3e-3,
+            (Dtype::F32, Self::Model | Self::Training) => 1e-2,
+            (Dtype::Bf16, Self::Operation) => 5e-2,
+            (Dtype::Bf16, Self::Model) => 6e-2,
+            (Dtype::Bf16, Self::Training) => 1e-2,
+            (Dtype::F16, Self::Operation) => 5e-3,
+            (Dtype::F16, Self::Model) => 1e-2,
+            (Dtype::F16, Self::Training) => 2e-3,
         }
     }
 
-    fn judge(self, dtype: WeightType, worst: Option<f64>) -> Verdict {
+    fn judge(self, dtype: Dtype, worst: Option<f64>) -> Verdict {
         // Full f32 stays below this by an order of magnitude.
         const EXACT: f64 = 2e-4;
         match worst {
             Some(worst) if worst <= self.tolerance(dtype) => {
-                if dtype == WeightType::F32 && worst > EXACT {
+                if dtype == Dtype::F32 && worst > EXACT {
                     Verdict::Coarse
                 } else {
                     Verdict::Right
@@ -153,7 +145,7 @@ struct Operation {
     kind: Kind,
     formats: Formats,
     /// What a model's weights are held in, if not in what is computed in.
-    base: Option<WeightType>,
+    base: Option<Dtype>,
     /// The one length it is run at; each of the doctor's if there is none.
     length: Option<usize>,
     run: fn(&Bench, usize) -> Outputs,
@@ -170,11 +162,11 @@ enum Formats {
 }
 
 impl Formats {
-    fn has(self, dtype: WeightType) -> bool {
+    fn has(self, dtype: Dtype) -> bool {
         match self {
             Self::All => true,
-            Self::Full => dtype == WeightType::F32,
-            Self::Half => dtype != WeightType::F32,
+            Self::Full => dtype == Dtype::F32,
+            Self::Half => dtype != Dtype::F32,
         }
     }
 }
@@ -183,7 +175,7 @@ impl Formats {
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     operation: &'static Operation,
-    dtype: WeightType,
+    dtype: Dtype,
 }
 
 impl Case {
@@ -203,9 +195,9 @@ impl Case {
 struct Bench<'a> {
     device: &'a Device,
     /// What is computed in.
-    dtype: WeightType,
+    dtype: Dtype,
     /// What a model's weights are held in.
-    base: WeightType,
+    base: Dtype,
     /// Whether operations that have a composition are computed by that.
     composed: bool,
     fault: Option<&'a str>,
@@ -249,8 +241,8 @@ impl Doctor {
     }
 
     /// The number formats that the device computes in.
-    pub fn dtypes(&self) -> Vec<WeightType> {
-        offered_dtypes(&self.device)
+    pub fn dtypes(&self) -> Vec<Dtype> {
+        Dtype::offered_by(&self.device)
     }
 
     /// Everything there is to examine: each operation in each number format
@@ -283,8 +275,8 @@ impl Doctor {
     /// [`WrongDevice`] with what was found.
     pub fn quick_check(
         &self,
-        base: WeightType,
-        compute: WeightType,
+        base: Dtype,
+        compute: Dtype,
         full: bool,
     ) -> Result<Vec<Finding>, WrongDevice> {
         let quick = if full {
@@ -308,7 +300,7 @@ impl Doctor {
         ))
     }
 
-    fn compare(&self, operation: &Operation, dtype: WeightType, base: WeightType) -> Finding {
+    fn compare(&self, operation: &Operation, dtype: Dtype, base: Dtype) -> Finding {
         let mut finding = Finding {
             operation: operation.name.to_owned(),
             dtype: dtype.name().to_owned(),
@@ -325,8 +317,8 @@ impl Doctor {
         for length in lengths {
             let expected = Bench {
                 device: &self.reference,
-                dtype: WeightType::F32,
-                base: WeightType::F32,
+                dtype: Dtype::F32,
+                base: Dtype::F32,
                 composed: true,
                 fault: None,
             };
@@ -458,10 +450,10 @@ mod tests {
     fn a_gradient_a_quarter_too_large_is_found_and_named() {
         let _shared = GENERATOR.read();
         for operation in operations::ALL {
-            let dtype = if operation.formats.has(WeightType::F32) {
-                WeightType::F32
+            let dtype = if operation.formats.has(Dtype::F32) {
+                Dtype::F32
             } else {
-                WeightType::F16
+                Dtype::F16
             };
             let doctor = cpu().with_lengths(vec![64]).with_fault(operation.name);
             let finding = doctor.compare(operation, dtype, dtype);
@@ -470,14 +462,14 @@ mod tests {
                 .iter()
                 .find(|other| other.name != operation.name)
                 .unwrap();
-            let finding = doctor.compare(other, WeightType::F32, WeightType::F32);
+            let finding = doctor.compare(other, Dtype::F32, Dtype::F32);
             assert!(finding.verdict.is_good(), "{finding}");
         }
     }
 
     #[test]
     fn the_quick_check_passes_and_refuses() {
-        use WeightType::{Bf16, F32};
+        use Dtype::{Bf16, F32};
         let _shared = GENERATOR.read();
         for (base, compute, full) in [(F32, F32, false), (F32, Bf16, true), (Bf16, Bf16, false)] {
             assert_eq!(cpu().quick_check(base, compute, full).unwrap().len(), 2);
@@ -501,10 +493,7 @@ mod tests {
         assert_eq!(of(&[1.0, f32::INFINITY]), None);
         assert_eq!(of(&[1.0]), None);
         assert_eq!(worst_difference(&outputs(&[1.0]), &Vec::new()).0, None);
-        assert_eq!(Kind::Model.judge(WeightType::F32, None), Verdict::Wrong);
-        assert_eq!(
-            Kind::Model.judge(WeightType::F32, Some(1e-3)),
-            Verdict::Coarse
-        );
+        assert_eq!(Kind::Model.judge(Dtype::F32, None), Verdict::Wrong);
+        assert_eq!(Kind::Model.judge(Dtype::F32, Some(1e-3)), Verdict::Coarse);
     }
 }

@@ -7,7 +7,7 @@ use burn::{
     tensor::{DType, Gradients, Int, Tensor, TensorData},
 };
 use olora_adapter::{Project, to_dtype};
-use olora_model::{Rotation, WeightType};
+use olora_model::{Dtype, Rotation};
 use olora_operations::{
     Factors, Sight,
     attention::{self, attention},
@@ -52,7 +52,7 @@ const fn only(formats: Formats, mut operation: Operation) -> Operation {
 /// Computing in half precision over weights that are cast where they are used.
 const fn held_in_f32(mut operation: Operation) -> Operation {
     operation.formats = Formats::Half;
-    operation.base = Some(WeightType::F32);
+    operation.base = Some(Dtype::F32);
     operation
 }
 
@@ -312,7 +312,7 @@ fn gated(bench: &Bench, length: usize) -> Outputs {
 /// layer's dtype.
 fn adapter(bench: &Bench, length: usize) -> Outputs {
     let full = Bench {
-        dtype: WeightType::F32,
+        dtype: Dtype::F32,
         ..*bench
     };
     let (d_in, d_out) = (WIDTH, 3 * WIDTH / 2);

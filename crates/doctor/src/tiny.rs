@@ -10,7 +10,7 @@ use burn::{
 };
 use olora_adapter::{AdapterConfig, attach};
 use olora_data::{Batch, Padding, Sample};
-use olora_model::{Llama, ModelConfig, WeightType};
+use olora_model::{Dtype, Llama, ModelConfig};
 use olora_training::{
     CrossEntropy, Optimized, Passes, Recompute, TrainError, for_each_gradient, step,
 };
@@ -185,7 +185,7 @@ fn build(bench: &Bench, variant: Variant) -> Result<Llama, TrainError> {
     let adapted = attach(llama, &config, 0, &mut |_, _| {})?;
     Ok(adapted.map(&mut Fill {
         path: Vec::new(),
-        dtype: WeightType::F32,
+        dtype: Dtype::F32,
         factors: true,
     }))
 }
@@ -210,7 +210,7 @@ fn config(variant: Variant) -> Result<ModelConfig, olora_model::ModelError> {
 /// Fills the weights, or the factors, with numbers that their paths decide.
 struct Fill {
     path: Vec<String>,
-    dtype: WeightType,
+    dtype: Dtype,
     factors: bool,
 }
 

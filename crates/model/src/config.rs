@@ -8,7 +8,7 @@ mod keys;
 
 pub(crate) use keys::Keys;
 
-use crate::{Activation, Family, ModelError, NormKind, WeightType};
+use crate::{Activation, Dtype, Family, ModelError, NormKind};
 
 /// What rescales the rotary frequencies beyond the trained context.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,12 +180,12 @@ impl ModelConfig {
     }
 
     /// The number format that the checkpoint says it is stored in, if it does.
-    pub fn stored_dtype(&self) -> Option<WeightType> {
+    pub fn stored_dtype(&self) -> Option<Dtype> {
         let dtype = self
             .json
             .get("dtype")
             .or_else(|| self.json.get("torch_dtype"))?;
-        [WeightType::F32, WeightType::Bf16, WeightType::F16]
+        [Dtype::F32, Dtype::Bf16, Dtype::F16]
             .into_iter()
             .find(|weight_type| dtype.as_str() == Some(weight_type.name()))
     }

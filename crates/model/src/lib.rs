@@ -48,7 +48,7 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    SaveOptions, WeightType, config_bytes, load, sample_weights, save, save_gguf, weight_files,
+    SaveOptions, config_bytes, load, sample_weights, save, save_gguf, weight_files,
     weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};
@@ -59,4 +59,5 @@ pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
+pub use olora_operations::Dtype;
 pub use rope::Rotation;

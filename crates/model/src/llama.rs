@@ -28,7 +28,7 @@ use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
 use olora_operations::{Sight, attention, project};
 
 use crate::{
-    Activation, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
+    Activation, Dtype, KvCache, ModelConfig, Named, Norm, NormKind,
     rope::{Rotation, frequencies, positions_in_documents},
 };
 
@@ -61,7 +61,7 @@ pub struct Decoder {
     #[module(skip)]
     rope_frequencies: Vec<f32>,
     #[module(skip)]
-    compute: Option<WeightType>,
+    compute: Option<Dtype>,
 }
 
 /// One decoder block: attention, then MLP, each added to the residual stream.
@@ -118,7 +118,7 @@ impl Llama {
     /// Autodiff holds on to the cast copies until the backward pass, so this
     /// buys speed or precision, not memory.
     #[must_use]
-    pub fn computing_in(mut self, dtype: WeightType) -> Self {
+    pub fn computing_in(mut self, dtype: Dtype) -> Self {
         self.model.compute = Some(dtype);
         self
     }

@@ -18,7 +18,7 @@ use burn::{
 use common::fixture;
 use olora_adapter::{AdapterConfig, attach};
 use olora_model::{
-    Llama, ModelError, NotFinite, Sampling, WeightType, first_not_finite, generate, load,
+    Dtype, Llama, ModelError, NotFinite, Sampling, first_not_finite, generate, load,
 };
 use safetensors::SafeTensors;
 
@@ -37,7 +37,7 @@ fn spoilt(name: &str, tensor: &str, element: usize, value: f32) -> Llama {
     let start = data.data().as_ptr() as usize - bytes.as_ptr() as usize + 4 * element;
     bytes[start..start + 4].copy_from_slice(&value.to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    let loaded = load(copied.path(), WeightType::F32, &Device::flex());
+    let loaded = load(copied.path(), Dtype::F32, &Device::flex());
     loaded.unwrap().0
 }
 
@@ -141,7 +141,7 @@ fn an_adapters_factor_is_named_by_its_path() {
             param
         }
     }
-    let (model, _) = load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let (model, _) = load(&fixture("llama"), Dtype::F32, &Device::flex()).unwrap();
     let config = AdapterConfig {
         rank: 2,
         alpha: 2.0,
@@ -160,7 +160,7 @@ fn an_adapters_factor_is_named_by_its_path() {
 fn a_whole_pass_without_such_values_finds_nothing() {
     let device = Device::flex();
     for name in ["llama-tied", "gemma", "opt"] {
-        let (model, _) = load(&fixture(name), WeightType::F32, &device).unwrap();
+        let (model, _) = load(&fixture(name), Dtype::F32, &device).unwrap();
         // More positions than logits are made for at a time, in two rows.
         let ids = TensorData::new(vec![3_i32; 2 * 40], [2, 40]);
         let embedded = model.embed(Tensor::from_data(ids, &device));

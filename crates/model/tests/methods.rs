@@ -26,10 +26,10 @@ use olora_adapter::{
     AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm, Rows,
     WriteOptions, attach, attach_along, attach_empty, factors, has_moved, merge, without_adapter,
 };
-use olora_model::{Llama, WeightType, load};
+use olora_model::{Dtype, Llama, load};
 
 fn base() -> Llama {
-    load(&fixture("llama"), WeightType::F32, &Device::flex())
+    load(&fixture("llama"), Dtype::F32, &Device::flex())
         .unwrap()
         .0
 }

@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt, str::FromStr};
 
-use burn::{backend::FloatDType, tensor::DType};
+use burn::{
+    backend::FloatDType,
+    tensor::{DType, Device},
+};
 use serde::{Deserialize, Serialize};
 
 /// A number format of weights, of factors, or of what is computed with them.
@@ -46,7 +49,7 @@ impl Dtype {
     }
 
     /// As Rust spells it: the shorter name that [`FromStr`] takes too.
-    fn short_name(self) -> &'static str {
+    pub fn short_name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
@@ -69,6 +72,14 @@ impl Dtype {
         Self::ALL
             .into_iter()
             .find(|known| DType::from(*known) == dtype)
+    }
+
+    /// Those that a device computes in.
+    pub fn offered_by(device: &Device) -> Vec<Self> {
+        let offered = Self::ALL.into_iter();
+        offered
+            .filter(|dtype| device.supports_dtype((*dtype).into()))
+            .collect()
     }
 
     fn float(self) -> FloatDType {

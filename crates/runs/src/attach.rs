@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use olora_adapter::{
-    AdapterConfig, Directions, Method, Rows, attach, attach_along, attach_empty,
-};
+use olora_adapter::{AdapterConfig, Directions, Method, Rows, attach, attach_along, attach_empty};
 use olora_data::{Padding, Schedule};
 use olora_model::Llama;
 use olora_training::loss_sum;

@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::to_dtype;
-use olora_model::{Llama, ModelConfig, WeightType, load};
+use olora_model::{Dtype, Llama, ModelConfig, load};
 
 use crate::{Event, Observer, Precision, Recipe, RunError, recipe::Weights};
 
@@ -24,12 +24,12 @@ pub fn load_base(
     observer: &dyn Observer,
 ) -> Result<Llama, RunError> {
     let loading = Instant::now();
-    let base = WeightType::from(precision.base);
+    let base = precision.base;
     let llama = match recipe.model.weights {
         Weights::Checkpoint => load(&recipe.model.path, base, device)?.0,
         Weights::Random | Weights::Timing => {
             let random = config.init(device);
-            if base == WeightType::F32 {
+            if base == Dtype::F32 {
                 random
             } else {
                 random.map(&mut CastTo(base))
@@ -39,7 +39,7 @@ pub fn load_base(
     let llama = if precision.compute == precision.base {
         llama
     } else {
-        llama.computing_in(precision.compute.into())
+        llama.computing_in(precision.compute)
     };
     observer.on(&Event::ModelLoaded {
         path: recipe.model.path.clone(),
@@ -50,7 +50,7 @@ pub fn load_base(
 }
 
 /// Rounds every weight, one after another.
-struct CastTo(WeightType);
+struct CastTo(Dtype);
 
 impl ModuleMapper for CastTo {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

@@ -80,8 +80,7 @@ pub(crate) fn save(
     keep: usize,
 ) -> Result<PathBuf, RunError> {
     let path = directory.join(format!("{PREFIX}{:06}", state.step));
-    fs::create_dir_all(directory)
-        .map_err(|source| RunError::io("creating", directory, source))?;
+    fs::create_dir_all(directory).map_err(|source| RunError::io("creating", directory, source))?;
     remove_leftovers(directory)?;
     let temporary = tempfile::Builder::new()
         .prefix(UNFINISHED)
@@ -100,8 +99,7 @@ pub(crate) fn save(
         .map_err(|error| failed(&error))?;
     let json = serde_json::to_vec_pretty(state).map_err(|error| failed(&error))?;
     let state_file = temporary.path().join(STATE);
-    fs::write(&state_file, json)
-        .map_err(|source| RunError::io("writing", &state_file, source))?;
+    fs::write(&state_file, json).map_err(|source| RunError::io("writing", &state_file, source))?;
     for name in [TRAINED, OPTIMIZER, STATE] {
         let file = temporary.path().join(name);
         File::open(&file)
@@ -128,8 +126,7 @@ fn remove_leftovers(directory: &Path) -> Result<(), RunError> {
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             let path = entry.path();
-            fs::remove_dir_all(&path)
-                .map_err(|source| RunError::io("removing", &path, source))?;
+            fs::remove_dir_all(&path).map_err(|source| RunError::io("removing", &path, source))?;
         }
     }
     Ok(())
@@ -170,10 +167,7 @@ pub(crate) fn load_state(path: &Path) -> Result<RunState, RunError> {
 ///
 /// Every trained parameter must be in the file and every tensor of the file in
 /// the model.
-pub(crate) fn load(
-    path: &Path,
-    trainee: Trainee,
-) -> Result<(Trainee, OptimizerRecord), RunError> {
+pub(crate) fn load(path: &Path, trainee: Trainee) -> Result<(Trainee, OptimizerRecord), RunError> {
     let refuse = |reason: String| RunError::Checkpoint {
         path: path.to_owned(),
         reason,

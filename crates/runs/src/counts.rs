@@ -82,7 +82,11 @@ impl Counts {
         let is_saved = |path: &str| saved_by(&adapter.modules_to_save, path);
         let saved: Vec<_> = all.iter().filter(|param| is_saved(param.path())).collect();
         let is_tied = model.lm_head.is_none();
-        if is_tied && saved.iter().any(|param| param.path().contains("embed_tokens")) {
+        if is_tied
+            && saved
+                .iter()
+                .any(|param| param.path().contains("embed_tokens"))
+        {
             return Err(AdapterError::Impossible {
                 path: "embed_tokens".to_owned(),
                 what: "its place in `modules_to_save`".to_owned(),
@@ -101,7 +105,9 @@ impl Counts {
             adapted_layers: targets.len(),
             largest_trained: sizes().fold(largest_trained, usize::max),
             adapted_output: targets.iter().any(|(target, _)| target.path == "lm_head"),
-            output_trains: saved.iter().any(|param| param.path().starts_with("lm_head")),
+            output_trains: saved
+                .iter()
+                .any(|param| param.path().starts_with("lm_head")),
             rank,
         })
     }

@@ -4,7 +4,7 @@ use olora_model::{Activation, ModelConfig, NormKind};
 use olora_training::{HeadShape, Objective, Recompute, size};
 use serde::Serialize;
 
-use crate::{counts::Counts, recipe::BaseType};
+use crate::{XX, counts::Counts};
 
 /// Bytes that a run holds at its peak, by what they are for.
 ///
@@ -39,8 +39,8 @@ pub(crate) struct Workload {
     pub(crate) dropout: bool,
     /// Whether a step adds up several micro-batches.
     pub(crate) accumulates: bool,
-    pub(crate) base: BaseType,
-    pub(crate) compute: BaseType,
+    pub(crate) base: Dtype,
+    pub(crate) compute: Dtype,
     pub(crate) recompute: Recompute,
     /// Whether the device has memory of its own, and no kernels of ours.
     pub(crate) accelerator: bool,
@@ -54,11 +54,8 @@ pub(crate) struct Workload {
     pub(crate) tokenizer: u64,
 }
 
-fn bytes(dtype: BaseType) -> u64 {
-    match dtype {
-        BaseType::Float32 => 4,
-        BaseType::Bfloat16 | BaseType::Float16 => 2,
-    }
+fn bytes(dtype: Dtype) -> u64 {
+    dtype.size() as u64
 }
 
 /// The program with its threads, as measured on a model of no size
@@ -71,11 +68,7 @@ const TOKENIZER: u64 = 8;
 const UPDATE: u64 = 8;
 
 impl MemoryEstimate {
-    pub(crate) fn new(
-        config: &ModelConfig,
-        load: &Workload,
-        objective: &dyn Objective,
-    ) -> Self {
+    pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
         let counts = load.counts;
         let n = |x: usize| x as u64;
         let element = bytes(load.compute);

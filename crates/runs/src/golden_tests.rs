@@ -19,15 +19,15 @@ use burn::{
 };
 use olora_adapter::{Factors, PeftAdapter, factors};
 use olora_data::{Batch, Sample};
-use olora_model::{Llama, WeightType};
+use olora_model::{Dtype, Llama};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use olora_training::{FailureContext, Passes, scheduler};
 use crate::{
     Event, Observer, Recipe, checkpoint::RunState, run_directory::RunDirectory,
     session::run_learner, strategy::StepStrategy, trainee::Trainee,
 };
+use olora_training::{FailureContext, Passes, scheduler};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -140,7 +140,7 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     );
     let recipe = Recipe::parse(&text, "golden", &[]).unwrap();
     let device = Device::flex();
-    let (llama, _) = olora_model::load(&fixture("llama"), WeightType::F32, &device).unwrap();
+    let (llama, _) = olora_model::load(&fixture("llama"), Dtype::F32, &device).unwrap();
     let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
     let trainee = Module::train(Trainee::new(llama, Passes::default()));
@@ -222,7 +222,7 @@ fn check(name: &str, accumulation: usize) {
         );
     }
 
-    let (base, _) = olora_model::load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let (base, _) = olora_model::load(&fixture("llama"), Dtype::F32, &Device::flex()).unwrap();
     let last = PeftAdapter::read(&directory.join("final"))
         .unwrap()
         .attach(base)

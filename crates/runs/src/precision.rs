@@ -2,22 +2,18 @@
 
 use burn::tensor::{DType, Device};
 use olora_data::Padding;
-use olora_doctor::offered_dtypes;
-use olora_model::{ModelConfig, WeightType};
+use olora_model::{Dtype, ModelConfig};
 use serde::Serialize;
 
-use crate::{
-    Recipe, RunError,
-    recipe::{AdapterMethod, BaseType},
-};
+use crate::{Recipe, RunError, recipe::AdapterMethod};
 
 /// The number formats of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Precision {
     /// Of the base weights.
-    pub base: BaseType,
+    pub base: Dtype,
     /// Of activations and matrix products.
-    pub compute: BaseType,
+    pub compute: Dtype,
     /// What was asked for and could not be had, where the recipe allows that:
     /// the key and the number format.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -37,12 +33,12 @@ pub struct Precision {
 /// the device computes in.
 pub fn choose_dtype(
     key: &'static str,
-    requested: Option<WeightType>,
-    stored: Option<WeightType>,
+    requested: Option<Dtype>,
+    stored: Option<Dtype>,
     device: &Device,
     accelerator: bool,
-) -> Result<WeightType, RunError> {
-    let can = |dtype: WeightType| device.supports_dtype(DType::from(dtype));
+) -> Result<Dtype, RunError> {
+    let can = |dtype: Dtype| device.supports_dtype(DType::from(dtype));
     if let Some(dtype) = requested {
         return if can(dtype) {
             Ok(dtype)
@@ -50,18 +46,18 @@ pub fn choose_dtype(
             Err(RunError::Precision {
                 key,
                 wanted: dtype.name(),
-                offered: offered_dtypes(device)
+                offered: Dtype::offered_by(device)
                     .into_iter()
-                    .map(WeightType::name)
+                    .map(Dtype::name)
                     .collect(),
             })
         };
     }
-    let half = matches!(stored, Some(WeightType::Bf16 | WeightType::F16));
-    Ok(if accelerator && half && can(WeightType::Bf16) {
-        WeightType::Bf16
+    let half = matches!(stored, Some(Dtype::Bf16 | Dtype::F16));
+    Ok(if accelerator && half && can(Dtype::Bf16) {
+        Dtype::Bf16
     } else {
-        WeightType::F32
+        Dtype::F32
     })
 }
 
@@ -79,12 +75,12 @@ impl Recipe {
         accelerator: bool,
     ) -> Result<(Self, Precision), RunError> {
         let mut fallback = Vec::new();
-        let mut choose = |key, requested: Option<BaseType>, stored| {
-            let requested = requested.map(WeightType::from);
+        let mut choose = |key, requested: Option<Dtype>, stored| {
+            let requested = requested;
             match choose_dtype(key, requested, stored, device, accelerator) {
                 Err(RunError::Precision { wanted, .. }) if self.model.dtype_fallback => {
                     fallback.push((key, wanted));
-                    Ok(WeightType::F32)
+                    Ok(Dtype::F32)
                 }
                 other => other,
             }
@@ -95,18 +91,18 @@ impl Recipe {
         let stored = if trains { None } else { config.stored_dtype() };
         let base = choose("model.dtype", self.model.dtype, stored)?;
         // Left out, the compute format is the base's own, on the CPU too.
-        let compute = self.model.compute_dtype.unwrap_or(base.into());
+        let compute = self.model.compute_dtype.unwrap_or(base);
         let compute = choose("model.compute_dtype", Some(compute), None)?;
         let mut recipe = self.clone();
-        recipe.model.dtype = Some(base.into());
-        recipe.model.compute_dtype = Some(compute.into());
+        recipe.model.dtype = Some(base);
+        recipe.model.compute_dtype = Some(compute);
         recipe
             .training
             .pad_to_multiple_of
             .get_or_insert(Padding::default_multiple(accelerator));
         let precision = Precision {
-            base: base.into(),
-            compute: compute.into(),
+            base: base,
+            compute: compute,
             fallback,
         };
         Ok((recipe, precision))
@@ -115,7 +111,7 @@ impl Recipe {
 
 impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = |dtype: BaseType| WeightType::from(dtype).name();
+        let name = Dtype::name;
         write!(f, "{} weights", name(self.base))?;
         if self.compute != self.base {
             write!(f, ", computing in {}", name(self.compute))?;
@@ -130,16 +126,6 @@ impl std::fmt::Display for Precision {
     }
 }
 
-impl From<WeightType> for BaseType {
-    fn from(dtype: WeightType) -> Self {
-        match dtype {
-            WeightType::F32 => Self::Float32,
-            WeightType::Bf16 => Self::Bfloat16,
-            WeightType::F16 => Self::Float16,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +136,7 @@ mod tests {
         let choose = |requested, stored, accelerator| {
             choose_dtype("model.dtype", requested, stored, &device, accelerator).unwrap()
         };
-        use WeightType::{Bf16, F16, F32};
+        use Dtype::{Bf16, F16, F32};
         assert_eq!(choose(None, Some(Bf16), false), F32);
         assert_eq!(choose(None, Some(Bf16), true), Bf16);
         assert_eq!(choose(None, Some(F16), true), Bf16);

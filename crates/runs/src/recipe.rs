@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use olora_adapter::{ALL_LINEAR, AdapterConfig, Method, PeftForm};
 use olora_data::Format;
-use olora_model::WeightType;
+use olora_model::Dtype;
 use olora_training::{Decay, LearningRate, Recompute};
 use serde::{Deserialize, Serialize};
 
@@ -67,12 +67,12 @@ pub struct ModelSection {
     /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
     /// a half-precision checkpoint, if the device computes in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<BaseType>,
+    pub dtype: Option<Dtype>,
     /// The number format of activations and matrix products; the base's own if
     /// not given. Factors, optimiser, norms, softmax and loss are float32
     /// whatever this is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compute_dtype: Option<BaseType>,
+    pub compute_dtype: Option<Dtype>,
     /// Whether a device without the number formats asked for may use float32
     /// in their place; if not, the run is refused.
     #[serde(default)]
@@ -80,29 +80,6 @@ pub struct ModelSection {
     /// Whether weights come from the checkpoint or are drawn afresh.
     #[serde(default)]
     pub weights: Weights,
-}
-
-/// The number format of the base weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BaseType {
-    /// 32-bit.
-    #[default]
-    Float32,
-    /// bfloat16.
-    Bfloat16,
-    /// IEEE half.
-    Float16,
-}
-
-impl From<BaseType> for WeightType {
-    fn from(dtype: BaseType) -> Self {
-        match dtype {
-            BaseType::Float32 => Self::F32,
-            BaseType::Bfloat16 => Self::Bf16,
-            BaseType::Float16 => Self::F16,
-        }
-    }
 }
 
 /// Where the base weights come from.
@@ -469,7 +446,7 @@ pub struct OutputSection {
     /// With `adapter.method = "none"`: the number format of the saved model;
     /// float32 if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<BaseType>,
+    pub dtype: Option<Dtype>,
 }
 
 impl Default for OutputSection {

@@ -14,7 +14,7 @@ use olora_adapter::factors;
 use olora_data::Schedule;
 use olora_devices::Details;
 use olora_doctor::Doctor;
-use olora_model::{Llama, WeightType};
+use olora_model::{Dtype, Llama};
 use olora_training::FailureContext;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     base::load_base,
     counts::Counts,
     prepare::Prepared,
-    recipe::{AdapterMethod, BaseType},
+    recipe::AdapterMethod,
     run_directory::{RunDirectory, refuse_existing},
     run_log,
     sampler::Sampler,
@@ -104,10 +104,7 @@ pub(crate) fn failure_context(
     details: &Details,
 ) -> FailureContext {
     let is_full = recipe.adapter.method == AdapterMethod::None;
-    let is_half = recipe
-        .model
-        .dtype
-        .is_some_and(|dtype| dtype != BaseType::Float32);
+    let is_half = recipe.model.dtype.is_some_and(|dtype| dtype != Dtype::F32);
     let half = if is_full || is_half || !device.supports_dtype(DType::BF16) {
         ""
     } else {
@@ -130,13 +127,13 @@ fn check_device(
     let doctor = Doctor::new(device, reference);
     let (base, compute) = (prepared.precision.base, prepared.precision.compute);
     let full = prepared.trains_everything();
-    let findings = doctor.quick_check(base.into(), compute.into(), full)?;
+    let findings = doctor.quick_check(base, compute, full)?;
     let worst = findings
         .iter()
         .filter_map(|finding| finding.worst)
         .fold(0.0, f64::max);
     observer.on(&Event::DeviceChecked {
-        dtype: WeightType::from(compute).name(),
+        dtype: compute.name(),
         worst,
         seconds: checking.elapsed().as_secs_f64(),
     });

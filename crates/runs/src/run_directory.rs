@@ -20,10 +20,12 @@ use std::{
 };
 
 use olora_files::write_atomically;
+use olora_model::Dtype;
+use olora_training::Evaluation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Evaluation, Recipe, StepReport, RunError, checkpoint, plot, recipe::BaseType};
+use crate::{Recipe, RunError, StepReport, checkpoint, plot};
 
 const RANKS: &str = "ranks.json";
 
@@ -53,7 +55,7 @@ impl RunDirectory {
         }
         let mut started_with = Recipe::load(&path.join("recipe.toml"), &[])?;
         // Runs from before these keys were written did as follows.
-        let base = *started_with.model.dtype.get_or_insert(BaseType::Float32);
+        let base = *started_with.model.dtype.get_or_insert(Dtype::F32);
         started_with.model.compute_dtype.get_or_insert(base);
         started_with.training.pad_to_multiple_of.get_or_insert(1);
         // It is this directory, however it was spelled and wherever it was then.

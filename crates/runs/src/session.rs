@@ -20,7 +20,7 @@ use burn::{
 use olora_adapter::{PeftAdapter, WriteOptions, has_moved};
 use olora_data::{Batch, Schedule, loader};
 use olora_files::StagedDirectory;
-use olora_model::{Llama, WeightType, save, weights_fingerprint};
+use olora_model::{Dtype, Llama, save, weights_fingerprint};
 use olora_training::{CrossEntropy, FailureContext, Passes, caught, scheduler};
 
 use crate::{
@@ -333,10 +333,7 @@ fn saver(prepared: &Prepared, result: PathBuf) -> SaveResult {
     let name = base_name(recipe);
     let section = recipe.adapter.clone();
     let checkpoint = recipe.model.weights == Weights::Checkpoint;
-    let dtype = recipe
-        .output
-        .dtype
-        .map_or(WeightType::F32, WeightType::from);
+    let dtype = recipe.output.dtype.unwrap_or_default();
     Box::new(move |trainee: &Trainee| {
         match section.trained(trainee.llama.lm_head.is_some()) {
             Trained::Adapter(config) => {

@@ -65,7 +65,11 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn new(recipe: &Recipe, samples: &Arc<[Sample]>, padding: Padding) -> Result<Self, RunError> {
+    pub(crate) fn new(
+        recipe: &Recipe,
+        samples: &Arc<[Sample]>,
+        padding: Padding,
+    ) -> Result<Self, RunError> {
         let training = &recipe.training;
         let batches_per_epoch = schedule(recipe, samples, 1)?.n_batches_per_epoch();
         let (total, n_batches) = match training.max_steps {

@@ -23,9 +23,7 @@ use burn::{
 };
 use olora_data::Batch;
 
-use olora_training::{
-    Backward, FailureContext, StepResult, TrainError, caught, evaluate, step,
-};
+use olora_training::{Backward, FailureContext, StepResult, TrainError, caught, evaluate, step};
 
 use crate::{
     Event, Observer, RunError, StepReport,
@@ -252,7 +250,9 @@ impl Run<'_> {
             state.tokens += batch.n_tokens as u64;
             state.window.tokens += batch.n_tokens as u64;
             let model = learning.0.model();
-            model.passes().seed_dropout(strategy.seed, number, micro_batch);
+            model
+                .passes()
+                .seed_dropout(strategy.seed, number, micro_batch);
             let output = learning.0.train_step(batch);
             Ok(Some(Backward {
                 loss: output.item.loss_sum,

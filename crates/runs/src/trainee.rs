@@ -16,7 +16,6 @@ use olora_data::Batch;
 use olora_model::Llama;
 use olora_training::{Learns, Measure, Passes, loss_sum};
 
-
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
 #[derive(Module, Debug)]
@@ -167,10 +166,6 @@ impl ItemLazy for StepOutput {
 
 impl Adaptor<LossInput> for StepOutput {
     fn adapt(&self) -> LossInput {
-        LossInput::new(
-            self.loss_sum
-                .clone()
-                .div_scalar(self.count.max(1) as f64),
-        )
+        LossInput::new(self.loss_sum.clone().div_scalar(self.count.max(1) as f64))
     }
 }

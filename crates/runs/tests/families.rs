@@ -14,9 +14,9 @@ use std::{
 };
 
 use burn::tensor::Device;
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 use olora_runs::{
-    Event, Observer, Recipe, Summary, RunError, TrainOptions,
+    Event, Observer, Recipe, RunError, Summary, TrainOptions,
     recipe::{AdapterMethod, AdapterSection, Weights},
     train,
 };
@@ -116,7 +116,7 @@ fn every_weight_trains_alike_with_and_without_recompute_and_is_saved() {
             whole.len() == 3 && whole[2] < whole[0],
             "{family}: {whole:?}"
         );
-        load(&result, WeightType::F32, &Device::flex()).unwrap();
+        load(&result, Dtype::F32, &Device::flex()).unwrap();
 
         let packed = ["data.packing=true", "training.recompute=blocks"];
         let (summary, blocks) = run(base.path(), out.path(), "blocks", &packed);

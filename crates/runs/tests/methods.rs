@@ -15,7 +15,7 @@ use std::{fs, path::Path};
 use burn::tensor::Device;
 use common::{recipe, recorded, run};
 use olora_adapter::PeftAdapter;
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 
 fn adapter(out: &Path, name: &str) -> Vec<u8> {
     fs::read(out.join(name).join("adapter/adapter_model.safetensors")).unwrap()
@@ -57,7 +57,7 @@ fn check(method: &[&str]) {
     assert!(saved.base_fingerprint.is_some());
     let (base, _) = load(
         &common::root().join("recipes/quickstart/base"),
-        WeightType::F32,
+        Dtype::F32,
         &Device::flex(),
     )
     .unwrap();

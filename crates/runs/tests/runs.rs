@@ -19,7 +19,7 @@ use burn::tensor::Device;
 use common::{GENERATOR, Losses, recipe, root, run};
 use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
-use olora_model::{ModelConfig, WeightType};
+use olora_model::{Dtype, ModelConfig};
 use olora_runs::{
     Event, Observer, Recipe, RunError, TrainOptions, check_samples, evaluate,
     recipe::{AdapterMethod, AdapterSection, Weights},
@@ -218,7 +218,7 @@ fn the_best_adapter_is_kept_where_asked() {
     );
 
     let base = root().join("recipes/quickstart/base");
-    let (llama, _) = olora_model::load(&base, WeightType::F32, &Device::flex()).unwrap();
+    let (llama, _) = olora_model::load(&base, Dtype::F32, &Device::flex()).unwrap();
     let llama = PeftAdapter::read(&summary.result)
         .unwrap()
         .attach(llama)

@@ -8,8 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    TaskError,
-    Items, Task, TaskName,
+    Items, Task, TaskError, TaskName,
     layout::{Record, multiple_choice, open_question},
 };
 

@@ -6,8 +6,7 @@ use olora_data::Tokenizer;
 use olora_model::{KvCache, Llama};
 
 use crate::{
-    TaskError,
-    GenerationResult, ItemResults, OpenQuestion, TaskOptions,
+    GenerationResult, ItemResults, OpenQuestion, TaskError, TaskOptions,
     encode::Encoder,
     number::{STOP, flexible, normalised, same, strict, until},
     score::{Run, ids, integers},

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use olora_files::write_atomically;
 use serde::Serialize;
 
-use crate::{TaskError, ItemResults, TaskName, TaskResult};
+use crate::{ItemResults, TaskError, TaskName, TaskResult};
 
 /// The files that [`write_items`] writes for these tasks.
 pub fn files_of(directory: &Path, tasks: &[TaskName]) -> Vec<PathBuf> {

@@ -8,8 +8,7 @@ use olora_model::{KvCache, Llama, ModelConfig};
 use olora_operations::loss::rows_at_once;
 
 use crate::{
-    TaskError,
-    ChoiceResult, ItemResults, Items, MultipleChoice, Task, TaskName, TaskResult,
+    ChoiceResult, ItemResults, Items, MultipleChoice, Task, TaskError, TaskName, TaskResult,
     encode::{Encoder, Request},
     generation,
     result::Likelihood,

@@ -15,7 +15,7 @@ use std::{
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::log_softmax};
 use olora_data::Tokenizer;
-use olora_model::{Llama, ModelConfig, Sampling, WeightType};
+use olora_model::{Dtype, Llama, ModelConfig, Sampling};
 use olora_tasks::{
     ChoiceResult, ItemResults, Items, MultipleChoice, Task, TaskError, TaskName, TaskOptions,
     TaskResult, load, score, write_items,
@@ -392,7 +392,7 @@ struct Tiny {
 }
 
 fn tiny() -> Tiny {
-    let (llama, config) = olora_model::load(&base(), WeightType::F32, &Device::flex()).unwrap();
+    let (llama, config) = olora_model::load(&base(), Dtype::F32, &Device::flex()).unwrap();
     let tokenizer = Tokenizer::from_dir(&base()).unwrap();
     Tiny {
         llama,

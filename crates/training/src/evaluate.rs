@@ -1,11 +1,15 @@
 //! Loss over held-out data, without autodiff.
 
-use olora_adapter::{check_switched_off, switched_off};
+use olora_adapter::switched_off;
 use olora_data::Batch;
-use olora_model::Llama;
+use olora_model::{Llama, first_not_finite};
 use serde::Serialize;
 
-use crate::{TrainError, objective::Objective, passes::forward};
+use crate::{
+    TrainError,
+    objective::Objective,
+    passes::{embedded, forward},
+};
 
 /// Loss over a whole data set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -31,12 +35,8 @@ pub fn evaluate<E: ToString>(
     llama: &Llama,
     batches: impl IntoIterator<Item = Result<Batch, E>>,
 ) -> Result<Evaluation, TrainError> {
-    let base = if objective.needs_reference() {
-        check_switched_off(llama)?;
-        Some(switched_off(llama.clone()))
-    } else {
-        None
-    };
+    let compares = objective.needs_reference();
+    let base = compares.then(|| switched_off(llama.clone())).transpose()?;
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches {
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
@@ -46,7 +46,7 @@ pub fn evaluate<E: ToString>(
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 value: loss,
-                first: first_not_finite(llama, &batch)?,
+                first: first(llama, &batch)?,
             });
         }
         sum += loss;
@@ -57,5 +57,18 @@ pub fn evaluate<E: ToString>(
         loss,
         perplexity: loss.exp(),
         n_trained_tokens: count,
+    })
+}
+
+/// Where a batch stops being finite, in a sentence.
+fn first(llama: &Llama, batch: &Batch) -> Result<String, TrainError> {
+    let (embedded, positions) = embedded(llama, batch, &llama.device());
+    Ok(match first_not_finite(llama, embedded, &positions)? {
+        Some(found) => found.to_string(),
+        None => {
+            "computed a second time, everything is finite: the device does not compute the same \
+                 twice. `olora doctor` examines it"
+                .to_owned()
+        }
     })
 }

@@ -99,10 +99,7 @@ impl FailureContext {
     /// # Errors
     ///
     /// Those of `part`, explained.
-    pub fn guard<T, E: DeviceErrors>(
-        &self,
-        part: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn guard<T, E: DeviceErrors>(&self, part: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         panics::caught(part)
             .unwrap_or_else(|said| Err(TrainError::Device(said).into()))
             .map_err(|error| match error.into_train() {

@@ -5,6 +5,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Tensor},
 };
+use olora_adapter::{Place, VisitParams, visit_params};
 
 /// Divides the summed gradients by the count of what they were summed over and scales
 /// them down to a global norm of at most `max_norm` (0 leaves them alone), as
@@ -52,32 +53,19 @@ pub fn for_each_gradient<M: Module>(
     grads: &GradientsParams,
     on: impl FnMut(&str, Tensor<1>),
 ) {
-    module.visit(&mut Each {
-        path: Vec::new(),
-        grads,
-        on,
-    });
+    visit_params(module, &mut Each { grads, on });
 }
 
 struct Each<'a, F> {
-    path: Vec<String>,
     grads: &'a GradientsParams,
     on: F,
 }
 
-impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Each<'_, F> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl<F: FnMut(&str, Tensor<1>)> VisitParams for Each<'_, F> {
+    fn visit<const D: usize>(&mut self, place: &Place, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
             let n = grad.shape().num_elements();
-            (self.on)(&self.path.join("."), grad.reshape([n]));
+            (self.on)(&place.path, grad.reshape([n]));
         }
     }
 }

@@ -10,7 +10,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{check_switched_off, num_trained_params, switched_off};
+use olora_adapter::{Parameter, params, switched_off};
 use olora_data::Batch;
 use olora_model::{Llama, Positions};
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ impl Passes {
     /// model no longer has it: nothing is adapted, or modules train whole.
     pub fn new(objective: Arc<dyn Objective>, llama: &Llama) -> Result<Self, TrainError> {
         if objective.needs_reference() {
-            check_switched_off(llama)?;
+            switched_off(llama.clone())?;
         }
         Ok(Self {
             objective,
@@ -121,11 +121,17 @@ impl Passes {
 
     /// Forward and backward through one micro-batch, for a model on a device
     /// with autodiff: sums, and the gradients of what trains.
+    ///
+    /// # Panics
+    ///
+    /// If the objective compares with the base and `llama` no longer has it;
+    /// [`new`](Self::new) refuses such a model.
     pub fn run(&self, llama: &Llama, batch: &Batch) -> Backward {
-        let reference = self
-            .objective
-            .needs_reference()
-            .then(|| reference(&switched_off(llama.valid()), batch));
+        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
+        let reference = self.objective.needs_reference().then(|| {
+            let base = switched_off(llama.valid()).expect("the base is still in the model");
+            reference(&base, batch)
+        });
         match self.recompute {
             Recompute::None => self.whole(llama, batch, reference.as_ref()),
             Recompute::Blocks => self.by_blocks(llama, batch, reference.as_ref()),
@@ -158,83 +164,80 @@ impl Passes {
         }
     }
 
-/// Keeps what each block is given and nothing of its inside, and runs the
-/// blocks again, last to first, to go back through them (Chen et al. 2016,
-/// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
-/// on the same numbers: the gradients are those of the whole, bit for bit.
-fn by_blocks(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
-    let dropout = self.dropout.as_ref();
-    let device = llama.device();
-    let (embedded, positions) = embed(llama, batch, &device);
-    let layers = &llama.model.layers;
-    let embedding_trains = num_trained_params(&llama.model.embed_tokens) > 0
-        || num_trained_params(&llama.model.embed_positions) > 0;
-    // Nothing before the first block that trains has a gradient.
-    let first = if embedding_trains {
-        Some(0)
-    } else {
-        layers
-            .iter()
-            .position(|layer| num_trained_params(layer) > 0)
-    };
-
-    let plain = llama.valid();
-    let mut inputs = Vec::with_capacity(layers.len());
-    let mut x = embedded.clone().inner();
-    for (layer_idx, layer) in layers.iter().enumerate() {
-        inputs.push(x.clone());
-        x = match dropout {
-            None => plain.model.layers[layer_idx].forward(x, &positions),
-            // Only on a device with autodiff does dropout drop.
-            Some(dropout) => {
-                dropout.begin(&device, layer_idx);
-                // Without gradients, or autodiff would keep the block's inside until it is run again.
-                let layer = layer.clone().no_grad();
-                layer.forward(Tensor::from_inner(x), &positions).inner()
-            }
+    /// Keeps what each block is given and nothing of its inside, and runs the
+    /// blocks again, last to first, to go back through them (Chen et al. 2016,
+    /// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
+    /// on the same numbers: the gradients are those of the whole, bit for bit.
+    fn by_blocks(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+        let dropout = self.dropout.as_ref();
+        let device = llama.device();
+        let (embedded, positions) = embed(llama, batch, &device);
+        let layers = &llama.model.layers;
+        let embedding_trains =
+            trains(&llama.model.embed_tokens) || trains(&llama.model.embed_positions);
+        // Nothing before the first block that trains has a gradient.
+        let first = if embedding_trains {
+            Some(0)
+        } else {
+            layers.iter().position(trains)
         };
-    }
-    drop(plain);
 
-    let last = leaf(x, first.is_some());
-    let outputs = Outputs::new(llama, last.clone(), batch, reference);
-    let loss = self.objective.loss(&outputs);
-    drop(outputs);
-    let mut grad = None;
-    let mut pass = self.backward(loss, batch, |sum| {
-        let mut grads = sum.backward();
-        grad = last.grad_remove(&mut grads);
-        GradientsParams::from_grads(grads, llama)
-    });
-    drop(last);
-    let found = &mut pass.grads;
-
-    let Some(first) = first else {
-        return pass;
-    };
-    for layer_idx in (first..layers.len()).rev() {
-        let (Some(input), Some(grad_output)) = (inputs.pop(), grad.take()) else {
-            break;
-        };
-        let input = leaf(input, layer_idx > first || embedding_trains);
-        if let Some(dropout) = dropout {
-            dropout.begin(&device, layer_idx);
+        let plain = llama.valid();
+        let mut inputs = Vec::with_capacity(layers.len());
+        let mut x = embedded.clone().inner();
+        for (layer_idx, layer) in layers.iter().enumerate() {
+            inputs.push(x.clone());
+            x = match dropout {
+                None => plain.model.layers[layer_idx].forward(x, &positions),
+                // Only on a device with autodiff does dropout drop.
+                Some(dropout) => {
+                    dropout.begin(&device, layer_idx);
+                    // Without gradients, or autodiff would keep the block's inside until it is run again.
+                    let layer = layer.clone().no_grad();
+                    layer.forward(Tensor::from_inner(x), &positions).inner()
+                }
+            };
         }
-        let output = layers[layer_idx].forward(input.clone(), &positions);
-        let mut grads = backward_from(output, grad_output);
-        grad = input.grad_remove(&mut grads);
-        let of_block = GradientsParams::from_grads(grads, &layers[layer_idx]);
-        gradients::add(&layers[layer_idx], of_block, found);
-    }
-    if let Some(grad_embedded) = grad {
-        let grads = backward_from(embedded, grad_embedded);
-        // Of what is in this graph: the embedding of tokens and, if there is one, of positions.
-        let of_embeddings = GradientsParams::from_grads(grads, llama);
-        gradients::add(llama, of_embeddings, found);
-    }
-    pass
-}
+        drop(plain);
 
+        let last = leaf(x, first.is_some());
+        let outputs = Outputs::new(llama, last.clone(), batch, reference);
+        let loss = self.objective.loss(&outputs);
+        drop(outputs);
+        let mut grad = None;
+        let mut pass = self.backward(loss, batch, |sum| {
+            let mut grads = sum.backward();
+            grad = last.grad_remove(&mut grads);
+            GradientsParams::from_grads(grads, llama)
+        });
+        drop(last);
+        let found = &mut pass.grads;
+
+        let Some(first) = first else {
+            return pass;
+        };
+        for layer_idx in (first..layers.len()).rev() {
+            let (Some(input), Some(grad_output)) = (inputs.pop(), grad.take()) else {
+                break;
+            };
+            let input = leaf(input, layer_idx > first || embedding_trains);
+            if let Some(dropout) = dropout {
+                dropout.begin(&device, layer_idx);
+            }
+            let output = layers[layer_idx].forward(input.clone(), &positions);
+            let mut grads = backward_from(output, grad_output);
+            grad = input.grad_remove(&mut grads);
+            let of_block = GradientsParams::from_grads(grads, &layers[layer_idx]);
+            gradients::add(&layers[layer_idx], of_block, found);
+        }
+        if let Some(grad_embedded) = grad {
+            let grads = backward_from(embedded, grad_embedded);
+            // Of what is in this graph: the embedding of tokens and, if there is one, of positions.
+            let of_embeddings = GradientsParams::from_grads(grads, llama);
+            gradients::add(llama, of_embeddings, found);
+        }
+        pass
+    }
 }
 
 /// The residual stream after the last block, `[n_rows, seq, width]`.
@@ -279,14 +282,25 @@ fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(data, device)
 }
 
-/// What the first block is given.
-fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+/// The tokens' embeddings, and where they stand.
+pub(crate) fn embedded(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
     let x = llama.embed(input_ids(batch, device));
     let positions = match &batch.segments {
         None => llama.positions(&x, 0),
         Some(lengths) => llama.positions_in_documents(&x, lengths),
     };
+    (x, positions)
+}
+
+/// What the first block is given.
+fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+    let (x, positions) = embedded(llama, batch, device);
     (llama.with_positions(x, &positions), positions)
+}
+
+/// Whether anything of a module trains.
+fn trains<M: Module>(module: &M) -> bool {
+    params(module).iter().any(Parameter::trains)
 }
 
 /// A tensor that a graph begins at.
@@ -305,10 +319,10 @@ fn backward_from(output: Tensor<3>, grad_output: Tensor<3>) -> burn::tensor::Gra
 mod tests {
     use std::path::Path;
 
-    use burn::module::{ModuleVisitor, Param};
+    use burn::module::Param;
     use olora_adapter::{AdapterConfig, attach};
     use olora_data::Sample;
-    use olora_model::WeightType;
+    use olora_model::Dtype;
 
     use super::*;
 
@@ -317,7 +331,7 @@ mod tests {
 
     fn model_of(family: &str) -> Llama {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-        olora_model::load(&fixtures.join(family), WeightType::F32, &Device::flex())
+        olora_model::load(&fixtures.join(family), Dtype::F32, &Device::flex())
             .unwrap()
             .0
     }
@@ -353,23 +367,23 @@ mod tests {
 
     /// The loss and every gradient, by path.
     fn all(llama: &Llama, batch: &Batch, passes: &Passes) -> (f32, Vec<(String, Vec<f32>)>) {
-        if let Some(dropout) = &passes.dropout {
-            dropout.set(9);
-        }
-        let (loss, grads) = passes.run(llama, batch);
+        passes.seed_dropout(9, 0, 0);
+        let pass = passes.run(llama, batch);
         let mut found = Vec::new();
-        gradients::for_each_gradient(llama, &grads, |path, gradient| {
+        gradients::for_each_gradient(llama, &pass.grads, |path, gradient| {
             let values = gradient.into_data().try_to_vec().unwrap();
             found.push((path.to_owned(), values));
         });
-        assert_eq!(grads.len(), found.len());
-        (loss.into_scalar::<f32>(), found)
+        assert_eq!(pass.grads.len(), found.len());
+        (pass.loss.into_scalar::<f32>(), found)
     }
 
     fn by(recompute: Recompute, dropout: bool) -> Passes {
-        Passes {
-            recompute,
-            dropout: dropout.then(DropoutSeed::default),
+        let passes = Passes::default().with_recompute(recompute);
+        if dropout {
+            passes.with_dropout()
+        } else {
+            passes
         }
     }
 
@@ -390,7 +404,6 @@ mod tests {
 
     #[test]
     fn blocks_run_again_drop_what_they_dropped() {
-        let _alone = crate::GENERATOR.write();
         let llama = adapted(0.3);
         assert_bit_equal(&llama, true);
         let batch = Batch::from_samples(&samples(), 0);
@@ -468,17 +481,10 @@ mod tests {
 
     #[test]
     fn every_trained_parameter_has_a_gradient() {
-        struct Trained(usize);
-        impl ModuleVisitor for Trained {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                self.0 += usize::from(param.base().is_require_grad());
-            }
-        }
         let llama = adapted(0.0);
-        let mut trained = Trained(0);
-        llama.visit(&mut trained);
+        let trained = params(&llama).iter().filter(|param| param.trains()).count();
         let batch = Batch::from_samples(&samples(), 0);
         let (_, found) = all(&llama, &batch, &by(Recompute::Blocks, false));
-        assert_eq!(found.len(), trained.0);
+        assert_eq!(found.len(), trained);
     }
 }

@@ -4,9 +4,9 @@ use std::f64::consts::PI;
 
 use burn::{
     lr_scheduler::{LrScheduler, LrSchedulerRecord, module_lr_scheduler::ModuleLrScheduler},
-    module::{Module, ModuleVisitor, Param, ParamGroup, ParamId},
-    tensor::Tensor,
+    module::{Module, ParamGroup},
 };
+use olora_adapter::{Kind, Role, params};
 use serde::{Deserialize, Serialize};
 
 /// The shape of the learning rate after warm-up.
@@ -103,51 +103,21 @@ pub fn scheduler<M: Module>(
     let Some(ratio) = loraplus_ratio else {
         return scheduler;
     };
-    let mut groups = Groups::default();
-    module.visit(&mut groups);
+    let (mut faster, mut embeddings) = (Vec::new(), Vec::new());
+    for param in params(module).iter().filter(|param| param.trains()) {
+        let of_embedding = param.kind() == Some(Kind::Embedding);
+        if param.role().is_factor() && of_embedding {
+            embeddings.push(param.id());
+        } else if param.shape().len() == 1 || param.role() == Role::B {
+            faster.push(param.id());
+        }
+    }
     scheduler
-        .with_group(ParamGroup::from_ids(groups.faster), stepper(ratio))
+        .with_group(ParamGroup::from_ids(faster), stepper(ratio))
         .with_group(
-            ParamGroup::from_ids(groups.embeddings),
+            ParamGroup::from_ids(embeddings),
             stepper(EMBEDDING_RATE / rate.peak),
         )
-}
-
-/// The parameters that LoRA+ gives rates of their own.
-#[derive(Default)]
-struct Groups {
-    path: Vec<String>,
-    containers: Vec<String>,
-    faster: Vec<ParamId>,
-    embeddings: Vec<ParamId>,
-}
-
-impl ModuleVisitor for Groups {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.to_owned());
-        self.containers.push(container_type.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.containers.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if !param.base().is_require_grad() {
-            return;
-        }
-        let is_factor = self.path.iter().any(|name| name == "low_rank");
-        let of_embedding = self
-            .containers
-            .iter()
-            .any(|name| name == "Struct:Embedding");
-        if is_factor && of_embedding {
-            self.embeddings.push(param.id);
-        } else if D == 1 || (is_factor && self.path.last().is_some_and(|name| name == "b")) {
-            self.faster.push(param.id);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -166,9 +136,7 @@ mod tests {
 
     #[test]
     fn warms_up_linearly_and_never_starts_at_zero() {
-        let values: Vec<_> = (1..=4)
-            .map(|step| rate(Decay::Cosine).at(step))
-            .collect();
+        let values: Vec<_> = (1..=4).map(|step| rate(Decay::Cosine).at(step)).collect();
         assert_eq!(values, [0.25, 0.5, 0.75, 1.0]);
     }
 

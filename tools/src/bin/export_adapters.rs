@@ -14,7 +14,7 @@ use burn::{
     tensor::{DType, Device, Distribution, Int, Tensor, TensorData},
 };
 use olora_adapter::{AdapterConfig, Method, PeftForm, attach, save_peft};
-use olora_model::{Llama, WeightType, load};
+use olora_model::{Dtype, Llama, load};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 fn main() -> anyhow::Result<()> {
@@ -95,7 +95,7 @@ fn exports() -> Vec<(&'static str, AdapterConfig, PeftForm)> {
 fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::Result<()> {
     let device = Device::default();
     device.seed(3);
-    let (base, _) = load(Path::new("fixtures/llama"), WeightType::F32, &device)?;
+    let (base, _) = load(Path::new("fixtures/llama"), Dtype::F32, &device)?;
     let mut perturb = Perturb {
         path: Vec::new(),
         whole: config.modules_to_save.clone(),

@@ -18,7 +18,7 @@ use burn::{
 };
 use olora_adapter::{AdapterConfig, attach};
 use olora_data::{Batch, DataOptions, Tokenizer, load_samples};
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 use olora_training::loss_sum;
 
 /// Gradients by the path of their parameter.
@@ -58,15 +58,15 @@ fn main() -> anyhow::Result<()> {
         Ok((value, reader.read))
     };
 
-    let (loss, exact) = gradients(WeightType::F32, 1.0)?;
+    let (loss, exact) = gradients(Dtype::F32, 1.0)?;
     println!("float32: loss {loss:.6} over {} tokens", batch.n_trained);
     println!(
         "| format | loss scale | loss | gradient error (L2, relative) | worst tensor | exact zeros |"
     );
     println!("|---|---|---|---|---|---|");
-    let cases = [(WeightType::Bf16, 0)]
+    let cases = [(Dtype::Bf16, 0)]
         .into_iter()
-        .chain([0, 6, 10, 14, 18].map(|power| (WeightType::F16, power)));
+        .chain([0, 6, 10, 14, 18].map(|power| (Dtype::F16, power)));
     for (dtype, power) in cases {
         let scale = f64::from(1_u32 << power);
         let (loss, found) = gradients(dtype, scale)?;

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use olora_adapter::PeftAdapter;
 use olora_data::Tokenizer;
-use olora_model::{WeightType, load};
+use olora_model::{Dtype, load};
 use safetensors::{Dtype, tensor::TensorView};
 
 fn main() -> anyhow::Result<()> {
@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     };
     let base = Path::new(base);
     let device = Device::default();
-    let (model, _) = load(base, WeightType::F32, &device)?;
+    let (model, _) = load(base, Dtype::F32, &device)?;
     let model = PeftAdapter::read(Path::new(adapter))?.attach(model)?;
 
     let tokens = Tokenizer::from_path(base)?.encode(prompt, true)?;

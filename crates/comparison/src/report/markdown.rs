@@ -134,7 +134,10 @@ impl Report {
             "- Before the first step, the losses of all runs lie within {:.1e} of each other.",
             self.largest_start_difference
         )?;
-        let n_evaluations = trials().map(|trial| trial.validation.len()).min().unwrap_or(0);
+        let n_evaluations = trials()
+            .map(|trial| trial.validation.len())
+            .min()
+            .unwrap_or(0);
         if n_evaluations < 5 {
             writeln!(
                 text,
@@ -353,7 +356,12 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
         ),
     };
     let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
-    let n_steps = group.trials.iter().map(|trial| trial.steps).max().unwrap_or(0);
+    let n_steps = group
+        .trials
+        .iter()
+        .map(|trial| trial.steps)
+        .max()
+        .unwrap_or(0);
     let steps = match (there.len(), standing.steps.len()) {
         (_, 0) => format!("it has no seed in common with {reference}"),
         (0, all) if all > 1 => {

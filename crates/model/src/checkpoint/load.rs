@@ -10,7 +10,7 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 
-use super::{WeightType, source::Source};
+use super::{Dtype, source::Source};
 use crate::{Llama, ModelConfig, ModelError};
 
 const HEAD: &str = "lm_head.weight";
@@ -31,7 +31,7 @@ const PREFIX: &str = "model.";
 /// [`ModelError::Mismatch`] lists every missing, unused and misshapen tensor.
 pub fn load(
     path: &Path,
-    dtype: WeightType,
+    dtype: Dtype,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
     let config = ModelConfig::from_path(path)?;
@@ -163,7 +163,7 @@ struct Loader {
     path: Vec<String>,
     linear: Vec<bool>,
     names: Names,
-    dtype: WeightType,
+    dtype: Dtype,
     error: Option<ModelError>,
 }
 

@@ -8,12 +8,12 @@ use burn::{
 };
 use olora_files::{StagedDirectory, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
-use safetensors::{Dtype, View};
+use safetensors::View;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    WeightType,
+    Dtype,
     convert::{convert, count_not_finite, largest},
     source::{INDEX, SINGLE},
 };
@@ -36,15 +36,15 @@ const COMPANIONS: &[&str] = &[
 #[derive(Clone, Copy, Debug)]
 pub struct SaveOptions {
     /// The number format.
-    pub dtype: WeightType,
+    pub dtype: Dtype,
     /// The most bytes of weights in one file; beyond it, there are several with
     /// an index. A tensor larger than that has a file of its own.
     pub shard_bytes: u64,
 }
 
-impl From<WeightType> for SaveOptions {
+impl From<Dtype> for SaveOptions {
     /// With the 5 GB to a file that transformers splits at.
-    fn from(dtype: WeightType) -> Self {
+    fn from(dtype: Dtype) -> Self {
         Self {
             dtype,
             shard_bytes: 5_000_000_000,
@@ -195,15 +195,15 @@ pub(super) struct Weight {
     pub(super) shape: Vec<usize>,
     /// Whether the device has it the other way around.
     transposed: bool,
-    dtype: WeightType,
+    dtype: Dtype,
     read: Box<dyn Fn() -> Result<TensorData, String>>,
 }
 
-pub(super) fn weights(model: &Llama, dtype: WeightType) -> Vec<Weight> {
+pub(super) fn weights(model: &Llama, dtype: Dtype) -> Vec<Weight> {
     struct Collector {
         path: Vec<String>,
         linear: Vec<bool>,
-        dtype: WeightType,
+        dtype: Dtype,
         weights: Vec<Weight>,
     }
     impl ModuleVisitor for Collector {
@@ -259,10 +259,10 @@ impl Weight {
     fn data(&self) -> Result<TensorData, ModelError> {
         let data = (self.read)().map_err(|error| ModelError::device(&self.name, &error))?;
         let (data, held) = match data.dtype() {
-            DType::F32 => (data, WeightType::F32),
-            DType::BF16 => (data, WeightType::Bf16),
-            DType::F16 => (data, WeightType::F16),
-            _ => (data.convert_dtype(DType::F32), WeightType::F32),
+            DType::F32 => (data, Dtype::F32),
+            DType::BF16 => (data, Dtype::Bf16),
+            DType::F16 => (data, Dtype::F16),
+            _ => (data.convert_dtype(DType::F32), Dtype::F32),
         };
         let bytes = data.as_bytes();
         let converted = convert(bytes, held, self.dtype, &self.shape, self.transposed);
@@ -294,8 +294,8 @@ struct Writing {
 }
 
 impl View for Writing {
-    fn dtype(&self) -> Dtype {
-        self.weight.dtype.safetensors()
+    fn dtype(&self) -> safetensors::Dtype {
+        stored(self.weight.dtype)
     }
 
     fn shape(&self) -> &[usize] {

@@ -9,10 +9,9 @@ use std::{
 use olora_training::Decay;
 
 use super::{
-    AdapterMethod, AdapterSection, BaseType, Keep, OptimizerKind, Recipe, TrainingSection, Weights,
+    AdapterMethod, AdapterSection, Dtype, Keep, OptimizerKind, Recipe, TrainingSection, Weights,
 };
 use crate::RunError;
-
 
 impl Recipe {
     /// Reads a recipe and applies `key=value` overrides to it.
@@ -155,11 +154,7 @@ impl Recipe {
              set `adapter.method = \"none\"`, or `weights = \"timing\"` if only speed is of interest",
         );
         check(
-            !full
-                || self
-                    .model
-                    .dtype
-                    .is_none_or(|dtype| dtype == BaseType::Float32),
+            !full || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.method = \"none\"` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
         );
@@ -175,10 +170,7 @@ impl Recipe {
         );
         check(
             self.adapter.modules_to_save.is_empty()
-                || self
-                    .model
-                    .dtype
-                    .is_none_or(|dtype| dtype == BaseType::Float32),
+                || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.modules_to_save` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
         );

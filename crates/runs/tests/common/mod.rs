@@ -9,7 +9,7 @@ use std::{
 };
 
 use burn::{tensor::Device, train::Interrupter};
-use olora_runs::{Event, Observer, Recipe, Summary, RunError, TrainOptions, train};
+use olora_runs::{Event, Observer, Recipe, RunError, Summary, TrainOptions, train};
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
