@@ -4,10 +4,7 @@ use burn::{module::Module, tensor::Device};
 use olora_adapter::{AdapterError, Placement, Role, factors, params, planned, saved_by};
 use olora_model::{Llama, ModelConfig};
 
-use crate::{
-    Recipe, RunError,
-    recipe::{AdapterSection, Trained},
-};
+use crate::{Recipe, RunError, recipe::Trained};
 
 /// Parameters of a model and its adapter.
 #[derive(Clone, Copy, Debug)]
@@ -128,13 +125,5 @@ impl Counts {
             adapted_layers: factors(llama).len(),
             ..self
         }
-    }
-}
-
-impl AdapterSection {
-    /// What of the model trains.
-    pub fn trained(&self, has_lm_head: bool) -> Trained {
-        self.config(has_lm_head)
-            .map_or(Trained::Everything, Trained::Adapter)
     }
 }

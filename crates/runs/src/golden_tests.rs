@@ -24,8 +24,8 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::{
-    Event, Observer, Recipe, checkpoint::RunState, run_directory::RunDirectory,
-    session::run_learner, strategy::StepStrategy, trainee::Trainee,
+    Event, Observer, Recipe, run_directory::RunDirectory, session::run_learner, state::RunState,
+    strategy::StepStrategy, trainee::Trainee,
 };
 use olora_training::{FailureContext, Passes, scheduler};
 

@@ -10,10 +10,11 @@ use serde::Serialize;
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
     attach::{Start, attach_adapter},
+    failure::failure_context,
     memory::{device_reserved_bytes, peak_resident_bytes},
     prepare::Prepared,
-    run::{Loaded, failure_context},
     session::{optimizer, passes},
+    stages::Loaded,
     steps::{BatchSize, batch, schedule},
 };
 

@@ -231,6 +231,12 @@ impl Default for AdapterSection {
 }
 
 impl AdapterSection {
+    /// What of the model trains.
+    pub fn trained(&self, has_lm_head: bool) -> Trained {
+        self.config(has_lm_head)
+            .map_or(Trained::Everything, Trained::Adapter)
+    }
+
     /// The part that the adapter crate knows; `None` if every weight trains.
     pub fn config(&self, has_lm_head: bool) -> Option<AdapterConfig> {
         let method = self.method.method()?;

@@ -26,12 +26,12 @@ use olora_data::Batch;
 use olora_training::{Backward, FailureContext, StepResult, TrainError, caught, evaluate, step};
 
 use crate::{
-    Event, Observer, RunError, StepReport,
-    checkpoint::{self, RunState},
+    Event, Observer, RunError, StepReport, checkpoint,
     memory::{device_reserved_bytes, peak_resident_bytes},
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
     run_log,
+    state::{Outcome, RunState},
     trainee::{Learning, StepOutput, Trainee},
 };
 
@@ -59,18 +59,6 @@ pub(crate) struct StepStrategy {
     pub(crate) start: RunState,
     /// What came of it, for the caller: `fit` itself cannot return an error.
     pub(crate) outcome: Mutex<Option<Result<Outcome, RunError>>>,
-}
-
-/// How a loop ended.
-#[derive(Clone, Debug)]
-pub(crate) struct Outcome {
-    pub(crate) state: RunState,
-    pub(crate) last_loss: Option<f64>,
-    pub(crate) interrupted: bool,
-    /// The most memory that the device's allocator held at a logged line.
-    pub(crate) peak_device_memory: Option<u64>,
-    /// What the first step took, on a device that makes kernels.
-    pub(crate) first_step_seconds: Option<f64>,
 }
 
 impl SupervisedLearningStrategy<Trainee> for StepStrategy {

@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    MemoryEstimate, Plan, Precision, Recipe, memory::peak_resident_bytes, run_log,
-    strategy::Outcome,
+    MemoryEstimate, Plan, Precision, Recipe, memory::peak_resident_bytes, run_log, state::Outcome,
 };
 
 /// What came of a run; `summary.json`.
