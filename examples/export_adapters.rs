@@ -13,7 +13,7 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{DType, Device, Distribution, Int, Tensor, TensorData},
 };
-use olora_adapter::{AdapterConfig, Method, PeftForm, attach, save_peft};
+use olora_adapter::{AdapterConfig, Method, PeftForm, TaskType, attach, save_peft};
 use olora_model::{Llama, WeightType, load};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -105,6 +105,7 @@ fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::R
         &model,
         config,
         form,
+        Some(TaskType::CausalLm),
         "fixtures/llama",
         &directory.join("adapter"),
     )?;

@@ -5,7 +5,7 @@ use burn::{module::Module, tensor::Tensor};
 use crate::{
     AdapterError, Kind,
     error::device_error,
-    factors::{Factors, factors, replace},
+    factors::{LayerFactors, factors, replace},
 };
 
 /// A new module with every update added to its weight and no adapter left.
@@ -53,7 +53,7 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
                 None => (layer.a.clone(), layer.b.zeros_like()),
             };
             let start = layer.magnitude.clone().map(|(_, start)| start);
-            Factors {
+            LayerFactors {
                 a,
                 b,
                 magnitude: start.clone().zip(start),
@@ -98,7 +98,7 @@ pub fn has_moved<M: Module>(module: &M) -> Result<bool, AdapterError> {
 
 /// Whether factors that are not zero have a product that is, up to rounding:
 /// those of the orthogonal start.
-fn is_zero_product(layer: &Factors) -> Result<bool, AdapterError> {
+fn is_zero_product(layer: &LayerFactors) -> Result<bool, AdapterError> {
     let size = |tensor: Tensor<2>| {
         let size = tensor.square().sum().sqrt().try_into_scalar::<f32>();
         size.map_err(|error| device_error(&layer.path, &error))

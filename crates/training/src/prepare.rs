@@ -9,7 +9,7 @@ use burn::{
 };
 use olora_adapter::{
     AdapterConfig, AdapterError, Directions, Method, Placement, Rows, attach, attach_along,
-    attach_empty, planned, to_dtype,
+    attach_empty, is_saved_with, planned, to_dtype,
 };
 use olora_data::{Batch, Padding, Sample, Schedule, Tokenizer};
 use olora_model::{Llama, ModelConfig, WeightType, load};
@@ -199,12 +199,8 @@ impl Shapes {
 
     /// The parameters of the modules to save, with their elements.
     fn saved(&self, names: &[String]) -> Vec<(&str, usize)> {
-        let is_in = |path: &str, name: &str| {
-            let dotted = format!(".{path}.");
-            dotted.contains(&format!(".{name}."))
-        };
         let all = self.found.iter();
-        all.filter(|(path, _)| names.iter().any(|name| is_in(path, name)))
+        all.filter(|(path, _)| names.iter().any(|name| is_saved_with(path, name)))
             .map(|(path, dims)| (path.as_str(), dims.iter().product()))
             .collect()
     }
@@ -454,9 +450,10 @@ fn directions(
         loss.try_into_data()
             .map_err(|error| TrainError::device(&error))?;
         // The positions that a trained token is predicted from; on a GPU there are more, as padding.
-        let picked = Some(batch.positions.len());
         let mut chosen = batch.positions;
         chosen.truncate(batch.n_trained);
+        // The loss is taken at those alone.
+        let picked = vec!["lm_head".to_owned()];
         Ok::<_, TrainError>(Rows { chosen, picked })
     };
     let directions = Directions::find(llama.clone(), config, rho, MAX_BATCHES, run)?;

@@ -18,7 +18,7 @@ use burn::{
         renderer::MetricsRenderer,
     },
 };
-use olora_adapter::{PeftAdapter, WriteOptions, factors, has_moved};
+use olora_adapter::{PeftAdapter, TaskType, WriteOptions, factors, has_moved};
 use olora_data::{Batch, Schedule, loader};
 use olora_model::{Llama, ModelConfig, WeightType, save, weights_fingerprint};
 
@@ -427,6 +427,7 @@ fn saver(recipe: &Recipe, config: ModelConfig, result: PathBuf) -> SaveResult {
     Box::new(move |trainee: &Trainee| {
         if let Some(config) = section.config(trainee.llama.lm_head.is_some()) {
             let mut adapter = PeftAdapter::of(&trainee.llama, &config, section.form)?;
+            adapter.task = Some(TaskType::CausalLm);
             adapter.base = Some(name.clone());
             if checkpoint {
                 adapter.base_fingerprint = Some(weights_fingerprint(&base)?);
