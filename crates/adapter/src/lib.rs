@@ -24,8 +24,8 @@
 //! # Ok::<(), olora_adapter::AdapterError>(())
 //! ```
 //!
-//! What a module holds and what of it trains is listed by
-//! [`params`](fn@params).
+//! What a module holds, what of it trains and where adapters are is listed by
+//! [`params`](fn@params) and printed by [`summary`](fn@summary).
 //!
 //! This crate knows no model, no tokenizer and no training loop, and names no
 //! backend: the device that a module lives on decides. Layers that call
@@ -34,6 +34,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+/// The examples of the read-me are compiled with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod attach;
 mod config;
@@ -51,6 +55,7 @@ mod peft;
 mod planned;
 mod project;
 mod saved;
+mod summary;
 mod target;
 
 pub use attach::{attach, attach_along, attach_empty};
@@ -73,4 +78,5 @@ pub use peft::{
 pub use planned::planned;
 pub use project::{LookUp, Project, is_adapted};
 pub use saved::{is_saved_with, parameters_to_save};
+pub use summary::{AdaptedLayer, Summary, summary};
 pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};
