@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, Reparameterizer},
+    module::{Module, Param, Reparameterizer},
     nn::DropoutConfig,
     tensor::Tensor,
 };
@@ -13,11 +13,12 @@ use crate::{
     dora::column_squares,
     eva::{Directions, distribute},
     factors::param_id,
-    init::{Start, Wanted, starts},
+    init::{InitialFactors, PlannedLayer, initial_factors},
     low_rank::as_f32,
+    params::reparameterized,
+    planned::planned_layers,
     saved::SavedModules,
     target::Kind,
-    wanted::wanted,
 };
 
 /// Freezes every parameter of `module` and attaches trainable factors to the
@@ -46,9 +47,9 @@ pub fn attach<M: Module>(
             expected: "attached along directions that a pass over data has found",
         });
     }
-    let wanted = wanted(&module, config)?;
-    let starts = starts(config.method, config.iterations, &wanted, seed, progress)?;
-    attach_starts(module, config, wanted, starts)
+    let planned = planned_layers(&module, config)?;
+    let starts = initial_factors(config.method, config.iterations, &planned, seed, progress)?;
+    attach_starts(module, config, planned, starts)
 }
 
 /// As [`attach`], with `A` along the given directions of each layer's inputs,
@@ -63,7 +64,7 @@ pub fn attach_along<M: Module>(
     config: &AdapterConfig,
     directions: &Directions,
 ) -> Result<M, AdapterError> {
-    let mut all = wanted(&module, config)?;
+    let mut all = planned_layers(&module, config)?;
     distribute(config, directions.ranks_found(), &mut all)?;
     let starts = all
         .iter()
@@ -84,7 +85,7 @@ pub fn attach_empty<M: Module>(
     config: &AdapterConfig,
     ranks: &BTreeMap<String, usize>,
 ) -> Result<M, AdapterError> {
-    let mut all = wanted(&module, config)?;
+    let mut all = planned_layers(&module, config)?;
     let mut ranks = ranks.clone();
     if !ranks.is_empty() {
         // Those that were found to need none are not among the adapted ones.
@@ -93,18 +94,18 @@ pub fn attach_empty<M: Module>(
         }
     }
     distribute(config, &ranks, &mut all)?;
-    let starts = all.iter().map(Start::empty).collect();
+    let starts = all.iter().map(InitialFactors::empty).collect();
     attach_starts(module, config, all, starts)
 }
 
 fn attach_starts<M: Module>(
     module: M,
     config: &AdapterConfig,
-    wanted: Vec<Wanted>,
-    starts: Vec<Start>,
+    planned: Vec<PlannedLayer>,
+    starts: Vec<InitialFactors>,
 ) -> Result<M, AdapterError> {
     let subtract_anchor = config.placement == Placement::Anchored;
-    let attached = wanted
+    let attached = planned
         .iter()
         .zip(starts)
         .map(|(layer, start)| {
@@ -133,12 +134,12 @@ fn attach_starts<M: Module>(
         .collect();
     let saved = SavedModules::new(&module, &config.modules_to_save)?;
     refuse_both(
-        wanted.iter().map(|layer| layer.target.path.as_str()),
+        planned.iter().map(|layer| layer.target.path.as_str()),
         &saved,
     )?;
     // The targets hold the weights: dropped here, each weight that becomes a
     // residual is freed as soon as it is replaced.
-    drop(wanted);
+    drop(planned);
     attach_prepared(module, attached, saved)
 }
 
@@ -308,27 +309,10 @@ pub(crate) fn attach_prepared<M: Module>(
 
 /// Burn stores one reparameterization per parameter, of whatever kind.
 fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
-    #[derive(Default)]
-    struct Finder {
-        path: Vec<String>,
-        found: Option<String>,
+    match reparameterized(module).into_iter().next() {
+        None => Ok(()),
+        Some(weight) => Err(AdapterError::AlreadyAdapted(weight.path)),
     }
-    impl ModuleVisitor for Finder {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            if container_type == "Reparameterization" && self.found.is_none() {
-                self.found = Some(self.path.join("."));
-            }
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-    }
-    let mut finder = Finder::default();
-    module.visit(&mut finder);
-    finder
-        .found
-        .map_or(Ok(()), |path| Err(AdapterError::AlreadyAdapted(path)))
 }
 
 struct Attach {

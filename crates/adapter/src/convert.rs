@@ -8,7 +8,7 @@ use nalgebra::DMatrix;
 use crate::{
     AdapterConfig, AdapterError, Method, PeftAdapter,
     attach::check_rank,
-    init::{Svd, Wanted, Which, starts, svd, thin_q},
+    init::{PlannedLayer, Svd, Which, initial_factors, svd, thin_q},
     peft::Layer,
     saved::Stored,
     target::layers,
@@ -174,7 +174,7 @@ impl PeftAdapter {
             .into_iter()
             .map(|target| (target.path.clone(), target))
             .collect();
-        let mut wanted = Vec::with_capacity(self.layers.len());
+        let mut planned = Vec::with_capacity(self.layers.len());
         for (path, layer) in &self.layers {
             let target = targets
                 .get(path)
@@ -186,12 +186,12 @@ impl PeftAdapter {
             check_rank(target, layer.rank / 2)?;
             let mut shape = self.config.shape(layer.rank / 2, 1.0);
             shape.scale = layer.scale;
-            wanted.push(Wanted {
+            planned.push(PlannedLayer {
                 target: target.clone(),
                 shape,
             });
         }
-        let starts = starts(method, None, &wanted, 0, &mut |_, _| {})?;
+        let starts = initial_factors(method, None, &planned, 0, &mut |_, _| {})?;
         for (start, (path, layer)) in starts.into_iter().zip(&mut self.layers) {
             let half = layer.rank / 2;
             let [a, second_a] = split_rows(&layer.a, half);

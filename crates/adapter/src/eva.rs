@@ -18,9 +18,10 @@ use burn::{
 use crate::{
     AdapterConfig, AdapterError,
     error::device_error,
-    init::{Sketched, Start, Wanted, generator, randomised},
+    init::{InitialFactors, PlannedLayer, Sketched, generator, randomised},
     low_rank::as_f32,
-    wanted::wanted,
+    planned::planned_layers,
+    target::is_or_ends_with,
 };
 
 /// How alike a component must be to that of the batch before to count as found
@@ -96,7 +97,7 @@ fn watch<M: Module>(module: M, config: &AdapterConfig) -> Result<(M, Inputs), Ad
             (param, watch)
         }
     }
-    let layers = wanted(&module, config)?.into_iter();
+    let layers = planned_layers(&module, config)?.into_iter();
     let inputs = Inputs::default();
     let watching = Watching {
         layers: layers.map(|layer| layer.target.path).collect(),
@@ -265,9 +266,9 @@ pub struct Directions {
 pub(crate) fn distribute(
     config: &AdapterConfig,
     ranks: &BTreeMap<String, usize>,
-    wanted: &mut Vec<Wanted>,
+    planned: &mut Vec<PlannedLayer>,
 ) -> Result<(), AdapterError> {
-    for layer in wanted.iter_mut() {
+    for layer in planned.iter_mut() {
         let path = &layer.target.path;
         let rank = *ranks.get(path).ok_or_else(|| AdapterError::Impossible {
             path: path.clone(),
@@ -277,7 +278,7 @@ pub(crate) fn distribute(
         let alpha = layer.shape.alpha * rank as f64 / layer.shape.rank as f64;
         layer.shape = config.shape(rank, alpha);
     }
-    wanted.retain(|layer| layer.shape.rank > 0);
+    planned.retain(|layer| layer.shape.rank > 0);
     Ok(())
 }
 
@@ -287,43 +288,48 @@ pub struct Rows {
     /// Their numbers, `[batch · seq]` counted through. Those of padding, and of
     /// what is not trained on, are better left out.
     pub chosen: Vec<i32>,
-    /// Where the model itself picks rows before its last layers: how many those
-    /// are given, of which the first are the chosen ones.
-    pub picked: Option<usize>,
+    /// The layers, by name or path, that the model gives no others: where it
+    /// picks rows before its last layers, the chosen ones come first there, in
+    /// their order, and what follows is padding.
+    ///
+    /// It has to be said which these are: a padded batch can have as many rows
+    /// before the pick as behind it.
+    pub picked: Vec<String>,
 }
 
 /// The rows to look at.
 fn chosen(input: Tensor<2>, rows: &Rows, path: &str) -> Result<Tensor<2>, AdapterError> {
     let [n, _] = input.dims();
-    let Rows {
-        chosen: rows,
-        picked,
-    } = rows;
-    if *picked == Some(n) && rows.len() <= n {
-        return Ok(input.narrow(0, 0, rows.len()));
-    }
-    if rows
-        .iter()
-        .any(|row| usize::try_from(*row).map_or(true, |row| row >= n))
-    {
+    let Rows { chosen, picked } = rows;
+    let is_picked = picked.iter().any(|name| is_or_ends_with(path, name));
+    let fits = if is_picked {
+        chosen.len() <= n
+    } else {
+        let mut chosen = chosen.iter();
+        chosen.all(|row| usize::try_from(*row).is_ok_and(|row| row < n))
+    };
+    if !fits {
         return Err(AdapterError::Impossible {
             path: path.to_owned(),
             what: "a start by EVA".to_owned(),
             reason: format!("its input has {n} rows, and others were asked for"),
         });
     }
-    let indices = Tensor::<1, burn::tensor::Int>::from_ints(rows.as_slice(), &input.device());
+    if is_picked {
+        return Ok(input.narrow(0, 0, chosen.len()));
+    }
+    let indices = Tensor::<1, burn::tensor::Int>::from_ints(chosen.as_slice(), &input.device());
     Ok(input.select(0, indices))
 }
 
 /// The layers in order, each with the first one that was given the same.
 fn sharing(
-    wanted: &[Wanted],
+    planned: &[PlannedLayer],
     inputs: &BTreeMap<String, Tensor<2>>,
 ) -> Result<Vec<(String, String)>, AdapterError> {
     let mut first: HashMap<Vec<u8>, String> = HashMap::new();
-    let mut layers = Vec::with_capacity(wanted.len());
-    for layer in wanted {
+    let mut layers = Vec::with_capacity(planned.len());
+    for layer in planned {
         let path = &layer.target.path;
         let Some(input) = inputs.get(path) else {
             return Err(AdapterError::Impossible {
@@ -362,8 +368,8 @@ impl Directions {
         max_batches: usize,
         mut run: impl FnMut(&M, usize) -> Result<Rows, E>,
     ) -> Result<Self, E> {
-        let wanted = wanted(&module, config)?;
-        let budget = wanted.iter().map(|layer| layer.shape.rank).sum();
+        let planned = planned_layers(&module, config)?;
+        let budget = planned.iter().map(|layer| layer.shape.rank).sum();
         let (watched, inputs) = watch(module, config)?;
         let mut all = Self::default();
         let mut ranks = BTreeMap::new();
@@ -374,8 +380,8 @@ impl Directions {
                 *input = chosen(input.clone(), &rows, path)?;
             }
             if batch == 0 {
-                all.layers = sharing(&wanted, &given)?;
-                for layer in &wanted {
+                all.layers = sharing(&planned, &given)?;
+                for layer in &planned {
                     let most = (layer.shape.rank as f64 * rho).round() as usize;
                     let most = most.min(layer.target.dims()[0]);
                     let path = &layer.target.path;
@@ -460,7 +466,7 @@ impl Directions {
     }
 
     /// `A` along the layer's directions, `B` zero.
-    pub(crate) fn start(&self, layer: &Wanted) -> Result<Start, AdapterError> {
+    pub(crate) fn start(&self, layer: &PlannedLayer) -> Result<InitialFactors, AdapterError> {
         let (path, rank) = (&layer.target.path, layer.shape.rank);
         let components = self
             .owner(path)
@@ -476,7 +482,7 @@ impl Directions {
             })?;
         let [_, d_out] = layer.target.dims();
         let device = layer.target.weight.device().inner();
-        Ok(Start {
+        Ok(InitialFactors {
             a: components.clone().narrow(0, 0, rank).transpose(),
             b: Tensor::zeros([rank, d_out], (&device, DType::F32)),
             anchored: false,

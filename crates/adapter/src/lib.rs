@@ -24,12 +24,20 @@
 //! # Ok::<(), olora_adapter::AdapterError>(())
 //! ```
 //!
+//! What a module holds, what of it trains and where adapters are is listed by
+//! [`params`](fn@params) and printed by [`summary`](fn@summary).
+//!
 //! This crate knows no model, no tokenizer and no training loop, and names no
 //! backend: the device that a module lives on decides. Layers that call
 //! `Linear::forward` inside (as burn-nn's attention does) still compute the
 //! right values, through the composed weight, only slower and without dropout.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+/// The examples of the read-me are compiled with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod attach;
 mod config;
@@ -41,11 +49,13 @@ mod factors;
 pub mod init;
 mod low_rank;
 mod merge;
+pub mod params;
 mod peft;
+mod planned;
 mod project;
 mod saved;
+mod summary;
 mod target;
-mod wanted;
 
 pub use attach::{attach, attach_along, attach_empty};
 pub use config::{AdapterConfig, LayerShape, Method, Placement};
@@ -53,13 +63,18 @@ pub use convert::{Combination, Reduction};
 pub use dora::Dora;
 pub use error::AdapterError;
 pub use eva::{Directions, Rows};
-pub use factors::{Factors, factors};
+pub use factors::{LayerFactors, factors};
 pub use low_rank::{Anchor, LowRank, to_dtype};
-pub use merge::{has_moved, merge, without_adapter};
-pub use peft::{
-    CONFIG_FILE, FactorType, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, WriteOptions,
-    save_peft,
+pub use merge::{has_moved, merge, switched_off, without_adapter};
+pub use params::{
+    MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };
+pub use peft::{
+    CONFIG_FILE, FactorType, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType,
+    WriteOptions, save_peft,
+};
+pub use planned::planned;
 pub use project::{LookUp, Project, is_adapted};
+pub use saved::{is_saved_with, parameters_to_save};
+pub use summary::{AdaptedLayer, Summary, summary};
 pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};
-pub use wanted::planned;

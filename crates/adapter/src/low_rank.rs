@@ -1,13 +1,13 @@
 //! The low-rank update itself, as something Burn can store inside a parameter.
 
 use burn::{
-    module::{Module, Param, Reparameterization},
+    module::{Content, DisplaySettings, Module, ModuleDisplay, Param, Reparameterization},
     nn::Dropout,
     tensor::{DType, Device, Tensor},
 };
 use olora_operations::{Factors, projection};
 
-use crate::{Dora, dora::column_squares};
+use crate::{Dora, Role, dora::column_squares};
 
 /// The trainable low-rank update of one frozen weight:
 /// `ΔW = scale · (A·B − A₀·B₀)`, the second product only when the adapter is anchored.
@@ -19,6 +19,7 @@ use crate::{Dora, dora::column_squares};
 /// (`autocast_adapter_dtype`), and are laid out for Burn's `[d_in, d_out]`
 /// weights: transposes of PEFT's `lora_A` and `lora_B`.
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct LowRank {
     /// Down-projection, `[d_in, rank]`.
     pub a: Param<Tensor<2>>,
@@ -48,6 +49,23 @@ pub struct Anchor {
 }
 
 impl LowRank {
+    /// What the parameter is that these fields lead to, by the names that Burn
+    /// visits them under; `None` if there is no such parameter.
+    ///
+    /// This is the one place that knows them by name.
+    pub(crate) fn role(fields: &[&str]) -> Option<Role> {
+        Some(match fields {
+            ["a"] => Role::A,
+            ["b"] => Role::B,
+            ["anchor", "a"] => Role::AnchorA,
+            ["anchor", "b"] => Role::AnchorB,
+            ["dora", "magnitude"] => Role::Magnitude,
+            ["dora", "start"] => Role::MagnitudeStart,
+            ["dora", "weight_squares"] => Role::WeightSquares,
+            _ => return None,
+        })
+    }
+
     /// The rank of `A·B`.
     pub fn rank(&self) -> usize {
         self.a.lazy_shape()[1]
@@ -93,6 +111,34 @@ impl LowRank {
             _ => product,
         };
         update.mul_scalar(self.scale)
+    }
+}
+
+/// Prints what the adapter is in one line: `LowRank {d_in: 8, rank: 2, …}`.
+impl ModuleDisplay for LowRank {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let anchor = self.anchor.as_ref().map_or("none", |_| {
+            if self.subtract_anchor {
+                "subtracted"
+            } else {
+                "in the weight"
+            }
+        });
+        content
+            .add("d_in", &self.a.lazy_shape()[0])
+            .add("rank", &self.rank())
+            .add("d_out", &self.b.lazy_shape()[1])
+            .add("scale", &self.scale)
+            .add("anchor", anchor)
+            .add("dora", &self.dora.is_some())
+            .add("dropout", &self.dropout.prob)
+            .optional()
     }
 }
 

@@ -8,6 +8,7 @@ mod config;
 mod matching;
 mod read;
 mod restore;
+mod task;
 mod write;
 
 use std::{
@@ -18,14 +19,15 @@ use std::{
 use burn::{module::Module, tensor::Tensor};
 use matching::Rules;
 use serde::{Deserialize, Serialize};
+pub use task::TaskType;
 pub use write::{FactorType, WriteOptions};
 
 use crate::{
     AdapterConfig, AdapterError, Method,
-    factors::{Factors, factors},
+    factors::{LayerFactors, factors},
+    planned::Shapes,
     saved::{self, Stored},
     target::Kind,
-    wanted::Shapes,
 };
 
 /// The name of the configuration file.
@@ -57,6 +59,9 @@ pub struct PeftAdapter {
     pub config: AdapterConfig,
     /// `base_model_name_or_path`, if recorded.
     pub base: Option<String>,
+    /// `task_type`: what PEFT wraps the module as; `None` for a module that is
+    /// nothing PEFT knows.
+    pub task: Option<TaskType>,
     /// What a reader should know: things that are allowed and seldom meant.
     pub notes: Vec<String>,
     /// What identified the base's weights when the adapter was written.
@@ -107,8 +112,11 @@ pub struct PlainLayer<'a> {
 
 /// Writes the adapter on `module` to `directory`, in f32.
 ///
-/// `base` is recorded as `base_model_name_or_path`. Each file is written under
-/// a temporary name and renamed, the configuration last.
+/// `task` is what PEFT is to wrap the module as: for a language model
+/// [`TaskType::CausalLm`], and `None` for a module of your own, which PEFT would
+/// not load as a language model. `base` is recorded as
+/// `base_model_name_or_path`. Each file is written under a temporary name and
+/// renamed, the configuration last.
 ///
 /// # Errors
 ///
@@ -117,17 +125,19 @@ pub fn save_peft<M: Module>(
     module: &M,
     config: &AdapterConfig,
     form: PeftForm,
+    task: Option<TaskType>,
     base: &str,
     directory: &Path,
 ) -> Result<(), AdapterError> {
     let mut adapter = PeftAdapter::of(module, config, form)?;
+    adapter.task = task;
     adapter.base = Some(base.to_owned());
     adapter.write(directory, &WriteOptions::default())
 }
 
 impl PeftAdapter {
     /// The adapter on `module`, which was attached with `config`, in one of
-    /// PEFT's forms.
+    /// PEFT's forms. Its base and its task are the caller's to fill in.
     ///
     /// # Errors
     ///
@@ -149,15 +159,8 @@ impl PeftAdapter {
         let shapes = Shapes::new(config)?;
         let mut layers = BTreeMap::new();
         for factors in all {
-            let shape = shapes.of(&factors.path, factors.kind)?;
             let rank = factors.a.dims()[1];
-            let scale = if config.method == Method::Eva {
-                // Ranks were redistributed, with alpha in proportion.
-                let alpha = shape.alpha * rank as f64 / shape.rank as f64;
-                config.shape(rank, alpha).scale
-            } else {
-                shape.scale
-            };
+            let scale = shapes.scale(&factors.path, factors.kind, rank)?;
             let path = factors.path.clone();
             layers.insert(path, layer(factors, scale, widens)?);
         }
@@ -188,6 +191,7 @@ impl PeftAdapter {
         let mut adapter = Self {
             config: stored,
             base: None,
+            task: None,
             notes: Vec::new(),
             base_fingerprint: None,
             file: PathBuf::new(),
@@ -364,8 +368,8 @@ fn most_common<T: Ord + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
 }
 
 /// One layer in PyTorch's orientation; widened, with its start as further ranks.
-fn layer(factors: Factors, scale: f64, widens: bool) -> Result<Layer, AdapterError> {
-    let Factors {
+fn layer(factors: LayerFactors, scale: f64, widens: bool) -> Result<Layer, AdapterError> {
+    let LayerFactors {
         path,
         mut a,
         mut b,

@@ -4,11 +4,16 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, Param},
     tensor::{DType, Device, Tensor, TensorData},
 };
 
-use crate::{AdapterError, error::device_error, factors::param_id};
+use crate::{
+    AdapterError,
+    error::device_error,
+    factors::param_id,
+    params::{Parameter, Role, params},
+};
 
 /// A tensor on the host, in PyTorch's orientation.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +48,17 @@ impl Stored {
         Ok(Self { shape, values })
     }
 
+    /// From a parameter of any rank.
+    fn of_parameter(param: &Parameter) -> Result<Self, AdapterError> {
+        match param.tensor::<2>() {
+            Some(matrix) => Self::of(matrix, param.is_transposed(), param.path()),
+            None => Ok(Self {
+                shape: param.shape(),
+                ..Self::of(param.flat(), false, param.path())?
+            }),
+        }
+    }
+
     /// As Burn lays it out, in f32.
     fn into_tensor<const D: usize>(self, transposed: bool, device: &Device) -> Tensor<D> {
         let data = TensorData::new(self.values, self.shape);
@@ -55,86 +71,31 @@ impl Stored {
     }
 }
 
-/// A parameter as a visit finds it.
-pub(crate) struct Parameter {
-    pub(crate) path: String,
-    /// The shape as a file has it.
-    pub(crate) shape: Vec<usize>,
-    transposed: bool,
-    /// Its value, if it was asked for.
-    value: Option<Result<Stored, AdapterError>>,
+/// Whether the parameter at `path` belongs to the module of this name or path:
+/// the rule of [`AdapterConfig::modules_to_save`](crate::AdapterConfig::modules_to_save).
+///
+/// A name is one of the path's own, or several that follow each other: the
+/// parameter `model.norm.weight` is in `norm`, in `model.norm` and in `model`,
+/// but not in `nor`.
+pub fn is_saved_with(path: &str, module: &str) -> bool {
+    let inside = |rest: &str| rest.is_empty() || rest.starts_with('.');
+    // At each dot, or at the start.
+    let starts = std::iter::once(0).chain(path.match_indices('.').map(|(at, _)| at + 1));
+    starts
+        .filter_map(|at| path[at..].strip_prefix(module))
+        .any(inside)
 }
 
-impl Parameter {
-    /// Whether it belongs to the module of this name or path.
-    fn is_in(&self, name: &str) -> bool {
-        let inside = |rest: &str| rest.is_empty() || rest.starts_with('.');
-        // At each dot, or at the start.
-        let starts = std::iter::once(0).chain(self.path.match_indices('.').map(|(at, _)| at + 1));
-        starts
-            .filter_map(|at| self.path[at..].strip_prefix(name))
-            .any(inside)
-    }
-}
-
-/// Every parameter but those of an adapter; with its value where `wants` it.
-pub(crate) fn parameters<M: Module>(
-    module: &M,
-    wants: impl FnMut(&Parameter) -> bool,
-) -> Vec<Parameter> {
-    struct Visitor<W> {
-        path: Vec<String>,
-        containers: Vec<String>,
-        wants: W,
-        found: Vec<Parameter>,
-    }
-    impl<W: FnMut(&Parameter) -> bool> ModuleVisitor for Visitor<W> {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push(name.to_owned());
-            self.containers.push(container_type.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-            self.containers.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self
-                .containers
-                .iter()
-                .any(|name| name == "Reparameterization")
-            {
-                return;
-            }
-            let is_linear = self
-                .containers
-                .last()
-                .is_some_and(|last| last == "Struct:Linear");
-            let transposed = D == 2 && is_linear;
-            let mut shape = param.lazy_shape().to_vec();
-            if transposed {
-                shape.reverse();
-            }
-            let mut parameter = Parameter {
-                path: self.path.join("."),
-                shape,
-                transposed,
-                value: None,
-            };
-            if (self.wants)(&parameter) {
-                let value = Stored::of(param.base(), transposed, &parameter.path);
-                parameter.value = Some(value);
-            }
-            self.found.push(parameter);
-        }
-    }
-    let mut visitor = Visitor {
-        path: Vec::new(),
-        containers: Vec::new(),
-        wants,
-        found: Vec::new(),
-    };
-    module.visit(&mut visitor);
-    visitor.found
+/// Every parameter of the module itself, without those of what is attached to
+/// it, that is in one of the named modules.
+pub fn parameters_to_save<M: Module>(module: &M, names: &[String]) -> Vec<Parameter> {
+    let mut all = params(module);
+    all.retain(|param| {
+        let mut names = names.iter();
+        matches!(param.role(), Role::Base | Role::Saved)
+            && names.any(|name| is_saved_with(param.path(), name))
+    });
+    all
 }
 
 /// The values of every parameter of the named modules, by path.
@@ -142,11 +103,9 @@ pub(crate) fn values<M: Module>(
     module: &M,
     names: &[String],
 ) -> Result<BTreeMap<String, Stored>, AdapterError> {
-    let is_saved = |parameter: &Parameter| names.iter().any(|name| parameter.is_in(name));
-    parameters(module, is_saved)
+    parameters_to_save(module, names)
         .into_iter()
-        .filter_map(|parameter| Some((parameter.path, parameter.value?)))
-        .map(|(path, value)| Ok((path, value?)))
+        .map(|param| Ok((param.path().to_owned(), Stored::of_parameter(&param)?)))
         .collect()
 }
 
@@ -166,24 +125,23 @@ struct Saved {
 impl SavedModules {
     /// Finds every parameter of the named modules.
     pub(crate) fn new<M: Module>(module: &M, names: &[String]) -> Result<Self, AdapterError> {
-        let mut all = parameters(module, |_| false);
+        let all = parameters_to_save(module, names);
         for name in names {
-            if !all.iter().any(|parameter| parameter.is_in(name)) {
+            if !all.iter().any(|param| is_saved_with(param.path(), name)) {
                 return Err(AdapterError::NoTargets(format!(
                     "`{name}` in `modules_to_save` is no module of this model \
                      (an `lm_head` that is tied to the embedding is not one either)"
                 )));
             }
         }
-        all.retain(|parameter| names.iter().any(|name| parameter.is_in(name)));
-        let saved = all.into_iter().map(|parameter| {
+        let saved = all.iter().map(|param| {
             let saved = Saved {
-                shape: parameter.shape,
-                transposed: parameter.transposed,
+                shape: param.torch_shape(),
+                transposed: param.is_transposed(),
                 value: None,
                 trained: true,
             };
-            (parameter.path, saved)
+            (param.path().to_owned(), saved)
         });
         Ok(Self(saved.collect()))
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use burn::{
-    module::{Module, ModuleVisitor, Param},
-    tensor::Tensor,
-};
+use burn::{module::Module, tensor::Tensor};
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::AdapterError;
+use crate::{
+    AdapterError,
+    params::{Parameter, params},
+};
 
 /// The keyword that names every linear layer.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -111,90 +111,34 @@ pub fn linear_layers<M: Module>(module: &M) -> Vec<Target> {
 
 /// The same, embeddings included.
 pub(crate) fn layers<M: Module>(module: &M) -> Vec<Target> {
-    let mut layers = Vec::new();
-    let mut visit = |found: Found<'_>| {
-        let weight = (found.weight)();
-        debug_assert_eq!(weight.dims(), found.dims);
-        layers.push(Target {
-            path: found.path,
-            weight,
-            kind: found.kind,
-        });
-    };
-    module.visit(&mut LayerVisitor::new(&mut visit));
-    layers
+    let weights = weights(module);
+    weights
+        .filter_map(|(param, kind)| {
+            Some(Target {
+                path: param.layer().to_owned(),
+                weight: param.tensor()?,
+                kind,
+            })
+        })
+        .collect()
 }
 
 /// The path and `[d_in, d_out]` of every linear layer, without touching a
 /// weight.
 pub fn linear_paths<M: Module>(module: &M) -> Vec<(String, [usize; 2])> {
-    let mut paths = Vec::new();
-    let mut visit = |found: Found<'_>| {
-        if found.kind == Kind::Linear {
-            paths.push((found.path, found.dims));
-        }
-    };
-    module.visit(&mut LayerVisitor::new(&mut visit));
-    paths
+    let weights = weights(module).filter(|(_, kind)| *kind == Kind::Linear);
+    weights
+        .filter_map(|(param, _)| Some((param.layer().to_owned(), param.shape().try_into().ok()?)))
+        .collect()
 }
 
-/// A layer that a visit has come to.
-struct Found<'a> {
-    path: String,
-    dims: [usize; 2],
-    kind: Kind,
-    weight: &'a dyn Fn() -> Tensor<2>,
-}
-
-type Visit<'a> = &'a mut dyn FnMut(Found<'_>);
-
-/// Calls back for each weight whose container is Burn's `Linear` or `Embedding`.
-struct LayerVisitor<'a> {
-    path: Vec<String>,
-    containers: Vec<String>,
-    visit: Visit<'a>,
-}
-
-impl<'a> LayerVisitor<'a> {
-    fn new(visit: Visit<'a>) -> Self {
-        Self {
-            path: Vec::new(),
-            containers: Vec::new(),
-            visit,
-        }
-    }
-}
-
-impl ModuleVisitor for LayerVisitor<'_> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.to_owned());
-        self.containers.push(container_type.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.containers.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D != 2 || self.path.last().is_none_or(|name| name != "weight") {
-            return;
-        }
-        let kind = match self.containers.last().map(String::as_str) {
-            Some("Struct:Linear") => Kind::Linear,
-            Some("Struct:Embedding") => Kind::Embedding,
-            _ => return,
-        };
-        let shape = param.lazy_shape();
-        let dims = [shape[0], shape[1]];
-        (self.visit)(Found {
-            path: self.path[..self.path.len() - 1].join("."),
-            dims,
-            kind,
-            // D is 2 here; the reshape only tells the compiler.
-            weight: &|| param.base().reshape(dims),
-        });
-    }
+/// The weights that can have an adapter.
+fn weights<M: Module>(module: &M) -> impl Iterator<Item = (Parameter, Kind)> {
+    params(module).into_iter().filter_map(|param| {
+        let kind = param.kind()?;
+        let is_weight = param.place().name() == "weight" && param.shape().len() == 2;
+        (is_weight && !param.role().is_adapter()).then_some((param, kind))
+    })
 }
 
 /// The patterns of one list, each either a suffix or a glob.
@@ -251,13 +195,14 @@ fn matches((text, glob): &(String, Option<GlobMatcher>), path: &str, kind: Kind)
     match glob {
         Some(glob) => linear && glob.is_match(path.replace('.', "/")),
         None if text == ALL_LINEAR => linear,
-        None => {
-            path == text
-                || path
-                    .strip_suffix(text.as_str())
-                    .is_some_and(|rest| rest.ends_with('.'))
-        }
+        None => is_or_ends_with(path, text),
     }
+}
+
+/// Whether a path is this name or path, or ends with it at a dot.
+pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
+    let rest = path.strip_suffix(name);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn last_name(path: &str) -> &str {

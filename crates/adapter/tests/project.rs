@@ -14,22 +14,21 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use common::{Toy, config, max_diff, random, silent, values};
-use olora_adapter::{AdapterConfig, LowRank, Method, attach, factors, merge, without_adapter};
+use olora_adapter::{
+    AdapterConfig, LowRank, MapParams, Method, Place, Role, attach, factors, map_params, merge,
+    without_adapter,
+};
 
 /// Moves every factor away from where it started, as training would.
 fn perturb(model: Toy) -> Toy {
-    struct Perturb(Vec<String>);
-    impl ModuleMapper for Perturb {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.0.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let at = self.0.join(".");
-            let constant = ["anchor", "dora.start", "weight_squares"];
-            if !at.contains("low_rank") || constant.iter().any(|name| at.contains(name)) {
+    struct Perturb;
+    impl MapParams for Perturb {
+        fn map<const D: usize>(
+            &mut self,
+            place: &Place,
+            param: Param<Tensor<D>>,
+        ) -> Param<Tensor<D>> {
+            if !matches!(place.role, Role::A | Role::B | Role::Magnitude) {
                 return param;
             }
             param.map(|t| {
@@ -38,7 +37,7 @@ fn perturb(model: Toy) -> Toy {
             })
         }
     }
-    model.map(&mut Perturb(Vec::new()))
+    map_params(model, &mut Perturb)
 }
 
 fn check(setup: &AdapterConfig, dims: [usize; 3]) {

@@ -219,9 +219,9 @@ fn to_plain(
     let device = devices::open(&args.device, kernels)?.device;
     let (llama, _) = olora_model::load(base, Dtype::F32, &device)?;
     let config = adapter.config.clone();
-    let fingerprint = adapter.base_fingerprint.clone();
+    let (task, fingerprint) = (adapter.task.clone(), adapter.base_fingerprint.clone());
     let mut plain = PeftAdapter::of(&attached(adapter, llama)?, &config, PeftForm::Plain)?;
-    plain.base_fingerprint = fingerprint;
+    (plain.task, plain.base_fingerprint) = (task, fingerprint);
     Ok(plain)
 }
 

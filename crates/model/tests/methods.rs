@@ -493,7 +493,7 @@ fn eva(case: &str, config: &AdapterConfig, rho: f64, tolerance: f32) {
         let places = counts.enumerate().filter(|(_, counts)| *counts);
         Ok::<_, AdapterError>(Rows {
             chosen: places.map(|(place, _)| place as i32).collect(),
-            picked: None,
+            picked: Vec::new(),
         })
     };
     let directions = Directions::find(base(), config, rho, 64, run).unwrap();

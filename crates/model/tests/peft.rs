@@ -19,8 +19,8 @@ use std::{
 use burn::{module::Module, tensor::Device};
 use common::{Moved, fixture, floats, host, ids, max_diff};
 use olora_adapter::{
-    AdapterConfig, AdapterError, Method, PeftAdapter, PeftForm, attach, factors, merge, save_peft,
-    without_adapter,
+    AdapterConfig, AdapterError, Method, PeftAdapter, PeftForm, TaskType, attach, factors, merge,
+    save_peft, without_adapter,
 };
 use olora_model::{Dtype, Llama, load};
 use safetensors::SafeTensors;
@@ -171,6 +171,7 @@ fn what_we_write_for_opt_has_pefts_names() {
         &adapted,
         &config,
         PeftForm::Plain,
+        Some(TaskType::CausalLm),
         "fixtures/opt",
         out.path(),
     )
@@ -190,7 +191,15 @@ fn what_we_write_has_pefts_names_and_shapes_and_reads_back_equal() {
     ] {
         let model = trained(method);
         let out = tempfile::tempdir().unwrap();
-        save_peft(&model, &config(method), form, "fixtures/llama", out.path()).unwrap();
+        save_peft(
+            &model,
+            &config(method),
+            form,
+            Some(TaskType::CausalLm),
+            "fixtures/llama",
+            out.path(),
+        )
+        .unwrap();
         let bytes = fs::read(out.path().join("adapter_model.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let written: BTreeMap<String, Vec<usize>> = tensors
@@ -236,7 +245,15 @@ fn peft_has_read_what_we_write() {
         let out = tempfile::tempdir().unwrap();
         let (config, form) = saved_as(method, form);
         let model = adapted(&recorded.join("adapter"));
-        save_peft(&model, &config, form, "fixtures/llama", out.path()).unwrap();
+        save_peft(
+            &model,
+            &config,
+            form,
+            Some(TaskType::CausalLm),
+            "fixtures/llama",
+            out.path(),
+        )
+        .unwrap();
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             let read = |directory: PathBuf| fs::read(directory.join(file)).unwrap();
             let same = read(recorded.join("adapter")) == read(out.path().to_owned());

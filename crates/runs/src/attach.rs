@@ -75,9 +75,10 @@ fn directions(
         loss.try_into_data()
             .map_err(|error| RunError::device(&error))?;
         // The positions that a trained token is predicted from; on a GPU there are more, as padding.
-        let picked = Some(batch.positions.len());
         let mut chosen = batch.positions;
         chosen.truncate(batch.n_trained);
+        // The loss is taken at those alone.
+        let picked = vec!["lm_head".to_owned()];
         Ok::<_, RunError>(Rows { chosen, picked })
     };
     let directions = Directions::find(llama.clone(), config, rho, MAX_BATCHES, run)?;

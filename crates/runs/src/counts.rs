@@ -1,7 +1,7 @@
 //! How many parameters a model has, and how many of them train.
 
 use burn::{module::Module, tensor::Device};
-use olora_adapter::{AdapterError, Placement, Role, factors, params, planned, saved_by};
+use olora_adapter::{AdapterError, Placement, Role, factors, parameters_to_save, params, planned};
 use olora_model::{Llama, ModelConfig};
 
 use crate::{Recipe, RunError, recipe::Trained};
@@ -76,8 +76,7 @@ impl Counts {
             largest_trained = largest_trained.max(shape.rank * d_in.max(d_out));
             rank = rank.max(shape.rank);
         }
-        let is_saved = |path: &str| saved_by(&adapter.modules_to_save, path);
-        let saved: Vec<_> = all.iter().filter(|param| is_saved(param.path())).collect();
+        let saved = parameters_to_save(&model, &adapter.modules_to_save);
         let is_tied = model.lm_head.is_none();
         if is_tied
             && saved

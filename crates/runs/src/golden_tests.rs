@@ -17,7 +17,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
     train::{Interrupter, Learner},
 };
-use olora_adapter::{Factors, PeftAdapter, factors};
+use olora_adapter::{LayerFactors, PeftAdapter, factors};
 use olora_data::{Batch, Sample};
 use olora_model::{Dtype, Llama};
 use safetensors::SafeTensors;
@@ -235,7 +235,8 @@ fn check(name: &str, accumulation: usize) {
     assert_eq!(factors(&last).len(), factors(&outcome.llama).len());
     for (ours, theirs) in factors(&outcome.llama).iter().zip(factors(&last)) {
         assert_eq!(ours.path, theirs.path);
-        let magnitude = |layer: &Factors| layer.magnitude.clone().map(|(now, _)| now.unsqueeze());
+        let magnitude =
+            |layer: &LayerFactors| layer.magnitude.clone().map(|(now, _)| now.unsqueeze());
         let magnitudes = magnitude(ours).zip(magnitude(&theirs));
         assert_eq!(
             magnitudes.is_some(),

@@ -17,7 +17,7 @@ use burn::{
         renderer::MetricsRenderer,
     },
 };
-use olora_adapter::{PeftAdapter, WriteOptions, has_moved};
+use olora_adapter::{PeftAdapter, TaskType, WriteOptions, has_moved};
 use olora_data::{Batch, Schedule, loader};
 use olora_files::StagedDirectory;
 use olora_model::{Dtype, Llama, save, weights_fingerprint};
@@ -339,6 +339,7 @@ fn saver(prepared: &Prepared, result: PathBuf) -> SaveResult {
         match section.trained(trainee.llama.lm_head.is_some()) {
             Trained::Adapter(config) => {
                 let mut adapter = PeftAdapter::of(&trainee.llama, &config, section.form)?;
+                adapter.task = Some(TaskType::CausalLm);
                 adapter.base = Some(name.clone());
                 if checkpoint {
                     adapter.base_fingerprint = Some(weights_fingerprint(&base)?);

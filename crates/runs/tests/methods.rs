@@ -148,11 +148,16 @@ fn anchored_and_residual_train_the_same_function_by_every_method_that_has_both()
 #[test]
 fn evas_ranks_do_not_depend_on_padding() {
     let out = tempfile::tempdir().unwrap();
-    let ranks = |multiple: usize| {
+    let ranks = |multiple: usize, batch_size: usize| {
         let padding = format!("training.pad_to_multiple_of={multiple}");
-        let name = format!("padded-{multiple}");
-
-        let settings = ["adapter.method=eva", "training.max_steps=3", &padding];
+        let name = format!("padded-{multiple}-{batch_size}");
+        let batch_size = format!("training.batch_size={batch_size}");
+        let settings = [
+            "adapter.method=eva",
+            "training.max_steps=3",
+            &padding,
+            &batch_size,
+        ];
         run(&recipe(out.path(), &name, &settings), false, None)
             .0
             .unwrap();
@@ -160,13 +165,17 @@ fn evas_ranks_do_not_depend_on_padding() {
         let json = fs::read_to_string(file).unwrap();
         serde_json::from_str::<std::collections::BTreeMap<String, usize>>(&json).unwrap()
     };
-    let plain = ranks(1);
-    assert!(
-        plain
-            .values()
-            .any(|rank| *rank != plain["model.layers.0.mlp.up_proj"])
-    );
-    assert_eq!(ranks(64), plain);
+    // One row of 64 inputs has as many targets, padding included in both: as many rows before the
+    // loss picks its own as behind that.
+    for batch_size in [2, 1] {
+        let plain = ranks(1, batch_size);
+        assert!(
+            plain
+                .values()
+                .any(|rank| *rank != plain["model.layers.0.mlp.up_proj"])
+        );
+        assert_eq!(ranks(64, batch_size), plain, "batches of {batch_size}");
+    }
 }
 
 #[test]

@@ -13,9 +13,9 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{DType, Device, Distribution, Int, Tensor, TensorData},
 };
-use olora_adapter::{AdapterConfig, Method, PeftForm, attach, save_peft};
+use olora_adapter::{AdapterConfig, Method, PeftForm, TaskType, attach, save_peft};
 use olora_model::{Dtype, Llama, load};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{SafeTensors, tensor::TensorView};
 
 fn main() -> anyhow::Result<()> {
     let out = std::env::args()
@@ -95,7 +95,11 @@ fn exports() -> Vec<(&'static str, AdapterConfig, PeftForm)> {
 fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::Result<()> {
     let device = Device::default();
     device.seed(3);
-    let (base, _) = load(Path::new("fixtures/llama"), Dtype::F32, &device)?;
+    let (base, _) = load(
+        Path::new("fixtures/llama"),
+        safetensors::Dtype::F32,
+        &device,
+    )?;
     let mut perturb = Perturb {
         path: Vec::new(),
         whole: config.modules_to_save.clone(),
@@ -105,6 +109,7 @@ fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::R
         &model,
         config,
         form,
+        Some(TaskType::CausalLm),
         "fixtures/llama",
         &directory.join("adapter"),
     )?;
@@ -126,11 +131,15 @@ fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::R
     let tensors = [
         (
             "input_ids",
-            TensorView::new(Dtype::I32, shape.to_vec(), ids.data())?,
+            TensorView::new(safetensors::Dtype::I32, shape.to_vec(), ids.data())?,
         ),
         (
             "logits",
-            TensorView::new(Dtype::F32, vec![shape[0], shape[1], n_vocab], &bytes)?,
+            TensorView::new(
+                safetensors::Dtype::F32,
+                vec![shape[0], shape[1], n_vocab],
+                &bytes,
+            )?,
         ),
     ];
     fs::write(

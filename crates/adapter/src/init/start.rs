@@ -20,7 +20,7 @@ use crate::{
 const OVERSAMPLING: usize = 8;
 
 /// The starting factors of one layer, plain tensors on its device.
-pub(crate) struct Start {
+pub(crate) struct InitialFactors {
     /// `[d_in, rank]`.
     pub(crate) a: Tensor<2>,
     /// `[rank, d_out]`.
@@ -29,29 +29,29 @@ pub(crate) struct Start {
     pub(crate) anchored: bool,
 }
 
-impl Start {
+impl InitialFactors {
     /// Nothing but zeros.
-    pub(crate) fn empty(layer: &Wanted) -> Self {
+    pub(crate) fn empty(layer: &PlannedLayer) -> Self {
         let ([d_in, d_out], rank) = (layer.target.dims(), layer.shape.rank);
-        layer.start(vec![0.0; d_in * rank], vec![0.0; rank * d_out], false)
+        layer.initial(vec![0.0; d_in * rank], vec![0.0; rank * d_out], false)
     }
 }
 
-/// A layer and what is wanted on it.
+/// A layer with the rank and scale that its update is to have.
 #[derive(Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct PlannedLayer {
     pub(crate) target: Target,
     pub(crate) shape: LayerShape,
 }
 
-impl Wanted {
-    fn start(&self, a: Vec<f32>, b: Vec<f32>, anchored: bool) -> Start {
+impl PlannedLayer {
+    fn initial(&self, a: Vec<f32>, b: Vec<f32>, anchored: bool) -> InitialFactors {
         let [d_in, d_out] = self.target.dims();
         let device = self.target.weight.device().inner();
         let tensor = |values, shape: [usize; 2]| {
             Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
         };
-        Start {
+        InitialFactors {
             a: tensor(a, [d_in, self.shape.rank]),
             b: tensor(b, [self.shape.rank, d_out]),
             anchored,
@@ -67,35 +67,35 @@ impl Wanted {
 /// The starting factors of every layer, by a method that needs no data.
 ///
 /// `progress` is called with (layers done, layers in all).
-pub(crate) fn starts(
+pub(crate) fn initial_factors(
     method: Method,
     iterations: Option<usize>,
-    wanted: &[Wanted],
+    planned: &[PlannedLayer],
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Start>, AdapterError> {
+) -> Result<Vec<InitialFactors>, AdapterError> {
     match method {
-        Method::Lora | Method::LoraGaussian | Method::LoraOrthogonal | Method::Eva => Ok(wanted
+        Method::Lora | Method::LoraGaussian | Method::LoraOrthogonal | Method::Eva => Ok(planned
             .iter()
             .map(|layer| drawn(method, layer, seed))
             .collect()),
-        Method::Olora => olora(wanted, progress),
+        Method::Olora => olora(planned, progress),
         Method::Pissa => match iterations {
-            Some(iterations) => randomised_pissa(wanted, iterations, seed, progress),
-            None => singular(method, wanted, progress),
+            Some(iterations) => randomised_pissa(planned, iterations, seed, progress),
+            None => singular(method, planned, progress),
         },
-        Method::OloraTail | Method::Milora => singular(method, wanted, progress),
+        Method::OloraTail | Method::Milora => singular(method, planned, progress),
     }
 }
 
 /// The starts that do not look at the weight.
-fn drawn(method: Method, layer: &Wanted, seed: u64) -> Start {
+fn drawn(method: Method, layer: &PlannedLayer, seed: u64) -> InitialFactors {
     let [d_in, d_out] = layer.target.dims();
     let rank = layer.shape.rank;
     let mut rng = generator(seed, param_id(&layer.target.path).val());
     if layer.target.kind == Kind::Embedding {
         // PEFT's `reset_lora_parameters`: the other way around, so that the rows start alike.
-        return layer.start(
+        return layer.initial(
             vec![0.0; d_in * rank],
             normal(rank * d_out, 1.0, &mut rng),
             false,
@@ -104,15 +104,15 @@ fn drawn(method: Method, layer: &Wanted, seed: u64) -> Start {
     match method {
         Method::LoraOrthogonal => {
             let [a, b] = orthogonal([d_in, d_out], rank, &mut rng);
-            layer.start(a, b, false)
+            layer.initial(a, b, false)
         }
         Method::LoraGaussian => {
             let a = normal(d_in * rank, 1.0 / rank as f32, &mut rng);
-            layer.start(a, vec![0.0; rank * d_out], false)
+            layer.initial(a, vec![0.0; rank * d_out], false)
         }
         _ => {
             let a = kaiming_uniform_a(d_in, rank, &mut rng);
-            layer.start(a, vec![0.0; rank * d_out], false)
+            layer.initial(a, vec![0.0; rank * d_out], false)
         }
     }
 }
@@ -122,11 +122,11 @@ fn drawn(method: Method, layer: &Wanted, seed: u64) -> Start {
 /// Only the slab of `r` rows goes to the host, where the layers are factorised
 /// in parallel; the product with the whole weight stays on its device.
 fn olora(
-    wanted: &[Wanted],
+    planned: &[PlannedLayer],
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Start>, AdapterError> {
-    progress(0, wanted.len());
-    let slabs = wanted
+) -> Result<Vec<InitialFactors>, AdapterError> {
+    progress(0, planned.len());
+    let slabs = planned
         .iter()
         .map(|layer| {
             let [_, d_out] = layer.target.dims();
@@ -136,17 +136,17 @@ fn olora(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let qs: Vec<DMatrix<f64>> = slabs.into_par_iter().map(thin_q).collect();
-    let mut starts = Vec::with_capacity(wanted.len());
-    for (layer, q) in wanted.iter().zip(qs) {
+    let mut starts = Vec::with_capacity(planned.len());
+    for (layer, q) in planned.iter().zip(qs) {
         let weight = layer.weight();
         let b = to_device(&q.transpose(), &weight);
         let a = weight.matmul(b.clone().transpose());
-        starts.push(Start {
+        starts.push(InitialFactors {
             a,
             b,
             anchored: true,
         });
-        progress(starts.len(), wanted.len());
+        progress(starts.len(), planned.len());
     }
     Ok(starts)
 }
@@ -154,12 +154,12 @@ fn olora(
 /// From the exact decomposition of each weight, a few of them at a time.
 fn singular(
     method: Method,
-    wanted: &[Wanted],
+    planned: &[PlannedLayer],
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Start>, AdapterError> {
-    progress(0, wanted.len());
-    let mut all = Vec::with_capacity(wanted.len());
-    for layers in wanted.chunks(rayon::current_num_threads()) {
+) -> Result<Vec<InitialFactors>, AdapterError> {
+    progress(0, planned.len());
+    let mut all = Vec::with_capacity(planned.len());
+    for layers in planned.chunks(rayon::current_num_threads()) {
         let weights = layers
             .iter()
             .map(|layer| transposed_to_host(layer.weight(), &layer.target.path))
@@ -179,13 +179,13 @@ fn singular(
         for (layer, svd) in layers.iter().zip(decomposed) {
             all.push(from_components(method, layer, &svd));
         }
-        progress(all.len(), wanted.len());
+        progress(all.len(), planned.len());
     }
     Ok(all)
 }
 
 /// The factors that a decomposition `W ≈ U·diag(s)·Vᵀ` gives, `W` being `[d_out, d_in]`.
-fn from_components(method: Method, layer: &Wanted, Svd { u, s, v }: &Svd) -> Start {
+fn from_components(method: Method, layer: &PlannedLayer, Svd { u, s, v }: &Svd) -> InitialFactors {
     let (a, b) = if method == Method::OloraTail {
         // Where the weight has no such direction, any orthonormal one will do.
         (v.clone(), thin_q_like(u))
@@ -195,7 +195,7 @@ fn from_components(method: Method, layer: &Wanted, Svd { u, s, v }: &Svd) -> Sta
     };
     // Column-major, so that a transpose's values are the rows wanted.
     let values = |matrix: &DMatrix<f64>| matrix.iter().map(|&x| x as f32).collect();
-    layer.start(values(&a.transpose()), values(&b), true)
+    layer.initial(values(&a.transpose()), values(&b), true)
 }
 
 /// Orthonormal columns with the directions of those given, which nearly are.
@@ -211,16 +211,16 @@ fn thin_q_like(columns: &DMatrix<f64>) -> DMatrix<f64> {
 
 /// `PiSSA` from randomised decompositions.
 fn randomised_pissa(
-    wanted: &[Wanted],
+    planned: &[PlannedLayer],
     iterations: usize,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Start>, AdapterError> {
+) -> Result<Vec<InitialFactors>, AdapterError> {
     /// Enough to keep all cores busy, and few enough to show progress.
     const AT_ONCE: usize = 16;
-    progress(0, wanted.len());
-    let mut all = Vec::with_capacity(wanted.len());
-    for layers in wanted.chunks(AT_ONCE) {
+    progress(0, planned.len());
+    let mut all = Vec::with_capacity(planned.len());
+    for layers in planned.chunks(AT_ONCE) {
         let matrices: Vec<Sketched> = layers
             .iter()
             .map(|layer| Sketched {
@@ -235,7 +235,7 @@ fn randomised_pissa(
         for (layer, svd) in layers.iter().zip(randomised(matrices, iterations)?) {
             all.push(from_components(Method::Pissa, layer, &svd));
         }
-        progress(all.len(), wanted.len());
+        progress(all.len(), planned.len());
     }
     Ok(all)
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{PeftAdapter, matching::strings, read::malformed};
+use super::{PeftAdapter, TaskType, matching::strings, read::malformed};
 use crate::{AdapterConfig, AdapterError, Method};
 
 /// Keys that change what the tensors mean and that only PEFT's default is
@@ -171,7 +171,7 @@ impl PeftAdapter {
             "rank_pattern": config.rank_pattern,
             "revision": null,
             "target_modules": self.target_names(),
-            "task_type": "CAUSAL_LM",
+            "task_type": self.task.as_ref().map(TaskType::name),
             "use_dora": config.dora,
             "use_rslora": config.rslora
         })

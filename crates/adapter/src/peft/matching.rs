@@ -9,7 +9,10 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::read::malformed;
-use crate::{AdapterError, target::Kind};
+use crate::{
+    AdapterError,
+    target::{Kind, is_or_ends_with},
+};
 
 /// Names or one regular expression.
 #[derive(Clone, Debug)]
@@ -150,11 +153,6 @@ impl Names {
 /// Python's `re.fullmatch`.
 fn full_match(pattern: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!("^(?:{pattern})$"))
-}
-
-fn is_or_ends_with(path: &str, name: &str) -> bool {
-    let rest = path.strip_suffix(name);
-    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// The keys of `rank_pattern` or `alpha_pattern`, in the file's order.

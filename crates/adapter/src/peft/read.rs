@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value};
 
 use super::{
-    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE, config,
+    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE, TaskType, config,
     matching::{PatternKeys, Rules},
     write::names,
 };
@@ -149,9 +149,11 @@ impl PeftAdapter {
             .get("base_model_name_or_path")
             .and_then(Value::as_str)
             .map(str::to_owned);
+        let task = json.get("task_type").and_then(Value::as_str);
         let mut adapter = Self {
             config,
             base,
+            task: task.map(TaskType::from_name),
             notes,
             base_fingerprint,
             file,

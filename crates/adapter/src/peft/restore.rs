@@ -11,7 +11,7 @@ use super::{Layer, PREFIX, PeftAdapter, write::names};
 use crate::{
     AdapterError, Target,
     attach::{Attached, Magnitude, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
-    init::{Wanted, starts},
+    init::{PlannedLayer, initial_factors},
     saved::SavedModules,
     target::{Kind, layers},
 };
@@ -41,7 +41,7 @@ impl PeftAdapter {
         refuse_both(self.layers.keys().map(String::as_str), &saved)?;
 
         let config = &self.config;
-        let mut wanted = Vec::with_capacity(self.layers.len());
+        let mut planned = Vec::with_capacity(self.layers.len());
         let mut values = Vec::with_capacity(self.layers.len());
         for (path, layer) in self.layers {
             let Some(target) = targets.get(&path).cloned() else {
@@ -54,24 +54,30 @@ impl PeftAdapter {
             }
             let mut shape = config.shape(rank, 1.0);
             shape.scale = layer.scale;
-            wanted.push(Wanted { target, shape });
+            planned.push(PlannedLayer { target, shape });
             values.push(layer);
         }
         drop(targets);
         let anchors = if config.method.is_anchored() {
-            let starts = starts(config.method, config.iterations, &wanted, 0, &mut |_, _| {})?;
+            let starts = initial_factors(
+                config.method,
+                config.iterations,
+                &planned,
+                0,
+                &mut |_, _| {},
+            )?;
             starts
                 .into_iter()
                 .map(|start| Some((start.a, start.b)))
                 .collect()
         } else {
-            vec![None; wanted.len()]
+            vec![None; planned.len()]
         };
-        let attached = wanted
+        let attached = planned
             .into_iter()
             .zip(values)
             .zip(anchors)
-            .map(|((Wanted { target, .. }, layer), anchor)| {
+            .map(|((PlannedLayer { target, .. }, layer), anchor)| {
                 let device = target.weight.device().inner();
                 let scale = layer.scale;
                 let tensor = |values: Vec<f32>, shape: Vec<usize>| {

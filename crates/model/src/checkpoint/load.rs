@@ -6,9 +6,10 @@ use std::{
 };
 
 use burn::{
-    module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{DType, Device, Tensor, TensorData},
+    module::Param,
+    tensor::{DType, Device, Tensor},
 };
+use olora_adapter::{MapParams, Place, map_params, params};
 
 use super::{Dtype, source::Source};
 use crate::{Llama, ModelConfig, ModelError};
@@ -54,13 +55,11 @@ pub fn load(
         });
     }
     let mut loader = Loader {
-        path: Vec::new(),
-        linear: Vec::new(),
         names,
         dtype,
         error: None,
     };
-    let model = model.map(&mut loader);
+    let model = map_params(model, &mut loader);
     loader.error.map_or(Ok((model, config)), Err)
 }
 
@@ -68,32 +67,9 @@ pub fn load(
 type Shapes = BTreeMap<String, Vec<usize>>;
 
 fn expected_tensors(model: &Llama) -> Shapes {
-    #[derive(Default)]
-    struct Expected {
-        path: Vec<String>,
-        linear: Vec<bool>,
-        shapes: Shapes,
-    }
-    impl ModuleVisitor for Expected {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push(name.to_owned());
-            self.linear.push(container_type == "Struct:Linear");
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-            self.linear.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let mut shape = param.lazy_shape().to_vec();
-            if D == 2 && self.linear.last() == Some(&true) {
-                shape.reverse();
-            }
-            self.shapes.insert(self.path.join("."), shape);
-        }
-    }
-    let mut expected = Expected::default();
-    model.visit(&mut expected);
-    expected.shapes
+    let all = params(model).into_iter();
+    all.map(|param| (param.path().to_owned(), param.torch_shape()))
+        .collect()
 }
 
 /// The stored tensors by the names that the model has for them.
@@ -160,41 +136,24 @@ impl Names {
 
 /// Puts the stored tensors in the place of the (never initialised) random ones.
 struct Loader {
-    path: Vec<String>,
-    linear: Vec<bool>,
     names: Names,
     dtype: Dtype,
     error: Option<ModelError>,
 }
 
-impl Loader {
-    fn read(&self, shape: &[usize], transposed: bool) -> Result<TensorData, ModelError> {
-        let name = self.path.join(".");
-        let stored = self.names.stored(&name);
-        self.names
-            .source
-            .read(stored, shape, transposed, self.dtype)
-    }
-}
-
-impl ModuleMapper for Loader {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.to_owned());
-        self.linear.push(container_type == "Struct:Linear");
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.linear.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+impl MapParams for Loader {
+    fn map<const D: usize>(&mut self, place: &Place, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
             return param;
         }
         let shape = param.lazy_shape().to_vec();
-        let transposed = D == 2 && self.linear.last() == Some(&true);
-        match self.read(&shape, transposed) {
+        let stored = self.names.stored(&place.path);
+        let transposed = place.is_transposed(D);
+        let data = self
+            .names
+            .source
+            .read(stored, &shape, transposed, self.dtype);
+        match data {
             Ok(data) => {
                 let device = param.lazy_device();
                 let tensor = Tensor::<D>::from_data(data, (&device, DType::from(self.dtype)));

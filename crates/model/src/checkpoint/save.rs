@@ -2,10 +2,8 @@
 
 use std::{borrow::Cow, cell::RefCell, fs, path::Path, rc::Rc};
 
-use burn::{
-    module::{Module, ModuleVisitor, Param},
-    tensor::{DType, Tensor, TensorData},
-};
+use burn::tensor::{DType, TensorData};
+use olora_adapter::{AdapterError, params};
 use olora_files::{StagedDirectory, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
 use safetensors::View;
@@ -200,50 +198,20 @@ pub(super) struct Weight {
 }
 
 pub(super) fn weights(model: &Llama, dtype: Dtype) -> Vec<Weight> {
-    struct Collector {
-        path: Vec<String>,
-        linear: Vec<bool>,
-        dtype: Dtype,
-        weights: Vec<Weight>,
-    }
-    impl ModuleVisitor for Collector {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push(name.to_owned());
-            self.linear.push(container_type == "Struct:Linear");
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-            self.linear.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.base().without_autodiff();
-            let transposed = D == 2 && self.linear.last() == Some(&true);
-            let mut shape = tensor.shape().to_vec();
-            if transposed {
-                shape.reverse();
-            }
-            self.weights.push(Weight {
-                name: self.path.join("."),
-                shape,
-                transposed,
-                dtype: self.dtype,
-                read: Box::new(move || {
-                    tensor
-                        .clone()
-                        .try_into_data()
-                        .map_err(|error| error.to_string())
-                }),
-            });
-        }
-    }
-    let mut collector = Collector {
-        path: Vec::new(),
-        linear: Vec::new(),
+    let all = params(model).into_iter();
+    all.map(|param| Weight {
+        name: param.path().to_owned(),
+        shape: param.torch_shape(),
+        transposed: param.is_transposed(),
         dtype,
-        weights: Vec::new(),
-    };
-    model.visit(&mut collector);
-    collector.weights
+        read: Box::new(move || {
+            param.data().map_err(|error| match error {
+                AdapterError::Device { reason, .. } => reason,
+                other => other.to_string(),
+            })
+        }),
+    })
+    .collect()
 }
 
 impl Weight {

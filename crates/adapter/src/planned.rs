@@ -3,9 +3,9 @@
 use burn::module::Module;
 
 use crate::{
-    AdapterConfig, AdapterError, LayerShape, Target,
+    AdapterConfig, AdapterError, LayerShape, Method, Target,
     attach::{check_kind, check_rank},
-    init::Wanted,
+    init::PlannedLayer,
     resolve,
     target::{Kind, Patterns, layers},
 };
@@ -38,6 +38,17 @@ impl<'a> Shapes<'a> {
         });
         Ok(self.config.shape(rank, alpha))
     }
+
+    /// The scale of a layer that has been adapted with this rank.
+    pub(crate) fn scale(&self, path: &str, kind: Kind, rank: usize) -> Result<f64, AdapterError> {
+        let shape = self.of(path, kind)?;
+        if self.config.method != Method::Eva {
+            return Ok(shape.scale);
+        }
+        // Ranks were redistributed, with alpha in proportion.
+        let alpha = shape.alpha * rank as f64 / shape.rank as f64;
+        Ok(self.config.shape(rank, alpha).scale)
+    }
 }
 
 /// The only pattern that a layer matches, if it matches any.
@@ -59,15 +70,15 @@ fn one<'p>(
 }
 
 /// The layers that a configuration means, each with a rank that fits it.
-pub(crate) fn wanted<M: Module>(
+pub(crate) fn planned_layers<M: Module>(
     module: &M,
     config: &AdapterConfig,
-) -> Result<Vec<Wanted>, AdapterError> {
+) -> Result<Vec<PlannedLayer>, AdapterError> {
     let planned = planned(module, config)?.into_iter();
     planned
         .map(|(target, shape)| {
             check_rank(&target, shape.rank)?;
-            Ok(Wanted { target, shape })
+            Ok(PlannedLayer { target, shape })
         })
         .collect()
 }
