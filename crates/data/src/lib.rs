@@ -49,7 +49,7 @@ pub use cache::{MIN_CACHED_BYTES, TokenCache};
 pub use chat::Message;
 pub use error::{DataError, Location};
 pub use format::{Format, alpaca_prompt};
-pub use load::{DataOptions, Samples, load_samples, load_samples_cached};
+pub use load::{DEFAULT_MAX_LENGTH, DataOptions, Samples, load_samples, load_samples_cached};
 pub use pack::pack;
 pub use report::{DataReport, PromptStyle};
 pub use sample::{Sample, ValidationSplit, describe_sample, split};

@@ -84,8 +84,8 @@ fn head_loss(llama: &Llama, x: Tensor<3>, batch: &Batch) -> Tensor<1> {
     let hidden = llama.model.norm.forward(x);
     let [rows, seq, width] = hidden.dims();
     let device = hidden.device();
-    let n = batch.positions.len();
-    let at = TensorData::new(batch.positions.clone(), [n]);
+    let n = batch.target_positions.len();
+    let at = TensorData::new(batch.target_positions.clone(), [n]);
     let trained = hidden
         .reshape([rows * seq, width])
         .select(0, Tensor::<1, Int>::from_data(at, &device));

@@ -454,8 +454,8 @@ fn directions(
         loss.try_into_data()
             .map_err(|error| TrainError::device(&error))?;
         // The positions that a trained token is predicted from; on a GPU there are more, as padding.
-        let picked = Some(batch.positions.len());
-        let mut chosen = batch.positions;
+        let picked = Some(batch.target_positions.len());
+        let mut chosen = batch.target_positions;
         chosen.truncate(batch.n_trained);
         Ok::<_, TrainError>(Rows { chosen, picked })
     };

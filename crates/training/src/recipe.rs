@@ -5,7 +5,7 @@ mod parse;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use olora_adapter::{ALL_LINEAR, AdapterConfig, Method, PeftForm};
-use olora_data::Format;
+use olora_data::{DEFAULT_MAX_LENGTH, Format};
 use olora_model::WeightType;
 use serde::{Deserialize, Serialize};
 
@@ -305,7 +305,7 @@ pub struct DataSection {
 }
 
 fn default_max_length() -> usize {
-    512
+    DEFAULT_MAX_LENGTH
 }
 
 /// The shape of the learning rate after warm-up.
