@@ -162,9 +162,33 @@ pub fn reference() -> Option<Device> {
     Device::enumerate(kind).into_vec().into_iter().next()
 }
 
+/// Keeps Mesa from printing an error each time that GPUs are looked for, as it
+/// does on a Linux machine that nobody is logged in to. Nothing depends on it
+/// but what is on the terminal; only builds with a backend over wgpu do
+/// anything here.
+///
+/// The looking asks EGL too, and Mesa's EGL wants to know the directory
+/// `XDG_RUNTIME_DIR`. Where it is not set, it is set to the one for temporary
+/// files, in the environment of this process and of those that it starts.
+///
+/// # Safety
+///
+/// It may write to the environment, and code that is not Rust, such as a
+/// driver, reads that without a lock. While this runs, no other thread may read
+/// or write the environment: call it first thing in `main`, before any thread
+/// has been started and before any other function of this crate or of Burn.
+pub unsafe fn quieten_mesa() {
+    const DIRECTORY: &str = "XDG_RUNTIME_DIR";
+    let asks_egl = cfg!(all(feature = "_wgpu", target_os = "linux"));
+    if asks_egl && std::env::var_os(DIRECTORY).is_none() {
+        // SAFETY: no other thread reads or writes the environment meanwhile, which the caller
+        // answers for.
+        unsafe { std::env::set_var(DIRECTORY, std::env::temp_dir()) };
+    }
+}
+
 /// Sets how kernels are made. Call it before anything else of this crate or of
-/// Burn, and before other threads are started: what is set is read once, and
-/// some of it is set in the environment.
+/// Burn but [`quieten_mesa`]: what is set is read once.
 ///
 /// # Errors
 ///
