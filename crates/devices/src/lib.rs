@@ -4,7 +4,22 @@
 //! is the only library that names them. It finds a device, opens it with the
 //! kernel options asked for, and says what it is: [`find`], [`open`], [`list`].
 //! It computes nothing; whether a device computes *right* is the business of
-//! `olora_training::Doctor`.
+//! `Doctor`, above this crate.
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use olora_devices::{DeviceError, KernelOptions, open};
+//!
+//! # #[cfg(feature = "flex")] {
+//! let cpu = open("cpu", KernelOptions::default())?;
+//! assert!(!cpu.details.accelerator);
+//! let sum = Tensor::<1>::from_floats([1.0, 2.0], &cpu.device).sum();
+//! assert_eq!(sum.into_scalar::<f32>(), 3.0);
+//! # }
+//! // What cannot be had says why, and what to do.
+//! assert!(matches!(olora_devices::find("tpu"), Err(DeviceError::Unknown { .. })));
+//! # Ok::<(), DeviceError>(())
+//! ```
 
 mod error;
 #[cfg(feature = "_gpu")]
@@ -16,6 +31,11 @@ use burn::tensor::{DType, Device, DeviceType};
 use serde::Serialize;
 
 pub use error::DeviceError;
+
+/// Has the examples of `README.md` compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// How kernels are made, on devices that make them at run time. What is asked
 /// for holds for the whole process.
