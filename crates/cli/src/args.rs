@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use olora_data::DEFAULT_MAX_LENGTH;
 use olora_devices::KernelOptions;
 use olora_doctor::LENGTHS;
 use olora_model::Dtype;
@@ -220,8 +221,14 @@ pub(crate) struct EvaluateArgs {
     /// JSONL, JSON or text file
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
-    /// Longest sequence in tokens [default: 512 with --data, the model's own length with --tasks]
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(
+        long,
+        value_parser = at_least_one,
+        help = format!(
+            "Longest sequence in tokens \
+             [default: {DEFAULT_MAX_LENGTH} with --data, the model's own length with --tasks]"
+        )
+    )]
     pub(crate) max_length: Option<usize>,
     /// Sequences per batch
     #[arg(long, default_value_t = 4, value_parser = at_least_one, conflicts_with = "tasks")]
@@ -395,8 +402,10 @@ pub(crate) struct InspectArgs {
     /// For data: which sample to show, counted from 0 [default: 0]
     #[arg(long)]
     pub(crate) sample: Option<usize>,
-    /// For data: longest sequence in tokens [default: 512]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = format!("For data: longest sequence in tokens [default: {DEFAULT_MAX_LENGTH}]")
+    )]
     pub(crate) max_length: Option<usize>,
     /// Print JSON
     #[arg(long)]

@@ -18,7 +18,9 @@ use burn::{
     },
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
+use olora_data::{
+    DEFAULT_MAX_LENGTH, DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader,
+};
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Sampling};
 use olora_runs::{Observer, Recipe, TrainOptions, check_samples, choose_dtype};
@@ -139,7 +141,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let loaded = Loaded::new(&args.model, kernels)?;
     let options = DataOptions {
         format: None,
-        max_length: args.max_length.unwrap_or(512),
+        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
         train_on_prompt: args.train_on_prompt,
     };
     let data = load_samples(data, &loaded.tokenizer, &options)?;

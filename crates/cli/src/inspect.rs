@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use burn::{module::Module, tensor::Device};
-use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
+use olora_data::{DEFAULT_MAX_LENGTH, DataOptions, Tokenizer, describe_sample, load_samples};
 use olora_gguf::{GgufFile, is_gguf};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
     };
     let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
     let options = DataOptions {
-        max_length: args.max_length.unwrap_or(512),
+        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
         ..DataOptions::default()
     };
     let data = load_samples(&args.path, &tokenizer, &options)?;

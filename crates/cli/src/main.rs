@@ -25,6 +25,8 @@ use olora_runs::RunError;
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
+    // SAFETY: nothing comes before it, so this thread is the only one.
+    unsafe { olora_devices::quieten_mesa() };
     // Devices report failures as panics, on threads of their own; they end as errors here.
     olora_training::record_panics();
     let result = olora_training::caught(|| run(Cli::parse()))

@@ -75,7 +75,7 @@ fn directions(
         loss.try_into_data()
             .map_err(|error| RunError::device(&error))?;
         // The positions that a trained token is predicted from; on a GPU there are more, as padding.
-        let mut chosen = batch.positions;
+        let mut chosen = batch.target_positions;
         chosen.truncate(batch.n_trained);
         // The loss is taken at those alone.
         let picked = vec!["lm_head".to_owned()];

@@ -404,8 +404,8 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
     (0..batch.n_rows)
         .map(|row| {
             let start = row * batch.seq_len;
-            let (positions, targets): (Vec<i32>, Vec<i32>) = batch
-                .positions
+            let (target_positions, targets): (Vec<i32>, Vec<i32>) = batch
+                .target_positions
                 .iter()
                 .zip(&batch.targets)
                 .filter(|(position, _)| {
@@ -418,7 +418,7 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
                 n_rows: 1,
                 seq_len: batch.seq_len,
                 n_trained: targets.len(),
-                positions,
+                target_positions,
                 targets,
                 n_tokens: batch.seq_len,
                 segments: None,

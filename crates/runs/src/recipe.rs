@@ -6,7 +6,7 @@ mod parse;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use olora_adapter::{ALL_LINEAR, AdapterConfig, Method, PeftForm};
-use olora_data::Format;
+use olora_data::{DEFAULT_MAX_LENGTH, Format};
 use olora_model::Dtype;
 use olora_training::{Decay, LearningRate, Recompute};
 use serde::{Deserialize, Serialize};
@@ -299,7 +299,7 @@ pub struct DataSection {
 }
 
 fn default_max_length() -> usize {
-    512
+    DEFAULT_MAX_LENGTH
 }
 
 /// The update rule.

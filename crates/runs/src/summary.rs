@@ -8,6 +8,11 @@ use crate::{
     MemoryEstimate, Plan, Precision, Recipe, memory::peak_resident_bytes, run_log, state::Outcome,
 };
 
+/// Burn's version. The workspace asks for exactly this one (`=`), so whoever
+/// builds this crate, and wherever, has it; nothing is to be found out at build
+/// time. A test compares it with `Cargo.lock`.
+const BURN: &str = "0.22.1";
+
 /// What came of a run; `summary.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -88,7 +93,7 @@ impl Summary {
         let plan = around.plan;
         let versions = [
             ("olora", Some(env!("CARGO_PKG_VERSION").to_owned())),
-            ("burn", Some("0.22.1".to_owned())),
+            ("burn", Some(BURN.to_owned())),
             ("commit", around.commit),
         ];
         let versions = versions.into_iter();
@@ -123,5 +128,19 @@ impl Summary {
                 .filter_map(|(name, version)| Some((name, version?)))
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When this fails, write the new version into `BURN`.
+    #[test]
+    fn the_version_of_burn_is_the_one_in_use() {
+        let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
+        let lock = std::fs::read_to_string(lock).unwrap().replace('\r', "");
+        let entry = format!("name = \"burn\"\nversion = \"{BURN}\"\n");
+        assert!(lock.contains(&entry), "{entry}");
     }
 }

@@ -106,8 +106,8 @@ impl<'a> Outputs<'a> {
         let hidden = self.llama.model.norm.forward(self.residual.clone());
         let [rows, seq, width] = hidden.dims();
         let device = hidden.device();
-        let n = self.batch.positions.len();
-        let at = TensorData::new(self.batch.positions.clone(), [n]);
+        let n = self.batch.target_positions.len();
+        let at = TensorData::new(self.batch.target_positions.clone(), [n]);
         hidden
             .reshape([rows * seq, width])
             .select(0, Tensor::<1, Int>::from_data(at, &device))
@@ -177,7 +177,7 @@ impl<'a> Outputs<'a> {
             batch.n_trained
         );
         let device = of_tokens.device();
-        let rows: Vec<i32> = batch.positions[..batch.n_trained]
+        let rows: Vec<i32> = batch.target_positions[..batch.n_trained]
             .iter()
             .map(|position| position / batch.seq_len as i32)
             .collect();

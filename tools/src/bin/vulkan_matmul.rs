@@ -17,6 +17,8 @@ use burn::tensor::Tensor;
 use olora_devices::{KernelOptions, Opened};
 
 fn main() -> anyhow::Result<()> {
+    // SAFETY: nothing comes before it, so this thread is the only one.
+    unsafe { olora_devices::quieten_mesa() };
     // SPIR-V if `vulkan` is compiled in, else portable shaders.
     let name = if cfg!(feature = "vulkan") {
         "vulkan"

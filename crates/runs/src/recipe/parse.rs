@@ -349,6 +349,13 @@ mod tests {
     }
 
     #[test]
+    fn samples_are_cut_where_reading_data_without_a_recipe_cuts_them() {
+        let recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
+        let options = olora_data::DataOptions::default();
+        assert_eq!(recipe.data.max_length, options.max_length);
+    }
+
+    #[test]
     fn overrides_take_toml_values_and_bare_strings() {
         let overrides = [
             "training.max_steps=7",
