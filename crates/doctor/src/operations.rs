@@ -9,7 +9,7 @@ use burn::{
 use olora_adapter::{Project, to_dtype};
 use olora_model::{Dtype, Rotation};
 use olora_operations::{
-    Factors, Sight,
+    AttentionMask, LowRankFactors,
     attention::{self, attention},
     loss,
     norm::{self, rms_norm},
@@ -276,12 +276,12 @@ fn attend(bench: &Bench, name: &str, length: usize, window: Option<usize>) -> Ou
     let k = bench.variable("keys", [ROWS, KV_HEADS, length, HEAD_DIM], 2.0);
     let v = bench.variable("values", [ROWS, KV_HEADS, length, HEAD_DIM], 1.0);
     // Stretches that do not divide the length, so that more than one is looked at.
-    let sight = Sight::causal(window).in_stretches_of(length.div_ceil(3));
+    let mask = AttentionMask::causal(window).in_stretches_of(length.div_ceil(3));
     let (queries, keys, values) = (q.clone(), k.clone(), v.clone());
     let output = if bench.composed {
-        attention::composed(queries, keys, values, &sight)
+        attention::composed(queries, keys, values, &mask)
     } else {
-        attention(queries, keys, values, &sight)
+        attention(queries, keys, values, &mask)
     };
     backward(bench, name, output, |gradients| {
         vec![
@@ -321,7 +321,7 @@ fn adapter(bench: &Bench, length: usize) -> Outputs {
         |name: &str, shape: [usize; 2]| Tensor::from_inner(full.constant(name, shape, 0.25));
     let a = full.variable("adapter a", [d_in, RANK], 0.25);
     let b = full.variable("adapter b", [RANK, d_out], 0.25);
-    let factors = Factors {
+    let factors = LowRankFactors {
         a: a.clone(),
         b: b.clone(),
         anchor: Some([

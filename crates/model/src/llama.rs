@@ -25,7 +25,7 @@ use burn::{
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
-use olora_operations::{Sight, attention, project};
+use olora_operations::{AttentionMask, attention, project};
 
 use crate::{
     Activation, Dtype, KvCache, ModelConfig, Named, Norm, NormKind,
@@ -255,7 +255,7 @@ impl Llama {
     pub fn positions_in_documents(&self, x: &Tensor<3>, lengths: &[Vec<usize>]) -> Positions {
         let seq = x.dims()[1];
         let positions = positions_in_documents(lengths, seq);
-        let documents = Sight::causal(None).within_documents(lengths, seq);
+        let documents = AttentionMask::causal(None).within_documents(lengths, seq);
         self.placed(x, &positions, lengths.len(), Some(documents))
     }
 
@@ -264,7 +264,7 @@ impl Llama {
         x: &Tensor<3>,
         positions: &[usize],
         rows: usize,
-        documents: Option<Sight>,
+        documents: Option<AttentionMask>,
     ) -> Positions {
         let shape = [rows, x.dims()[1]];
         let learned = self.position_limit().map(|limit| {
@@ -326,7 +326,7 @@ pub struct Positions {
     rotation: Option<Rotation>,
     /// Rows of the table of learned positions, `[1 or batch, seq]`.
     learned: Option<Tensor<2, Int>>,
-    documents: Option<Sight>,
+    documents: Option<AttentionMask>,
 }
 
 impl Positions {
@@ -395,8 +395,8 @@ impl Attention {
             }
         };
 
-        let sight = positions.documents.clone().unwrap_or_default();
-        let mixed = attention(q, k, v, &sight.within_window(self.window))
+        let mask = positions.documents.clone().unwrap_or_default();
+        let mixed = attention(q, k, v, &mask.within_window(self.window))
             .swap_dims(1, 2)
             .reshape([batch, seq, self.n_heads * self.head_dim]);
         self.o_proj.project(mixed)

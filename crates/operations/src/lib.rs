@@ -76,12 +76,12 @@ pub mod rotary;
 mod support;
 pub mod swiglu;
 
-pub use attention::{Sight, attention};
+pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};
 pub use likelihood::token_log_likelihoods;
 pub use loss::cross_entropy;
 pub use norm::rms_norm;
-pub use projection::{Factors, project};
+pub use projection::{LowRankFactors, project};
 pub use rotary::rotate;
 pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;

@@ -4,7 +4,7 @@
 use burn::backend::{Flex, TensorData, flex::FlexTensor};
 
 use crate::{
-    attention::{self, AttentionKernel, Sight},
+    attention::{self, AttentionKernel, AttentionMask},
     likelihood::{self, LikelihoodKernel},
     logits::WantedGradients,
     loss::{self, LossKernel},
@@ -71,8 +71,8 @@ fn rotation_is_the_kernels() {
     let [cos, sin] = [2, 3].map(|seed| numbers(seed, &[1, 1, 7, 4], 1.0));
     for back in [false, true] {
         assert_close(
-            rotary::portable_turn::<Flex>(x.clone(), cos.clone(), sin.clone(), back),
-            Flex::turn(x.clone(), cos.clone(), sin.clone(), back),
+            rotary::portable_rotate::<Flex>(x.clone(), cos.clone(), sin.clone(), back),
+            Flex::rotate(x.clone(), cos.clone(), sin.clone(), back),
         );
     }
 }
@@ -81,25 +81,25 @@ fn rotation_is_the_kernels() {
 #[test]
 fn attention_is_the_kernels() {
     let documents = [vec![11, 8], vec![2, 20]];
-    for sight in [
-        Sight::causal(None),
-        Sight::causal(Some(5)),
-        Sight::causal(None).within_documents(&documents, 23),
+    for mask in [
+        AttentionMask::causal(None),
+        AttentionMask::causal(Some(5)),
+        AttentionMask::causal(None).within_documents(&documents, 23),
     ] {
         for stretch in [5, 1, 23] {
             let q = numbers(1, &[2, 4, 23, 8], 2.0);
             let [k, v] = [2, 3].map(|seed| numbers(seed, &[2, 2, 23, 8], 2.0));
             let g = numbers(4, &[2, 4, 23, 8], 1.0);
-            let sight = sight.clone().in_stretches_of(stretch);
+            let mask = mask.clone().in_stretches_of(stretch);
             let all = || (q.clone(), k.clone(), v.clone());
             let ((q1, k1, v1), (q2, k2, v2)) = (all(), all());
-            let portable = attention::portable_forward::<Flex>(q1, k1, v1, &sight);
-            let kernel = Flex::attention_forward(q2, k2, v2, &sight);
+            let portable = attention::portable_forward::<Flex>(q1, k1, v1, &mask);
+            let kernel = Flex::attention_forward(q2, k2, v2, &mask);
             assert_close(portable.output.clone(), kernel.output.clone());
             let ((q1, k1, v1), (q2, k2, v2)) = (all(), all());
             let portable =
-                attention::portable_backward::<Flex>(q1, k1, v1, &sight, portable, g.clone());
-            let kernel = Flex::attention_backward(q2, k2, v2, &sight, kernel, g);
+                attention::portable_backward::<Flex>(q1, k1, v1, &mask, portable, g.clone());
+            let kernel = Flex::attention_backward(q2, k2, v2, &mask, kernel, g);
             for (portable, kernel) in portable.into_iter().zip(kernel) {
                 assert_close(portable, kernel);
             }
@@ -181,9 +181,9 @@ fn projection_is_the_kernels() {
         let kept = || Some([x.clone(), down.clone().unwrap()]);
         let portable = projection::portable_backward::<Flex>(&layer, kept(), g.clone(), true);
         let kernel = Flex::projection_backward(&layer, kept(), g, true);
-        assert_close(portable.of_x.unwrap(), kernel.of_x.unwrap());
-        let both = portable.of_factors.unwrap().into_iter();
-        for (portable, kernel) in both.zip(kernel.of_factors.unwrap()) {
+        assert_close(portable.grad_x.unwrap(), kernel.grad_x.unwrap());
+        let both = portable.grad_factors.unwrap().into_iter();
+        for (portable, kernel) in both.zip(kernel.grad_factors.unwrap()) {
             assert_close(portable, kernel);
         }
     }

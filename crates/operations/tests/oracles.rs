@@ -5,7 +5,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
-    Factors, Sight,
+    AttentionMask, LowRankFactors,
     attention::{self, attention},
     likelihood, loss, norm, projection, rotary,
     swiglu::{self, swiglu},
@@ -123,7 +123,7 @@ fn rotation_equals_its_composition() {
     }
 }
 
-fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
+fn compare_attention(mask: &AttentionMask, [seq, keys]: [usize; 2], groups: usize) {
     let (batch, kv_heads, head_dim) = (2, 2, 16);
     let q = numbers(1, [batch, seq, kv_heads * groups, head_dim], 2.0);
     let k = numbers(2, [batch, keys, kv_heads, head_dim], 2.0);
@@ -132,11 +132,11 @@ fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
         [q, k, v],
         |all| {
             let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
-            attention(q, k, v, sight)
+            attention(q, k, v, mask)
         },
         |all| {
             let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
-            attention::composed(q, k, v, sight)
+            attention::composed(q, k, v, mask)
         },
     );
 }
@@ -145,7 +145,7 @@ fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
 fn causal_attention_equals_its_composition() {
     for seq in [1, 5, 64, 65, 200] {
         for groups in [1, 3] {
-            compare_attention(&Sight::causal(None), [seq, seq], groups);
+            compare_attention(&AttentionMask::causal(None), [seq, seq], groups);
         }
     }
 }
@@ -153,32 +153,32 @@ fn causal_attention_equals_its_composition() {
 /// More keys than one tile holds, so that sums are rescaled.
 #[test]
 fn attention_over_several_tiles_of_keys_equals_its_composition() {
-    compare_attention(&Sight::causal(None), [600, 600], 2);
+    compare_attention(&AttentionMask::causal(None), [600, 600], 2);
 }
 
 #[test]
 fn windowed_attention_equals_its_composition() {
     for window in [1, 7, 64, 100] {
-        compare_attention(&Sight::causal(Some(window)), [150, 150], 2);
+        compare_attention(&AttentionMask::causal(Some(window)), [150, 150], 2);
     }
     // Windows that begin and end within different tiles of keys.
-    compare_attention(&Sight::causal(Some(520)), [1100, 1100], 1);
+    compare_attention(&AttentionMask::causal(Some(520)), [1100, 1100], 1);
 }
 
 #[test]
 fn queries_after_cached_keys_equal_the_composition() {
     for seq in [1, 3, 70] {
-        compare_attention(&Sight::causal(None), [seq, 90], 2);
-        compare_attention(&Sight::causal(Some(11)), [seq, 90], 2);
+        compare_attention(&AttentionMask::causal(None), [seq, 90], 2);
+        compare_attention(&AttentionMask::causal(Some(11)), [seq, 90], 2);
     }
 }
 
 #[test]
 fn documents_in_one_row_do_not_see_each_other() {
     let lengths = [vec![3, 80, 40], vec![64, 1]];
-    let sight = Sight::causal(None).within_documents(&lengths, 150);
-    compare_attention(&sight, [150, 150], 2);
-    let windowed = Sight::causal(Some(9)).within_documents(&lengths, 150);
+    let mask = AttentionMask::causal(None).within_documents(&lengths, 150);
+    compare_attention(&mask, [150, 150], 2);
+    let windowed = AttentionMask::causal(Some(9)).within_documents(&lengths, 150);
     compare_attention(&windowed, [150, 150], 2);
 }
 
@@ -187,7 +187,7 @@ fn documents_in_one_row_do_not_see_each_other() {
 fn attention_keeps_nan() {
     let x = numbers(1, [1, 1, 8, 4], 1.0);
     let bad = x.clone().slice_fill([0..1, 0..1, 2..3, 0..1], f32::NAN);
-    let output = values(attention(bad, x.clone(), x, &Sight::causal(None)));
+    let output = values(attention(bad, x.clone(), x, &AttentionMask::causal(None)));
     assert!(output[2 * 4].is_nan());
     assert!(output[..2 * 4].iter().all(|x| x.is_finite()));
 }
@@ -431,8 +431,8 @@ fn loss_takes_a_transposed_weight() {
     );
 }
 
-fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> Factors {
-    Factors {
+fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> LowRankFactors {
+    LowRankFactors {
         a,
         b,
         anchor: anchored.then_some([a0, b0]),

@@ -11,7 +11,7 @@ use super::{
     vector::{exp, exponentials, highest, sum, vectorised},
 };
 use crate::attention::{
-    Attended, AttentionKernel, Sight, Sizes, portable_backward, portable_forward,
+    Attended, AttentionKernel, AttentionMask, Sizes, portable_backward, portable_forward,
 };
 
 /// Queries of a tile.
@@ -57,14 +57,14 @@ impl<'a> Heads<'a> {
 
 /// The keys that a tile of queries sees, in tiles.
 fn key_tiles(
-    sight: &Sight,
+    mask: &AttentionMask,
     sizes: Sizes,
     row: usize,
     queries: &std::ops::Range<usize>,
 ) -> impl Iterator<Item = std::ops::Range<usize>> {
     let seen = queries
         .clone()
-        .map(|query| sight.keys(row, query, sizes.seq, sizes.keys));
+        .map(|query| mask.keys(row, query, sizes.seq, sizes.keys));
     let (mut start, mut end) = (usize::MAX, 0);
     for keys in seen {
         start = start.min(keys.start);
@@ -87,10 +87,10 @@ impl AttentionKernel for Flex {
         q: FlexTensor,
         k: FlexTensor,
         v: FlexTensor,
-        sight: &Sight,
+        mask: &AttentionMask,
     ) -> Attended<Self> {
         if !all_f32([&q, &k, &v]) {
-            return portable_forward::<Self>(q, k, v, sight);
+            return portable_forward::<Self>(q, k, v, mask);
         }
         let [q, k, v] = [q, k, v].map(dense_last);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
@@ -127,7 +127,7 @@ impl AttentionKernel for Flex {
                         range.len(),
                     );
                     let heads = (&queries, &keys, &vals);
-                    forward_tile(sizes, sight, heads, (row, head), range, scores, out, sums);
+                    forward_tile(sizes, mask, heads, (row, head), range, scores, out, sums);
                 }
             },
         );
@@ -146,12 +146,12 @@ impl AttentionKernel for Flex {
         q: FlexTensor,
         k: FlexTensor,
         v: FlexTensor,
-        sight: &Sight,
+        mask: &AttentionMask,
         forward: Attended<Self>,
         grad: FlexTensor,
     ) -> [FlexTensor; 3] {
         if !all_f32([&q, &k, &v, &grad]) {
-            return portable_backward::<Self>(q, k, v, sight, forward, grad);
+            return portable_backward::<Self>(q, k, v, mask, forward, grad);
         }
         let [q, k, v, grad] = [q, k, v, grad].map(dense_last);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
@@ -165,7 +165,7 @@ impl AttentionKernel for Flex {
         } = sizes;
         let given = Given {
             sizes,
-            sight,
+            mask,
             queries: Heads::of(&q),
             keys: Heads::of(&k),
             values: Heads::of(&v),
@@ -174,8 +174,8 @@ impl AttentionKernel for Flex {
             log_sums: values(&forward.log_sums),
         };
         let n = batch * n_heads * seq * head_dim;
-        let mut of_q: Vec<f32> = Vec::with_capacity(n);
-        let out = Shared::new(of_q.as_mut_ptr());
+        let mut grad_q: Vec<f32> = Vec::with_capacity(n);
+        let out = Shared::new(grad_q.as_mut_ptr());
         let width = n_keys * head_dim;
         // Each query head has gradients of its own for the keys and values that it shares, and
         // they are added in order: the result does not depend on who finishes first.
@@ -183,7 +183,7 @@ impl AttentionKernel for Flex {
             .into_par_iter()
             .map(|item| {
                 let (row, head) = (item / n_heads, item % n_heads);
-                // SAFETY: `of_q` is as large as all items together, and the positions of this
+                // SAFETY: `grad_q` is as large as all items together, and the positions of this
                 // head are this item's alone.
                 unsafe {
                     let out = out.at((row * seq * n_heads + head) * head_dim);
@@ -192,7 +192,7 @@ impl AttentionKernel for Flex {
             })
             .collect();
         // SAFETY: every head has written all of its positions.
-        unsafe { of_q.set_len(n) };
+        unsafe { grad_q.set_len(n) };
         let groups = sizes.groups();
         let gather = |which: usize| {
             let mut whole = vec![0.0_f32; batch * n_keys * kv_heads * head_dim];
@@ -213,8 +213,12 @@ impl AttentionKernel for Flex {
                 });
             by_heads(whole, [batch, kv_heads, n_keys, head_dim])
         };
-        let (of_k, of_v) = rayon::join(|| gather(0), || gather(1));
-        [by_heads(of_q, [batch, n_heads, seq, head_dim]), of_k, of_v]
+        let (grad_k, grad_v) = rayon::join(|| gather(0), || gather(1));
+        [
+            by_heads(grad_q, [batch, n_heads, seq, head_dim]),
+            grad_k,
+            grad_v,
+        ]
     }
 }
 
@@ -228,7 +232,7 @@ impl AttentionKernel for Flex {
 #[allow(clippy::too_many_arguments, reason = "all of one tile")]
 unsafe fn forward_tile(
     sizes: Sizes,
-    sight: &Sight,
+    mask: &AttentionMask,
     (queries, keys, values): (&Heads, &Heads, &Heads),
     (row, head): (usize, usize),
     range: std::ops::Range<usize>,
@@ -243,7 +247,7 @@ unsafe fn forward_tile(
     let mut best = [f32::NEG_INFINITY; QUERIES];
     let mut sums = [0.0_f32; QUERIES];
     let mut before = Before::Overwritten;
-    for key_range in key_tiles(sight, sizes, row, &range) {
+    for key_range in key_tiles(mask, sizes, row, &range) {
         let n = key_range.len();
         let scores = &mut scores[..range.len() * n];
         let key_tile = keys.positions(row, kv_head, &key_range);
@@ -262,7 +266,7 @@ unsafe fn forward_tile(
         }
         vectorised(|| {
             for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
-                let seen = sight.keys(row, range.start + i, sizes.seq, sizes.keys);
+                let seen = mask.keys(row, range.start + i, sizes.seq, sizes.keys);
                 let part = within(&seen, &key_range);
                 scores[..part.start].fill(0.0);
                 scores[part.end..].fill(0.0);
@@ -310,7 +314,7 @@ unsafe fn forward_tile(
 /// What the backward pass works from.
 struct Given<'a> {
     sizes: Sizes,
-    sight: &'a Sight,
+    mask: &'a AttentionMask,
     queries: Heads<'a>,
     keys: Heads<'a>,
     values: Heads<'a>,
@@ -338,10 +342,10 @@ impl Given<'_> {
         let stride = n_heads * head_dim;
         let kv_head = head / self.sizes.groups();
         let scale = self.sizes.scale() as f32;
-        let mut of_keys = vec![0.0_f32; n_keys * head_dim];
-        let mut of_values = vec![0.0_f32; n_keys * head_dim];
+        let mut grad_keys = vec![0.0_f32; n_keys * head_dim];
+        let mut grad_values = vec![0.0_f32; n_keys * head_dim];
         let mut weights = vec![0.0_f32; QUERIES * KEYS];
-        let mut of_scores = vec![0.0_f32; QUERIES * KEYS];
+        let mut grad_scores = vec![0.0_f32; QUERIES * KEYS];
         for start in (0..seq).step_by(QUERIES) {
             let range = start..(start + QUERIES).min(seq);
             let tile = self.queries.positions(row, head, &range);
@@ -356,10 +360,10 @@ impl Given<'_> {
             });
             let log_sums = &self.log_sums[(row * n_heads + head) * seq + start..][..range.len()];
             let mut before = Before::Overwritten;
-            for key_range in key_tiles(self.sight, self.sizes, row, &range) {
+            for key_range in key_tiles(self.mask, self.sizes, row, &range) {
                 let n = key_range.len();
                 let weights = &mut weights[..range.len() * n];
-                let of_scores = &mut of_scores[..range.len() * n];
+                let grad_scores = &mut grad_scores[..range.len() * n];
                 let key_tile = self.keys.positions(row, kv_head, &key_range);
                 let value_tile = self.values.positions(row, kv_head, &key_range);
                 // SAFETY: both have the products' size.
@@ -367,45 +371,45 @@ impl Given<'_> {
                     let fresh = Before::Overwritten;
                     let at = weights.as_mut_ptr();
                     multiply_alone(at, n, fresh, scale, tile, key_tile.transposed());
-                    let at = of_scores.as_mut_ptr();
+                    let at = grad_scores.as_mut_ptr();
                     multiply_alone(at, n, fresh, 1.0, grad_tile, value_tile.transposed());
                 }
                 vectorised(|| {
                     let rows = weights
                         .chunks_exact_mut(n)
-                        .zip(of_scores.chunks_exact_mut(n));
-                    for (i, (weights, of_scores)) in rows.enumerate() {
-                        let seen = self.sight.keys(row, start + i, seq, n_keys);
+                        .zip(grad_scores.chunks_exact_mut(n));
+                    for (i, (weights, grad_scores)) in rows.enumerate() {
+                        let seen = self.mask.keys(row, start + i, seq, n_keys);
                         let part = within(&seen, &key_range);
                         for outside in [0..part.start, part.end..n] {
                             weights[outside.clone()].fill(0.0);
-                            of_scores[outside].fill(0.0);
+                            grad_scores[outside].fill(0.0);
                         }
                         let (along, log_sum) = (along[i], log_sums[i]);
-                        let both = weights[part.clone()].iter_mut().zip(&mut of_scores[part]);
-                        for (weight, of_score) in both {
+                        let both = weights[part.clone()].iter_mut().zip(&mut grad_scores[part]);
+                        for (weight, grad_score) in both {
                             *weight = exp(*weight - log_sum);
-                            *of_score = *weight * (*of_score - along) * scale;
+                            *grad_score = *weight * (*grad_score - along) * scale;
                         }
                     }
                 });
                 let weights = Matrix::of_rows(weights, n);
-                let of_scores = Matrix::of_rows(of_scores, n);
+                let grad_scores = Matrix::of_rows(grad_scores, n);
                 let at = key_range.start * head_dim;
                 // SAFETY: the parts of keys and values are as large as the products; the queries'
                 // is the caller's.
                 unsafe {
                     let kept = Before::Kept;
-                    let to = of_values[at..].as_mut_ptr();
+                    let to = grad_values[at..].as_mut_ptr();
                     multiply_alone(to, head_dim, kept, 1.0, weights.transposed(), grad_tile);
-                    let to = of_keys[at..].as_mut_ptr();
-                    multiply_alone(to, head_dim, kept, 1.0, of_scores.transposed(), tile);
+                    let to = grad_keys[at..].as_mut_ptr();
+                    multiply_alone(to, head_dim, kept, 1.0, grad_scores.transposed(), tile);
                     let to = out.add(start * stride);
-                    multiply_alone(to, stride, before, 1.0, of_scores, key_tile);
+                    multiply_alone(to, stride, before, 1.0, grad_scores, key_tile);
                 }
                 before = Before::Kept;
             }
         }
-        [of_keys, of_values]
+        [grad_keys, grad_values]
     }
 }

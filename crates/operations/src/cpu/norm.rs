@@ -62,8 +62,8 @@ impl NormKernel for Flex {
                 }
             });
         };
-        let of_x = build(all.len() / width.max(1), width, fill);
-        let of_weight = for_weight.then(|| {
+        let grad_x = build(all.len() / width.max(1), width, fill);
+        let grad_weight = for_weight.then(|| {
             let chunk = rows_per_chunk(width) * width;
             let parts: Vec<Vec<f32>> = all
                 .par_chunks(chunk)
@@ -78,7 +78,7 @@ impl NormKernel for Flex {
             }
             tensor(sum, [width])
         });
-        (tensor(of_x, shape(&x)), of_weight)
+        (tensor(grad_x, shape(&x)), grad_weight)
     }
 }
 

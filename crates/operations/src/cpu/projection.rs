@@ -158,41 +158,41 @@ impl ProjectionKernel for Flex {
         let (d_in, d_out) = (weight.transposed().columns(), weight.columns());
         let grads = Matrix::of_rows(values(&grad), d_out);
         let scale = layer.scale as f32;
-        let mut of_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
-        let mut of_factors = None;
+        let mut grad_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
+        let mut grad_factors = None;
         if let (Some([a, b]), Some([x, down])) = (&layer.factors, kept) {
             let (x, down) = (contiguous(x), contiguous(down));
             let n_rows = values(&x).len() / d_in;
             let rows = Matrix::of_rows(values(&x), d_in);
             let rank = Matrix::of(a).columns();
             let down = Matrix::of_rows(values(&down), rank);
-            let of_b = multiplied(1.0, down.transposed(), grads);
+            let grad_b = multiplied(1.0, down.transposed(), grads);
             // Of the anchored half, with its sign, only the part that reaches x.
             let (anchor_a, anchor_b) = match &layer.anchor {
                 Some([a0, b0]) if for_x => (Some(a0), Some(b0)),
                 _ => (None, None),
             };
             let up = Thin::new(&transposed(b), anchor_b.map(transposed).as_ref());
-            let mut of_down = multiplied(scale, grads, up.matrix());
+            let mut grad_down = multiplied(scale, grads, up.matrix());
             if up.width() > rank {
-                for row in of_down.chunks_exact_mut(up.width()) {
+                for row in grad_down.chunks_exact_mut(up.width()) {
                     for value in &mut row[rank..] {
                         *value = -*value;
                     }
                 }
             }
-            let [trained, _] = up.split(&of_down, n_rows);
-            let of_a = multiplied(1.0, rows.transposed(), trained);
-            if let Some(of_x) = &mut of_x {
+            let [trained, _] = up.split(&grad_down, n_rows);
+            let grad_a = multiplied(1.0, rows.transposed(), trained);
+            if let Some(grad_x) = &mut grad_x {
                 let thin = Thin::new(a, anchor_a);
-                let both = Matrix::of_rows(&of_down, up.width());
-                add_product(of_x, 1.0, both, thin.matrix().transposed());
+                let both = Matrix::of_rows(&grad_down, up.width());
+                add_product(grad_x, 1.0, both, thin.matrix().transposed());
             }
-            of_factors = Some([tensor(of_a, [d_in, rank]), tensor(of_b, [rank, d_out])]);
+            grad_factors = Some([tensor(grad_a, [d_in, rank]), tensor(grad_b, [rank, d_out])]);
         }
         LayerGradients {
-            of_x: of_x.map(|of_x| tensor(of_x, with_last(shape(&grad), d_in))),
-            of_factors,
+            grad_x: grad_x.map(|grad_x| tensor(grad_x, with_last(shape(&grad), d_in))),
+            grad_factors,
         }
     }
 }

@@ -8,12 +8,12 @@ use super::{
     all_f32, by_heads, contiguous, dense_last, rows::build, shape, strided, values,
     vector::vectorised,
 };
-use crate::rotary::{RotaryKernel, portable_turn};
+use crate::rotary::{RotaryKernel, portable_rotate};
 
 impl RotaryKernel for Flex {
-    fn turn(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
         if !all_f32([&x, &cos, &sin]) {
-            return portable_turn::<Self>(x, cos, sin, back);
+            return portable_rotate::<Self>(x, cos, sin, back);
         }
         let x = dense_last(x);
         let (cos, sin) = (contiguous(cos), contiguous(sin));
@@ -46,7 +46,7 @@ impl RotaryKernel for Flex {
                 }
             });
         };
-        let turned = build(batch * seq, width, fill);
-        by_heads(turned, [batch, heads, seq, head_dim])
+        let rotated = build(batch * seq, width, fill);
+        by_heads(rotated, [batch, heads, seq, head_dim])
     }
 }

@@ -38,22 +38,22 @@ impl SwigluKernel for Flex {
         }
         let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
         let (gates, ups, grads) = (values(&gate), values(&up), values(&grad));
-        let (of_gate, of_up) = build_two(gates.len(), 1, |first, of_gate, of_up| {
-            let n = of_gate.len();
+        let (grad_gate, grad_up) = build_two(gates.len(), 1, |first, grad_gate, grad_up| {
+            let n = grad_gate.len();
             let (gates, ups) = (&gates[first..][..n], &ups[first..][..n]);
             let grads = &grads[first..][..n];
             vectorised(|| {
-                let rooms = of_gate.iter_mut().zip(of_up.iter_mut());
+                let rooms = grad_gate.iter_mut().zip(grad_up.iter_mut());
                 let given = gates.iter().zip(ups).zip(grads);
-                for ((of_gate, of_up), ((gate, up), grad)) in rooms.zip(given) {
+                for ((grad_gate, grad_up), ((gate, up), grad)) in rooms.zip(given) {
                     let sigma = 1.0 / (1.0 + exp(-gate));
                     let active = gate * sigma;
-                    of_up.write(grad * active);
-                    of_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
+                    grad_up.write(grad * active);
+                    grad_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
                 }
             });
         });
         let shape = shape(&gate);
-        (tensor(of_gate, shape.clone()), tensor(of_up, shape))
+        (tensor(grad_gate, shape.clone()), tensor(grad_up, shape))
     }
 }
