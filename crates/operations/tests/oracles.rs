@@ -530,3 +530,38 @@ fn half_precision_is_close_to_f32() {
     let difference = difference(&values(half.cast(DType::F32)), &right);
     assert!(difference < 0.02 && difference > 0.0, "{difference}");
 }
+
+/// A flipped weight lies before its first element in memory.
+#[test]
+fn flipped_weights_are_read_as_they_are_named() {
+    let (x, weight) = (numbers(1, [9, 48], 1.0), numbers(4, [48, 80], 0.5).detach());
+    compare(
+        [x.clone()],
+        |[x]| projection::project(x, weight.clone().flip([0, 1]), None, None),
+        |[x]| projection::composed(x, weight.clone().flip([0, 1]), None, None),
+    );
+    let targets = some_targets(9, 80);
+    compare(
+        [x],
+        |[x]| loss::cross_entropy(x, weight.clone().flip([1]), &targets, 9).reshape([1, 1]),
+        |[x]| loss::composed(x.matmul(weight.clone().flip([1])), &targets, 9).reshape([1, 1]),
+    );
+}
+
+#[test]
+fn flipped_factors_are_read_as_they_are_named() {
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let weight = constant(4, [48, 80]);
+    let four = [
+        constant(5, [48, 8]),
+        constant(6, [8, 80]),
+        constant(7, [48, 8]),
+        constant(8, [8, 80]),
+    ];
+    let flipped = || factors(four.clone().map(|factor| factor.flip([0])), true);
+    compare(
+        [numbers(1, [9, 48], 1.0)],
+        |[x]| projection::project(x, weight.clone(), None, Some(flipped())),
+        |[x]| projection::composed(x, weight.clone(), None, Some(flipped())),
+    );
+}
