@@ -13,7 +13,7 @@ use super::{
     vector::{exp, exponentials, highest, sum, vectorised},
 };
 use crate::attention::{
-    Attended, AttentionKernel, AttentionMask, Sizes, portable_backward, portable_forward,
+    Attended, AttentionKernel, AttentionMask, Sizes, Summed, portable_backward, portable_forward,
 };
 
 /// Queries of a tile.
@@ -91,6 +91,31 @@ fn position_of(sizes: Sizes, row: usize, head: usize, position: usize) -> Range<
     start..start + sizes.head_dim
 }
 
+/// Whether all of `[batch, heads, seq, head_dim]` are finite numbers.
+fn is_finite(tensor: &FlexTensor) -> bool {
+    let (heads, shape) = (Heads::of(tensor), shape(tensor));
+    let [batch, n_heads, seq] = [0, 1, 2].map(|axis| shape[axis]);
+    (0..batch * n_heads).into_par_iter().all(|item| {
+        let (row, head) = (item / n_heads, item % n_heads);
+        vectorised(|| {
+            (0..seq).all(|position| {
+                let values = heads.position(row, head, position);
+                // Zero times what is not finite is not zero.
+                sum(values.len(), |i| values[i] * 0.0) == 0.0
+            })
+        })
+    })
+}
+
+/// A tensor as a product that sums over its positions is given it. To look
+/// whether there is anything to take out costs less than taking it out.
+fn summed(tensor: &FlexTensor, mask: &AttentionMask) -> Summed<Flex> {
+    let apart = mask.has_documents() && !is_finite(tensor);
+    let mut summed = Summed::<Flex>::new(tensor.clone(), apart);
+    summed.finite.0 = dense_last(summed.finite.0);
+    summed
+}
+
 impl AttentionKernel for Flex {
     fn attention_forward(
         q: FlexTensor,
@@ -111,12 +136,13 @@ impl AttentionKernel for Flex {
             ..
         } = sizes;
         let n = batch * n_heads * seq;
+        let summed_v = summed(&v, mask);
         let given = ForwardInputs {
             sizes,
             mask,
             queries: Heads::of(&q),
             keys: Heads::of(&k),
-            values: Heads::of(&v),
+            values: Heads::of(&summed_v.finite.0),
         };
         let tiles = seq.div_ceil(QUERIES);
         let fill = |[output, log_sums]: [SharedRoom; 2]| {
@@ -142,8 +168,9 @@ impl AttentionKernel for Flex {
         // SAFETY: rows, heads and tiles are gone through, the tiles' queries are all positions, and
         // `write` writes all that it is given.
         let [output, log_sums] = unsafe { build_shared([n * head_dim, n], fill) };
+        let output = by_heads(output, [batch, n_heads, seq, head_dim]);
         Attended {
-            output: by_heads(output, [batch, n_heads, seq, head_dim]),
+            output: summed_v.finish(output, || mask.keys_of_queries(sizes)),
             log_sums: tensor(log_sums, [batch, n_heads, seq]),
         }
     }
@@ -170,6 +197,7 @@ impl AttentionKernel for Flex {
             keys: n_keys,
             head_dim,
         } = sizes;
+        let [summed_q, summed_k, summed_grad] = [&q, &k, &grad].map(|x| summed(x, mask));
         let given = BackwardInputs {
             sizes,
             mask,
@@ -178,6 +206,9 @@ impl AttentionKernel for Flex {
             values: Heads::of(&v),
             outputs: Heads::of(&output),
             grads: Heads::of(&grad),
+            summed_queries: Heads::of(&summed_q.finite.0),
+            summed_keys: Heads::of(&summed_k.finite.0),
+            summed_grads: Heads::of(&summed_grad.finite.0),
             log_sums: values(&forward.log_sums),
         };
         let n = batch * n_heads * seq * head_dim;
@@ -226,7 +257,11 @@ impl AttentionKernel for Flex {
         };
         let (grad_k, grad_v) = rayon::join(|| gather(0), || gather(1));
         let grad_q = by_heads(grad_q, [batch, n_heads, seq, head_dim]);
-        [grad_q, grad_k, grad_v]
+        [
+            summed_k.finish(grad_q, || mask.keys_of_queries(sizes)),
+            summed_q.finish(grad_k, || mask.queries_of_keys(sizes)),
+            summed_grad.finish(grad_v, || mask.queries_of_keys(sizes)),
+        ]
     }
 }
 
@@ -339,6 +374,10 @@ struct BackwardInputs<'a> {
     values: Heads<'a>,
     outputs: Heads<'a>,
     grads: Heads<'a>,
+    /// The queries, keys and gradients for products that sum over positions.
+    summed_queries: Heads<'a>,
+    summed_keys: Heads<'a>,
+    summed_grads: Heads<'a>,
     log_sums: &'a [f32],
 }
 
@@ -369,6 +408,8 @@ impl BackwardInputs<'_> {
             let range = start..(start + QUERIES).min(seq);
             let tile = self.queries.positions(row, head, &range);
             let grad_tile = self.grads.positions(row, head, &range);
+            let summed_tile = self.summed_queries.positions(row, head, &range);
+            let summed_grad_tile = self.summed_grads.positions(row, head, &range);
             let grad_queries = &mut grad_queries[..range.len() * head_dim];
             let mut along = [0.0_f32; QUERIES];
             vectorised(|| {
@@ -385,6 +426,7 @@ impl BackwardInputs<'_> {
                 let weights = &mut weights[..range.len() * n];
                 let grad_scores = &mut grad_scores[..range.len() * n];
                 let key_tile = self.keys.positions(row, kv_head, &key_range);
+                let summed_key_tile = self.summed_keys.positions(row, kv_head, &key_range);
                 let value_tile = self.values.positions(row, kv_head, &key_range);
                 let fresh = Before::Overwritten;
                 multiply_alone(weights, fresh, scale, tile, key_tile.transposed());
@@ -413,10 +455,10 @@ impl BackwardInputs<'_> {
                 let here = key_range.start * head_dim..key_range.end * head_dim;
                 let kept = Before::Kept;
                 let to = &mut grad_values[here.clone()];
-                multiply_alone(to, kept, 1.0, weights.transposed(), grad_tile);
+                multiply_alone(to, kept, 1.0, weights.transposed(), summed_grad_tile);
                 let to = &mut grad_keys[here];
-                multiply_alone(to, kept, 1.0, grad_scores.transposed(), tile);
-                multiply_alone(grad_queries, before, 1.0, grad_scores, key_tile);
+                multiply_alone(to, kept, 1.0, grad_scores.transposed(), summed_tile);
+                multiply_alone(grad_queries, before, 1.0, grad_scores, summed_key_tile);
                 before = Before::Kept;
             }
             for (i, position) in range.enumerate() {
