@@ -10,6 +10,8 @@
 //! Query heads that share a key head are stacked along the sequence, so that
 //! keys and values are never repeated.
 
+mod documents;
+
 use std::{ops::Range, sync::Arc};
 
 use burn::{
@@ -26,6 +28,7 @@ use burn::{
     tensor::{Tensor, TensorData, activation::softmax},
 };
 
+pub(crate) use self::documents::Summed;
 use crate::{
     portable::Portable,
     support::{for_backends, supports, to_dtype},
@@ -60,6 +63,7 @@ impl AttentionMask {
 
     /// Only keys of the same document, for rows that hold several: `lengths`
     /// gives each row's, in order; what follows the last is a document too.
+    /// Nothing passes from one to another, infinity and NaN included.
     #[must_use]
     pub fn within_documents(mut self, lengths: &[Vec<usize>], seq: usize) -> Self {
         let starts = lengths.iter().flat_map(|lengths| {
@@ -153,7 +157,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
 }
 
 /// [`attention`] as a composition of Burn's operations, with all scores at
-/// once.
+/// once. Here an infinity or NaN passes from one document to another, since
+/// hidden values are multiplied by zero.
 pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
     let [batch, n_heads, seq, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
@@ -323,26 +328,18 @@ impl Stretch {
     }
 
     /// Scaled scores in f32, `[batch, kv_heads, groups · queries, keys]`, very
-    /// negative where a query does not see a key.
+    /// negative where they are hidden.
     fn scores<B: Backend>(
         &self,
         q: &Portable<B>,
         k: &Portable<B>,
-        mask: &AttentionMask,
+        hidden: Vec<BoolTensor<B>>,
     ) -> Portable<B> {
         let k = k.clone().narrow(2, self.keys.clone());
         let scores = self.rows(q).scale(self.sizes.scale()).matmul(k.transpose());
-        let scores = scores.f32();
-        let device = scores.device();
-        let shape = scores.shape();
         // Finite, so that no backend ever computes infinity minus infinity.
         const HIDDEN: f64 = -1e30;
-        let mut scores = scores;
-        for hidden in self.hidden::<B>(mask, &device) {
-            let hidden = B::bool_expand(hidden, burn::backend::Shape::from(shape.clone()));
-            scores = scores.fill_where(hidden, HIDDEN);
-        }
-        scores
+        fill(scores.f32(), hidden, HIDDEN)
     }
 
     /// Masks of what is not seen, each `[1 or batch, 1, groups · queries, keys]`.
@@ -379,28 +376,47 @@ impl Stretch {
     }
 }
 
+/// Fills what any of the masks covers.
+fn fill<B: Backend>(values: Portable<B>, masks: Vec<BoolTensor<B>>, with: f64) -> Portable<B> {
+    let shape = burn::backend::Shape::from(values.shape());
+    masks.into_iter().fold(values, |values, mask| {
+        let mask = B::bool_expand(mask, shape.clone());
+        values.fill_where(mask, with)
+    })
+}
+
 pub(crate) fn portable_forward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
     mask: &AttentionMask,
 ) -> Attended<B> {
-    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let (q, k) = (Portable::<B>(q), Portable::<B>(k));
+    let apart = mask.has_documents();
+    let v = Summed::<B>::new(v, apart);
     let sizes = Sizes::of(&q.shape(), &k.shape());
-    let dtype = q.dtype();
+    let (dtype, device) = (q.dtype(), q.device());
     let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
     for stretch in Stretch::all(sizes, mask) {
-        let scores = stretch.scores(&q, &k, mask);
+        let hidden = stretch.hidden::<B>(mask, &device);
+        // Not kept where it is not needed, so that it can be fused away.
+        let hidden_again = apart.then(|| hidden.clone());
+        let scores = stretch.scores(&q, &k, hidden);
         let highest = scores.clone().max_dim(3);
-        let exponentials = (scores - highest.clone()).exp();
+        let mut exponentials = (scores - highest.clone()).exp();
+        if let Some(hidden) = hidden_again {
+            // Zero already, unless the query's own scores are lower still, or not numbers.
+            exponentials = fill(exponentials, hidden, 0.0);
+        }
         let sums = exponentials.clone().sum_dim(3);
         let weights = (exponentials * sums.clone().recip()).cast(dtype);
-        let output = weights.matmul(v.clone().narrow(2, stretch.keys.clone()));
+        let output = weights.matmul(v.finite.clone().narrow(2, stretch.keys.clone()));
         outputs.push(stretch.unstacked(output));
         log_sums.push(stretch.unstacked(sums.log() + highest));
     }
+    let output = Portable::cat(outputs, 2).0;
     Attended {
-        output: Portable::cat(outputs, 2).0,
+        output: v.finish(output, || mask.keys_of_queries(sizes)),
         log_sums: Portable::cat(log_sums, 2).0,
     }
 }
@@ -413,37 +429,53 @@ pub(crate) fn portable_backward<B: Backend>(
     forward: Attended<B>,
     grad: FloatTensor<B>,
 ) -> [FloatTensor<B>; 3] {
-    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let [q, k, v, grad] = [q, k, v, grad].map(Portable::<B>);
     let sizes = Sizes::of(&q.shape(), &k.shape());
-    let dtype = q.dtype();
+    let (dtype, device) = (q.dtype(), q.device());
     let (output, log_sums) = (
         Portable::<B>(forward.output),
         Portable::<B>(forward.log_sums),
     );
-    let grad = Portable::<B>(grad);
     let along = (output.f32() * grad.clone().f32()).sum_dim(3);
+    let apart = mask.has_documents();
+    let [summed_q, summed_k, summed_grad] =
+        [&q, &k, &grad].map(|tensor| Summed::<B>::new(tensor.0.clone(), apart));
     let mut grad_q = Vec::new();
     let mut grad_k = Sum::new(&k);
     let mut grad_v = Sum::new(&v);
     for stretch in Stretch::all(sizes, mask) {
-        let scores = stretch.scores(&q, &k, mask);
-        let weights = (scores - stretch.rows(&log_sums)).exp();
-        let grad = stretch.rows(&grad);
+        let hidden = stretch.hidden::<B>(mask, &device);
+        // Not kept where it is not needed, so that it can be fused away.
+        let hidden_again = apart.then(|| hidden.clone());
+        let scores = stretch.scores(&q, &k, hidden);
+        let mut weights = (scores - stretch.rows(&log_sums)).exp();
+        if let Some(hidden) = hidden_again.clone() {
+            weights = fill(weights, hidden, 0.0);
+        }
         let seen = |whole: &Portable<B>| whole.clone().narrow(2, stretch.keys.clone());
-        grad_v.add(
-            &stretch,
-            weights.clone().cast(dtype).transpose().matmul(grad.clone()),
-        );
+        let grad = stretch.rows(&grad);
+        let summed = if apart {
+            stretch.rows(&summed_grad.finite)
+        } else {
+            grad.clone()
+        };
+        let part = weights.clone().cast(dtype).transpose();
+        grad_v.add(&stretch, part.matmul(summed));
         let grad_weights = grad.matmul(seen(&v).transpose()).f32();
-        let grad_scores = weights * (grad_weights - stretch.rows(&along));
+        let mut grad_scores = weights * (grad_weights - stretch.rows(&along));
+        if let Some(hidden) = hidden_again {
+            grad_scores = fill(grad_scores, hidden, 0.0);
+        }
         let grad_scores = grad_scores.scale(sizes.scale()).cast(dtype);
-        grad_q.push(stretch.unstacked(grad_scores.clone().matmul(seen(&k))));
-        grad_k.add(&stretch, grad_scores.transpose().matmul(stretch.rows(&q)));
+        let part = grad_scores.clone().matmul(seen(&summed_k.finite));
+        grad_q.push(stretch.unstacked(part));
+        let part = grad_scores.transpose();
+        grad_k.add(&stretch, part.matmul(stretch.rows(&summed_q.finite)));
     }
     [
-        Portable::cat(grad_q, 2).0,
-        grad_k.0.cast(dtype).0,
-        grad_v.0.cast(dtype).0,
+        summed_k.finish(Portable::cat(grad_q, 2).0, || mask.keys_of_queries(sizes)),
+        summed_q.finish(grad_k.0.cast(dtype).0, || mask.queries_of_keys(sizes)),
+        summed_grad.finish(grad_v.0.cast(dtype).0, || mask.queries_of_keys(sizes)),
     ]
 }
 

@@ -530,3 +530,119 @@ fn half_precision_is_close_to_f32() {
     let difference = difference(&values(half.cast(DType::F32)), &right);
     assert!(difference < 0.02 && difference > 0.0, "{difference}");
 }
+
+/// A flipped weight lies before its first element in memory.
+#[test]
+fn flipped_weights_are_read_as_they_are_named() {
+    let (x, weight) = (numbers(1, [9, 48], 1.0), numbers(4, [48, 80], 0.5).detach());
+    compare(
+        [x.clone()],
+        |[x]| projection::project(x, weight.clone().flip([0, 1]), None, None),
+        |[x]| projection::composed(x, weight.clone().flip([0, 1]), None, None),
+    );
+    let targets = some_targets(9, 80);
+    compare(
+        [x],
+        |[x]| loss::cross_entropy(x, weight.clone().flip([1]), &targets, 9).reshape([1, 1]),
+        |[x]| loss::composed(x.matmul(weight.clone().flip([1])), &targets, 9).reshape([1, 1]),
+    );
+}
+
+#[test]
+fn flipped_factors_are_read_as_they_are_named() {
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let weight = constant(4, [48, 80]);
+    let four = [
+        constant(5, [48, 8]),
+        constant(6, [8, 80]),
+        constant(7, [48, 8]),
+        constant(8, [8, 80]),
+    ];
+    let flipped = || factors(four.clone().map(|factor| factor.flip([0])), true);
+    compare(
+        [numbers(1, [9, 48], 1.0)],
+        |[x]| projection::project(x, weight.clone(), None, Some(flipped())),
+        |[x]| projection::composed(x, weight.clone(), None, Some(flipped())),
+    );
+}
+
+/// Output and gradients of attention for `[q, k, v, gradient of the output]`,
+/// all `[batch, heads, seq, head_dim]`.
+fn attend(inputs: &[Tensor<4>; 4], mask: &AttentionMask, dtype: DType) -> [Vec<f32>; 4] {
+    let [q, k, v, grad] = inputs.clone().map(|x| x.cast(dtype).detach());
+    let leaves = [q, k, v].map(|leaf| leaf.require_grad());
+    let [q, k, v] = leaves.clone();
+    let output = attention(q, k, v, mask);
+    let grads = (output.clone() * grad).sum().backward();
+    let of = |leaf: &Tensor<4>| Tensor::<4>::from_inner(leaf.grad(&grads).unwrap());
+    let [q, k, v] = [0, 1, 2].map(|i| of(&leaves[i]));
+    [output, q, k, v].map(|x| values(x.cast(DType::F32)))
+}
+
+/// One value of one document is not finite. All results of the other documents
+/// are to the bit what they are without it; half precision takes the portable
+/// code.
+#[test]
+fn what_is_not_finite_stays_in_its_document() {
+    let (batch, kv_heads, seq, head_dim) = (2, 2, 70, 8);
+    let mask = AttentionMask::causal(None).within_documents(&[vec![5, 40, 25], vec![30]], seq);
+    let inputs = [(1, 2), (2, 1), (3, 1), (4, 2)].map(|(seed, groups)| {
+        let shape = [batch, kv_heads * groups, seq, head_dim];
+        numbers(seed, shape, 1.0)
+    });
+    // Of the document of row 0 at 5..45.
+    let is_within = |i: usize, heads: usize| {
+        let (row, position) = (i / head_dim / seq / heads, i / head_dim % seq);
+        row == 0 && (5..45).contains(&position)
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        for mask in [mask.clone(), mask.clone().in_stretches_of(16)] {
+            let right = attend(&inputs, &mask, dtype);
+            assert!(right.iter().flatten().all(|x| x.is_finite()));
+            for (which, name) in ["q", "k", "v", "gradient"].into_iter().enumerate() {
+                for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                    let mut inputs = inputs.clone();
+                    let one = inputs[which].clone();
+                    inputs[which] = one.slice_fill([0..1, 1..2, 20..21, 3..4], bad);
+                    let found = attend(&inputs, &mask, dtype);
+                    assert!(
+                        found.iter().flatten().any(|x| !x.is_finite()),
+                        "{bad} in {name} is lost ({dtype:?})"
+                    );
+                    for (result, (found, right)) in found.iter().zip(&right).enumerate() {
+                        let heads = found.len() / batch / seq / head_dim;
+                        for (i, (found, right)) in found.iter().zip(right).enumerate() {
+                            assert!(
+                                found == right || is_within(i, heads),
+                                "{bad} in {name} reaches result {result} at {i}: {found} in the \
+                                 place of {right} ({dtype:?})"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a position does not see leaves it as it is within its document too: the
+/// positions before a value that is not finite.
+#[test]
+fn what_is_not_finite_reaches_no_earlier_position() {
+    let shape = [1, 1, 20, 4];
+    let mask = AttentionMask::causal(None).within_documents(&[vec![12, 8]], 20);
+    let mut inputs = [1, 2, 3, 4].map(|seed| numbers(seed, shape, 1.0));
+    let right = attend(&inputs, &mask, DType::F32);
+    inputs[2] = inputs[2]
+        .clone()
+        .slice_fill([0..1, 0..1, 7..8, 2..3], f32::INFINITY);
+    let [output, ..] = attend(&inputs, &mask, DType::F32);
+    for (i, (found, right)) in output.iter().zip(&right[0]).enumerate() {
+        let (position, feature) = (i / 4, i % 4);
+        let sees = (7..12).contains(&position) && feature == 2;
+        assert!(
+            if sees { found.is_nan() } else { found == right },
+            "{i}: {found}"
+        );
+    }
+}

@@ -5,7 +5,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 use super::{
     all_f32, contiguous,
     logits::{host_ids, pass},
-    matrix::Matrix,
+    matrix::{Matrix, unflipped},
     shape, tensor, values,
 };
 use crate::{
@@ -29,7 +29,8 @@ impl LikelihoodKernel for Flex {
             hidden: with_grad_hidden,
             weight: false,
         };
-        let matrix = Matrix::of(&weight);
+        let straight = unflipped(&weight);
+        let matrix = Matrix::of(&straight);
         let found = pass(values(&hidden), matrix, &ids, None, rows, wanted);
         let grad_hidden = found.grad_hidden.map(|grad| tensor(grad, shape(&hidden)));
         (tensor(found.log_likelihoods, [ids.len()]), grad_hidden)
@@ -49,7 +50,8 @@ impl LikelihoodKernel for Flex {
         };
         let (hidden, grad) = (contiguous(hidden), contiguous(grad));
         let scales: Vec<f32> = values(&grad).iter().map(|grad| -grad).collect();
-        let matrix = Matrix::of(&weight);
+        let straight = unflipped(&weight);
+        let matrix = Matrix::of(&straight);
         let found = pass(values(&hidden), matrix, &ids, Some(&scales), rows, wanted);
         [
             found.grad_hidden.map(|grad| tensor(grad, shape(&hidden))),

@@ -32,7 +32,7 @@ pub(super) fn pass(
     rows: usize,
     wanted: WantedGradients,
 ) -> Pass {
-    let (width, vocab) = (weight.transposed().columns(), weight.columns());
+    let (width, vocab) = (weight.rows(), weight.columns());
     let n = ids.len();
     let mut logits = vec![0.0_f32; rows.min(n) * vocab];
     // Rows that are padding have no gradient, so what is not written must be zero.

@@ -5,7 +5,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 use super::{
     all_f32, contiguous,
     logits::{host_ids, pass},
-    matrix::Matrix,
+    matrix::{Matrix, unflipped},
     shape, tensor, values,
 };
 use crate::{
@@ -26,7 +26,8 @@ impl LossKernel for Flex {
             return portable::<Self>(hidden, weight, &targets, n_trained, rows, wanted);
         };
         let hidden = contiguous(hidden);
-        let matrix = Matrix::of(&weight);
+        let straight = unflipped(&weight);
+        let matrix = Matrix::of(&straight);
         let found = pass(
             values(&hidden),
             matrix,

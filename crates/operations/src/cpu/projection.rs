@@ -5,7 +5,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
     all_f32, contiguous,
-    matrix::{Matrix, add_product, multiplied},
+    matrix::{Matrix, add_product, multiplied, unflipped},
     shape, tensor, values,
 };
 use crate::projection::{
@@ -61,7 +61,7 @@ impl Thin {
         self.width
     }
 
-    fn matrix(&self) -> Matrix {
+    fn matrix(&self) -> Matrix<'_> {
         Matrix::of_rows(&self.values, self.width)
     }
 
@@ -76,7 +76,7 @@ impl Thin {
 
     /// The halves of `product`, whose columns are those of this; the second is
     /// empty if there is one only.
-    fn split(&self, product: &[f32], n_rows: usize) -> [Matrix; 2] {
+    fn split<'a>(&self, product: &'a [f32], n_rows: usize) -> [Matrix<'a>; 2] {
         let second = self.width - self.rank;
         let rest = product.get(self.rank..).unwrap_or(&[]);
         [
@@ -103,8 +103,9 @@ impl ProjectionKernel for Flex {
             return portable_forward::<Self>(x, layer);
         }
         let x = contiguous(x);
-        let weight = Matrix::of(&layer.weight);
-        let (d_in, d_out) = (weight.transposed().columns(), weight.columns());
+        let weight = unflipped(&layer.weight);
+        let weight = Matrix::of(&weight);
+        let (d_in, d_out) = (weight.rows(), weight.columns());
         let rows = Matrix::of_rows(values(&x), d_in);
         let scale = layer.scale as f32;
         let mut kept = None;
@@ -115,13 +116,15 @@ impl ProjectionKernel for Flex {
                 let thin = Thin::new(a, layer.anchor.as_ref().map(|[a0, _]| a0));
                 let down = multiplied(scale, rows, thin.matrix());
                 let [trained, anchored] = thin.split(&down, n_rows);
-                let mut output = multiplied(1.0, trained, Matrix::of(b));
+                let mut output = multiplied(1.0, trained, Matrix::of(&unflipped(b)));
                 if let Some([_, b0]) = &layer.anchor {
+                    let b0 = unflipped(b0);
+                    let b0 = Matrix::of(&b0);
                     // Computed alike and taken away before anything is added: zero at the start.
                     if subtracts_exactly(n_rows, thin.rank) {
-                        add_product(&mut output, -1.0, anchored, Matrix::of(b0));
+                        add_product(&mut output, -1.0, anchored, b0);
                     } else {
-                        let product = multiplied(1.0, anchored, Matrix::of(b0));
+                        let product = multiplied(1.0, anchored, b0);
                         for (output, product) in output.iter_mut().zip(product) {
                             *output -= product;
                         }
@@ -154,8 +157,9 @@ impl ProjectionKernel for Flex {
             return portable_backward::<Self>(layer, kept, grad, for_x);
         }
         let grad = contiguous(grad);
-        let weight = Matrix::of(&layer.weight);
-        let (d_in, d_out) = (weight.transposed().columns(), weight.columns());
+        let weight = unflipped(&layer.weight);
+        let weight = Matrix::of(&weight);
+        let (d_in, d_out) = (weight.rows(), weight.columns());
         let grads = Matrix::of_rows(values(&grad), d_out);
         let scale = layer.scale as f32;
         let mut grad_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
@@ -164,7 +168,7 @@ impl ProjectionKernel for Flex {
             let (x, down) = (contiguous(x), contiguous(down));
             let n_rows = values(&x).len() / d_in;
             let rows = Matrix::of_rows(values(&x), d_in);
-            let rank = Matrix::of(a).columns();
+            let rank = shape(a)[1];
             let down = Matrix::of_rows(values(&down), rank);
             let grad_b = multiplied(1.0, down.transposed(), grads);
             // Of the anchored half, with its sign, only the part that reaches x.

@@ -1,5 +1,7 @@
 //! The gate of the feed-forward network.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
@@ -17,14 +19,16 @@ impl SwigluKernel for Flex {
         }
         let (gate, up) = (contiguous(gate), contiguous(up));
         let (gates, ups) = (values(&gate), values(&up));
-        let output = build(gates.len(), 1, |first, room| {
+        let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
             let (gates, ups) = (&gates[first..][..room.len()], &ups[first..][..room.len()]);
             vectorised(|| {
                 for ((out, gate), up) in room.iter_mut().zip(gates).zip(ups) {
                     out.write(gate / (1.0 + exp(-gate)) * up);
                 }
             });
-        });
+        };
+        // SAFETY: gates and ups are cut to the length of the room, and all three gone through.
+        let output = unsafe { build(gates.len(), 1, fill) };
         tensor(output, shape(&gate))
     }
 
@@ -38,7 +42,8 @@ impl SwigluKernel for Flex {
         }
         let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
         let (gates, ups, grads) = (values(&gate), values(&up), values(&grad));
-        let (grad_gate, grad_up) = build_two(gates.len(), 1, |first, grad_gate, grad_up| {
+        type Room = [MaybeUninit<f32>];
+        let fill = |first: usize, grad_gate: &mut Room, grad_up: &mut Room| {
             let n = grad_gate.len();
             let (gates, ups) = (&gates[first..][..n], &ups[first..][..n]);
             let grads = &grads[first..][..n];
@@ -52,7 +57,10 @@ impl SwigluKernel for Flex {
                     grad_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
                 }
             });
-        });
+        };
+        // SAFETY: both rooms are of one length, gates, ups and gradients are cut to it, and all five
+        // gone through.
+        let (grad_gate, grad_up) = unsafe { build_two(gates.len(), 1, fill) };
         let shape = shape(&gate);
         (tensor(grad_gate, shape.clone()), tensor(grad_up, shape))
     }
