@@ -8,6 +8,10 @@
 /// One family of models: a `model_type` of `config.json`, and what of it is in
 /// a file.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about a family"
+)]
 pub(crate) struct Family {
     /// `model_type`.
     pub(crate) model_type: &'static str,
@@ -121,6 +125,7 @@ static FAMILIES: [Family; 5] = [
         architecture: "gemma",
         window: Window::Absent,
         activations: &["gelu_pytorch_tanh", "gelu"],
+        kv_heads: Some(16),
         head_dim: Some(256),
         tied: true,
         optional_biases: false,
