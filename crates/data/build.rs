@@ -46,7 +46,7 @@ fn candidates() -> Vec<PathBuf> {
     let above_target = out.iter().flat_map(|out| out.ancestors().skip(1));
     let workspace = manifest
         .iter()
-        .flat_map(|manifest| manifest.ancestors().nth(2));
+        .filter_map(|manifest| manifest.ancestors().nth(2));
     above_target
         .chain(workspace)
         .chain(manifest.as_deref())
