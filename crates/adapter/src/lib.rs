@@ -74,7 +74,7 @@ pub use peft::{
     WriteOptions, save_peft,
 };
 pub use planned::planned;
-pub use project::{LookUp, Project, is_adapted};
+pub use project::{Embed, Project, is_adapted};
 pub use saved::{is_saved_with, parameters_to_save};
 pub use summary::{AdaptedLayer, Summary, summary};
 pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};

@@ -25,7 +25,7 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         .map(|index| recipe.seed.wrapping_add(index))
         .collect();
     let ranks = match args.ranks.as_slice() {
-        [] => vec![recipe.adapter.rank],
+        [] => vec![recipe.adapter.config.rank],
         ranks => ranks.to_vec(),
     };
     let comparison = Comparison {

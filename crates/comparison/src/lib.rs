@@ -192,7 +192,7 @@ impl Comparison {
         let ratio = self.recipe.training.min_learning_rate / self.recipe.training.learning_rate;
         recipe.name = key.name();
         recipe.seed = key.seed;
-        recipe.adapter.rank = key.rank;
+        recipe.adapter.config.rank = key.rank;
         recipe.training.learning_rate = key.rate;
         recipe.training.min_learning_rate = ratio * key.rate;
         recipe.training.keep_checkpoints = 1;

@@ -5,11 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use olora_adapter::Method;
 use olora_files::write_atomically;
-use olora_runs::{
-    Recipe, differences,
-    recipe::{AdapterMethod, SamplesSection},
-};
+use olora_runs::{Recipe, differences, recipe::SamplesSection};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{ComparisonError, trial::RUNS};
@@ -84,10 +82,12 @@ pub(crate) fn common(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
     recipe.data.split_seed = recipe.data.validation_samples.map(|_| split_seed);
     recipe.seed = 0;
     let adapter = &mut recipe.adapter;
-    adapter.method = AdapterMethod::Lora;
-    (adapter.rslora, adapter.dora) = (false, false);
-    (adapter.iterations, adapter.rho) = (None, None);
-    adapter.rank = 1;
+    (adapter.everything, adapter.rho) = (false, None);
+    let config = &mut adapter.config;
+    config.method = Method::Lora;
+    (config.rslora, config.dora) = (false, false);
+    config.iterations = None;
+    config.rank = 1;
     let training = &mut recipe.training;
     let share = training.min_learning_rate / training.learning_rate;
     training.min_learning_rate = (share * 1e6).round() / 1e6;

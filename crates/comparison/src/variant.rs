@@ -3,10 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use olora_adapter::Method;
-use olora_runs::{
-    Recipe,
-    recipe::{AdapterMethod, AdapterSection},
-};
+use olora_runs::Recipe;
 
 use crate::ComparisonError;
 
@@ -43,19 +40,13 @@ impl Variant {
     /// another method has are left out; rank and alpha stay.
     pub(crate) fn applied_to(self, recipe: &Recipe) -> Recipe {
         let mut recipe = recipe.clone();
-        let of = AdapterMethod::from(self.method);
-        let same = |keeps: AdapterMethod| of == keeps;
-        recipe.adapter = AdapterSection {
-            method: of,
-            rslora: self.rslora,
-            dora: self.dora,
-            iterations: recipe
-                .adapter
-                .iterations
-                .filter(|_| same(AdapterMethod::Pissa)),
-            rho: recipe.adapter.rho.filter(|_| same(AdapterMethod::Eva)),
-            ..recipe.adapter
-        };
+        let adapter = &mut recipe.adapter;
+        adapter.everything = false;
+        adapter.rho = adapter.rho.filter(|_| self.method == Method::Eva);
+        let config = &mut adapter.config;
+        config.method = self.method;
+        (config.rslora, config.dora) = (self.rslora, self.dora);
+        config.iterations = config.iterations.filter(|_| self.method == Method::Pissa);
         recipe.training.loraplus_ratio = self.loraplus.then_some(LORAPLUS_RATIO);
         recipe
     }

@@ -24,7 +24,7 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
+use olora_adapter::{Embed, Project, is_adapted, to_dtype};
 use olora_operations::{AttentionMask, attention, project};
 
 use crate::{
@@ -208,7 +208,7 @@ impl Llama {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden_size]`
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.model.embed_tokens.look_up(ids);
+        let x = self.model.embed_tokens.embed(ids);
         let x = match self.model.compute {
             Some(compute) => to_dtype(x, compute.into()),
             None => x,

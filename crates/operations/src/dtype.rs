@@ -78,7 +78,7 @@ impl Dtype {
     pub fn offered_by(device: &Device) -> Vec<Self> {
         let offered = Self::ALL.into_iter();
         offered
-            .filter(|dtype| device.supports_dtype((*dtype).into()))
+            .filter(|&dtype| device.supports_dtype(DType::from(dtype)))
             .collect()
     }
 

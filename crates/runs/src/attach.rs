@@ -7,7 +7,7 @@ use olora_data::{Padding, Schedule};
 use olora_model::Llama;
 use olora_training::loss_sum;
 
-use crate::{Event, Observer, Recipe, RunError, steps::batch};
+use crate::{Event, Observer, Recipe, RunError, recipe::Trained, steps::batch};
 
 /// The model with its adapter, if it has one.
 ///
@@ -18,7 +18,7 @@ pub(crate) fn attach_adapter(
     start: Start<'_>,
     observer: &dyn Observer,
 ) -> Result<Llama, RunError> {
-    let Some(config) = recipe.adapter.config(llama.lm_head.is_some()) else {
+    let Trained::Adapter(config) = recipe.adapter.trained(llama.lm_head.is_some()) else {
         return Ok(llama);
     };
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));

@@ -9,11 +9,8 @@ use crate::{Recipe, Summary};
 
 /// The card of a finished run.
 pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
-    let adapter = &recipe.adapter;
-    let method = adapter
-        .method
-        .method()
-        .map_or("none", |method| method.name());
+    let adapter = &recipe.adapter.config;
+    let method = recipe.adapter.method_name();
     let base = base_name(recipe);
     let mut tags = vec!["lora".to_owned(), "olora".to_owned()];
     if method != "olora" && method != "lora" {
@@ -106,7 +103,7 @@ pub(crate) fn base_name(recipe: &Recipe) -> String {
 }
 
 fn variants(recipe: &Recipe) -> String {
-    let adapter = &recipe.adapter;
+    let adapter = &recipe.adapter.config;
     let mut variants = String::new();
     for (is, name) in [(adapter.dora, "DoRA"), (adapter.rslora, "rank-stabilised")] {
         if is {

@@ -5,7 +5,7 @@ use olora_devices::Details;
 use olora_model::Dtype;
 use olora_training::FailureContext;
 
-use crate::{Recipe, recipe::AdapterMethod};
+use crate::Recipe;
 
 /// What is known about a run if its device fails.
 pub(crate) fn failure_context(
@@ -13,7 +13,7 @@ pub(crate) fn failure_context(
     device: &Device,
     details: &Details,
 ) -> FailureContext {
-    let is_full = recipe.adapter.method == AdapterMethod::None;
+    let is_full = recipe.adapter.everything;
     let is_half = recipe.model.dtype.is_some_and(|dtype| dtype != Dtype::F32);
     let half = if is_full || is_half || !device.supports_dtype(DType::BF16) {
         ""

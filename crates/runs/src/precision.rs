@@ -5,7 +5,7 @@ use olora_data::Padding;
 use olora_model::{Dtype, ModelConfig};
 use serde::Serialize;
 
-use crate::{Recipe, RunError, recipe::AdapterMethod};
+use crate::{Recipe, RunError};
 
 /// The number formats of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,9 +85,9 @@ impl Recipe {
                 other => other,
             }
         };
-        let full = self.adapter.method == AdapterMethod::None;
+        let full = self.adapter.everything;
         // What trains is held in float32.
-        let trains = full || !self.adapter.modules_to_save.is_empty();
+        let trains = full || !self.adapter.config.modules_to_save.is_empty();
         let stored = if trains { None } else { config.stored_dtype() };
         let base = choose("model.dtype", self.model.dtype, stored)?;
         // Left out, the compute format is the base's own, on the CPU too.

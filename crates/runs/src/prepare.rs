@@ -7,7 +7,7 @@ use olora_training::CrossEntropy;
 
 use crate::{
     MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts, estimate::Workload,
-    recipe::Trained, run_data::Data, steps::Steps,
+    run_data::Data, steps::Steps,
 };
 
 /// A recipe with its data, its steps and what it will take.
@@ -58,7 +58,7 @@ impl Prepared {
 
     /// Whether every weight trains, rather than an adapter.
     pub(crate) fn trains_everything(&self) -> bool {
-        matches!(self.recipe.adapter.trained(true), Trained::Everything)
+        self.recipe.adapter.everything
     }
 
     /// The memory that the run takes, of a model of these parameters.
@@ -72,8 +72,8 @@ impl Prepared {
             .sum();
         let workload = Workload {
             counts: *counts,
-            dora: recipe.adapter.dora,
-            dropout: recipe.adapter.dropout > 0.0,
+            dora: recipe.adapter.config.dora,
+            dropout: recipe.adapter.config.dropout > 0.0,
             accumulates: recipe.training.accumulation > 1,
             base: self.precision.base,
             compute: self.precision.compute,

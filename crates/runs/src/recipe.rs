@@ -1,17 +1,20 @@
 //! The recipe: everything that decides a run, in one TOML file.
 
+mod adapter;
 mod differences;
 mod parse;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
-use olora_adapter::{ALL_LINEAR, AdapterConfig, Method, PeftForm};
 use olora_data::{DEFAULT_MAX_LENGTH, Format};
 use olora_model::Dtype;
 use olora_training::{Decay, LearningRate, Recompute};
 use serde::{Deserialize, Serialize};
 
-pub use self::differences::differences;
+pub use self::{
+    adapter::{AdapterSection, Trained},
+    differences::differences,
+};
 
 /// A whole recipe. Unknown keys are refused; the run directory gets it back
 /// with every default written out.
@@ -94,176 +97,6 @@ pub enum Weights {
     /// Drawn at random, for measuring speed and memory: an adapter may be
     /// trained on them, which teaches it nothing.
     Timing,
-}
-
-/// What of a model trains.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Trained {
-    /// An adapter; the base is frozen.
-    Adapter(AdapterConfig),
-    /// Every weight.
-    Everything,
-}
-
-/// `[adapter]`: [`AdapterConfig`] and the form it is saved in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdapterSection {
-    /// How the factors start, or `none` to train every weight.
-    pub method: AdapterMethod,
-    /// `anchored` or `residual`.
-    pub placement: olora_adapter::Placement,
-    /// The rank of the update.
-    pub rank: usize,
-    /// The update is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// Rank-stabilised: scaled by `alpha / √rank`.
-    pub rslora: bool,
-    /// Weight-decomposed: magnitudes train by themselves.
-    pub dora: bool,
-    /// For `pissa`: power iterations of a randomised decomposition; exact if not
-    /// given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub iterations: Option<usize>,
-    /// For `eva`: a layer gets at most this many times the rank; 2 if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rho: Option<f64>,
-    /// Dropout on the adapter's input.
-    pub dropout: f64,
-    /// Names, paths, globs, or `all-linear`.
-    pub targets: Vec<String>,
-    /// Layers to leave out. If not given, `all-linear` leaves out `lm_head`,
-    /// as in PEFT, and names leave out nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exclude: Option<Vec<String>>,
-    /// The numbers of the blocks to adapt, from zero; all if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layers: Option<Vec<usize>>,
-    /// Other ranks for some layers, by the rules of `targets`.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Other alphas for some layers, by the rules of `targets`.
-    pub alpha_pattern: BTreeMap<String, f64>,
-    /// Modules of which every weight trains and is saved whole.
-    pub modules_to_save: Vec<String>,
-    /// `plain`, or `native` for PEFT's own form of the method.
-    pub form: PeftForm,
-}
-
-/// `adapter.method`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AdapterMethod {
-    /// See [`Method::Lora`].
-    Lora,
-    /// See [`Method::LoraGaussian`].
-    LoraGaussian,
-    /// See [`Method::LoraOrthogonal`].
-    LoraOrthogonal,
-    /// See [`Method::Olora`].
-    #[default]
-    Olora,
-    /// See [`Method::OloraTail`].
-    OloraTail,
-    /// See [`Method::Pissa`].
-    Pissa,
-    /// See [`Method::Milora`].
-    Milora,
-    /// See [`Method::Eva`].
-    Eva,
-    /// No adapter: every weight of the model trains.
-    None,
-}
-
-impl AdapterMethod {
-    /// The adapter's method; `None` if there is no adapter.
-    pub fn method(self) -> Option<Method> {
-        match self {
-            Self::Lora => Some(Method::Lora),
-            Self::LoraGaussian => Some(Method::LoraGaussian),
-            Self::LoraOrthogonal => Some(Method::LoraOrthogonal),
-            Self::Olora => Some(Method::Olora),
-            Self::OloraTail => Some(Method::OloraTail),
-            Self::Pissa => Some(Method::Pissa),
-            Self::Milora => Some(Method::Milora),
-            Self::Eva => Some(Method::Eva),
-            Self::None => None,
-        }
-    }
-}
-
-impl From<Method> for AdapterMethod {
-    fn from(method: Method) -> Self {
-        match method {
-            Method::Lora => Self::Lora,
-            Method::LoraGaussian => Self::LoraGaussian,
-            Method::LoraOrthogonal => Self::LoraOrthogonal,
-            Method::Olora => Self::Olora,
-            Method::OloraTail => Self::OloraTail,
-            Method::Pissa => Self::Pissa,
-            Method::Milora => Self::Milora,
-            Method::Eva => Self::Eva,
-        }
-    }
-}
-
-impl Default for AdapterSection {
-    fn default() -> Self {
-        let config = AdapterConfig::default();
-        Self {
-            method: AdapterMethod::default(),
-            placement: config.placement,
-            rank: config.rank,
-            alpha: config.alpha,
-            rslora: config.rslora,
-            dora: config.dora,
-            iterations: config.iterations,
-            rho: None,
-            dropout: config.dropout,
-            targets: config.targets,
-            exclude: None,
-            layers: config.layers,
-            rank_pattern: config.rank_pattern,
-            alpha_pattern: config.alpha_pattern,
-            modules_to_save: config.modules_to_save,
-            form: PeftForm::default(),
-        }
-    }
-}
-
-impl AdapterSection {
-    /// What of the model trains.
-    pub fn trained(&self, has_lm_head: bool) -> Trained {
-        self.config(has_lm_head)
-            .map_or(Trained::Everything, Trained::Adapter)
-    }
-
-    /// The part that the adapter crate knows; `None` if every weight trains.
-    pub fn config(&self, has_lm_head: bool) -> Option<AdapterConfig> {
-        let method = self.method.method()?;
-        let all_linear = self.targets.iter().any(|target| target == ALL_LINEAR)
-            && !self.targets.iter().any(|target| target == "lm_head");
-        let by_default = if all_linear && has_lm_head {
-            vec!["lm_head".to_owned()]
-        } else {
-            Vec::new()
-        };
-        Some(AdapterConfig {
-            method,
-            placement: self.placement,
-            rank: self.rank,
-            alpha: self.alpha,
-            rslora: self.rslora,
-            dora: self.dora,
-            iterations: self.iterations,
-            dropout: self.dropout,
-            targets: self.targets.clone(),
-            exclude: self.exclude.clone().unwrap_or(by_default),
-            layers: self.layers.clone(),
-            rank_pattern: self.rank_pattern.clone(),
-            alpha_pattern: self.alpha_pattern.clone(),
-            modules_to_save: self.modules_to_save.clone(),
-        })
-    }
 }
 
 /// `[data]`.

@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
         }
         if !full {
             directory.write("adapter/README.md", card(recipe, &summary).as_bytes())?;
-            if recipe.adapter.modules_to_save.is_empty() && !has_moved(&llama)? {
+            if recipe.adapter.config.modules_to_save.is_empty() && !has_moved(&llama)? {
                 observer.on(&Event::Note(
                     "no factor has moved in training, every `B` is what it was: the adapter changes nothing. \
                      Is the learning rate too small?"
@@ -245,7 +245,7 @@ impl<'a> Session<'a> {
 pub(crate) fn passes(recipe: &Recipe, llama: &Llama) -> Result<Passes, RunError> {
     let passes = Passes::new(Arc::new(CrossEntropy), llama)?;
     let passes = passes.with_recompute(recipe.training.recompute);
-    Ok(if recipe.adapter.dropout > 0.0 {
+    Ok(if recipe.adapter.config.dropout > 0.0 {
         passes.with_dropout()
     } else {
         passes

@@ -17,7 +17,7 @@ use burn::tensor::Device;
 use olora_model::{Dtype, load};
 use olora_runs::{
     Event, Observer, Recipe, RunError, Summary, TrainOptions,
-    recipe::{AdapterMethod, AdapterSection, Weights},
+    recipe::{AdapterSection, Weights},
     train,
 };
 use serde_json::json;
@@ -87,10 +87,7 @@ fn run(
     settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
     let text = fs::read_to_string(data.with_extension("toml")).unwrap();
     let mut recipe = Recipe::parse(&text, "quickstart.toml", &settings).unwrap();
-    recipe.adapter = AdapterSection {
-        method: AdapterMethod::None,
-        ..AdapterSection::default()
-    };
+    recipe.adapter = AdapterSection::everything();
     recipe.model.weights = Weights::Random;
     let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let losses = Arc::new(Losses(Mutex::default()));

@@ -22,7 +22,7 @@ use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader}
 use olora_model::{Dtype, ModelConfig};
 use olora_runs::{
     Event, Observer, Recipe, RunError, TrainOptions, check_samples, evaluate,
-    recipe::{AdapterMethod, AdapterSection, Weights},
+    recipe::{AdapterSection, Weights},
     train,
 };
 use serde_json::Value;
@@ -108,10 +108,7 @@ fn full_training_resumes_exactly_too() {
             name,
             &["training.max_steps=4", "training.checkpoint_every=2"],
         );
-        recipe.adapter = AdapterSection {
-            method: AdapterMethod::None,
-            ..AdapterSection::default()
-        };
+        recipe.adapter = AdapterSection::everything();
         recipe.model.weights = Weights::Random;
         recipe
     };

@@ -12,7 +12,7 @@ use crate::{
     encode::{Encoder, Request},
     generation,
     result::Likelihood,
-    share::{Plan, batches},
+    share::{PrefixPlan, batches},
 };
 
 /// How tasks are run.
@@ -245,8 +245,10 @@ fn shared(
     done: &mut dyn FnMut(usize),
 ) -> Result<(Vec<Vec<Likelihood>>, usize), TaskError> {
     let multiple = options.padding_multiple;
-    let plans = requests.iter().map(|of_item| Plan::new(of_item, multiple));
-    let plans: Vec<Plan> = plans.collect();
+    let plans = requests
+        .iter()
+        .map(|of_item| PrefixPlan::new(of_item, multiple));
+    let plans: Vec<PrefixPlan> = plans.collect();
     let mut all = vec![Vec::new(); requests.len()];
     let mut n_done = 0;
     for batch in batches(&plans, options.batch_tokens, multiple) {
@@ -259,12 +261,12 @@ fn shared(
         n_done += batch.len();
         done(n_done);
     }
-    Ok((all, plans.iter().map(Plan::n_tokens).sum()))
+    Ok((all, plans.iter().map(PrefixPlan::n_tokens).sum()))
 }
 
 /// Items with a prefix of one length, to be run together.
 struct Batch<'a> {
-    items: &'a [(&'a Plan, &'a [Request])],
+    items: &'a [(&'a PrefixPlan, &'a [Request])],
     prefix: usize,
     /// The length that rows are padded to after the prefix.
     suffix: usize,
@@ -280,7 +282,7 @@ enum Place {
 }
 
 impl<'a> Batch<'a> {
-    fn new(items: &'a [(&'a Plan, &'a [Request])], multiple: usize) -> Self {
+    fn new(items: &'a [(&'a PrefixPlan, &'a [Request])], multiple: usize) -> Self {
         let suffixes = items.iter().map(|(plan, _)| plan.suffix());
         Self {
             items,
@@ -294,7 +296,7 @@ impl<'a> Batch<'a> {
     }
 
     fn run(&self, llama: &Llama) -> Result<Vec<Vec<Likelihood>>, TaskError> {
-        let mut wanted = Wanted::default();
+        let mut wanted = WantedPredictions::default();
         let mut first_row = 0;
         let mut slots = Vec::with_capacity(self.items.len());
         for (i, (plan, requests)) in self.items.iter().enumerate() {
@@ -325,7 +327,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The predictions at the places that are wanted, in their order.
-    fn read(&self, llama: &Llama, wanted: &Wanted) -> Result<Read, TaskError> {
+    fn read(&self, llama: &Llama, wanted: &WantedPredictions) -> Result<Read, TaskError> {
         let (of_prefix, of_suffix) = self.hidden(llama);
         let n_suffix = of_suffix.dims()[0];
         let mut parts = vec![of_suffix];
@@ -388,13 +390,13 @@ impl<'a> Batch<'a> {
 /// The places to read predictions from, each once, with the tokens whose
 /// probabilities are wanted there.
 #[derive(Default)]
-struct Wanted {
+struct WantedPredictions {
     places: Vec<Place>,
     tokens: Vec<Vec<u32>>,
     slots: HashMap<Place, usize>,
 }
 
-impl Wanted {
+impl WantedPredictions {
     /// Adds a token at a place; returns where it will be read: slot and column.
     fn add(&mut self, place: Place, token: u32) -> (usize, usize) {
         let slot = *self.slots.entry(place).or_insert_with(|| {

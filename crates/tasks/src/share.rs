@@ -4,7 +4,7 @@ use crate::encode::Request;
 
 /// How one item is run: a prefix, then rows that continue it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct PrefixPlan {
     /// Distinct inputs, none of which begins with another.
     pub(crate) rows: Vec<Vec<u32>>,
     /// How many tokens all rows begin with that are run once; 0 if there is
@@ -14,7 +14,7 @@ pub(crate) struct Plan {
     pub(crate) row_of: Vec<usize>,
 }
 
-impl Plan {
+impl PrefixPlan {
     /// The prefix is a multiple of `multiple`, so that few lengths occur.
     pub(crate) fn new(requests: &[Request], multiple: usize) -> Self {
         let mut order: Vec<usize> = (0..requests.len()).collect();
@@ -60,7 +60,7 @@ impl Plan {
 /// Groups of plans to be run together: of one prefix length, so that one cache
 /// holds them, the longest first, and of at most `tokens` tokens, padding
 /// included, unless one plan alone has more. Each group lists indices of `plans`.
-pub(crate) fn batches(plans: &[Plan], tokens: usize, multiple: usize) -> Vec<Vec<usize>> {
+pub(crate) fn batches(plans: &[PrefixPlan], tokens: usize, multiple: usize) -> Vec<Vec<usize>> {
     let padded = |length: usize| length.next_multiple_of(multiple.max(1));
     let mut order: Vec<usize> = (0..plans.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse((plans[i].prefix, plans[i].suffix())));
@@ -103,22 +103,22 @@ mod tests {
             request(&[1, 2, 3, 4, 5], 3),
             request(&[1, 2, 3, 6], 2),
         ];
-        let plan = Plan::new(&requests, 1);
+        let plan = PrefixPlan::new(&requests, 1);
         assert_eq!(plan.rows, [vec![1, 2, 3, 4, 5], vec![1, 2, 3, 6]]);
         assert_eq!((plan.prefix, plan.row_of.as_slice()), (3, &[0, 0, 1][..]));
         assert_eq!((plan.suffix(), plan.n_tokens()), (2, 6));
-        assert_eq!(Plan::new(&requests, 2).prefix, 2);
+        assert_eq!(PrefixPlan::new(&requests, 2).prefix, 2);
     }
 
     #[test]
     fn one_row_is_run_whole() {
-        let plan = Plan::new(&[request(&[1, 2], 1), request(&[1, 2], 1)], 1);
+        let plan = PrefixPlan::new(&[request(&[1, 2], 1), request(&[1, 2], 1)], 1);
         assert_eq!((plan.rows.len(), plan.prefix, plan.suffix()), (1, 0, 2));
     }
 
     #[test]
     fn batches_share_a_prefix_length_and_keep_to_the_budget() {
-        let plan = |prefix: usize, suffixes: &[usize]| Plan {
+        let plan = |prefix: usize, suffixes: &[usize]| PrefixPlan {
             rows: suffixes.iter().map(|n| vec![0; prefix + n]).collect(),
             prefix,
             row_of: vec![],

@@ -94,8 +94,8 @@ impl Report {
         writeln!(
             text,
             "| adapter | on {}, alpha {} |",
-            recipe.adapter.targets.join(", "),
-            recipe.adapter.alpha
+            recipe.adapter.config.targets.join(", "),
+            recipe.adapter.config.alpha
         )?;
         writeln!(
             text,

@@ -64,9 +64,9 @@ impl Shards {
         })?;
         let (path, mapped) = &self.files[entry.file];
         let format = match entry.dtype {
-            Dtype::F32 => Dtype::F32,
-            Dtype::BF16 => Dtype::Bf16,
-            Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F16 => Dtype::F16,
             other => {
                 return Err(ModelError::malformed(
                     path,

@@ -263,7 +263,7 @@ struct Writing {
 
 impl View for Writing {
     fn dtype(&self) -> safetensors::Dtype {
-        stored(self.weight.dtype)
+        super::stored(self.weight.dtype)
     }
 
     fn shape(&self) -> &[usize] {

@@ -6,10 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use olora_adapter::Method;
 use olora_training::Decay;
 
 use super::{
-    AdapterMethod, AdapterSection, Dtype, Keep, OptimizerKind, Recipe, TrainingSection, Weights,
+    AdapterSection, Dtype, Keep, OptimizerKind, Recipe, Trained, TrainingSection, Weights,
 };
 use crate::RunError;
 
@@ -134,18 +135,13 @@ impl Recipe {
             self.output.keep == Keep::Last || has_validation,
             "`output.keep = \"best\"` needs validation data: set `data.validation` or `data.validation_samples`",
         );
-        let full = self.adapter.method == AdapterMethod::None;
+        let full = self.adapter.everything;
         check(
             full || self.output.dtype.is_none(),
             "`output.dtype` has no use for an adapter, which is saved in float32: remove it",
         );
         check(
-            !full
-                || self.adapter
-                    == AdapterSection {
-                        method: AdapterMethod::None,
-                        ..AdapterSection::default()
-                    },
+            !full || self.adapter == AdapterSection::everything(),
             "the other keys of `[adapter]` have no use with `method = \"none\"`: remove them",
         );
         check(
@@ -159,7 +155,7 @@ impl Recipe {
              small updates vanish in half precision",
         );
         check(
-            self.adapter.rho.is_none() || self.adapter.method == AdapterMethod::Eva,
+            self.adapter.rho.is_none() || (!full && self.adapter.config.method == Method::Eva),
             "`adapter.rho` has no use but with `method = \"eva\"`: remove it",
         );
         check(
@@ -169,7 +165,7 @@ impl Recipe {
             "`adapter.rho` must be at least 1",
         );
         check(
-            self.adapter.modules_to_save.is_empty()
+            self.adapter.config.modules_to_save.is_empty()
                 || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.modules_to_save` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
@@ -178,12 +174,13 @@ impl Recipe {
             self.training.loraplus_ratio.is_none() || !full,
             "`training.loraplus_ratio` has no use with `adapter.method = \"none\"`: remove it",
         );
-        let adapter = self.adapter.config(true).map(|config| {
-            config.validate()?;
-            self.adapter.form.check(&config)
-        });
-        if let Some(Err(error)) = adapter {
-            problems.push(format!("[adapter]: {error}"));
+        if let Trained::Adapter(config) = self.adapter.trained(true) {
+            let checked = config
+                .validate()
+                .and_then(|()| self.adapter.form.check(&config));
+            if let Err(error) = checked {
+                problems.push(format!("[adapter]: {error}"));
+            }
         }
         if problems.is_empty() {
             return Ok(());
@@ -330,6 +327,13 @@ mod tests {
         train = "train.jsonl"
     "#;
 
+    fn excluded(recipe: &Recipe, has_lm_head: bool) -> Vec<String> {
+        match recipe.adapter.trained(has_lm_head) {
+            Trained::Adapter(config) => config.exclude,
+            Trained::Everything => panic!("there is no adapter"),
+        }
+    }
+
     fn error(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
         Recipe::parse(text, "recipe.toml", &overrides)
@@ -366,8 +370,8 @@ mod tests {
         let recipe = Recipe::parse(MINIMAL, "recipe.toml", &overrides.map(str::to_owned)).unwrap();
         assert_eq!(recipe.training.max_steps, Some(7));
         assert_eq!(recipe.name, "second");
-        assert_eq!(recipe.adapter.targets, ["q_proj"]);
-        assert_eq!(recipe.adapter.method, AdapterMethod::Lora);
+        assert_eq!(recipe.adapter.config.targets, ["q_proj"]);
+        assert_eq!(recipe.adapter.config.method, Method::Lora);
         let timed = format!("{MINIMAL}\n[training]\nmax_steps = 7\n");
         let epochs = ["training.epochs=2".to_owned()];
         let replaced = Recipe::parse(&timed, "recipe.toml", &epochs).unwrap();
@@ -382,14 +386,14 @@ mod tests {
         let exclude = |overrides: &[&str]| {
             let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
             let recipe = Recipe::parse(MINIMAL, "recipe.toml", &overrides).unwrap();
-            recipe.adapter.config(true).unwrap().exclude
+            excluded(&recipe, true)
         };
         assert_eq!(exclude(&[]), ["lm_head"]);
         assert!(exclude(&["adapter.targets=[\"q_proj\", \"lm_head\"]"]).is_empty());
         assert!(exclude(&["adapter.targets=[\"all-linear\", \"lm_head\"]"]).is_empty());
         assert!(exclude(&["adapter.exclude=[]"]).is_empty());
         let recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
-        assert!(recipe.adapter.config(false).unwrap().exclude.is_empty());
+        assert!(excluded(&recipe, false).is_empty());
     }
 
     #[test]
