@@ -31,10 +31,12 @@
 
 mod atomic;
 mod fnv;
+mod size;
 mod staged;
 
 pub use atomic::{AtomicFile, make_readable, write_atomically};
 pub use fnv::{Fnv1a, fnv1a};
+pub use size::size;
 pub use staged::{StagedDirectory, remove_leftovers};
 
 /// Has the examples of `README.md` compiled and run.

@@ -1,7 +1,8 @@
 //! How much memory a run takes, before it takes it.
 
 use olora_model::{Activation, ModelConfig, NormKind};
-use olora_training::{HeadShape, Objective, Recompute, size};
+use olora_files::size;
+use olora_training::{HeadShape, Objective, Recompute};
 use serde::Serialize;
 
 use crate::{XX, counts::Counts};

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use burn::{module::Module, tensor::Device};
 use olora_devices::Details;
-use olora_training::{Optimized, size, step};
+use olora_files::size;
+use olora_training::{Optimized, step};
 use serde::Serialize;
 
 use crate::{

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use olora_adapter::AdapterError;
 use olora_data::DataError;
+use olora_files::size;
 use olora_model::ModelError;
 
 /// Why something could not be computed.
@@ -108,14 +109,5 @@ fn after(step: Option<usize>, last_good: Option<&Path>) -> String {
         (None, _) => String::new(),
         (Some(_), Some(path)) => format!("; the last good checkpoint is {}", path.display()),
         (Some(_), None) => "; no checkpoint had been written yet".to_owned(),
-    }
-}
-
-/// Bytes for people.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..10_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }

@@ -51,7 +51,7 @@ mod passes;
 mod rates;
 mod step;
 
-pub use error::{TrainError, size};
+pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use failure::{DeviceErrors, FailureContext, on_device};
 pub use gradients::{average_and_clip, for_each_gradient};
