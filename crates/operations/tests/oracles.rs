@@ -570,7 +570,7 @@ fn flipped_factors_are_read_as_they_are_named() {
 /// all `[batch, heads, seq, head_dim]`.
 fn attend(inputs: &[Tensor<4>; 4], mask: &AttentionMask, dtype: DType) -> [Vec<f32>; 4] {
     let [q, k, v, grad] = inputs.clone().map(|x| x.cast(dtype).detach());
-    let leaves = [q, k, v].map(|leaf| leaf.require_grad());
+    let leaves = [q, k, v].map(Tensor::require_grad);
     let [q, k, v] = leaves.clone();
     let output = attention(q, k, v, mask);
     let grads = (output.clone() * grad).sum().backward();
