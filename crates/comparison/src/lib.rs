@@ -41,7 +41,7 @@ use burn::{tensor::Device, train::Interrupter};
 use olora_data::Tokenizer;
 use olora_devices::Details;
 use olora_runs::{
-    Data, Event, Observer, Recipe, RunError, TrainOptions, differences, fingerprint, forget_peak,
+    Data, Observer, Recipe, RunError, TrainOptions, differences, fingerprint, forget_peak,
     has_checkpoint, recipe::SamplesSection, train,
 };
 use serde_json::Value;

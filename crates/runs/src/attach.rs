@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use burn::data::dataset::Dataset;
 use olora_adapter::{AdapterConfig, Directions, Method, Rows, attach, attach_along, attach_empty};
 use olora_data::{Padding, Schedule};
 use olora_model::Llama;
@@ -90,12 +91,4 @@ fn directions(
         observer.on(&Event::Note(note));
     }
     Ok(directions)
-}
-
-/// The rank of each adapted layer, for a run that is to be resumed.
-pub(crate) fn ranks(llama: &Llama) -> BTreeMap<String, usize> {
-    let layers = olora_adapter::factors(llama).into_iter();
-    layers
-        .map(|layer| (layer.path, layer.a.dims()[1]))
-        .collect()
 }

@@ -1,11 +1,11 @@
 //! How much memory a run takes, before it takes it.
 
-use olora_model::{Activation, ModelConfig, NormKind};
+use olora_model::{Activation, Dtype, ModelConfig, NormKind};
 use olora_files::size;
 use olora_training::{HeadShape, Objective, Recompute};
 use serde::Serialize;
 
-use crate::{XX, counts::Counts};
+use crate::counts::Counts;
 
 /// Bytes that a run holds at its peak, by what they are for.
 ///

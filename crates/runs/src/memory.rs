@@ -39,7 +39,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
 
 /// Starts counting [`peak_resident_bytes`] afresh, from what is resident now.
 /// Returns whether it does: elsewhere than on Linux the peak is the process's.
-pub(crate) fn forget_peak() -> bool {
+pub fn forget_peak() -> bool {
     // `proc(5)`: 5 resets the peak.
     cfg!(target_os = "linux") && std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }

@@ -25,7 +25,7 @@ use olora_training::Evaluation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Recipe, RunError, StepReport, checkpoint, plot};
+use crate::{Recipe, RunError, StepReport, checkpoint, differences, plot};
 
 const RANKS: &str = "ranks.json";
 

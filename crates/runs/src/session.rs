@@ -20,7 +20,7 @@ use burn::{
 use olora_adapter::{PeftAdapter, TaskType, WriteOptions, has_moved};
 use olora_data::{Batch, Schedule, loader};
 use olora_files::StagedDirectory;
-use olora_model::{Dtype, Llama, save, weights_fingerprint};
+use olora_model::{Llama, save, weights_fingerprint};
 use olora_training::{CrossEntropy, FailureContext, Passes, caught, scheduler};
 
 use crate::{

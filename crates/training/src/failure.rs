@@ -102,15 +102,19 @@ impl FailureContext {
     pub fn guard<T, E: DeviceErrors>(&self, part: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         panics::caught(part)
             .unwrap_or_else(|said| Err(TrainError::Device(said).into()))
-            .map_err(|error| match error.into_train() {
-                Ok(error) => self.explain(error).into(),
-                Err(other) => other,
-            })
+            .map_err(|error| self.explain(error))
     }
 
     /// Recognises a device's failure in an error's text, and in what threads
     /// that serve the device have said since the work began.
-    pub fn explain(&self, error: TrainError) -> TrainError {
+    pub fn explain<E: DeviceErrors>(&self, error: E) -> E {
+        match error.into_train() {
+            Ok(error) => self.recognised(error).into(),
+            Err(other) => other,
+        }
+    }
+
+    fn recognised(&self, error: TrainError) -> TrainError {
         let reason = match &error {
             TrainError::Device(reason) => reason.clone(),
             TrainError::Adapter(error @ AdapterError::Device { .. }) => error.to_string(),

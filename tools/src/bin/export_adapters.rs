@@ -95,11 +95,7 @@ fn exports() -> Vec<(&'static str, AdapterConfig, PeftForm)> {
 fn export(directory: &Path, config: &AdapterConfig, form: PeftForm) -> anyhow::Result<()> {
     let device = Device::default();
     device.seed(3);
-    let (base, _) = load(
-        Path::new("fixtures/llama"),
-        safetensors::Dtype::F32,
-        &device,
-    )?;
+    let (base, _) = load(Path::new("fixtures/llama"), Dtype::F32, &device)?;
     let mut perturb = Perturb {
         path: Vec::new(),
         whole: config.modules_to_save.clone(),

@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use olora_adapter::PeftAdapter;
 use olora_data::Tokenizer;
 use olora_model::{Dtype, load};
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::tensor::TensorView;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,11 +41,11 @@ fn main() -> anyhow::Result<()> {
     let tensors = [
         (
             "input_ids",
-            TensorView::new(Dtype::I32, shape.to_vec(), &ids)?,
+            TensorView::new(safetensors::Dtype::I32, shape.to_vec(), &ids)?,
         ),
         (
             "logits",
-            TensorView::new(Dtype::F32, vec![1, shape[1], n_vocab], &bytes)?,
+            TensorView::new(safetensors::Dtype::F32, vec![1, shape[1], n_vocab], &bytes)?,
         ),
     ];
     fs::write(out, safetensors::serialize(tensors, None)?)?;

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
+use olora_files::size;
+
 use super::{Group, Report, Standing};
 use crate::{
     statistics::{Interval, area, deviation, mean},
