@@ -11,7 +11,7 @@
 use std::{path::Path, sync::Arc};
 
 use olora_devices::{KernelOptions, Opened};
-use olora_training::{DeviceTraits, Event, Observer, Recipe, TrainOptions, train};
+use olora_runs::{Event, Observer, Recipe, TrainOptions, train};
 
 struct Printer;
 
@@ -28,6 +28,8 @@ impl Observer for Printer {
 }
 
 fn main() -> anyhow::Result<()> {
+    // SAFETY: nothing comes before it, so this thread is the only one.
+    unsafe { olora_devices::quieten_mesa() };
     let overrides = ["name=example-finetune", "training.epochs=1"].map(str::to_owned);
     let recipe = Recipe::load(Path::new("recipes/quickstart.toml"), &overrides)?;
     let observer: Arc<dyn Observer> = Arc::new(Printer);
@@ -39,12 +41,7 @@ fn main() -> anyhow::Result<()> {
     let options = TrainOptions {
         // With a CPU to compare with, a device whose gradients are wrong is refused.
         reference: olora_devices::reference().filter(|_| details.accelerator),
-        device: DeviceTraits {
-            name: details.name,
-            accelerator: details.accelerator,
-            memory: details.memory,
-            autotune: details.autotune,
-        },
+        device: details,
         ..TrainOptions::default()
     };
     let summary = train(&recipe, &device, options, &observer)?;

@@ -11,11 +11,11 @@ use std::{ops::ControlFlow, path::Path};
 use burn::tensor::Device;
 use olora_adapter::PeftAdapter;
 use olora_data::Tokenizer;
-use olora_model::{Sampling, WeightType, generate, load};
+use olora_model::{Dtype, Sampling, generate, load};
 
 fn main() -> anyhow::Result<()> {
     let base = Path::new("recipes/quickstart/base");
-    let (model, config) = load(base, WeightType::F32, &Device::default())?;
+    let (model, config) = load(base, Dtype::F32, &Device::default())?;
     let tokenizer = Tokenizer::from_path(base)?;
     let model = PeftAdapter::read(Path::new("runs/example-finetune/adapter"))?.attach(model)?;
 

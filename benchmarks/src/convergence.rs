@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use olora_training::{
-    CompareOptions, Comparison, Event, Observer, Recipe, Report, Variant, record_panics,
-    tasks::{self, TaskName},
+use olora_comparison::{
+    CompareOptions, Comparison, ComparisonEvent, ComparisonObserver, Report, Variant,
 };
+use olora_runs::{Event, Recipe};
+use olora_tasks::{TaskName, load};
+use olora_training::record_panics;
 use serde_json::json;
 
 use crate::{device::device, replay};
@@ -76,17 +78,17 @@ impl Setting {
 /// Prints what a comparison does.
 struct Printer;
 
-impl Observer for Printer {
-    fn on(&self, event: &Event) {
+impl ComparisonObserver for Printer {
+    fn on(&self, event: &ComparisonEvent<'_>) {
         match event {
-            Event::Cell { number, of, name } => eprintln!("[{number}/{of}] {name}"),
-            Event::CellFinished {
+            ComparisonEvent::Trial { number, of, name } => eprintln!("[{number}/{of}] {name}"),
+            ComparisonEvent::TrialFinished {
                 name,
                 loss,
                 seconds,
             } => eprintln!("{name}: validation loss {loss:.4} ({seconds:.1} s)"),
-            Event::Scoring(name) => eprintln!("scoring {name}"),
-            Event::Note(note) => eprintln!("note: {note}"),
+            ComparisonEvent::Scoring(name) => eprintln!("scoring {name}"),
+            ComparisonEvent::Run(Event::Note(note)) => eprintln!("note: {note}"),
             _ => {}
         }
     }
@@ -163,14 +165,14 @@ fn report(
     tasks: Option<Tasks<'_>>,
 ) -> anyhow::Result<serde_json::Value> {
     record_panics();
-    let (device, traits) = device(backend)?;
+    let (device, details) = device(backend)?;
     let options = CompareOptions {
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
-        reference: traits.accelerator.then(olora_devices::reference).flatten(),
-        device: traits,
+        reference: details.accelerator.then(olora_devices::reference).flatten(),
+        device: details,
         ..CompareOptions::default()
     };
-    let observer: Arc<dyn Observer> = Arc::new(Printer);
+    let observer: Arc<dyn ComparisonObserver> = Arc::new(Printer);
     let place = comparison.recipe.model.path.display().to_string();
     comparison
         .run(&device, &options, &observer)
@@ -178,7 +180,7 @@ fn report(
             format!("comparing on {place}; benchmarks/convergence/README.md says what goes where")
         })?;
     if let Some((directory, names, limit)) = tasks {
-        let tasks = tasks::load(names, directory, Some(limit))?;
+        let tasks = load(names, directory, Some(limit))?;
         comparison.score(&device, &options, (&tasks, Some(limit)), &observer)?;
     }
     let report = Report::read(&comparison.directory)?;

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 use olora_data::Tokenizer;
-use olora_model::{WeightType, load};
-use olora_training::tasks::{self, ItemResults, Task, TaskName, TaskOptions, TaskResult};
+use olora_model::{Dtype, load};
+use olora_tasks::{self as tasks, ItemResults, Task, TaskName, TaskOptions, TaskResult};
 use serde_json::{Value, json};
 
 use crate::{
@@ -49,11 +49,11 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
         peer.is_none() || work.backend == "cpu",
         "the peer runs on the CPU: leave out --backend or --peer"
     );
-    let (device, traits) = device(work.backend)?;
-    let (llama, config) = load(work.model, WeightType::F32, &device)?;
+    let (device, details) = device(work.backend)?;
+    let (llama, config) = load(work.model, Dtype::F32, &device)?;
     let tokenizer = Tokenizer::from_path(work.model)?;
     let tasks = tasks::load(work.tasks, work.data, Some(work.limit))?;
-    let shared = TaskOptions::new(&config, &tokenizer, traits.accelerator);
+    let shared = TaskOptions::new(&config, &tokenizer, details.accelerator);
     let apart = TaskOptions {
         share_prefix: false,
         ..shared.clone()
@@ -113,7 +113,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
     println!(
         "{}",
         json!({
-            "suite": "evaluate", "backend": work.backend, "device": traits.name, "model": work.model,
+            "suite": "evaluate", "backend": work.backend, "device": details.to_string(), "model": work.model,
             "limit": work.limit, "rounds": rounds, "results": rows,
             "versions": theirs.first().map(|result| &result["versions"]),
         })

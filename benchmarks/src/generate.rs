@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType, generate, load};
-use olora_training::peak_resident_bytes;
+use olora_model::{Dtype, Llama, ModelConfig, Sampling, generate, load};
+use olora_runs::peak_resident_bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     fn load(&self, device: &Device) -> anyhow::Result<Llama> {
         if self.model.is_dir() {
-            return Ok(load(self.model, WeightType::F32, device)?.0);
+            return Ok(load(self.model, Dtype::F32, device)?.0);
         }
         device.seed(7);
         let config = ModelConfig::from_file(self.model)
@@ -53,7 +53,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
         "Times depend on what else the machine does. A first generation is not counted. A token is on the \
          host before the next one begins.\n"
     );
-    let (device, traits) = device(work.backend)?;
+    let (device, details) = device(work.backend)?;
     let model = work.load(&device)?;
     let prompt = prompt(work.prompt, model.vocab_size());
     check(&model, &prompt[..work.prompt.min(24)])?;
@@ -82,7 +82,7 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
     println!(
         "{}",
         json!({
-            "suite": "generate", "backend": work.backend, "device": traits.name, "model": work.model,
+            "suite": "generate", "backend": work.backend, "device": details.to_string(), "model": work.model,
             "prompt": work.prompt, "new_tokens": work.new_tokens, "rounds": rounds, "results": results,
         })
     );

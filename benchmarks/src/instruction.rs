@@ -15,8 +15,9 @@ use burn::{
 };
 use olora_adapter::{AdapterConfig, Method, attach};
 use olora_data::{Batch, DataOptions, Sample, Schedule, Tokenizer, load_samples};
-use olora_model::{WeightType, load};
-use olora_training::{clip_gradients, loss_and_gradients, peak_resident_bytes, recipe::Recompute};
+use olora_model::{Dtype, load};
+use olora_runs::peak_resident_bytes;
+use olora_training::{Optimized, Passes, TrainError, step};
 use serde_json::{Value, json};
 
 use crate::paths::{last_line, shown_check};
@@ -82,7 +83,7 @@ impl Work<'_> {
 /// Ours, in this process.
 pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
     let device = Device::default();
-    let (llama, _) = load(work.model, WeightType::F32, &device)?;
+    let (llama, _) = load(work.model, Dtype::F32, &device)?;
     let config = AdapterConfig {
         method: if anchored {
             Method::Olora
@@ -93,8 +94,10 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
         alpha: RANK as f64,
         ..AdapterConfig::default()
     };
-    let mut model = Module::train(attach(llama, &config, 42, &mut |_, _| {})?);
-    let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let model = Module::train(attach(llama, &config, 42, &mut |_, _| {})?);
+    let optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let mut learner = Optimized::new(model, optimizer, LEARNING_RATE);
+    let passes = Passes::default();
     let schedule = work.schedule()?;
     let (mut seconds, mut trained, mut tokens, mut inputs) = (0.0, 0, 0, 0);
     let mut losses = Vec::new();
@@ -105,11 +108,10 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
             .map_err(|error| anyhow::anyhow!("{error}"))?
             .rows;
         let batch = Batch::from_samples(&rows.concat(), 0);
-        let (loss, mut grads) = loss_and_gradients(&model, &batch, Recompute::None);
-        let norm: Option<Tensor<1>> = clip_gradients(&model, &mut grads, batch.n_trained, 1.0);
-        ensure!(norm.is_some(), "nothing has a gradient");
-        model = optimizer.step(LEARNING_RATE, model, grads);
-        losses.push(f64::from(loss.into_scalar::<f32>()) / batch.n_trained as f64);
+        let result = step(&mut learner, 1, 1.0, |learner, _| {
+            Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
+        })?;
+        losses.push(f64::from(result.loss.into_scalar::<f32>()) / batch.n_trained as f64);
         if index >= WARMUP {
             seconds += began.elapsed().as_secs_f64();
             trained += batch.n_trained;

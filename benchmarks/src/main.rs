@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use olora_training::tasks::TaskName;
+use olora_tasks::TaskName;
 
 /// Time olora against the slow and the usual way of doing the same.
 #[derive(Parser)]

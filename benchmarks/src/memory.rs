@@ -9,7 +9,8 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, ensure};
 use burn::{module::Module, optim::AdamWConfig};
 use clap::ValueEnum;
-use olora_training::{loss_and_gradients, peak_resident_bytes, recipe::Recompute};
+use olora_runs::peak_resident_bytes;
+use olora_training::{Optimized, Passes, Recompute, TrainError, step};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 
@@ -52,12 +53,19 @@ pub(crate) fn run_one(keeping: Keeping, seq: usize, quick: bool) -> anyhow::Resu
     let size = size(seq, quick);
     let model = Module::train(paths::adapted(Kind::Factored, &size)?);
     let batch = paths::batch(&size, 1);
-    let mut optimizer = AdamWConfig::new().init();
+    let optimizer = AdamWConfig::new().init();
+    let mut learner = Optimized::new(model, optimizer, 1e-4);
+    let passes = Passes::default().with_recompute(keeping.recompute());
     let began = std::time::Instant::now();
-    let (loss, grads) = loss_and_gradients(&model, &batch, keeping.recompute());
-    let model = optimizer.step(1e-4, model, grads);
-    let loss = f64::from(loss.into_scalar::<f32>()) / seq as f64;
-    model.device().sync().context("waiting for the device")?;
+    let result = step(&mut learner, 1, 0.0, |learner, _| {
+        Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
+    })?;
+    let loss = f64::from(result.loss.into_scalar::<f32>()) / seq as f64;
+    learner
+        .module
+        .device()
+        .sync()
+        .context("waiting for the device")?;
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "{}",

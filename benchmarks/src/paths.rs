@@ -18,7 +18,8 @@ use olora_adapter::{AdapterConfig, Method, attach, resolve};
 use olora_data::{Batch, Sample};
 use olora_model::{Llama, ModelConfig};
 use olora_operations::use_compositions;
-use olora_training::{loss_sum, peak_resident_bytes};
+use olora_runs::peak_resident_bytes;
+use olora_training::{Optimized, Passes, TrainError, loss_sum, step};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -227,20 +228,21 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     if matches!(kind, Kind::FactoredPlain | Kind::BurnPlain) {
         use_compositions();
     }
-    let mut model = Module::train(adapted(kind, &size)?);
+    let model = Module::train(adapted(kind, &size)?);
     let device = model.device();
-    let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let mut learner = Optimized::new(model, optimizer, 1e-4);
+    let passes = Passes::default();
     let (mut step_seconds, mut last_loss) = (Vec::new(), 0.0);
-    for step in 0..size.warmup + size.steps {
-        let batch = batch(&size, step as u64);
+    for index in 0..size.warmup + size.steps {
+        let batch = batch(&size, index as u64);
         let began = Instant::now();
-        let loss = loss_sum(&model, &batch).div_scalar(batch.n_trained as f64);
-        let value = loss.clone().inner();
-        let grads = GradientsParams::from_grads(loss.backward(), &model);
-        model = optimizer.step(1e-4, model, grads);
-        last_loss = f64::from(value.into_scalar::<f32>());
+        let result = step(&mut learner, 1, 0.0, |learner, _| {
+            Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
+        })?;
+        last_loss = f64::from(result.loss.into_scalar::<f32>()) / result.count as f64;
         device.sync().context("waiting for the device")?;
-        if step >= size.warmup {
+        if index >= size.warmup {
             step_seconds.push(began.elapsed().as_secs_f64());
         }
     }
@@ -256,7 +258,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
         step_seconds,
         tokens_per_step: size.rows * size.seq,
         peak_rss_bytes: peak_resident_bytes(),
-        trainable_params: trained_params(&model),
+        trainable_params: trained_params(&learner.module),
         last_loss,
     };
     println!("{}", serde_json::to_string(&timing)?);
@@ -381,17 +383,8 @@ pub(crate) fn batch(size: &Size, seed: u64) -> Batch {
 }
 
 fn trained_params(model: &Llama) -> usize {
-    struct Count(usize);
-    impl ModuleVisitor for Count {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.base().is_require_grad() {
-                self.0 += param.lazy_shape().num_elements();
-            }
-        }
-    }
-    let mut count = Count(0);
-    model.visit(&mut count);
-    count.0
+    let trained = params(model).into_iter().filter(Parameter::trains);
+    trained.map(|param| param.num_elements()).sum()
 }
 
 /// Fills factors by their layer and name, the same for both kinds of storage.

@@ -6,11 +6,12 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 use burn::data::dataset::Dataset;
-use olora_adapter::write_atomically;
+use olora_adapter::{AdapterConfig, Method};
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, ValidationSplit, load_samples, split};
-use olora_training::{
+use olora_files::write_atomically;
+use olora_runs::{
     Recipe,
-    recipe::{AdapterMethod, AdapterSection, OptimizerKind, TrainingSection},
+    recipe::{AdapterSection, OptimizerKind, TrainingSection},
 };
 use serde_json::{Value, json};
 
@@ -79,14 +80,14 @@ fn run_peer(work: &Value, python: &Path) -> anyhow::Result<Value> {
 }
 
 /// PEFT's `init_lora_weights` for an adapter.
-fn init(adapter: &AdapterSection) -> anyhow::Result<Value> {
+fn init(adapter: &AdapterConfig) -> anyhow::Result<Value> {
     Ok(match (adapter.method, adapter.iterations) {
-        (AdapterMethod::Lora, _) => json!(true),
-        (AdapterMethod::LoraGaussian, _) => json!("gaussian"),
-        (AdapterMethod::LoraOrthogonal, _) => json!("orthogonal"),
-        (AdapterMethod::Olora, _) => json!("olora"),
-        (AdapterMethod::Pissa, None) => json!("pissa"),
-        (AdapterMethod::Pissa, Some(n)) => json!(format!("pissa_niter_{n}")),
+        (Method::Lora, _) => json!(true),
+        (Method::LoraGaussian, _) => json!("gaussian"),
+        (Method::LoraOrthogonal, _) => json!("orthogonal"),
+        (Method::Olora, _) => json!("olora"),
+        (Method::Pissa, None) => json!("pissa"),
+        (Method::Pissa, Some(n)) => json!(format!("pissa_niter_{n}")),
         (method, _) => anyhow::bail!("the peer has no start `{method:?}`"),
     })
 }
@@ -98,14 +99,19 @@ fn curve(points: &Value) -> anyhow::Result<Vec<(u64, f64)>> {
 /// All that the peer needs: tokens of every step, rates, and the adapter.
 fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
     let (data, training) = (&recipe.data, &recipe.training);
-    let adapter = AdapterSection {
-        method: recipe.adapter.method,
-        iterations: recipe.adapter.iterations,
-        rank: recipe.adapter.rank,
-        alpha: recipe.adapter.alpha,
-        rslora: recipe.adapter.rslora,
-        dora: recipe.adapter.dora,
-        targets: recipe.adapter.targets.clone(),
+    let given = &recipe.adapter.config;
+    let adapter = AdapterConfig {
+        method: given.method,
+        iterations: given.iterations,
+        rank: given.rank,
+        alpha: given.alpha,
+        rslora: given.rslora,
+        dora: given.dora,
+        targets: given.targets.clone(),
+        ..AdapterConfig::default()
+    };
+    let section = AdapterSection {
+        config: adapter.clone(),
         ..AdapterSection::default()
     };
     let simple = TrainingSection {
@@ -115,7 +121,7 @@ fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
         ..training.clone()
     };
     ensure!(
-        adapter == recipe.adapter && simple == *training && !data.packing,
+        section == recipe.adapter && simple == *training && !data.packing,
         "the peer knows a method, its rank, alpha and targets, and AdamW with one micro-batch a step: \
          nothing else of the recipe"
     );

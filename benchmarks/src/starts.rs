@@ -6,7 +6,7 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Context, ensure};
 use burn::tensor::{Device, Tensor};
 use olora_adapter::{AdapterConfig, LowRank, Method, attach, linear_layers};
-use olora_model::{Llama, WeightType, load};
+use olora_model::{Dtype, Llama, load};
 use serde_json::{Map, Value, json};
 
 use crate::paths::last_line;
@@ -16,7 +16,7 @@ const RANK: usize = 16;
 const ITERATIONS: usize = 4;
 
 pub(crate) fn run(model: &Path, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
-    let (llama, _) = load(model, WeightType::F32, &Device::default())?;
+    let (llama, _) = load(model, Dtype::F32, &Device::default())?;
     let n_layers = linear_layers(&llama).len();
     println!(
         "Starting rank {RANK} on all {n_layers} linear layers but the head, f32, the model in memory; \

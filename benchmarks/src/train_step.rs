@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use olora_training::{Event, Observer, Recipe, TrainOptions, train};
+use olora_runs::{Event, Observer, Recipe, TrainOptions, train};
 use serde_json::{Value, json};
 
 use crate::{
@@ -191,9 +191,9 @@ impl Observer for Silent {
 pub(crate) fn run_one(method: Method, work: &Work<'_>) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let recipe = recipe(method, work, directory.path())?;
-    let (device, traits) = device(work.backend)?;
+    let (device, details) = device(work.backend)?;
     let options = TrainOptions {
-        device: traits,
+        device: details,
         ..TrainOptions::default()
     };
     let silent: Arc<dyn Observer> = Arc::new(Silent);

@@ -6,6 +6,7 @@ use burn::{
     module::{Module, Param, ParamId},
     tensor::Tensor,
 };
+use olora_files::fnv1a;
 
 use crate::{
     AdapterError,
@@ -93,10 +94,7 @@ pub(crate) fn replace<M: Module>(module: M, factors: Vec<LayerFactors>) -> Resul
 /// next, so that its saved state finds its parameter again (64-bit FNV-1a of
 /// the path).
 pub(crate) fn param_id(path: &str) -> ParamId {
-    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    ParamId::from(hash)
+    ParamId::from(fnv1a(path.as_bytes()))
 }
 
 /// New values, flattened, by layer and role.

@@ -46,7 +46,6 @@ mod dora;
 mod error;
 mod eva;
 mod factors;
-mod files;
 pub mod init;
 mod low_rank;
 mod merge;
@@ -65,9 +64,8 @@ pub use dora::Dora;
 pub use error::AdapterError;
 pub use eva::{Directions, Rows};
 pub use factors::{LayerFactors, factors};
-pub use files::{make_readable, write_atomically};
 pub use low_rank::{Anchor, LowRank, to_dtype};
-pub use merge::{has_moved, merge, without_adapter};
+pub use merge::{has_moved, merge, switched_off, without_adapter};
 pub use params::{
     MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };
@@ -76,7 +74,7 @@ pub use peft::{
     WriteOptions, save_peft,
 };
 pub use planned::planned;
-pub use project::{LookUp, Project, is_adapted};
+pub use project::{Embed, Project, is_adapted};
 pub use saved::{is_saved_with, parameters_to_save};
 pub use summary::{AdaptedLayer, Summary, summary};
 pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};

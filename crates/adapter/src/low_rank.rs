@@ -5,7 +5,7 @@ use burn::{
     nn::Dropout,
     tensor::{DType, Device, Tensor},
 };
-use olora_operations::{Factors, projection};
+use olora_operations::{LowRankFactors, projection};
 
 use crate::{Dora, Role, dora::column_squares};
 
@@ -88,9 +88,9 @@ impl LowRank {
     }
 
     /// The factors as operations take them.
-    pub(crate) fn factors(&self) -> Factors {
+    pub(crate) fn factors(&self) -> LowRankFactors {
         let anchor = self.anchor.as_ref().filter(|_| self.subtract_anchor);
-        Factors {
+        LowRankFactors {
             a: self.a.val(),
             b: self.b.val(),
             anchor: anchor.map(|anchor| [anchor.a.val(), anchor.b.val()]),

@@ -3,9 +3,10 @@
 use burn::{module::Module, tensor::Tensor};
 
 use crate::{
-    AdapterError, Kind,
+    AdapterError, Kind, Role,
     error::device_error,
     factors::{LayerFactors, factors, replace},
+    params::params,
 };
 
 /// A new module with every update added to its weight and no adapter left.
@@ -44,6 +45,39 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
 ///
 /// [`AdapterError::NotAdapted`] if there is none.
 pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
+    Ok(at_start(module)?.materialize())
+}
+
+/// The module with its adapter put back to where it started, so that it
+/// computes what the base does; weights are shared, not copied.
+///
+/// For LoRA and for anchored adapters that is the base's output bit for bit,
+/// since the update is exactly zero there.
+///
+/// # Errors
+///
+/// [`AdapterError::NotAdapted`] if there is no adapter, and
+/// [`AdapterError::Impossible`] if modules train whole beside it: what they
+/// were is not kept.
+pub fn switched_off<M: Module>(module: M) -> Result<M, AdapterError> {
+    if let Some(saved) = params(&module)
+        .iter()
+        .find(|param| param.role() == Role::Saved)
+    {
+        return Err(AdapterError::Impossible {
+            path: saved.path().to_owned(),
+            what: "comparing with the base".to_owned(),
+            reason:
+                "it trains whole (`modules_to_save`), and what it was in the base is not kept: \
+                     put an adapter on it instead"
+                    .to_owned(),
+        });
+    }
+    at_start(module)
+}
+
+/// With every update back where it was zero.
+fn at_start<M: Module>(module: M) -> Result<M, AdapterError> {
     let at_start = factors(&module)
         .into_iter()
         .map(|layer| {
@@ -61,7 +95,7 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
             }
         })
         .collect();
-    Ok(replace(module, at_start)?.materialize())
+    replace(module, at_start)
 }
 
 /// Whether any update has moved away from its start; if not, the module still

@@ -71,7 +71,7 @@ pub fn is_adapted(layer: &Linear) -> bool {
 }
 
 /// An embedding applied in factored form.
-pub trait LookUp {
+pub trait Embed {
     /// The rows of the tokens, plus those of the low-rank update if an adapter
     /// is attached.
     ///
@@ -79,11 +79,11 @@ pub trait LookUp {
     ///
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, width]`, in the weight's dtype
-    fn look_up(&self, ids: Tensor<2, Int>) -> Tensor<3>;
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3>;
 }
 
-impl LookUp for Embedding {
-    fn look_up(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+impl Embed for Embedding {
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
             return self.forward(ids);
         };

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use olora_data::DEFAULT_MAX_LENGTH;
 use olora_devices::KernelOptions;
-use olora_model::WeightType;
-use olora_training::{LENGTHS, tasks::TaskName};
+use olora_doctor::LENGTHS;
+use olora_model::Dtype;
+use olora_tasks::TaskName;
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
 #[derive(Parser)]
@@ -203,7 +206,7 @@ pub(crate) struct ModelArgs {
     pub(crate) adapter: Option<PathBuf>,
     /// Number format to hold the weights in; if not given, float32 on the CPU, and on a GPU
     /// bfloat16 for a half-precision checkpoint where it can
-    #[arg(long)]
+    #[arg(long, value_parser = dtype())]
     pub(crate) dtype: Option<Dtype>,
     /// Device: cpu, cuda, cuda:1, wgpu, vulkan, metal, rocm
     #[arg(long, default_value = "cpu")]
@@ -218,8 +221,14 @@ pub(crate) struct EvaluateArgs {
     /// JSONL, JSON or text file
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
-    /// Longest sequence in tokens [default: 512 with --data, the model's own length with --tasks]
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(
+        long,
+        value_parser = at_least_one,
+        help = format!(
+            "Longest sequence in tokens \
+             [default: {DEFAULT_MAX_LENGTH} with --data, the model's own length with --tasks]"
+        )
+    )]
     pub(crate) max_length: Option<usize>,
     /// Sequences per batch
     #[arg(long, default_value_t = 4, value_parser = at_least_one, conflicts_with = "tasks")]
@@ -308,8 +317,8 @@ pub(crate) struct MergeArgs {
     #[arg(long)]
     pub(crate) output: PathBuf,
     /// Number format to write, `q8_0` only to GGUF; the checkpoint's own if not given
-    #[arg(long)]
-    pub(crate) dtype: Option<MergedDtype>,
+    #[arg(long, value_parser = merged_format())]
+    pub(crate) dtype: Option<MergedFormat>,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
     /// [default: 5GB]
     #[arg(long, value_parser = bytes)]
@@ -340,7 +349,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_parser = at_least_one)]
     pub(crate) rank: Option<usize>,
     /// Number format of the factors; float32 if not given
-    #[arg(long)]
+    #[arg(long, value_parser = dtype())]
     pub(crate) dtype: Option<Dtype>,
     /// How several adapters become one: `cat` is their exact sum, `linear` keeps the rank
     #[arg(long, default_value = "cat")]
@@ -393,8 +402,10 @@ pub(crate) struct InspectArgs {
     /// For data: which sample to show, counted from 0 [default: 0]
     #[arg(long)]
     pub(crate) sample: Option<usize>,
-    /// For data: longest sequence in tokens [default: 512]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = format!("For data: longest sequence in tokens [default: {DEFAULT_MAX_LENGTH}]")
+    )]
     pub(crate) max_length: Option<usize>,
     /// Print JSON
     #[arg(long)]
@@ -408,46 +419,40 @@ pub(crate) enum What {
     Data,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Dtype {
-    #[value(alias = "f32")]
-    Float32,
-    #[value(alias = "bf16")]
-    Bfloat16,
-    #[value(alias = "f16")]
-    Float16,
+/// `--dtype`: a number format by its name or its short name.
+fn dtype() -> impl TypedValueParser<Value = Dtype> {
+    PossibleValuesParser::new(dtype_names()).try_map(|name| name.parse::<Dtype>())
 }
 
-impl From<Dtype> for WeightType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::Float32 => Self::F32,
-            Dtype::Bfloat16 => Self::Bf16,
-            Dtype::Float16 => Self::F16,
-        }
-    }
+/// `merge --dtype`: a number format of weights, or one that only GGUF has.
+fn merged_format() -> impl TypedValueParser<Value = MergedFormat> {
+    let names = dtype_names()
+        .into_iter()
+        .chain([PossibleValue::new("q8_0")]);
+    PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
+        "q8_0" => Ok(MergedFormat::Q8_0),
+        name => name.parse().map(MergedFormat::Weights),
+    })
+}
+
+fn dtype_names() -> [PossibleValue; 3] {
+    Dtype::ALL.map(|dtype| PossibleValue::new(dtype.name()).alias(dtype.short_name()))
 }
 
 /// A number format that a merged model can be written in.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum MergedDtype {
-    #[value(alias = "f32")]
-    Float32,
-    #[value(alias = "bf16")]
-    Bfloat16,
-    #[value(alias = "f16")]
-    Float16,
-    #[value(name = "q8_0")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MergedFormat {
+    /// In a checkpoint, or in a GGUF file.
+    Weights(Dtype),
+    /// In a GGUF file alone.
     Q8_0,
 }
 
-impl MergedDtype {
+impl MergedFormat {
     /// `None` for a format that only GGUF has.
-    pub(crate) fn weights(self) -> Option<WeightType> {
+    pub(crate) fn weights(self) -> Option<Dtype> {
         match self {
-            Self::Float32 => Some(WeightType::F32),
-            Self::Bfloat16 => Some(WeightType::Bf16),
-            Self::Float16 => Some(WeightType::F16),
+            Self::Weights(dtype) => Some(dtype),
             Self::Q8_0 => None,
         }
     }

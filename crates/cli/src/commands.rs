@@ -18,13 +18,13 @@ use burn::{
     },
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader};
-use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Llama, ModelConfig, Sampling, WeightType};
-use olora_training::{
-    Observer, Recipe, TrainOptions, check_samples, choose_dtype, encode_prompt, padding_multiple,
-    stop_ids,
+use olora_data::{
+    DEFAULT_MAX_LENGTH, DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader,
 };
+use olora_devices::{Details, KernelOptions, Opened};
+use olora_model::{Dtype, Llama, ModelConfig, Sampling};
+use olora_runs::{Observer, Recipe, TrainOptions, check_samples, choose_dtype};
+use olora_training::CrossEntropy;
 use serde_json::json;
 
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     }
     let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {}", devices::describe(&details)));
+    say(&format!("device: {details}"));
     let reference = reference(&details, args.no_check)?;
     let interrupter = interrupter()?;
 
@@ -56,10 +56,10 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         interrupter,
         renderer,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
-        device: devices::traits(&details),
+        device: details,
         reference,
     };
-    let summary = olora_training::train(&recipe, &device, options, &observer)?;
+    let summary = olora_runs::train(&recipe, &device, options, &observer)?;
     if args.tui {
         // The full-screen view has left nothing behind.
         say(&finished(&summary));
@@ -122,10 +122,9 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let recipe = recipe(&args.recipe)?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {}", devices::describe(&details)));
+    say(&format!("device: {details}"));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
-    let traits = devices::traits(&details);
-    let forecast = olora_training::plan(&recipe, &device, &traits, !args.no_probe, &observer)?;
+    let forecast = olora_runs::plan(&recipe, &device, &details, !args.no_probe, &observer)?;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&forecast)?)?;
@@ -142,7 +141,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let loaded = Loaded::new(&args.model, kernels)?;
     let options = DataOptions {
         format: None,
-        max_length: args.max_length.unwrap_or(512),
+        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
         train_on_prompt: args.train_on_prompt,
     };
     let data = load_samples(data, &loaded.tokenizer, &options)?;
@@ -151,14 +150,18 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
     let padding = Padding {
         id: loaded.tokenizer.pad_id(),
-        multiple: padding_multiple(loaded.details.accelerator),
+        multiple: Padding::default_multiple(loaded.details.accelerator),
     };
     let batches = loader(schedule, padding);
     let began = Instant::now();
     let advice =
         "Lower --batch-size or --max-length, or hold the weights in half precision (--dtype)";
     let evaluation = devices::guarded(&loaded.details, advice, || {
-        Ok(olora_training::evaluate(&loaded.llama, &*batches)?)
+        Ok(olora_training::evaluate(
+            &CrossEntropy,
+            &loaded.llama,
+            batches.iter(),
+        )?)
     })?;
     let seconds = began.elapsed().as_secs_f64();
     let mut out = std::io::stdout();
@@ -209,7 +212,7 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
         let ids = if args.raw {
             loaded.tokenizer.encode(prompt, true)?
         } else {
-            encode_prompt(&loaded.tokenizer, prompt)?
+            loaded.tokenizer.encode_prompt(prompt)?
         };
         loaded.stream(&ids, args.max_new_tokens, &sampling)?;
         Ok(())
@@ -260,7 +263,7 @@ pub(crate) struct Loaded {
     /// Where the model is.
     pub(crate) base: PathBuf,
     /// The number format of its weights in memory.
-    pub(crate) dtype: WeightType,
+    pub(crate) dtype: Dtype,
 }
 
 impl Loaded {
@@ -270,13 +273,7 @@ impl Loaded {
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let tokenizer = Tokenizer::from_path(&base)?;
         let stored = ModelConfig::from_path(&base)?.stored_dtype();
-        let dtype = choose_dtype(
-            "--dtype",
-            args.dtype.map(WeightType::from),
-            stored,
-            &device,
-            details.accelerator,
-        )?;
+        let dtype = choose_dtype("--dtype", args.dtype, stored, &device, details.accelerator)?;
         let (llama, config) = olora_model::load(&base, dtype, &device)?;
         let llama = match adapter {
             None => llama,
@@ -294,7 +291,7 @@ impl Loaded {
 
     /// Prints the continuation as it comes and returns it.
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
-        let stop = stop_ids(&self.config, &self.tokenizer);
+        let stop = self.tokenizer.stop_ids_with(&self.config.eos_token_ids);
         let limit = self.config.max_position_embeddings;
         // Where there is an end of positions, generating says so itself.
         if self.llama.position_limit().is_none() && ids.len() + max_new_tokens > limit {

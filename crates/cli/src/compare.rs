@@ -3,8 +3,9 @@
 use std::{io::Write, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Result;
+use olora_comparison::{CompareOptions, Comparison, ComparisonObserver, Report};
 use olora_devices::{KernelOptions, Opened};
-use olora_training::{CompareOptions, Comparison, Observer, Report, tasks};
+use olora_tasks::load;
 
 use crate::{
     args::{CompareArgs, ReportArgs},
@@ -24,7 +25,7 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         .map(|index| recipe.seed.wrapping_add(index))
         .collect();
     let ranks = match args.ranks.as_slice() {
-        [] => vec![recipe.adapter.rank],
+        [] => vec![recipe.adapter.config.rank],
         ranks => ranks.to_vec(),
     };
     let comparison = Comparison {
@@ -39,17 +40,17 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
     // What cannot be read is told before hours are spent.
     let tasks = args.task_data.as_deref();
     let tasks = tasks
-        .map(|directory| tasks::load(&args.tasks, directory, args.limit))
+        .map(|directory| load(&args.tasks, directory, args.limit))
         .transpose()?;
     let Opened { device, details } = devices::open(&comparison.recipe.device, kernels)?;
-    say(&format!("device: {}", devices::describe(&details)));
+    say(&format!("device: {details}"));
     let options = CompareOptions {
         reference: reference(&details, args.no_check)?,
         interrupter: interrupter()?,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
-        device: devices::traits(&details),
+        device: details,
     };
-    let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
+    let observer: Arc<dyn ComparisonObserver> = Arc::new(Display::new(false));
     let mut finished = comparison.run(&device, &options, &observer)?;
     if let Some(tasks) = tasks.filter(|_| finished) {
         finished = comparison.score(&device, &options, (&tasks, args.limit), &observer)?;

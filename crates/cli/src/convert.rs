@@ -3,14 +3,14 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use olora_adapter::{Combination, FactorType, Method, PeftAdapter, PeftForm, WriteOptions};
+use olora_adapter::{Combination, Method, PeftAdapter, PeftForm, WriteOptions};
 use olora_devices::KernelOptions;
 use olora_gguf::LoraLayer;
-use olora_model::{ModelConfig, WeightType};
+use olora_model::{Dtype, ModelConfig};
 
 use crate::{
     Usage,
-    args::{Combine, ConvertArgs, Dtype, Form},
+    args::{Combine, ConvertArgs, Form},
     commands::read_adapter,
     devices,
     models::{Base, attached, base_of},
@@ -88,7 +88,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let method = Method::from(args.method.unwrap_or_default());
         let base = needed(&mut base, args, &adapter)?;
         let device = devices::open(&args.device, kernels)?.device;
-        let (llama, _) = olora_model::load(&base.path, WeightType::F32, &device)?;
+        let (llama, _) = olora_model::load(&base.path, Dtype::F32, &device)?;
         adapter = adapter.into_native(&llama, method)?;
     }
     adapter.base = base
@@ -103,11 +103,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let base = needed(&mut base, args, &adapter)?;
         write_gguf(&adapter, &base.path, output)?;
     } else {
-        let dtype = match args.dtype {
-            None | Some(Dtype::Float32) => FactorType::F32,
-            Some(Dtype::Float16) => FactorType::F16,
-            Some(Dtype::Bfloat16) => FactorType::Bf16,
-        };
+        let dtype = args.dtype.unwrap_or_default();
         let card = Some(card(&adapter, args));
         let options = WriteOptions { dtype, card };
         adapter.write(output, &options)?;
@@ -221,7 +217,7 @@ fn to_plain(
     kernels: KernelOptions,
 ) -> Result<PeftAdapter> {
     let device = devices::open(&args.device, kernels)?.device;
-    let (llama, _) = olora_model::load(base, WeightType::F32, &device)?;
+    let (llama, _) = olora_model::load(base, Dtype::F32, &device)?;
     let config = adapter.config.clone();
     let (task, fingerprint) = (adapter.task.clone(), adapter.base_fingerprint.clone());
     let mut plain = PeftAdapter::of(&attached(adapter, llama)?, &config, PeftForm::Plain)?;

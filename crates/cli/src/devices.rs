@@ -1,52 +1,16 @@
-//! `olora devices`, and a device in a line.
+//! `olora devices`, and what a device's failure means.
 
 use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use olora_devices::{Details, DeviceError, KernelOptions, Listing, Opened};
 use olora_model::ModelError;
-use olora_training::{DeviceTraits, TrainError, listening, on_device, size};
+use olora_runs::RunError;
+use olora_tasks::TaskError;
+use olora_training::{DeviceErrors, TrainError, listening, on_device};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
-
-/// A device in a line: what `--device` calls it, and what it is.
-pub(crate) fn describe(details: &Details) -> String {
-    format!("{} ({})", details.device, facts(details))
-}
-
-/// The part's name, how it is reached, and what it can do.
-fn facts(details: &Details) -> String {
-    let mut parts = vec![details.name.clone()];
-    if details.software {
-        parts.push("a software rasteriser".to_owned());
-    }
-    if details.accelerator {
-        parts.push(details.runtime.clone());
-    }
-    parts.extend(details.driver.clone());
-    match (details.memory, details.free_memory) {
-        (Some(memory), Some(free)) => {
-            parts.push(format!("{} ({} free)", size(memory), size(free)));
-        }
-        (Some(memory), None) => parts.push(size(memory)),
-        (None, _) => {}
-    }
-    parts.push(details.dtypes.join(" "));
-    if !details.tensor_core_dtypes.is_empty() {
-        let dtypes = details.tensor_core_dtypes.join(" ");
-        parts.push(format!("matrix units for {dtypes}"));
-    }
-    if details.accelerator {
-        let off: Vec<_> = [("fusion", details.fusion), ("autotune", details.autotune)]
-            .into_iter()
-            .filter(|(_, on)| !on)
-            .map(|(name, _)| format!("{name} off"))
-            .collect();
-        parts.extend(off);
-    }
-    parts.join(", ")
-}
 
 /// Opens a device by name.
 ///
@@ -63,34 +27,47 @@ pub(crate) fn open(name: &str, kernels: KernelOptions) -> Result<Opened> {
     })
 }
 
-/// What the training crate has to know of a device.
-pub(crate) fn traits(details: &Details) -> DeviceTraits {
-    DeviceTraits {
-        name: describe(details),
-        accelerator: details.accelerator,
-        memory: details.memory,
-        autotune: details.autotune,
-    }
-}
-
 /// Runs something on a device; its failures are told as what they are.
 pub(crate) fn guarded<T>(
     details: &Details,
     advice: &str,
     part: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    // An error that is not the device's goes through as it is.
-    let result = on_device(&traits(details), advice, || match part() {
-        Ok(value) => Ok(Ok(value)),
-        Err(error) => match error.downcast::<TrainError>() {
-            Ok(error) => Err(error),
-            Err(error) => match error.downcast::<ModelError>() {
-                Ok(error) => Err(error.into()),
-                Err(error) => Ok(Err(error)),
-            },
-        },
-    });
-    result?
+    let Details {
+        accelerator,
+        memory,
+        ..
+    } = *details;
+    on_device(accelerator, memory, advice, || part().map_err(Failure))
+        .map_err(|Failure(error)| error)
+}
+
+/// Whatever failed.
+struct Failure(anyhow::Error);
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl DeviceErrors for Failure {
+    fn into_train(self) -> Result<TrainError, Self> {
+        let error = match self.0.downcast::<ModelError>() {
+            Ok(error) => return Ok(error.into()),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<RunError>() {
+            Ok(RunError::Train(error)) => return Ok(error),
+            Ok(error) => return Err(Self(error.into())),
+            Err(error) => error,
+        };
+        match error.downcast::<TaskError>() {
+            Ok(TaskError::Train(error)) => Ok(error),
+            Ok(error) => Err(Self(error.into())),
+            Err(error) => error.downcast::<TrainError>().map_err(Self),
+        }
+    }
 }
 
 /// `olora devices`.
@@ -120,7 +97,7 @@ pub(crate) fn list(args: &DevicesArgs, kernels: KernelOptions) -> Result<ExitCod
                     out,
                     "{:8} {}",
                     opened.details.device,
-                    facts(&opened.details)
+                    opened.details.facts()
                 )?,
                 Err(error) => writeln!(out, "{name:8} {error}")?,
             }

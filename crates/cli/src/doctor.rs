@@ -11,7 +11,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use olora_devices::KernelOptions;
-use olora_training::Finding;
+use olora_doctor::Finding;
 use serde_json::Value;
 
 use self::report::Report;
@@ -89,9 +89,9 @@ pub(crate) fn doctor(args: &DoctorArgs, kernels: KernelOptions) -> Result<ExitCo
     }
     #[cfg(feature = "test-hooks")]
     if let Some(fault) = &args.fault
-        && !olora_training::Doctor::operations().contains(&fault.as_str())
+        && !olora_doctor::Doctor::operations().contains(&fault.as_str())
     {
-        let known = olora_training::Doctor::operations().join("; ");
+        let known = olora_doctor::Doctor::operations().join("; ");
         return Err(Usage::new(&format!("--break takes one of: {known}")));
     }
     if args.worker {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use burn::{module::Module, tensor::Device};
-use olora_data::{DataOptions, Tokenizer, describe_sample, load_samples};
+use olora_data::{DEFAULT_MAX_LENGTH, DataOptions, Tokenizer, describe_sample, load_samples};
 use olora_gguf::{GgufFile, is_gguf};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
     let rotary = !config.learned_positions;
     let mut facts = json!({
-        "family": format!("{:?}", config.family).to_lowercase(),
+        "family": config.family.model_type(),
         "parameters": n_params,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -59,7 +59,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "tied_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "eos_token_ids": config.eos_token_ids,
-        "dtype": config.stored_dtype().map(olora_model::WeightType::name),
+        "dtype": config.stored_dtype().map(olora_model::Dtype::name),
     });
     if is_gguf(&path) {
         facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&path)?));
@@ -124,7 +124,7 @@ fn data(args: &InspectArgs) -> Result<ExitCode> {
     };
     let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
     let options = DataOptions {
-        max_length: args.max_length.unwrap_or(512),
+        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
         ..DataOptions::default()
     };
     let data = load_samples(&args.path, &tokenizer, &options)?;

@@ -18,12 +18,15 @@ mod tasks;
 use std::process::ExitCode;
 
 use clap::Parser;
+use olora_comparison::ComparisonError;
 use olora_devices::{DeviceError, KernelOptions};
-use olora_training::TrainError;
+use olora_runs::RunError;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
+    // SAFETY: nothing comes before it, so this thread is the only one.
+    unsafe { olora_devices::quieten_mesa() };
     // Devices report failures as panics, on threads of their own; they end as errors here.
     olora_training::record_panics();
     let result = olora_training::caught(|| run(Cli::parse()))
@@ -69,10 +72,16 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Whether the command line or the recipe is at fault, rather than the run.
 fn is_usage(error: &anyhow::Error) -> bool {
+    let comparison = error.downcast_ref::<ComparisonError>();
+    let run = match comparison {
+        Some(ComparisonError::Run(error)) => Some(error),
+        _ => error.downcast_ref::<RunError>(),
+    };
     error.downcast_ref::<Usage>().is_some()
+        || matches!(comparison, Some(ComparisonError::Methods { .. }))
         || matches!(
-            error.downcast_ref::<TrainError>(),
-            Some(TrainError::Recipe { .. } | TrainError::Precision { .. })
+            run,
+            Some(RunError::Recipe { .. } | RunError::Precision { .. })
         )
         || error
             .downcast_ref::<DeviceError>()

@@ -6,11 +6,11 @@ use anyhow::{Result, bail};
 use olora_adapter::Kind;
 use olora_devices::{KernelOptions, Opened};
 use olora_gguf::GgufType;
-use olora_model::{Llama, ModelConfig, ModelError, SaveOptions, WeightType};
+use olora_model::{Dtype, Llama, ModelConfig, ModelError, SaveOptions};
 
 use crate::{
     Usage,
-    args::{MergeArgs, MergedDtype},
+    args::{MergeArgs, MergedFormat},
     commands::read_adapter,
     devices,
     models::{attached, base_of},
@@ -34,7 +34,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             "--shard-size is for directories: a GGUF file is always one file",
         ));
     }
-    if !to_file && matches!(args.dtype, Some(MergedDtype::Q8_0)) {
+    if !to_file && matches!(args.dtype, Some(MergedFormat::Q8_0)) {
         return Err(Usage::new(
             "q8_0 is a format of GGUF files: let the name of --output end in .gguf",
         ));
@@ -45,7 +45,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let advice = "Merge on the CPU: leave --device out";
     let written = devices::guarded(&details, advice, || {
         // Added in f32, rounded once when written.
-        let (llama, config) = olora_model::load(&base, WeightType::F32, &device)?;
+        let (llama, config) = olora_model::load(&base, Dtype::F32, &device)?;
         let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
         let merged = olora_adapter::merge(adapted)?;
@@ -76,11 +76,11 @@ fn refuse_tied_embedding(llama: &Llama) -> Result<()> {
 }
 
 /// The format asked for, else the base's own.
-fn weight_type(config: &ModelConfig, args: &MergeArgs) -> WeightType {
+fn weight_type(config: &ModelConfig, args: &MergeArgs) -> Dtype {
     args.dtype
-        .and_then(MergedDtype::weights)
+        .and_then(MergedFormat::weights)
         .or(config.stored_dtype())
-        .unwrap_or(WeightType::F32)
+        .unwrap_or(Dtype::F32)
 }
 
 fn write_directory(
@@ -104,10 +104,10 @@ fn write_file(
     base: &Path,
 ) -> Result<&'static str> {
     let format = match (args.dtype, weight_type(config, args)) {
-        (Some(MergedDtype::Q8_0), _) => GgufType::Q8_0,
-        (_, WeightType::F32) => GgufType::F32,
-        (_, WeightType::Bf16) => GgufType::Bf16,
-        (_, WeightType::F16) => GgufType::F16,
+        (Some(MergedFormat::Q8_0), _) => GgufType::Q8_0,
+        (_, Dtype::F32) => GgufType::F32,
+        (_, Dtype::Bf16) => GgufType::Bf16,
+        (_, Dtype::F16) => GgufType::F16,
     };
     olora_model::save_gguf(merged, config, format, base, &args.output)?;
     Ok(format.name())

@@ -138,7 +138,7 @@ impl Bars {
                 bar.set_message(self.file.clone());
                 self.bar = Some(bar);
             } else {
-                let size = progress.total.map(olora_training::size).unwrap_or_default();
+                let size = progress.total.map(olora_files::size).unwrap_or_default();
                 say(&format!("downloading {} {size}", self.file));
             }
         }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use olora_training::{Event, Observer, Plan, StepReport, Summary, size};
+use olora_comparison::{ComparisonEvent, ComparisonObserver};
+use olora_files::size;
+use olora_runs::{Event, Observer, Plan, StepReport, Summary};
 
 /// Writes a line to stderr. A closed stderr is no reason to stop a run.
 pub(crate) fn say(line: &str) {
@@ -166,9 +168,20 @@ impl Observer for Display {
                     "interrupted after step {step}; a checkpoint is written. Run the same command with --resume to go on"
                 ));
             }
-            Event::Cell { number, of, name } => say(&format!("[{number}/{of}] {name}")),
-            Event::Scoring(name) => say(&format!("scoring {name}")),
-            Event::CellFinished {
+            Event::Finished(summary) => say(&finished(summary)),
+        }
+    }
+}
+
+impl ComparisonObserver for Display {
+    fn on(&self, event: &ComparisonEvent<'_>) {
+        match event {
+            ComparisonEvent::Run(event) => Observer::on(self, event),
+            ComparisonEvent::Trial { number, of, name } => {
+                say(&format!("[{number}/{of}] {name}"));
+            }
+            ComparisonEvent::Scoring(name) => say(&format!("scoring {name}")),
+            ComparisonEvent::TrialFinished {
                 name,
                 loss,
                 seconds,
@@ -177,7 +190,6 @@ impl Observer for Display {
             } else {
                 format!("{name}: diverged, which is noted as its result")
             }),
-            Event::Finished(summary) => say(&finished(summary)),
         }
     }
 }

@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use olora_adapter::write_atomically;
 use olora_devices::KernelOptions;
-use olora_training::tasks::{
-    self, DEFINITION, Score, TaskName, TaskOptions, TaskProgress, TaskResult,
+use olora_files::write_atomically;
+use olora_tasks::{
+    self as tasks, DEFINITION, Score, TaskName, TaskOptions, TaskProgress, TaskResult,
 };
 use serde_json::{Value, json};
 

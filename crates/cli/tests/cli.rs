@@ -302,6 +302,28 @@ fn generate_refuses_what_it_cannot_do() {
 }
 
 #[test]
+fn generate_fails_on_weights_that_are_no_numbers() {
+    let base = root().join("recipes/quickstart/base");
+    let spoilt = TempDir::new().unwrap();
+    for entry in fs::read_dir(base).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), spoilt.path().join(entry.file_name())).unwrap();
+    }
+    // The last number of the file, which is the last norm's.
+    let path = spoilt.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    let model = ["--model", spoilt.path().to_str().unwrap()];
+    for more in [&[][..], &["--temperature", "0.8"]] {
+        let arguments = [&["generate"][..], &model, &["--prompt", "Where?"], more].concat();
+        let text = refused(&olora(&arguments), 1);
+        assert!(text.contains("`model.norm.weight` holds NaN"), "{text}");
+    }
+}
+
+#[test]
 fn evaluate_refuses_a_tokenizer_larger_than_the_embedding() {
     let out = TempDir::new().unwrap();
     let tokenizer = root().join("recipes/quickstart/base/tokenizer.json");

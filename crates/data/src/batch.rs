@@ -23,8 +23,8 @@ pub struct Batch {
     pub seq_len: usize,
     /// Flat indices into `inputs` of those whose *next* token is trained, and
     /// after the first `n_trained` of them, zeros.
-    pub positions: Vec<i32>,
-    /// That next token, for each of `positions`.
+    pub target_positions: Vec<i32>,
+    /// That next token, for each of `target_positions`.
     pub targets: Vec<i32>,
     /// Number of inputs that are not padding.
     pub n_tokens: usize,
@@ -47,6 +47,14 @@ pub struct Padding {
     /// this length, so that a device sees few different shapes: each new one
     /// can cost it new kernels.
     pub multiple: usize,
+}
+
+impl Padding {
+    /// What lengths are padded to a multiple of, if nothing else is asked for:
+    /// an `accelerator` makes kernels for shapes, so it is shown few of them.
+    pub fn default_multiple(accelerator: bool) -> usize {
+        if accelerator { 64 } else { 1 }
+    }
 }
 
 impl From<u32> for Padding {
@@ -86,7 +94,7 @@ impl Batch {
         let n_tokens = lengths.clone().sum();
         let seq_len = round_up(lengths.max().unwrap_or(0));
         let mut inputs = vec![id.cast_signed(); rows.len() * seq_len];
-        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        let (mut target_positions, mut targets) = (Vec::new(), Vec::new());
         for (row, samples) in rows.iter().enumerate() {
             let mut at = row * seq_len;
             for sample in *samples {
@@ -94,7 +102,7 @@ impl Batch {
                 for (&token, (&target, &trained)) in sample.tokens.iter().zip(next) {
                     inputs[at] = token.cast_signed();
                     if trained {
-                        positions.push((at as u32).cast_signed());
+                        target_positions.push((at as u32).cast_signed());
                         targets.push(target.cast_signed());
                     }
                     at += 1;
@@ -102,13 +110,13 @@ impl Batch {
             }
         }
         let n_trained = targets.len();
-        positions.resize(round_up(n_trained), 0);
+        target_positions.resize(round_up(n_trained), 0);
         targets.resize(round_up(n_trained), 0);
         Self {
             inputs,
             n_rows: rows.len(),
             seq_len,
-            positions,
+            target_positions,
             targets,
             n_tokens,
             n_trained,
@@ -180,7 +188,7 @@ mod tests {
         let batch = Batch::from_samples(&samples, 2);
         assert_eq!((batch.n_rows, batch.seq_len), (2, 3));
         assert_eq!(batch.inputs, [5, 6, 7, 8, 2, 2]);
-        assert_eq!(batch.positions, [1, 2, 3]);
+        assert_eq!(batch.target_positions, [1, 2, 3]);
         assert_eq!(batch.targets, [7, 2, 2]);
         assert_eq!((batch.n_tokens, batch.n_trained), (4, 3));
     }
@@ -195,7 +203,7 @@ mod tests {
         let batch = Batch::from_samples(&samples, padding);
         assert_eq!(batch.inputs, [5, 6, 7, 9, 8, 9, 9, 9]);
         assert_eq!((batch.seq_len, batch.n_tokens), (4, 4));
-        assert_eq!(batch.positions, [1, 2, 4, 0]);
+        assert_eq!(batch.target_positions, [1, 2, 4, 0]);
         assert_eq!(batch.targets, [7, 2, 2, 0]);
         assert_eq!(batch.n_trained, 3);
     }
@@ -223,7 +231,7 @@ mod tests {
         assert_eq!(batch.sample_positions(), [0, 1, 2, 0, 0, 0, 1, 0, 1, 2]);
         // 6 → 7, 7 → 2 and 8 → 2 in the first row, 4 → 2 in the second; 7 → 8
         // and 9's neighbours in the other row are nobody's.
-        assert_eq!(batch.positions, [1, 2, 3, 6, 0]);
+        assert_eq!(batch.target_positions, [1, 2, 3, 6, 0]);
         assert_eq!(batch.targets, [7, 2, 2, 2, 0]);
         assert_eq!((batch.n_tokens, batch.n_trained), (6, 4));
     }

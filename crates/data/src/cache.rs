@@ -7,12 +7,12 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use tempfile::NamedTempFile;
+use olora_files::write_atomically;
 
 use crate::{Format, Sample};
 
@@ -80,18 +80,10 @@ impl TokenCache {
             return;
         };
         let path = self.path(key);
-        if self.write(&path, &bytes).is_ok() {
+        // Under another name first, so that a run beside this one sees all or nothing.
+        if write_atomically(&path, |file| file.write_all(&bytes)).is_ok() {
             make_room(&self.directory, &path, LIMIT).ok();
         }
-    }
-
-    /// Under another name first, so that a run beside this one sees all or nothing.
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
-        let mut file = NamedTempFile::new_in(&self.directory)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
     }
 
     fn path(&self, key: &Key) -> PathBuf {

@@ -11,16 +11,28 @@
 //!   Burn `Dataset` whose item `i` is micro-batch `i`. [`loader`] turns it into
 //!   a Burn `DataLoader` of [`Batch`]es, and resuming at `k` is a `slice`.
 //!
-//! ```no_run
+//! ```
 //! use olora_data::{DataOptions, Schedule, Tokenizer, load_samples, loader};
 //!
-//! let tokenizer = Tokenizer::from_dir("SmolLM2-135M-Instruct".as_ref())?;
-//! let data = load_samples("train.jsonl".as_ref(), &tokenizer, &DataOptions::default())?;
-//! println!("{}", data.report);
-//! let schedule = Schedule::new(data.samples, 8, 42, 1_000)?;
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! # std::fs::write(directory.join("tokenizer.json"), r#"{"version": "1.0", "added_tokens": [],
+//! #     "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+//! #     "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "</s>": 1, "In": 2, "Rook": 3}}}"#)?;
+//! # std::fs::write(directory.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#)?;
+//! let record = r#"{"instruction": "Where does Alder live?", "output": "In Rook"}"#;
+//! std::fs::write(directory.join("train.jsonl"), record)?;
+//! // `directory` is a checkpoint's, with its tokenizer.json.
+//! let tokenizer = Tokenizer::from_dir(directory)?;
+//! let data = load_samples(&directory.join("train.jsonl"), &tokenizer, &DataOptions::default())?;
+//! // The answer and the end of the sequence.
+//! assert_eq!(data.samples[0].n_trained(), 3);
+//!
+//! // A run of 10 micro-batches of up to 8 rows, in an order that the seed 42 decides.
+//! let schedule = Schedule::new(data.samples, 8, 42, 10)?;
 //! for batch in loader(schedule, tokenizer.pad_id()).iter() {
 //!     let batch = batch?;
-//!     println!("{} rows of {}", batch.n_rows, batch.seq_len);
+//!     assert_eq!((batch.n_rows, batch.targets.as_slice()), (1, &[2, 3, 1][..]));
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -49,9 +61,14 @@ pub use cache::{MIN_CACHED_BYTES, TokenCache};
 pub use chat::Message;
 pub use error::{DataError, Location};
 pub use format::{Format, alpaca_prompt};
-pub use load::{DataOptions, Samples, load_samples, load_samples_cached};
+pub use load::{DEFAULT_MAX_LENGTH, DataOptions, Samples, load_samples, load_samples_cached};
 pub use pack::pack;
 pub use report::{DataReport, PromptStyle};
 pub use sample::{Sample, ValidationSplit, describe_sample, split};
 pub use schedule::{MicroBatch, Schedule, loader};
 pub use tokenizer::{DecodeStream, Tokenizer};
+
+/// Has the examples of `README.md` compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,6 +11,10 @@ use crate::{
     read::{self, Record},
 };
 
+/// The most tokens of a sample where nothing else is asked for: in
+/// [`DataOptions`], in a recipe without `data.max_length` and on the command line.
+pub const DEFAULT_MAX_LENGTH: usize = 512;
+
 /// How to read a data file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataOptions {
@@ -28,7 +32,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             format: None,
-            max_length: 1024,
+            max_length: DEFAULT_MAX_LENGTH,
             train_on_prompt: false,
         }
     }

@@ -182,6 +182,32 @@ impl Tokenizer {
         &self.stop_ids
     }
 
+    /// Those tokens, and the ones that the model's own configuration names.
+    pub fn stop_ids_with(&self, of_model: &[u32]) -> Vec<u32> {
+        let mut ids = [of_model, self.stop_ids()].concat();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// A prompt as tokens: as a user's message if the checkpoint has a chat
+    /// template, else as plain text.
+    ///
+    /// # Errors
+    ///
+    /// When the template or the tokenizer fails.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, DataError> {
+        if !self.has_chat_template() {
+            return self.encode(prompt, true);
+        }
+        let message = Message {
+            role: "user".to_owned(),
+            content: prompt.to_owned(),
+        };
+        let text = self.render_chat(&[message], true)?;
+        self.encode(&text, false)
+    }
+
     /// The beginning-of-sequence token.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos.as_ref().map(|&(id, _)| id)

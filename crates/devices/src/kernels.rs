@@ -19,8 +19,6 @@ use crate::{DeviceError, KernelOptions};
 /// read first, and hold in everything that is not asked for here; compiled
 /// kernels are kept in any case, where CubeCL can: not portable shaders.
 pub(crate) fn prepare(options: KernelOptions) -> Result<(), DeviceError> {
-    #[cfg(feature = "_wgpu")]
-    quieten_mesa();
     let mut cubecl = CubeClRuntimeConfig::from_current_dir().override_from_env();
     if matches!(cubecl.environment.path, CacheConfig::Target) {
         // By default choices would be kept below whatever Cargo.toml is near.
@@ -69,18 +67,6 @@ pub(crate) fn may_take_first() -> bool {
     !matches!(config.autotune.level, AutotuneLevel::Full)
         && !config.autotune.disable_short_circuit
         && !config.throughput.disable_cache
-}
-
-/// Looking for GPUs asks EGL too, and without this variable Mesa's prints an
-/// error at each question, as on any machine that nobody is logged in to.
-#[cfg(feature = "_wgpu")]
-fn quieten_mesa() {
-    const DIRECTORY: &str = "XDG_RUNTIME_DIR";
-    if cfg!(target_os = "linux") && std::env::var_os(DIRECTORY).is_none() {
-        // SAFETY: nothing else may read the environment meanwhile, which is what `prepare` asks
-        // of its caller: it comes before anything else, and before other threads.
-        unsafe { std::env::set_var(DIRECTORY, std::env::temp_dir()) };
-    }
 }
 
 /// Keeps the device's choices in a file of their own, unless the user has named

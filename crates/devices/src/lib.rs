@@ -4,7 +4,22 @@
 //! is the only library that names them. It finds a device, opens it with the
 //! kernel options asked for, and says what it is: [`find`], [`open`], [`list`].
 //! It computes nothing; whether a device computes *right* is the business of
-//! `olora_training::Doctor`.
+//! `Doctor`, above this crate.
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use olora_devices::{DeviceError, KernelOptions, open};
+//!
+//! # #[cfg(feature = "flex")] {
+//! let cpu = open("cpu", KernelOptions::default())?;
+//! assert!(!cpu.details.accelerator);
+//! let sum = Tensor::<1>::from_floats([1.0, 2.0], &cpu.device).sum();
+//! assert_eq!(sum.into_scalar::<f32>(), 3.0);
+//! # }
+//! // What cannot be had says why, and what to do.
+//! assert!(matches!(olora_devices::find("tpu"), Err(DeviceError::Unknown { .. })));
+//! # Ok::<(), DeviceError>(())
+//! ```
 
 mod error;
 #[cfg(feature = "_gpu")]
@@ -13,9 +28,15 @@ mod kernels;
 mod probe;
 
 use burn::tensor::{DType, Device, DeviceType};
+use olora_files::size;
 use serde::Serialize;
 
 pub use error::DeviceError;
+
+/// Has the examples of `README.md` compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// How kernels are made, on devices that make them at run time. What is asked
 /// for holds for the whole process.
@@ -79,6 +100,52 @@ pub struct Details {
     pub autotune: bool,
     /// Whether neighbouring operations are fused.
     pub fusion: bool,
+}
+
+impl Details {
+    /// The part's name, how it is reached, and what it can do, in a line.
+    pub fn facts(&self) -> String {
+        let mut parts = vec![self.name.clone()];
+        if self.software {
+            parts.push("a software rasteriser".to_owned());
+        }
+        if self.accelerator {
+            parts.push(self.runtime.clone());
+        }
+        parts.extend(self.driver.clone());
+        match (self.memory, self.free_memory) {
+            (Some(memory), Some(free)) => {
+                parts.push(format!("{} ({} free)", size(memory), size(free)));
+            }
+            (Some(memory), None) => parts.push(size(memory)),
+            (None, _) => {}
+        }
+        parts.push(self.dtypes.join(" "));
+        if !self.tensor_core_dtypes.is_empty() {
+            let dtypes = self.tensor_core_dtypes.join(" ");
+            parts.push(format!("matrix units for {dtypes}"));
+        }
+        if self.accelerator {
+            let off: Vec<_> = [("fusion", self.fusion), ("autotune", self.autotune)]
+                .into_iter()
+                .filter(|(_, on)| !on)
+                .map(|(name, _)| format!("{name} off"))
+                .collect();
+            parts.extend(off);
+        }
+        parts.join(", ")
+    }
+}
+
+/// In a line: what `--device` calls it, and what it is. Empty if nothing is
+/// known.
+impl std::fmt::Display for Details {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.device.is_empty() {
+            return Ok(());
+        }
+        write!(f, "{} ({})", self.device, self.facts())
+    }
 }
 
 /// A backend: what `--device` calls it, the feature that compiles it in, and
@@ -162,9 +229,33 @@ pub fn reference() -> Option<Device> {
     Device::enumerate(kind).into_vec().into_iter().next()
 }
 
+/// Keeps Mesa from printing an error each time that GPUs are looked for, as it
+/// does on a Linux machine that nobody is logged in to. Nothing depends on it
+/// but what is on the terminal; only builds with a backend over wgpu do
+/// anything here.
+///
+/// The looking asks EGL too, and Mesa's EGL wants to know the directory
+/// `XDG_RUNTIME_DIR`. Where it is not set, it is set to the one for temporary
+/// files, in the environment of this process and of those that it starts.
+///
+/// # Safety
+///
+/// It may write to the environment, and code that is not Rust, such as a
+/// driver, reads that without a lock. While this runs, no other thread may read
+/// or write the environment: call it first thing in `main`, before any thread
+/// has been started and before any other function of this crate or of Burn.
+pub unsafe fn quieten_mesa() {
+    const DIRECTORY: &str = "XDG_RUNTIME_DIR";
+    let asks_egl = cfg!(all(feature = "_wgpu", target_os = "linux"));
+    if asks_egl && std::env::var_os(DIRECTORY).is_none() {
+        // SAFETY: no other thread reads or writes the environment meanwhile, which the caller
+        // answers for.
+        unsafe { std::env::set_var(DIRECTORY, std::env::temp_dir()) };
+    }
+}
+
 /// Sets how kernels are made. Call it before anything else of this crate or of
-/// Burn, and before other threads are started: what is set is read once, and
-/// some of it is set in the environment.
+/// Burn but [`quieten_mesa`]: what is set is read once.
 ///
 /// # Errors
 ///

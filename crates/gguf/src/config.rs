@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     GgufError,
+    families::{Family, Window},
     metadata::Metadata,
-    names::{Architecture, Heads},
+    names::Heads,
     rope,
     types::TensorType,
 };
@@ -13,12 +14,12 @@ use crate::{
 /// The keys of one architecture: `llama.block_count` and so on.
 struct Keys<'a> {
     metadata: Metadata<'a>,
-    architecture: Architecture,
+    family: &'static Family,
 }
 
 impl Keys<'_> {
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture.name())
+        format!("{}.{key}", self.family.architecture)
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, GgufError> {
@@ -61,13 +62,10 @@ const TOKENS: [(&str, &str); 3] = [
 /// The configuration, with the keys that transformers writes.
 pub(crate) fn read(
     metadata: Metadata<'_>,
-    architecture: Architecture,
+    family: &'static Family,
     rope_factors: Option<&[f32]>,
 ) -> Result<Map<String, Value>, GgufError> {
-    let keys = Keys {
-        metadata,
-        architecture,
-    };
+    let keys = Keys { metadata, family };
     if keys
         .size("expert_count")?
         .is_some_and(|experts| experts > 0)
@@ -81,10 +79,7 @@ pub(crate) fn read(
         kv_heads => kv_heads.unwrap_or(heads),
     };
     let head_dim = head_dim(&keys, hidden_size, heads)?;
-    let window = keys
-        .size("attention.sliding_window")?
-        .filter(|&window| window > 0);
-    let (model_type, class, activation) = family(architecture, window);
+    let window = window(metadata, family.architecture)?;
     let eps = "attention.layer_norm_rms_epsilon";
     let rms_norm_eps = keys
         .number(eps)?
@@ -92,8 +87,8 @@ pub(crate) fn read(
 
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
-    set("architectures", json!([class]));
-    set("model_type", json!(model_type));
+    set("architectures", json!([family.class]));
+    set("model_type", json!(family.model_type));
     set("vocab_size", json!(vocab_size(&keys)?));
     set("hidden_size", json!(hidden_size));
     set(
@@ -104,7 +99,7 @@ pub(crate) fn read(
     set("num_attention_heads", json!(heads));
     set("num_key_value_heads", json!(kv_heads));
     set("head_dim", json!(head_dim));
-    set("hidden_act", json!(activation));
+    set("hidden_act", json!(family.activations[0]));
     set("rms_norm_eps", json!(rms_norm_eps));
     set(
         "max_position_embeddings",
@@ -120,30 +115,28 @@ pub(crate) fn read(
     if let Some(scaling) = scaling {
         set("rope_scaling", Value::Object(scaling));
     }
-    match architecture {
-        Architecture::Llama => {
-            if let Some(window) = window {
-                set("sliding_window", json!(window));
-            }
-            set(
-                "attention_bias",
-                json!(keys.has_tensor("blk.0.attn_q.bias")),
-            );
-            set("mlp_bias", json!(keys.has_tensor("blk.0.ffn_up.bias")));
+    match (window, family.window) {
+        (Some(window), Window::Kept) => drop(set("sliding_window", json!(window))),
+        (Some(window), Window::Refused) => {
+            return Err(keys.unsupported(
+                format!(
+                    "a sliding window of {window} in a {} model",
+                    family.model_type
+                ),
+                &format!("{} models without one", family.model_type),
+            ));
         }
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            if let Some(window) = window {
-                return Err(keys.unsupported(
-                    format!("a sliding window of {window} in a {model_type} model"),
-                    "qwen2 and qwen3 models without one",
-                ));
-            }
-            set("use_sliding_window", json!(false));
-            if architecture == Architecture::Qwen3 {
-                set("attention_bias", json!(false));
-            }
-        }
-        Architecture::Gemma => {}
+        (None, _) | (Some(_), Window::Absent) => {}
+    }
+    if family.optional_biases {
+        set(
+            "attention_bias",
+            json!(keys.has_tensor("blk.0.attn_q.bias")),
+        );
+        set("mlp_bias", json!(keys.has_tensor("blk.0.ffn_up.bias")));
+    }
+    for (key, value) in family.constants {
+        set(key, json!(value));
     }
     for (key, source) in TOKENS {
         if let Some(id) = metadata.size(source)? {
@@ -154,18 +147,10 @@ pub(crate) fn read(
     Ok(config)
 }
 
-/// `model_type`, class and `hidden_act`.
-fn family(
-    architecture: Architecture,
-    window: Option<u64>,
-) -> (&'static str, &'static str, &'static str) {
-    match architecture {
-        Architecture::Llama if window.is_some() => ("mistral", "MistralForCausalLM", "silu"),
-        Architecture::Llama => ("llama", "LlamaForCausalLM", "silu"),
-        Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM", "silu"),
-        Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM", "silu"),
-        Architecture::Gemma => ("gemma", "GemmaForCausalLM", "gelu_pytorch_tanh"),
-    }
+/// How many positions back a token sees, if that is limited.
+pub(crate) fn window(metadata: Metadata<'_>, architecture: &str) -> Result<Option<u64>, GgufError> {
+    let window = metadata.size(&format!("{architecture}.attention.sliding_window"))?;
+    Ok(window.filter(|&window| window > 0))
 }
 
 /// The heads of a configuration that [`read`] made.

@@ -17,6 +17,32 @@
 //! # }
 //! ```
 //!
+//! (The file is a download, which is why this example is not run.) A LoRA adapter
+//! of one layer, written for llama.cpp:
+//!
+//! ```
+//! use olora_gguf::{GgufError, GgufFile, LoraLayer, write_adapter};
+//!
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("adapter.gguf");
+//! let config = serde_json::json!({
+//!     "model_type": "llama", "hidden_size": 4, "num_attention_heads": 1, "num_hidden_layers": 1,
+//! });
+//! let (a, b) = ([1.0; 4], [0.5; 8]);
+//! let layer = LoraLayer {
+//!     module: "model.layers.0.mlp.up_proj",
+//!     a: &a, // [rank, in]
+//!     b: &b, // [out, rank]
+//!     rank: 1,
+//!     scale: 16.0,
+//! };
+//! let config = config.as_object().ok_or("not an object")?;
+//! write_adapter(&path, config, 16.0, &[layer])?;
+//! // An adapter is no model, and is refused as one.
+//! assert!(matches!(GgufFile::open(&path), Err(GgufError::Unsupported { .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The format is described in `docs/gguf.md` of
 //! [ggml](https://github.com/ggml-org/ggml); what is stored under which key, and
 //! how tensors are rearranged, is what llama.cpp's `convert_hf_to_gguf.py` and
@@ -24,6 +50,7 @@
 
 mod config;
 mod error;
+mod families;
 mod header;
 mod metadata;
 mod names;
@@ -47,3 +74,8 @@ pub fn is_gguf(path: &Path) -> bool {
         .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     path.is_file() || (named_so && !path.is_dir())
 }
+
+/// Has the examples of `README.md` compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,50 +1,7 @@
 //! What tensors are called in GGUF files and in Hugging Face checkpoints, and
 //! how their contents differ.
 
-/// The architectures that this crate knows (`general.architecture`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Architecture {
-    /// LLaMA and everything shaped like it, Mistral included.
-    Llama,
-    /// Qwen2 and 2.5.
-    Qwen2,
-    /// Qwen3, dense.
-    Qwen3,
-    /// Gemma, the first generation.
-    Gemma,
-}
-
-/// The names of all [`Architecture`]s, for messages.
-pub(crate) const ARCHITECTURES: &str = "llama, qwen2, qwen3 and gemma";
-
-impl Architecture {
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "llama" => Self::Llama,
-            "qwen2" => Self::Qwen2,
-            "qwen3" => Self::Qwen3,
-            "gemma" => Self::Gemma,
-            _ => return None,
-        })
-    }
-
-    /// The architecture of a `model_type` of `config.json`.
-    pub(crate) fn from_model_type(model_type: &str) -> Option<Self> {
-        match model_type {
-            "mistral" => Some(Self::Llama),
-            other => Self::from_name(other),
-        }
-    }
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Gemma => "gemma",
-        }
-    }
-}
+use crate::families::Family;
 
 /// (Hugging Face, GGUF) names of what stands outside the blocks.
 const OUTSIDE: [(&str, &str); 3] = [
@@ -124,16 +81,16 @@ pub(crate) enum Change {
 
 impl Change {
     /// What was done to a tensor of a Hugging Face module when a file was made.
-    pub(crate) fn of(architecture: Architecture, module: &str, heads: Heads) -> Self {
-        match architecture {
-            Architecture::Llama if module.ends_with("self_attn.q_proj") => Self::Interleaved {
-                heads: heads.queries,
-            },
-            Architecture::Llama if module.ends_with("self_attn.k_proj") => {
-                Self::Interleaved { heads: heads.keys }
-            }
-            Architecture::Gemma if module.ends_with("norm") => Self::PlusOne,
-            _ => Self::None,
+    pub(crate) fn of(family: &Family, module: &str, heads: Heads) -> Self {
+        let interleaved = |heads| Self::Interleaved { heads };
+        if family.interleaved && module.ends_with("self_attn.q_proj") {
+            interleaved(heads.queries)
+        } else if family.interleaved && module.ends_with("self_attn.k_proj") {
+            interleaved(heads.keys)
+        } else if family.norms_plus_one && module.ends_with("norm") {
+            Self::PlusOne
+        } else {
+            Self::None
         }
     }
 

@@ -11,9 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     GgufError, Tokenizer, config,
+    families::Family,
     header::{Header, TensorInfo},
     metadata::Metadata,
-    names::{ARCHITECTURES, Architecture, Change, Heads, is_ignorable, to_hugging_face},
+    names::{Change, Heads, is_ignorable, to_hugging_face},
     tokenizer,
 };
 
@@ -29,7 +30,7 @@ pub struct GgufFile {
     path: PathBuf,
     mapped: Mmap,
     header: Header,
-    architecture: Architecture,
+    family: &'static Family,
     heads: Heads,
     /// Hugging Face name → name in the file.
     names: BTreeMap<String, String>,
@@ -53,19 +54,19 @@ impl GgufFile {
             bytes: &mapped,
             header: &header,
         };
-        let architecture = architecture(metadata)?;
-        let names = hugging_face_names(path, architecture, &header)?;
+        let family = family(metadata)?;
+        let names = hugging_face_names(path, family, &header)?;
         let rope_factors = header
             .tensors
             .get(ROPE_FREQUENCIES)
             .map(|info| values(&mapped, info));
-        let config = config::read(metadata, architecture, rope_factors.as_deref())?;
+        let config = config::read(metadata, family, rope_factors.as_deref())?;
         let heads = config::heads(&config);
         let file = Self {
             path: path.to_owned(),
             mapped,
             header,
-            architecture,
+            family,
             heads,
             names,
             config,
@@ -141,7 +142,7 @@ impl GgufFile {
     /// BPE nor `SentencePiece` BPE, or with unknown pre-tokenisation;
     /// [`GgufError::Malformed`] for one that is incomplete.
     pub fn tokenizer(&self) -> Result<Tokenizer, GgufError> {
-        tokenizer::read(self.metadata(), self.architecture)
+        tokenizer::read(self.metadata(), self.family)
     }
 
     fn metadata(&self) -> Metadata<'_> {
@@ -154,7 +155,7 @@ impl GgufFile {
 
     fn change(&self, name: &str) -> Change {
         let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-        Change::of(self.architecture, module, self.heads)
+        Change::of(self.family, module, self.heads)
     }
 
     fn check_rows(&self) -> Result<(), GgufError> {
@@ -222,7 +223,7 @@ fn values(bytes: &[u8], info: &TensorInfo) -> Vec<f32> {
     values
 }
 
-fn architecture(metadata: Metadata<'_>) -> Result<Architecture, GgufError> {
+fn family(metadata: Metadata<'_>) -> Result<&'static Family, GgufError> {
     let path = metadata.path;
     if let Some(kind) = metadata
         .text("general.type")?
@@ -244,15 +245,16 @@ fn architecture(metadata: Metadata<'_>) -> Result<Architecture, GgufError> {
     }
     let key = "general.architecture";
     let name = metadata.text(key)?.ok_or_else(|| metadata.missing(key))?;
-    Architecture::from_name(name).ok_or_else(|| {
+    let has_window = config::window(metadata, name)?.is_some();
+    Family::of_file(name, has_window).ok_or_else(|| {
         let what = format!("a model of the architecture `{name}`");
-        GgufError::unsupported(path, what, ARCHITECTURES)
+        GgufError::unsupported(path, what, Family::architectures())
     })
 }
 
 fn hugging_face_names(
     path: &Path,
-    architecture: Architecture,
+    family: &Family,
     header: &Header,
 ) -> Result<BTreeMap<String, String>, GgufError> {
     let mut names = BTreeMap::new();
@@ -264,7 +266,7 @@ fn hugging_face_names(
             GgufError::unsupported(
                 path,
                 format!("the tensor `{stored}`"),
-                format!("the tensors of a dense {} model", architecture.name()),
+                format!("the tensors of a dense {} model", family.architecture),
             )
         })?;
         names.insert(name, stored.clone());

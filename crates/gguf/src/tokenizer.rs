@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::{GgufError, metadata::Metadata, names::Architecture};
+use crate::{GgufError, families::Family, metadata::Metadata};
 use pre::Pre;
 
 /// A tokenizer as a checkpoint's directory would hold it.
@@ -213,15 +213,12 @@ impl Special {
     }
 }
 
-pub(crate) fn read(
-    metadata: Metadata<'_>,
-    architecture: Architecture,
-) -> Result<Tokenizer, GgufError> {
+pub(crate) fn read(metadata: Metadata<'_>, family: &Family) -> Result<Tokenizer, GgufError> {
     let key = "tokenizer.ggml.model";
     let model = metadata.text(key)?.ok_or_else(|| metadata.missing(key))?;
     match model {
         "gpt2" => byte_level(&Stored::new(metadata)?),
-        "llama" => sentence_piece(&Stored::new(metadata)?, architecture),
+        "llama" => sentence_piece(&Stored::new(metadata)?, family),
         other => Err(GgufError::unsupported(
             metadata.path,
             format!("a tokenizer of the kind `{other}`"),
@@ -314,10 +311,9 @@ mod sentence_piece_defaults {
     pub(super) const EOS: usize = 2;
 }
 
-fn sentence_piece(stored: &Stored<'_>, architecture: Architecture) -> Result<Tokenizer, GgufError> {
+fn sentence_piece(stored: &Stored<'_>, family: &Family) -> Result<Tokenizer, GgufError> {
     let metadata = stored.metadata;
-    let by_position = architecture == Architecture::Gemma;
-    let scores = if by_position {
+    let scores = if family.scores_by_position {
         pieces::scores_by_position(stored.tokens.len())
     } else {
         let key = "tokenizer.ggml.scores";

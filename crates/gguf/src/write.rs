@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     GgufError,
-    names::{Architecture, Change, Heads, to_gguf},
+    families::Family,
+    names::{Change, Heads, to_gguf},
     read::ROPE_FREQUENCIES,
     types::TensorType,
 };
@@ -119,7 +120,7 @@ pub fn write_model(
 ) -> Result<(), GgufError> {
     let shape = shape::Shape::new(config)?;
     let mut metadata = Metadata::default();
-    metadata.text("general.architecture", shape.architecture.name());
+    metadata.text("general.architecture", shape.family.architecture);
     metadata.text("general.type", "model");
     if let Some(name) = shape.model_name() {
         metadata.text("general.name", name);
@@ -144,7 +145,7 @@ pub fn write_model(
         });
     }
     for spec in &written {
-        planned.push(plan(spec, shape.architecture, shape.heads, format)?);
+        planned.push(plan(spec, shape.family, shape.heads, format)?);
     }
     reject_duplicates(&planned)?;
 
@@ -166,19 +167,19 @@ pub fn write_model(
                 format!("it has {} values, but its shape {expected}", values.len()),
             ));
         }
-        let change = change(&spec.name, shape.architecture, shape.heads);
+        let change = change(&spec.name, shape.family, shape.heads);
         encode::rows(&planned[index + before], change, &values, output)
     })
 }
 
-fn change(name: &str, architecture: Architecture, heads: Heads) -> Change {
+fn change(name: &str, family: &Family, heads: Heads) -> Change {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-    Change::of(architecture, module, heads)
+    Change::of(family, module, heads)
 }
 
 fn plan(
     spec: &TensorSpec,
-    architecture: Architecture,
+    family: &Family,
     heads: Heads,
     format: GgufType,
 ) -> Result<Planned, GgufError> {
@@ -191,7 +192,7 @@ fn plan(
             spec.shape
         )));
     }
-    if !change(&spec.name, architecture, heads).fits(spec.shape[0]) {
+    if !change(&spec.name, family, heads).fits(spec.shape[0]) {
         return Err(refused(format!(
             "its {} rows cannot be divided among the heads",
             spec.shape[0]

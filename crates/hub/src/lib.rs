@@ -12,6 +12,20 @@
 //! # Ok::<(), olora_hub::HubError>(())
 //! ```
 //!
+//! Which form a name has is told apart without the network:
+//!
+//! ```
+//! use olora_hub::ModelName;
+//!
+//! let ModelName::Hub(name) = ModelName::parse("owner/name@v1:tiny.Q8_0.gguf")? else {
+//!     panic!("there is no such directory or file");
+//! };
+//! assert_eq!((name.repository.as_str(), name.revision()), ("owner/name", "v1"));
+//! assert_eq!(name.file.as_deref(), Some("tiny.Q8_0.gguf"));
+//! assert!(ModelName::parse("./not/there").is_err());
+//! # Ok::<(), olora_hub::HubError>(())
+//! ```
+//!
 //! [`ModelName`] says which forms are understood. What is downloaded lies in
 //! the cache that Python's `huggingface_hub` and `transformers` use, in their
 //! layout (`models--owner--name/{blobs,refs,snapshots}`) and under their locks,
@@ -41,3 +55,8 @@ pub use error::HubError;
 pub use name::{HubName, ModelName};
 pub use options::{HubOptions, Token};
 pub use resolve::{Progress, Resolved, resolve};
+
+/// Has the examples of `README.md` compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

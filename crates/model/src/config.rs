@@ -6,85 +6,9 @@ use serde_json::{Map, Value};
 
 mod keys;
 
-use keys::Keys;
+pub(crate) use keys::Keys;
 
-use crate::{Activation, ModelError, NormKind, WeightType};
-
-/// The sub-families of the decoder. What they differ in, [`ModelConfig`] spells
-/// out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// LLaMA 1 to 3 and everything shaped like it (`SmolLM`, `TinyLlama`, …).
-    Llama,
-    /// Mistral: a sliding attention window.
-    Mistral,
-    /// Qwen2: biases on the query, key and value projections.
-    Qwen2,
-    /// Qwen3: RMS norms on each head's queries and keys.
-    Qwen3,
-    /// The first Gemma: a gate with GELU, norms about one, scaled embeddings.
-    Gemma,
-    /// OPT and what has its form (Galactica): layer norms, learned positions, a
-    /// feed-forward network without gate.
-    Opt,
-}
-
-/// What transformers 5 takes where `config.json` lacks a key
-/// (`configuration_{llama,mistral,qwen2,qwen3,gemma,opt}.py`).
-struct WhenAbsent {
-    /// `None` is as many as query heads.
-    num_key_value_heads: Option<usize>,
-    /// `None` is `hidden_size / num_attention_heads`.
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    sliding_window: Option<usize>,
-    tie_word_embeddings: bool,
-}
-
-impl Family {
-    fn when_absent(self) -> WhenAbsent {
-        let llama = WhenAbsent {
-            num_key_value_heads: None,
-            head_dim: None,
-            max_position_embeddings: 2048,
-            sliding_window: None,
-            tie_word_embeddings: false,
-        };
-        match self {
-            Self::Llama => llama,
-            Self::Mistral => WhenAbsent {
-                num_key_value_heads: Some(8),
-                max_position_embeddings: 4096 * 32,
-                sliding_window: Some(4096),
-                ..llama
-            },
-            Self::Qwen2 => WhenAbsent {
-                num_key_value_heads: Some(32),
-                max_position_embeddings: 32_768,
-                sliding_window: Some(4096),
-                ..llama
-            },
-            Self::Qwen3 => WhenAbsent {
-                num_key_value_heads: Some(32),
-                head_dim: Some(128),
-                max_position_embeddings: 32_768,
-                sliding_window: Some(4096),
-                ..llama
-            },
-            Self::Gemma => WhenAbsent {
-                num_key_value_heads: Some(16),
-                head_dim: Some(256),
-                max_position_embeddings: 8192,
-                tie_word_embeddings: true,
-                ..llama
-            },
-            Self::Opt => WhenAbsent {
-                tie_word_embeddings: true,
-                ..llama
-            },
-        }
-    }
-}
+use crate::{Activation, Dtype, Family, ModelError, NormKind};
 
 /// What rescales the rotary frequencies beyond the trained context.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,8 +42,8 @@ pub enum RopeScaling {
     reason = "each is a fact of its own in config.json"
 )]
 pub struct ModelConfig {
-    /// `model_type`.
-    pub family: Family,
+    /// What `model_type` names.
+    pub family: &'static Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -213,148 +137,13 @@ impl ModelConfig {
     /// As [`from_dir`](Self::from_dir).
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
         let keys = Keys { json: &json, path };
-
-        let family = match keys.text("model_type")?.as_deref() {
-            Some("llama") => Family::Llama,
-            Some("mistral") => Family::Mistral,
-            Some("qwen2") => Family::Qwen2,
-            Some("qwen3") => Family::Qwen3,
-            Some("gemma") => Family::Gemma,
-            Some("opt") => Family::Opt,
-            other => {
-                return Err(keys.unsupported(
-                    format!("`model_type: {}`", other.unwrap_or("null")),
-                    "llama, mistral, qwen2, qwen3, gemma and opt",
-                ));
-            }
-        };
+        let family = Family::of(&keys)?;
         keys.refuse_what_no_family_computes()?;
-        let facts = match family {
-            Family::Opt => Self::opt(&keys)?,
-            _ => Self::rotary(&keys, family)?,
-        };
-        Ok(Self { json, ..facts })
-    }
-
-    /// All but OPT.
-    fn rotary(keys: &Keys<'_>, family: Family) -> Result<Self, ModelError> {
-        keys.refuse_what_rotary_families_do_not_compute()?;
-        let attention_bias = keys.flag("attention_bias")?;
-        if attention_bias && matches!(family, Family::Mistral) {
-            return Err(keys.unsupported("`attention_bias: true` for mistral".to_owned(), ""));
-        }
-
-        let hidden_size = keys.size("hidden_size")?;
-        let num_attention_heads = keys.size("num_attention_heads")?;
-        let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let absent = family.when_absent();
-        let num_key_value_heads = keys.size_or(
-            "num_key_value_heads",
-            absent.num_key_value_heads.unwrap_or(num_attention_heads),
-        )?;
-        let head_dim = match keys.optional_size("head_dim")?.or(absent.head_dim) {
-            Some(head_dim) => head_dim,
-            None => keys.share_of_a_head(hidden_size, num_attention_heads)?,
-        };
-        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            return Err(keys.malformed(&format!(
-                "num_attention_heads ({num_attention_heads}) is not a multiple of num_key_value_heads ({num_key_value_heads})"
-            )));
-        }
-        if !head_dim.is_multiple_of(2) {
-            return Err(keys.malformed(&format!(
-                "head_dim is {head_dim}, but rotary embeddings need an even number"
-            )));
-        }
-        let (rope_theta, rope_scaling) = keys.rope()?;
-        let sliding_windows = keys.sliding_windows(family, num_hidden_layers)?;
-        let is_gemma = family == Family::Gemma;
-
+        let config = (family.read)(&keys)?;
         Ok(Self {
-            family,
-            vocab_size: keys.size("vocab_size")?,
-            hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            norm: if is_gemma {
-                NormKind::RmsPlusOne
-            } else {
-                NormKind::Rms
-            },
-            norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-            activation: if is_gemma {
-                keys.activation_of_gemma()?
-            } else {
-                keys.activation("hidden_act", &[("silu", Activation::Silu)], "silu")?
-            },
-            gated: true,
-            mlp_bias: false,
-            scaled_embeddings: is_gemma,
-            learned_positions: false,
-            rope_theta,
-            rope_scaling,
-            tie_word_embeddings: keys.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias && family != Family::Qwen2,
-            qk_norm: family == Family::Qwen3,
-            sliding_windows,
-            max_position_embeddings: keys
-                .size_or("max_position_embeddings", absent.max_position_embeddings)?,
-            initializer_range: keys.number_or("initializer_range", 0.02)?,
-            eos_token_ids: token_ids(keys.json.get("eos_token_id")),
-            json: Map::new(),
-        })
-    }
-
-    /// OPT, whose file has keys of its own. Its dropout is not followed, as no
-    /// other family's is: adapters have theirs.
-    fn opt(keys: &Keys<'_>) -> Result<Self, ModelError> {
-        let hidden_size = keys.size("hidden_size")?;
-        keys.refuse_what_opt_does_not_compute(hidden_size)?;
-        let num_attention_heads = keys.size("num_attention_heads")?;
-        let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let absent = Family::Opt.when_absent();
-        let bias = keys.flag_or("enable_bias", true)?;
-        let affine = keys.flag_or("layer_norm_elementwise_affine", true)?;
-        Ok(Self {
-            family: Family::Opt,
-            vocab_size: keys.size("vocab_size")?,
-            hidden_size,
-            intermediate_size: keys.size("ffn_dim")?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: num_attention_heads,
-            head_dim: keys.share_of_a_head(hidden_size, num_attention_heads)?,
-            norm: if affine {
-                NormKind::Layer
-            } else {
-                NormKind::PlainLayer
-            },
-            norm_eps: 1e-5,
-            activation: keys.activation(
-                "activation_function",
-                &[("relu", Activation::Relu), ("gelu", Activation::Gelu)],
-                "relu and gelu",
-            )?,
-            gated: false,
-            mlp_bias: bias,
-            scaled_embeddings: false,
-            learned_positions: true,
-            rope_theta: 0.0,
-            rope_scaling: RopeScaling::None,
-            tie_word_embeddings: keys.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
-            qkv_bias: bias,
-            o_bias: bias,
-            qk_norm: false,
-            sliding_windows: vec![None; num_hidden_layers],
-            max_position_embeddings: keys
-                .size_or("max_position_embeddings", absent.max_position_embeddings)?,
-            initializer_range: keys.number_or("init_std", 0.02)?,
-            eos_token_ids: token_ids(keys.json.get("eos_token_id")),
-            json: Map::new(),
+            eos_token_ids: token_ids(json.get("eos_token_id")),
+            json,
+            ..config
         })
     }
 }
@@ -391,12 +180,12 @@ impl ModelConfig {
     }
 
     /// The number format that the checkpoint says it is stored in, if it does.
-    pub fn stored_dtype(&self) -> Option<WeightType> {
+    pub fn stored_dtype(&self) -> Option<Dtype> {
         let dtype = self
             .json
             .get("dtype")
             .or_else(|| self.json.get("torch_dtype"))?;
-        [WeightType::F32, WeightType::Bf16, WeightType::F16]
+        [Dtype::F32, Dtype::Bf16, Dtype::F16]
             .into_iter()
             .find(|weight_type| dtype.as_str() == Some(weight_type.name()))
     }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::NotFinite;
+
 /// Why a model could not be read, written or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -33,7 +35,7 @@ pub enum ModelError {
         /// The key and its value.
         what: String,
         /// What is supported instead, or empty.
-        supported: &'static str,
+        supported: String,
     },
     /// The checkpoint's tensors are not those that its configuration calls for.
     #[error("the checkpoint in {directory} does not fit its configuration:{}", listed(.problems))]
@@ -90,6 +92,15 @@ pub enum ModelError {
         /// What is allowed.
         expected: String,
     },
+    /// A model computed what is no number, from which nothing can follow.
+    #[error("{what} must be finite, but {}", cause(.first.as_ref()))]
+    NotFinite {
+        /// What was wanted of it, such as `the logits of the next token`.
+        what: String,
+        /// Where it begins, which [`first_not_finite`](crate::first_not_finite)
+        /// finds; `None` if that found nothing.
+        first: Option<NotFinite>,
+    },
     /// A tensor could not be read back from its device.
     #[error("reading `{what}` from the device: {reason}")]
     Device {
@@ -122,6 +133,15 @@ impl ModelError {
             what: what.to_owned(),
             reason: reason.to_string(),
         }
+    }
+}
+
+fn cause(first: Option<&NotFinite>) -> String {
+    match first {
+        Some(first) => first.to_string(),
+        None => "became so only when computed a second time: the device does not compute the same \
+                 twice. `olora doctor` examines it"
+            .to_owned(),
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{KvCache, Llama, ModelConfig, ModelError};
+use crate::{Llama, ModelConfig, ModelError, first_not_finite};
 
 /// How the next token is chosen. The filters apply in the order of the
 /// fields, as in transformers' `generate`.
@@ -70,7 +70,8 @@ impl Sampling {
 ///
 /// [`ModelError::OutOfRange`] for an empty prompt, a prompt token beyond the
 /// vocabulary, more tokens than the model has positions, where it has an end of
-/// them, or impossible sampling options.
+/// them, or impossible sampling options. [`ModelError::NotFinite`] if the model
+/// computes logits that are NaN or infinite, naming where that begins.
 pub fn generate(
     model: &Llama,
     prompt: &[u32],
@@ -100,7 +101,7 @@ pub fn generate(
     check_positions(model.position_limit(), prompt.len(), max_new_tokens)?;
     let device = model.device().inner();
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-    let mut cache = KvCache::new(model.model.layers.len());
+    let mut cache = model.empty_cache();
     let mut seen = prompt.to_vec();
     let mut input = prompt.to_vec();
     for _ in 0..max_new_tokens {
@@ -110,6 +111,14 @@ pub fn generate(
             .map_err(|error| ModelError::device("logits", &error))?
             .try_into_vec::<f32>()
             .map_err(|error| ModelError::device("logits", &error))?;
+        if !all_finite(&logits) {
+            let embedded = model.embed(ids(&seen, &device));
+            let positions = model.positions(&embedded, 0);
+            return Err(ModelError::NotFinite {
+                what: "the logits of the next token".to_owned(),
+                first: first_not_finite(model, embedded, &positions)?,
+            });
+        }
         let next = choose(&mut logits, &seen, sampling, &mut rng);
         seen.push(next);
         if on_token(next).is_break() || stop_ids.contains(&next) {
@@ -166,6 +175,12 @@ impl ModelConfig {
 fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {
     let ids: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     Tensor::from_data(TensorData::new(ids, [1, tokens.len()]), device)
+}
+
+/// Counts instead of stopping at the first: without a branch it is vectorised,
+/// and small beside the choice of a token.
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().filter(|value| !value.is_finite()).count() == 0
 }
 
 /// Picks a token from the logits of one position, which are scratch space.

@@ -3,9 +3,32 @@
 //!
 //! [`llama`] is the model, to be read from top to bottom; [`ModelConfig`] is
 //! `config.json`; [`load`] and [`save`] are checkpoints; [`generate`] is
-//! text. This crate knows no tokenizer, no data and no training loop, and
+//! text. What one family of models has otherwise than LLaMA, its file in
+//! `families/` says: [`Family`]. This crate knows no tokenizer, no data and no training loop, and
 //! names no backend: the [`Device`](burn::tensor::Device) given to [`load`]
 //! decides.
+//!
+//! A model with random weights, and what it makes of three tokens:
+//!
+//! ```
+//! use std::{ops::ControlFlow, path::Path};
+//!
+//! use burn::tensor::Device;
+//! use olora_model::{ModelConfig, Sampling, generate};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let json = serde_json::from_str(
+//!     r#"{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
+//!         "num_hidden_layers": 2, "num_attention_heads": 2}"#,
+//! )?;
+//! let config = ModelConfig::from_json(json, Path::new("config.json"))?;
+//! let model = config.init(&Device::flex());
+//! let greedy = Sampling::default();
+//! let tokens = generate(&model, &[1, 2, 3], 5, &greedy, &[], |_| ControlFlow::Continue(()))?;
+//! assert_eq!(tokens.len(), 5);
+//! # Ok(())
+//! # }
+//! ```
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -14,6 +37,8 @@ mod cache;
 mod checkpoint;
 mod config;
 mod error;
+mod families;
+mod finite;
 mod generate;
 pub mod llama;
 mod naming;
@@ -23,13 +48,16 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    SaveOptions, WeightType, config_bytes, load, sample_weights, save, save_gguf, weight_files,
+    SaveOptions, config_bytes, load, sample_weights, save, save_gguf, weight_files,
     weights_fingerprint,
 };
-pub use config::{Family, ModelConfig, RopeScaling};
+pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
+pub use families::Family;
+pub use finite::{NotFinite, first_not_finite};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
+pub use olora_operations::Dtype;
 pub use rope::Rotation;

@@ -3,10 +3,11 @@
 //! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)),
 //! Mistral, Qwen2, Qwen3, Gemma ([arXiv 2403.08295](https://arxiv.org/abs/2403.08295))
 //! and OPT ([arXiv 2205.01068](https://arxiv.org/abs/2205.01068)), which differ
-//! only in what [`ModelConfig`] says. It follows the files of
-//! `transformers/models/` in their eager form, dtype by dtype: norms and softmax
-//! in f32, everything else in the dtype that the model computes in, which is the
-//! weights' own unless [`Llama::computing_in`] says otherwise.
+//! only in what [`ModelConfig`] says, each as its file in `families/` reads it.
+//! It follows the files of `transformers/models/` in their eager form, dtype by
+//! dtype: norms and softmax in f32, everything else in the dtype that the model
+//! computes in, which is the weights' own unless [`Llama::computing_in`] says
+//! otherwise.
 //!
 //! Fields that own tensors have the names of LLaMA's checkpoints, and a
 //! parameter's path is its name in the file
@@ -23,12 +24,11 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{LookUp, Project, is_adapted, to_dtype};
-use olora_operations::{Sight, attention, project};
+use olora_adapter::{Embed, Project, is_adapted, to_dtype};
+use olora_operations::{AttentionMask, attention, project};
 
 use crate::{
-    Activation, Family, KvCache, ModelConfig, Named, Norm, NormKind, WeightType,
-    naming::Naming,
+    Activation, Dtype, KvCache, ModelConfig, Named, Norm, NormKind,
     rope::{Rotation, frequencies, positions_in_documents},
 };
 
@@ -61,7 +61,7 @@ pub struct Decoder {
     #[module(skip)]
     rope_frequencies: Vec<f32>,
     #[module(skip)]
-    compute: Option<WeightType>,
+    compute: Option<Dtype>,
 }
 
 /// One decoder block: attention, then MLP, each added to the residual stream.
@@ -118,7 +118,7 @@ impl Llama {
     /// Autodiff holds on to the cast copies until the backward pass, so this
     /// buys speed or precision, not memory.
     #[must_use]
-    pub fn computing_in(mut self, dtype: WeightType) -> Self {
+    pub fn computing_in(mut self, dtype: Dtype) -> Self {
         self.model.compute = Some(dtype);
         self
     }
@@ -208,7 +208,7 @@ impl Llama {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden_size]`
     pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.model.embed_tokens.look_up(ids);
+        let x = self.model.embed_tokens.embed(ids);
         let x = match self.model.compute {
             Some(compute) => to_dtype(x, compute.into()),
             None => x,
@@ -255,7 +255,7 @@ impl Llama {
     pub fn positions_in_documents(&self, x: &Tensor<3>, lengths: &[Vec<usize>]) -> Positions {
         let seq = x.dims()[1];
         let positions = positions_in_documents(lengths, seq);
-        let documents = Sight::causal(None).within_documents(lengths, seq);
+        let documents = AttentionMask::causal(None).within_documents(lengths, seq);
         self.placed(x, &positions, lengths.len(), Some(documents))
     }
 
@@ -264,7 +264,7 @@ impl Llama {
         x: &Tensor<3>,
         positions: &[usize],
         rows: usize,
-        documents: Option<Sight>,
+        documents: Option<AttentionMask>,
     ) -> Positions {
         let shape = [rows, x.dims()[1]];
         let learned = self.position_limit().map(|limit| {
@@ -322,17 +322,17 @@ impl Llama {
 /// Where the tokens of one forward pass stand.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    /// How far queries and keys turn; `None` where positions are learned.
+    /// How far queries and keys are rotated; `None` where positions are learned.
     rotation: Option<Rotation>,
     /// Rows of the table of learned positions, `[1 or batch, seq]`.
     learned: Option<Tensor<2, Int>>,
-    documents: Option<Sight>,
+    documents: Option<AttentionMask>,
 }
 
 impl Positions {
     /// Queries or keys, `[batch, n_heads, seq, head_dim]`, as attention compares
     /// them.
-    fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.rotation {
             Some(rotation) => rotation.apply(x),
             None => x,
@@ -379,8 +379,8 @@ impl Attention {
             q = q_norm.forward(q);
             k = k_norm.forward(k);
         }
-        let q = positions.turn(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
-        let k = positions.turn(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
+        let q = positions.rotate(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
+        let k = positions.rotate(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
         let [k, v] = match cache {
             None => [k, v],
             Some(past) => {
@@ -395,8 +395,8 @@ impl Attention {
             }
         };
 
-        let sight = positions.documents.clone().unwrap_or_default();
-        let mixed = attention(q, k, v, &sight.within_window(self.window))
+        let mask = positions.documents.clone().unwrap_or_default();
+        let mixed = attention(q, k, v, &mask.within_window(self.window))
             .swap_dims(1, 2)
             .reshape([batch, seq, self.n_heads * self.head_dim]);
         self.o_proj.project(mixed)
@@ -482,12 +482,8 @@ impl ModelConfig {
             rope_frequencies,
             compute: None,
         };
-        let naming = match self.family {
-            Family::Opt => Naming::Opt,
-            _ => Naming::Llama,
-        };
         Llama {
-            model: Named::new(decoder, naming),
+            model: Named::new(decoder, self.family.naming),
             lm_head: (!self.tie_word_embeddings).then(|| dense(d_model, self.vocab_size, false)),
         }
     }

@@ -15,37 +15,29 @@ use burn::{
     tensor::{Bool, Device, Int, Tensor},
 };
 
-/// The names of one family, or of several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Naming {
-    /// Those of the fields.
-    Llama,
-    /// Those of `OPTForCausalLM`.
-    Opt,
+/// What the checkpoints of a family call the decoder's parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Naming {
+    /// A level above the decoder's parts that is no field.
+    pub(crate) above: Option<&'static str>,
+    /// For each field that is called otherwise, what the file calls the part;
+    /// `None` if the file has no such level, and the part's own parts are its
+    /// holder's.
+    pub(crate) parts: &'static [(&'static str, Option<&'static str>)],
 }
 
 impl Naming {
-    /// What the file calls the part that is the field `ours`; `None` if it has
-    /// no such level, and the part's own parts are its holder's.
-    fn of(self, ours: &str) -> Option<&str> {
-        Some(match (self, ours) {
-            (Self::Opt, "mlp") => return None,
-            (Self::Opt, "up_proj") => "fc1",
-            (Self::Opt, "down_proj") => "fc2",
-            (Self::Opt, "o_proj") => "out_proj",
-            (Self::Opt, "input_layernorm") => "self_attn_layer_norm",
-            // A block's second norm and the decoder's last are namesakes.
-            (Self::Opt, "post_attention_layernorm" | "norm") => "final_layer_norm",
-            (Self::Llama | Self::Opt, _) => ours,
-        })
-    }
+    /// The names of the fields.
+    pub(crate) const LLAMA: Self = Self {
+        above: None,
+        parts: &[],
+    };
 
-    /// A level above the decoder's parts that is no field.
-    fn above(self) -> Option<&'static str> {
-        match self {
-            Self::Llama => None,
-            Self::Opt => Some("decoder"),
-        }
+    /// What the file calls the part that is the field `ours`; `None` if it has
+    /// no such level.
+    fn of(self, ours: &str) -> Option<&str> {
+        let renamed = self.parts.iter().find(|(field, _)| *field == ours);
+        renamed.map_or(Some(ours), |(_, name)| *name)
     }
 }
 
@@ -81,28 +73,28 @@ const CONTAINER: &str = "Struct:Named";
 
 impl<M: Module> Module for Named<M> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        if let Some(above) = self.naming.above() {
+        if let Some(above) = self.naming.above {
             visitor.enter_module(above, CONTAINER);
         }
         self.module.visit(&mut Renaming {
             inner: visitor,
             naming: self.naming,
         });
-        if let Some(above) = self.naming.above() {
+        if let Some(above) = self.naming.above {
             visitor.exit_module(above, CONTAINER);
         }
     }
 
     fn map<V: ModuleMapper>(self, mapper: &mut V) -> Self {
         let naming = self.naming;
-        if let Some(above) = naming.above() {
+        if let Some(above) = naming.above {
             mapper.enter_module(above, CONTAINER);
         }
         let module = self.module.map(&mut Renaming {
             inner: mapper,
             naming,
         });
-        if let Some(above) = naming.above() {
+        if let Some(above) = naming.above {
             mapper.exit_module(above, CONTAINER);
         }
         Self { module, naming }

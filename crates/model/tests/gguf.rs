@@ -14,7 +14,7 @@ use std::{fs, path::Path};
 use burn::tensor::Device;
 use common::{fixture, floats, host, ids, max_diff};
 use olora_gguf::GgufType;
-use olora_model::{ModelConfig, WeightType, config_bytes, load, save, save_gguf, weight_files};
+use olora_model::{Dtype, ModelConfig, config_bytes, load, save, save_gguf, weight_files};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -58,7 +58,7 @@ fn checkpoint(name: &str) -> TempDir {
 
 /// Written from `from` as `out/model.gguf`.
 fn written(from: &Path, format: GgufType, out: &Path) -> std::path::PathBuf {
-    let (model, config) = load(from, WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(from, Dtype::F32, &Device::flex()).unwrap();
     let path = out.join("model.gguf");
     save_gguf(&model, &config, format, from, &path).unwrap();
     path
@@ -66,7 +66,7 @@ fn written(from: &Path, format: GgufType, out: &Path) -> std::path::PathBuf {
 
 fn logits(path: &Path, name: &str) -> Vec<f32> {
     let device = Device::flex();
-    let (model, _) = load(path, WeightType::F32, &device).unwrap();
+    let (model, _) = load(path, Dtype::F32, &device).unwrap();
     let golden = fixture(name).join("golden.safetensors");
     host(model.forward(ids(&golden, "input_ids", &device)))
 }
@@ -122,7 +122,7 @@ fn quantised_weights_are_close_and_halves_are_exact() {
         logits(from.path(), "llama-sharded-bf16")
     );
     let config = ModelConfig::from_path(&file).unwrap();
-    assert_eq!(config.stored_dtype(), Some(WeightType::Bf16));
+    assert_eq!(config.stored_dtype(), Some(Dtype::Bf16));
 }
 
 #[test]
@@ -130,9 +130,9 @@ fn a_directory_saved_from_a_file_has_all_that_transformers_needs() {
     let from = checkpoint("llama-tied");
     let out = tempfile::tempdir().unwrap();
     let file = written(from.path(), GgufType::F32, out.path());
-    let (model, config) = load(&file, WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(&file, Dtype::F32, &Device::flex()).unwrap();
     let saved = out.path().join("saved");
-    save(&model, &config, WeightType::F32, Some(&file), &saved).unwrap();
+    save(&model, &config, Dtype::F32, Some(&file), &saved).unwrap();
     assert_eq!(logits(&saved, "llama-tied"), logits(&file, "llama-tied"));
     let json = |name: &str| -> Value {
         serde_json::from_slice(&fs::read(saved.join(name)).unwrap()).unwrap()
@@ -161,7 +161,7 @@ fn a_directory_saved_from_a_file_has_all_that_transformers_needs() {
 fn a_family_that_llama_cpp_has_not_is_refused_by_name() {
     let from = checkpoint("opt");
     let out = tempfile::tempdir().unwrap();
-    let (model, config) = load(from.path(), WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(from.path(), Dtype::F32, &Device::flex()).unwrap();
     let path = out.path().join("model.gguf");
     let message = save_gguf(&model, &config, GgufType::F32, from.path(), &path)
         .unwrap_err()
@@ -189,14 +189,14 @@ fn what_is_no_gguf_file_or_is_there_already_is_named() {
     let from = checkpoint("llama-tied");
     let out = tempfile::tempdir().unwrap();
     let file = written(from.path(), GgufType::F32, out.path());
-    let (model, config) = load(from.path(), WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(from.path(), Dtype::F32, &Device::flex()).unwrap();
     let message = save_gguf(&model, &config, GgufType::F32, from.path(), &file)
         .unwrap_err()
         .to_string();
     assert!(message.contains("exists already"), "{message}");
 
     let error = |path: &Path| {
-        let loaded = load(path, WeightType::F32, &Device::flex());
+        let loaded = load(path, Dtype::F32, &Device::flex());
         loaded.map(|_| ()).unwrap_err().to_string()
     };
     let missing = out.path().join("missing.gguf");
@@ -207,4 +207,30 @@ fn what_is_no_gguf_file_or_is_there_already_is_named() {
     let bytes = fs::read(&file).unwrap();
     fs::write(&text, &bytes[..bytes.len() - 1]).unwrap();
     assert!(error(&text).contains("cut short"), "{}", error(&text));
+}
+
+/// Both tables of families, this crate's and GGUF's, say what absent keys mean.
+#[test]
+fn absent_keys_mean_the_same_in_a_gguf_file() {
+    let tokenizer = checkpoint("llama");
+    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gemma"] {
+        let json = json!({
+            "model_type": model_type, "vocab_size": 64, "hidden_size": 64, "intermediate_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 32, "max_position_embeddings": 128,
+            "bos_token_id": 1, "eos_token_id": 2,
+        });
+        let json = json.as_object().unwrap().clone();
+        let config = ModelConfig::from_json(json, Path::new(model_type)).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("model.gguf");
+        let model = config.init(&Device::flex());
+        save_gguf(&model, &config, GgufType::F16, tokenizer.path(), &path).unwrap();
+        let (_, read) = load(&path, Dtype::F32, &Device::flex()).unwrap();
+        let facts = |config: &ModelConfig| {
+            let heads = [config.num_attention_heads, config.num_key_value_heads];
+            (heads, config.head_dim, config.tie_word_embeddings)
+        };
+        assert_eq!(facts(&read), facts(&config), "{model_type}");
+        assert_eq!(read.activation, config.activation, "{model_type}");
+    }
 }

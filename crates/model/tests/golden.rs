@@ -13,14 +13,14 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::{fixture, floats, host, ids, max_diff, tokens};
-use olora_model::{KvCache, Sampling, WeightType, generate, load, save};
+use olora_model::{Dtype, KvCache, Sampling, generate, load, save};
 
 /// Logits within 1e-4 and the same 16 greedy tokens, all through the cache.
 fn check(name: &str) {
     let directory = fixture(name);
     let golden = directory.join("golden.safetensors");
     let device = Device::flex();
-    let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+    let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
 
     let logits = host(model.forward(ids(&golden, "input_ids", &device)));
     let diff = max_diff(&logits, &floats(&golden, "logits").1);
@@ -118,7 +118,7 @@ fn families_in_bf16() {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
-        let (model, _) = load(&directory, WeightType::Bf16, &device).unwrap();
+        let (model, _) = load(&directory, Dtype::Bf16, &device).unwrap();
         let logits = host(model.forward(ids(&golden, "input_ids", &device)));
         let diff = max_diff(&logits, &floats(&golden, "logits_bf16").1);
         assert!(diff < 0.2, "{name}: logits differ by {diff}");
@@ -131,10 +131,7 @@ fn families_in_bf16() {
 #[test]
 fn gemmas_embeddings_are_scaled_by_a_rounded_root() {
     let device = Device::flex();
-    for (dtype, scale) in [
-        (WeightType::F32, 32_f32.sqrt()),
-        (WeightType::Bf16, 5.65625),
-    ] {
+    for (dtype, scale) in [(Dtype::F32, 32_f32.sqrt()), (Dtype::Bf16, 5.65625)] {
         let (model, _) = load(&fixture("gemma"), dtype, &device).unwrap();
         let ids = Tensor::from_data(TensorData::new(vec![3, 9], [1, 2]), &device);
         let table = &model.model.embed_tokens;
@@ -150,7 +147,7 @@ fn documents_in_one_row_are_each_counted_from_the_first_position() {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
-        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
         let row = ids(&golden, "input_ids", &device).narrow(0, 0, 1);
         let x = model.embed(row.clone());
         let positions = model.positions_in_documents(&x, &[vec![9, 11]]);
@@ -173,7 +170,7 @@ fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
     let directory = fixture("llama-sharded-bf16");
     let golden = directory.join("golden.safetensors");
     let device = Device::flex();
-    let (model, _) = load(&directory, WeightType::Bf16, &device).unwrap();
+    let (model, _) = load(&directory, Dtype::Bf16, &device).unwrap();
     let logits = host(model.forward(ids(&golden, "input_ids", &device)));
     // bf16 has 8 bits of mantissa; logits here reach about 10.
     let diff = max_diff(&logits, &floats(&golden, "logits_bf16").1);
@@ -188,7 +185,7 @@ fn the_cache_changes_nothing_however_the_sequence_is_cut() {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
-        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
         let input = ids(&golden, "input_ids", &device);
         let [batch, seq] = input.dims();
         let all = model.forward(input.clone());
@@ -215,7 +212,7 @@ fn rows_of_a_cache_are_continued_each_in_its_own_way() {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
-        let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+        let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
         let input = ids(&golden, "input_ids", &device);
         let mut cache = KvCache::new(model.model.layers.len());
         let begun = model.hidden_after(input.clone().narrow(1, 0, 10), &mut cache);
@@ -246,7 +243,7 @@ fn padding_on_the_right_changes_no_earlier_token() {
     let directory = fixture("mistral");
     let golden = directory.join("golden.safetensors");
     let device = Device::flex();
-    let (model, _) = load(&directory, WeightType::F32, &device).unwrap();
+    let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
     let input = ids(&golden, "input_ids", &device);
     let short = model.forward(input.clone().narrow(1, 0, 10));
     let long = model.forward(input).narrow(1, 0, 10);
@@ -257,7 +254,7 @@ fn padding_on_the_right_changes_no_earlier_token() {
 fn generation_stops_after_any_stop_id_and_when_told() {
     let directory = fixture("llama");
     let golden = directory.join("golden.safetensors");
-    let (model, _) = load(&directory, WeightType::F32, &Device::flex()).unwrap();
+    let (model, _) = load(&directory, Dtype::F32, &Device::flex()).unwrap();
     let prompt = tokens(&golden, "prompt_ids");
     let expected = tokens(&golden, "greedy_ids");
     let first_repeat = expected.iter().position(|&id| id == expected[3]).unwrap();
@@ -283,7 +280,7 @@ fn generation_stops_after_any_stop_id_and_when_told() {
 #[test]
 fn sampling_repeats_with_its_seed_and_changes_without() {
     let directory = fixture("llama");
-    let (model, _) = load(&directory, WeightType::F32, &Device::flex()).unwrap();
+    let (model, _) = load(&directory, Dtype::F32, &Device::flex()).unwrap();
     let draw = |seed| {
         let sampling = Sampling {
             temperature: 2.0,
@@ -302,21 +299,21 @@ fn sampling_repeats_with_its_seed_and_changes_without() {
 #[test]
 fn what_is_saved_loads_with_the_same_logits_and_config() {
     for (name, dtype) in [
-        ("llama-tied", WeightType::F32),
-        ("qwen3", WeightType::F32),
-        ("gemma", WeightType::F32),
-        ("opt", WeightType::F32),
-        ("opt-plain", WeightType::F32),
-        ("llama-sharded-bf16", WeightType::Bf16),
+        ("llama-tied", Dtype::F32),
+        ("qwen3", Dtype::F32),
+        ("gemma", Dtype::F32),
+        ("opt", Dtype::F32),
+        ("opt-plain", Dtype::F32),
+        ("llama-sharded-bf16", Dtype::Bf16),
     ] {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
-        let (model, config) = load(&directory, WeightType::F32, &device).unwrap();
+        let (model, config) = load(&directory, Dtype::F32, &device).unwrap();
         let out = tempfile::tempdir().unwrap();
         let saved = out.path().join("saved");
         save(&model, &config, dtype, Some(&directory), &saved).unwrap();
-        let (again, config_again) = load(&saved, WeightType::F32, &device).unwrap();
+        let (again, config_again) = load(&saved, Dtype::F32, &device).unwrap();
         let input = ids(&golden, "input_ids", &device);
         assert_eq!(
             host(again.forward(input.clone())),

@@ -1,5 +1,5 @@
 //! Every method on a whole model, through everything that can be done with it:
-//! the rows and columns of README's table.
+//! the rows and columns of the table in docs/methods.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,10 @@ use olora_adapter::{
     AdapterConfig, AdapterError, Combination, Directions, Method, PeftAdapter, PeftForm, Rows,
     WriteOptions, attach, attach_along, attach_empty, factors, has_moved, merge, without_adapter,
 };
-use olora_model::{Llama, WeightType, load};
+use olora_model::{Dtype, Llama, load};
 
 fn base() -> Llama {
-    load(&fixture("llama"), WeightType::F32, &Device::flex())
+    load(&fixture("llama"), Dtype::F32, &Device::flex())
         .unwrap()
         .0
 }
@@ -66,7 +66,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// README's rows, with the name of each.
+/// The rows of the table in docs/methods.md, with the name of each.
 fn rows() -> Vec<(&'static str, AdapterConfig)> {
     let rows = [
         ("lora", plain(Method::Lora)),

@@ -22,14 +22,12 @@ use olora_adapter::{
     AdapterConfig, AdapterError, Method, PeftAdapter, PeftForm, TaskType, attach, factors, merge,
     save_peft, without_adapter,
 };
-use olora_model::{Llama, WeightType, load};
+use olora_model::{Dtype, Llama, load};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 fn model(name: &str) -> Llama {
-    load(&fixture(name), WeightType::F32, &Device::flex())
-        .unwrap()
-        .0
+    load(&fixture(name), Dtype::F32, &Device::flex()).unwrap().0
 }
 
 fn base() -> Llama {
@@ -313,7 +311,7 @@ fn layers_are_listed_without_touching_a_weight() {
 
 #[test]
 fn an_anchored_start_keeps_the_logits_bit_for_bit_in_f32_and_bf16() {
-    for dtype in [WeightType::F32, WeightType::Bf16] {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
         let (llama, _) = load(&fixture("llama-sharded-bf16"), dtype, &Device::flex()).unwrap();
         let before = logits(&llama);
         let model = attach(llama, &config(Method::Olora), 1, &mut |_, _| {}).unwrap();

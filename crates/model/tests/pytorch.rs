@@ -13,17 +13,17 @@ use std::{fs, path::Path};
 
 use burn::tensor::Device;
 use common::fixture;
-use olora_model::{ModelError, WeightType, load, save};
+use olora_model::{Dtype, ModelError, load, save};
 use tempfile::TempDir;
 
 const FILE: &str = "pytorch_model.bin";
 
 /// All weights of a checkpoint, as the bytes of the file that they are saved as.
 fn weights(directory: &Path) -> Vec<u8> {
-    let (model, config) = load(directory, WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(directory, Dtype::F32, &Device::flex()).unwrap();
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("saved");
-    save(&model, &config, WeightType::F32, None, &saved).unwrap();
+    save(&model, &config, Dtype::F32, None, &saved).unwrap();
     fs::read(saved.join("model.safetensors")).unwrap()
 }
 
@@ -37,7 +37,7 @@ fn with_file(bytes: &[u8]) -> TempDir {
 }
 
 fn error(directory: &Path) -> ModelError {
-    let loaded = load(directory, WeightType::F32, &Device::flex());
+    let loaded = load(directory, Dtype::F32, &Device::flex());
     loaded.map(|_| ()).unwrap_err()
 }
 
@@ -55,7 +55,7 @@ fn safetensors_are_taken_where_both_are_there() {
     let both = with_file(b"not read");
     let weights = fixture("pytorch/expected").join("model.safetensors");
     fs::copy(weights, both.path().join("model.safetensors")).unwrap();
-    load(both.path(), WeightType::F32, &Device::flex()).unwrap();
+    load(both.path(), Dtype::F32, &Device::flex()).unwrap();
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn no_damaged_byte_is_more_than_an_error() {
         for i in (0..bytes.len()).step_by(5) {
             let mut damaged = bytes.clone();
             damaged[i] ^= 0x55;
-            let loaded = load(with_file(&damaged).path(), WeightType::F32, &Device::flex());
+            let loaded = load(with_file(&damaged).path(), Dtype::F32, &Device::flex());
             refused += usize::from(loaded.is_err());
         }
         // Padding and the weights of a legacy file have no checksum.

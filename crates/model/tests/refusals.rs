@@ -13,7 +13,7 @@ use std::{fs, path::Path};
 
 use burn::tensor::Device;
 use common::fixture;
-use olora_model::{Activation, ModelConfig, Sampling, WeightType, generate, load, save};
+use olora_model::{Activation, Dtype, ModelConfig, Sampling, generate, load, save};
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 }
 
 fn error(directory: &Path) -> String {
-    load(directory, WeightType::F32, &Device::flex())
+    load(directory, Dtype::F32, &Device::flex())
         .map(|_| ())
         .unwrap_err()
         .to_string()
@@ -208,7 +208,7 @@ fn families_tie_embeddings_where_the_file_does_not_say() {
 /// OPT has 48 positions, and the last new token is never read.
 #[test]
 fn more_tokens_than_positions_are_refused_before_the_first() {
-    let (model, config) = load(&fixture("opt"), WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(&fixture("opt"), Dtype::F32, &Device::flex()).unwrap();
     let attempt = |n_prompt: usize, max_new_tokens| {
         let mut n_new = 0;
         let prompt = vec![5; n_prompt];
@@ -234,7 +234,7 @@ fn more_tokens_than_positions_are_refused_before_the_first() {
         n_new == 0 && message.contains("shorten the prompt"),
         "{message}"
     );
-    let (_, rotary) = load(&fixture("gemma"), WeightType::F32, &Device::flex()).unwrap();
+    let (_, rotary) = load(&fixture("gemma"), Dtype::F32, &Device::flex()).unwrap();
     assert!(rotary.check_generation(4000, 4000).is_ok());
 }
 
@@ -319,25 +319,25 @@ fn a_weight_that_the_format_cannot_hold_is_named_and_nothing_is_left() {
     let start = data.as_ptr() as usize - bytes.as_ptr() as usize;
     bytes[start + 4..start + 8].copy_from_slice(&(-7e4_f32).to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    let (model, config) = load(copied.path(), WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(copied.path(), Dtype::F32, &Device::flex()).unwrap();
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("saved");
-    let message = save(&model, &config, WeightType::F16, None, &saved)
+    let message = save(&model, &config, Dtype::F16, None, &saved)
         .unwrap_err()
         .to_string();
     for part in [name, "7e4", "float16", "6.55"] {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
-    save(&model, &config, WeightType::Bf16, None, &saved).unwrap();
+    save(&model, &config, Dtype::Bf16, None, &saved).unwrap();
 }
 
 #[test]
 fn saving_over_something_is_refused() {
-    let (model, config) = load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let (model, config) = load(&fixture("llama"), Dtype::F32, &Device::flex()).unwrap();
     let out = tempfile::tempdir().unwrap();
     fs::write(out.path().join("precious"), "data").unwrap();
-    let message = save(&model, &config, WeightType::F32, None, out.path())
+    let message = save(&model, &config, Dtype::F32, None, out.path())
         .unwrap_err()
         .to_string();
     assert!(message.contains("exists already"), "{message}");
@@ -346,7 +346,7 @@ fn saving_over_something_is_refused() {
 
 #[test]
 fn impossible_generation_requests_are_named() {
-    let (model, _) = load(&fixture("llama"), WeightType::F32, &Device::flex()).unwrap();
+    let (model, _) = load(&fixture("llama"), Dtype::F32, &Device::flex()).unwrap();
     let error = |prompt: &[u32], sampling: Sampling| {
         let result = generate(&model, prompt, 4, &sampling, &[], |_| {
             std::ops::ControlFlow::Continue(())

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs};
 
 use burn::tensor::Device;
 use common::{fixture, host, ids};
-use olora_model::{SaveOptions, WeightType, load, save};
+use olora_model::{Dtype, SaveOptions, load, save};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -22,12 +22,12 @@ fn shards_and_their_index_hold_the_whole_model() {
     const LIMIT: u64 = 10_000;
     let directory = fixture("llama");
     let device = Device::flex();
-    let (model, config) = load(&directory, WeightType::F32, &device).unwrap();
+    let (model, config) = load(&directory, Dtype::F32, &device).unwrap();
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("saved");
     let options = SaveOptions {
         shard_bytes: LIMIT,
-        ..WeightType::F32.into()
+        ..Dtype::F32.into()
     };
     save(&model, &config, options, Some(&directory), &saved).unwrap();
     assert!(!saved.join("model.safetensors").exists());
@@ -59,7 +59,7 @@ fn shards_and_their_index_hold_the_whole_model() {
     assert_eq!(index["metadata"]["total_size"], total);
     assert_eq!(index["metadata"]["total_parameters"], total / 4);
 
-    let (again, _) = load(&saved, WeightType::F32, &device).unwrap();
+    let (again, _) = load(&saved, Dtype::F32, &device).unwrap();
     let input = ids(&directory.join("golden.safetensors"), "input_ids", &device);
     assert_eq!(
         host(again.forward(input.clone())),
@@ -91,7 +91,7 @@ fn a_decoder_saved_without_its_prefix_loads() {
     .unwrap();
     let device = Device::flex();
     let logits = |directory| {
-        let (model, _) = load(directory, WeightType::F32, &device).unwrap();
+        let (model, _) = load(directory, Dtype::F32, &device).unwrap();
         let golden = fixture("llama-tied").join("golden.safetensors");
         host(model.forward(ids(&golden, "input_ids", &device)))
     };

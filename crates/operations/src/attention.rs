@@ -10,6 +10,8 @@
 //! Query heads that share a key head are stacked along the sequence, so that
 //! keys and values are never repeated.
 
+mod documents;
+
 use std::{ops::Range, sync::Arc};
 
 use burn::{
@@ -26,6 +28,7 @@ use burn::{
     tensor::{Tensor, TensorData, activation::softmax},
 };
 
+pub(crate) use self::documents::Summed;
 use crate::{
     portable::Portable,
     support::{for_backends, supports, to_dtype},
@@ -37,14 +40,14 @@ const SCORES_BYTES: usize = 64 << 20;
 /// Which keys a query sees: those up to its own position, the queries being
 /// the last positions of the keys.
 #[derive(Clone, Debug, Default)]
-pub struct Sight {
+pub struct AttentionMask {
     window: Option<usize>,
     /// For each row and query, the first key of its document.
     starts: Option<Arc<[usize]>>,
     tile: Option<usize>,
 }
 
-impl Sight {
+impl AttentionMask {
     /// All earlier keys, or the last `window` of them, its own included: at
     /// least that one.
     pub fn causal(window: Option<usize>) -> Self {
@@ -60,6 +63,7 @@ impl Sight {
 
     /// Only keys of the same document, for rows that hold several: `lengths`
     /// gives each row's, in order; what follows the last is a document too.
+    /// Nothing passes from one to another, infinity and NaN included.
     #[must_use]
     pub fn within_documents(mut self, lengths: &[Vec<usize>], seq: usize) -> Self {
         let starts = lengths.iter().flat_map(|lengths| {
@@ -120,11 +124,11 @@ impl Sight {
 /// # Panics
 ///
 /// If these do not fit each other, or the documents are those of another batch.
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
-    let ([batch, n_heads, seq, head_dim], [of_k, kv_heads, keys, _]) = (q.dims(), k.dims());
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+    let ([batch, n_heads, seq, head_dim], [batch_of_k, kv_heads, keys, _]) = (q.dims(), k.dims());
     assert!(
         k.dims() == v.dims()
-            && [of_k, k.dims()[3]] == [batch, head_dim]
+            && [batch_of_k, k.dims()[3]] == [batch, head_dim]
             && n_heads.is_multiple_of(kv_heads.max(1))
             && seq <= keys,
         "queries {:?}, keys {:?} and values {:?} do not fit each other",
@@ -132,7 +136,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Ten
         k.dims(),
         v.dims()
     );
-    if let Some(starts) = &sight.starts {
+    if let Some(starts) = &mask.starts {
         assert_eq!(
             starts.len(),
             batch * seq,
@@ -140,21 +144,22 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Ten
         );
     }
     if !supports(&q.device()) {
-        return composed(q, k, v, sight);
+        return composed(q, k, v, mask);
     }
     Tensor::from_dispatch(
         <burn::backend::Dispatch as AttentionExtension>::attention_extension(
             q.into_dispatch(),
             k.into_dispatch(),
             v.into_dispatch(),
-            sight.clone(),
+            mask.clone(),
         ),
     )
 }
 
 /// [`attention`] as a composition of Burn's operations, with all scores at
-/// once.
-pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
+/// once. Here an infinity or NaN passes from one document to another, since
+/// hidden values are multiplied by zero.
+pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
     let [batch, n_heads, seq, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
     let groups = n_heads / kv_heads;
@@ -164,16 +169,16 @@ pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tens
     let scores = q.mul_scalar(scale).matmul(k.transpose());
     // Finite, so that no backend ever computes infinity minus infinity.
     const HIDDEN: f32 = -1e30;
-    let mask: Vec<f32> = (0..batch)
+    let shifts: Vec<f32> = (0..batch)
         .flat_map(|row| (0..seq).map(move |query| (row, query)))
         .flat_map(|(row, query)| {
-            let seen = sight.keys(row, query, seq, keys);
+            let seen = mask.keys(row, query, seq, keys);
             (0..keys).map(move |key| if seen.contains(&key) { 0.0 } else { HIDDEN })
         })
         .collect();
-    let mask = TensorData::new(mask, [batch, 1, seq, keys]);
-    let mask = Tensor::<4>::from_data(mask, (&device, DType::F32)).repeat_dim(2, groups);
-    let weights = softmax(to_dtype(scores, DType::F32) + mask, 3);
+    let shifts = TensorData::new(shifts, [batch, 1, seq, keys]);
+    let shifts = Tensor::<4>::from_data(shifts, (&device, DType::F32)).repeat_dim(2, groups);
+    let weights = softmax(to_dtype(scores, DType::F32) + shifts, 3);
     to_dtype(weights, dtype)
         .matmul(v)
         .reshape([batch, n_heads, seq, head_dim])
@@ -187,7 +192,7 @@ pub(crate) trait AttentionExtension: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        sight: Sight,
+        mask: AttentionMask,
     ) -> FloatTensor<Self>;
 }
 
@@ -208,9 +213,9 @@ pub(crate) trait AttentionKernel: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        sight: &Sight,
+        mask: &AttentionMask,
     ) -> Attended<Self> {
-        portable_forward::<Self>(q, k, v, sight)
+        portable_forward::<Self>(q, k, v, mask)
     }
 
     /// The gradients of queries, keys and values.
@@ -218,11 +223,11 @@ pub(crate) trait AttentionKernel: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        sight: &Sight,
+        mask: &AttentionMask,
         forward: Attended<Self>,
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3] {
-        portable_backward::<Self>(q, k, v, sight, forward, grad)
+        portable_backward::<Self>(q, k, v, mask, forward, grad)
     }
 }
 
@@ -234,9 +239,9 @@ for_backends!(AttentionExtension {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        sight: Sight,
+        mask: AttentionMask,
     ) -> FloatTensor<Self> {
-        Self::attention_forward(q, k, v, &sight).output
+        Self::attention_forward(q, k, v, &mask).output
     }
 });
 
@@ -281,13 +286,13 @@ struct Stretch {
 
 impl Stretch {
     /// All of them, in order.
-    fn all(sizes: Sizes, sight: &Sight) -> Vec<Self> {
-        let tile = sight.tile(sizes.batch * sizes.n_heads * sizes.keys, sizes.seq);
+    fn all(sizes: Sizes, mask: &AttentionMask) -> Vec<Self> {
+        let tile = mask.tile(sizes.batch * sizes.n_heads * sizes.keys, sizes.seq);
         (0..sizes.seq)
             .step_by(tile)
             .map(|start| {
                 let queries = start..(start + tile).min(sizes.seq);
-                let keys = sight.keys_of(&queries, sizes.seq, sizes.keys);
+                let keys = mask.keys_of(&queries, sizes.seq, sizes.keys);
                 Self {
                     sizes,
                     queries,
@@ -323,25 +328,22 @@ impl Stretch {
     }
 
     /// Scaled scores in f32, `[batch, kv_heads, groups · queries, keys]`, very
-    /// negative where a query does not see a key.
-    fn scores<B: Backend>(&self, q: &Portable<B>, k: &Portable<B>, sight: &Sight) -> Portable<B> {
+    /// negative where they are hidden.
+    fn scores<B: Backend>(
+        &self,
+        q: &Portable<B>,
+        k: &Portable<B>,
+        hidden: Vec<BoolTensor<B>>,
+    ) -> Portable<B> {
         let k = k.clone().narrow(2, self.keys.clone());
         let scores = self.rows(q).scale(self.sizes.scale()).matmul(k.transpose());
-        let scores = scores.f32();
-        let device = scores.device();
-        let shape = scores.shape();
         // Finite, so that no backend ever computes infinity minus infinity.
         const HIDDEN: f64 = -1e30;
-        let mut scores = scores;
-        for mask in self.hidden::<B>(sight, &device) {
-            let mask = B::bool_expand(mask, burn::backend::Shape::from(shape.clone()));
-            scores = scores.fill_where(mask, HIDDEN);
-        }
-        scores
+        fill(scores.f32(), hidden, HIDDEN)
     }
 
     /// Masks of what is not seen, each `[1 or batch, 1, groups · queries, keys]`.
-    fn hidden<B: Backend>(&self, sight: &Sight, device: &Device<B>) -> Vec<BoolTensor<B>> {
+    fn hidden<B: Backend>(&self, mask: &AttentionMask, device: &Device<B>) -> Vec<BoolTensor<B>> {
         let Sizes {
             batch, seq, keys, ..
         } = self.sizes;
@@ -354,48 +356,67 @@ impl Stretch {
         };
         let key = || Portable::<B>::count(self.keys.clone(), device).reshape([1, 1, 1, n_keys]);
         let stack = |rows: Portable<B>| Portable::cat(vec![rows; groups], 2);
-        let mut masks = Vec::new();
+        let mut hidden = Vec::new();
         if n_queries > 1 {
-            masks.push(stack(at()).lower(key()));
+            hidden.push(stack(at()).lower(key()));
         }
-        if let Some(window) = sight.window {
-            masks.push(key().lower(stack(at().add_scalar(1.0 - window as f64))));
+        if let Some(window) = mask.window {
+            hidden.push(key().lower(stack(at().add_scalar(1.0 - window as f64))));
         }
-        if let Some(starts) = &sight.starts {
+        if let Some(starts) = &mask.starts {
             let starts: Vec<f32> = (0..batch)
                 .flat_map(|row| &starts[row * seq..][self.queries.clone()])
                 .map(|start| *start as f32)
                 .collect();
             let starts = TensorData::new(starts, [batch, 1, n_queries, 1]);
             let starts = Portable::<B>(B::float_from_data(starts, device)).f32();
-            masks.push(key().lower(stack(starts)));
+            hidden.push(key().lower(stack(starts)));
         }
-        masks
+        hidden
     }
+}
+
+/// Fills what any of the masks covers.
+fn fill<B: Backend>(values: Portable<B>, masks: Vec<BoolTensor<B>>, with: f64) -> Portable<B> {
+    let shape = burn::backend::Shape::from(values.shape());
+    masks.into_iter().fold(values, |values, mask| {
+        let mask = B::bool_expand(mask, shape.clone());
+        values.fill_where(mask, with)
+    })
 }
 
 pub(crate) fn portable_forward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
-    sight: &Sight,
+    mask: &AttentionMask,
 ) -> Attended<B> {
-    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let (q, k) = (Portable::<B>(q), Portable::<B>(k));
+    let apart = mask.has_documents();
+    let v = Summed::<B>::new(v, apart);
     let sizes = Sizes::of(&q.shape(), &k.shape());
-    let dtype = q.dtype();
+    let (dtype, device) = (q.dtype(), q.device());
     let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
-    for stretch in Stretch::all(sizes, sight) {
-        let scores = stretch.scores(&q, &k, sight);
+    for stretch in Stretch::all(sizes, mask) {
+        let hidden = stretch.hidden::<B>(mask, &device);
+        // Not kept where it is not needed, so that it can be fused away.
+        let hidden_again = apart.then(|| hidden.clone());
+        let scores = stretch.scores(&q, &k, hidden);
         let highest = scores.clone().max_dim(3);
-        let exponentials = (scores - highest.clone()).exp();
+        let mut exponentials = (scores - highest.clone()).exp();
+        if let Some(hidden) = hidden_again {
+            // Zero already, unless the query's own scores are lower still, or not numbers.
+            exponentials = fill(exponentials, hidden, 0.0);
+        }
         let sums = exponentials.clone().sum_dim(3);
         let weights = (exponentials * sums.clone().recip()).cast(dtype);
-        let output = weights.matmul(v.clone().narrow(2, stretch.keys.clone()));
+        let output = weights.matmul(v.finite.clone().narrow(2, stretch.keys.clone()));
         outputs.push(stretch.unstacked(output));
         log_sums.push(stretch.unstacked(sums.log() + highest));
     }
+    let output = Portable::cat(outputs, 2).0;
     Attended {
-        output: Portable::cat(outputs, 2).0,
+        output: v.finish(output, || mask.keys_of_queries(sizes)),
         log_sums: Portable::cat(log_sums, 2).0,
     }
 }
@@ -404,41 +425,57 @@ pub(crate) fn portable_backward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
-    sight: &Sight,
+    mask: &AttentionMask,
     forward: Attended<B>,
     grad: FloatTensor<B>,
 ) -> [FloatTensor<B>; 3] {
-    let (q, k, v) = (Portable::<B>(q), Portable::<B>(k), Portable::<B>(v));
+    let [q, k, v, grad] = [q, k, v, grad].map(Portable::<B>);
     let sizes = Sizes::of(&q.shape(), &k.shape());
-    let dtype = q.dtype();
+    let (dtype, device) = (q.dtype(), q.device());
     let (output, log_sums) = (
         Portable::<B>(forward.output),
         Portable::<B>(forward.log_sums),
     );
-    let grad = Portable::<B>(grad);
     let along = (output.f32() * grad.clone().f32()).sum_dim(3);
-    let mut of_q = Vec::new();
-    let mut of_k = Sum::new(&k);
-    let mut of_v = Sum::new(&v);
-    for stretch in Stretch::all(sizes, sight) {
-        let scores = stretch.scores(&q, &k, sight);
-        let weights = (scores - stretch.rows(&log_sums)).exp();
-        let grad = stretch.rows(&grad);
+    let apart = mask.has_documents();
+    let [summed_q, summed_k, summed_grad] =
+        [&q, &k, &grad].map(|tensor| Summed::<B>::new(tensor.0.clone(), apart));
+    let mut grad_q = Vec::new();
+    let mut grad_k = Sum::new(&k);
+    let mut grad_v = Sum::new(&v);
+    for stretch in Stretch::all(sizes, mask) {
+        let hidden = stretch.hidden::<B>(mask, &device);
+        // Not kept where it is not needed, so that it can be fused away.
+        let hidden_again = apart.then(|| hidden.clone());
+        let scores = stretch.scores(&q, &k, hidden);
+        let mut weights = (scores - stretch.rows(&log_sums)).exp();
+        if let Some(hidden) = hidden_again.clone() {
+            weights = fill(weights, hidden, 0.0);
+        }
         let seen = |whole: &Portable<B>| whole.clone().narrow(2, stretch.keys.clone());
-        of_v.add(
-            &stretch,
-            weights.clone().cast(dtype).transpose().matmul(grad.clone()),
-        );
-        let of_weights = grad.matmul(seen(&v).transpose()).f32();
-        let of_scores = weights * (of_weights - stretch.rows(&along));
-        let of_scores = of_scores.scale(sizes.scale()).cast(dtype);
-        of_q.push(stretch.unstacked(of_scores.clone().matmul(seen(&k))));
-        of_k.add(&stretch, of_scores.transpose().matmul(stretch.rows(&q)));
+        let grad = stretch.rows(&grad);
+        let summed = if apart {
+            stretch.rows(&summed_grad.finite)
+        } else {
+            grad.clone()
+        };
+        let part = weights.clone().cast(dtype).transpose();
+        grad_v.add(&stretch, part.matmul(summed));
+        let grad_weights = grad.matmul(seen(&v).transpose()).f32();
+        let mut grad_scores = weights * (grad_weights - stretch.rows(&along));
+        if let Some(hidden) = hidden_again {
+            grad_scores = fill(grad_scores, hidden, 0.0);
+        }
+        let grad_scores = grad_scores.scale(sizes.scale()).cast(dtype);
+        let part = grad_scores.clone().matmul(seen(&summed_k.finite));
+        grad_q.push(stretch.unstacked(part));
+        let part = grad_scores.transpose();
+        grad_k.add(&stretch, part.matmul(stretch.rows(&summed_q.finite)));
     }
     [
-        Portable::cat(of_q, 2).0,
-        of_k.0.cast(dtype).0,
-        of_v.0.cast(dtype).0,
+        summed_k.finish(Portable::cat(grad_q, 2).0, || mask.keys_of_queries(sizes)),
+        summed_q.finish(grad_k.0.cast(dtype).0, || mask.queries_of_keys(sizes)),
+        summed_grad.finish(grad_v.0.cast(dtype).0, || mask.queries_of_keys(sizes)),
     ]
 }
 
@@ -481,13 +518,13 @@ impl<B: AttentionKernel, C: CheckpointStrategy> AttentionExtension for Autodiff<
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        sight: Sight,
+        mask: AttentionMask,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct AttentionBackward;
 
         impl<B: AttentionKernel> Backward<B, 3> for AttentionBackward {
-            type State = ([FloatTensor<B>; 3], Sight, Attended<B>);
+            type State = ([FloatTensor<B>; 3], AttentionMask, Attended<B>);
 
             fn backward(
                 self,
@@ -496,8 +533,8 @@ impl<B: AttentionKernel, C: CheckpointStrategy> AttentionExtension for Autodiff<
                 _checkpointer: &mut Checkpointer,
             ) {
                 let grad = grads.consume::<B>(&ops.node);
-                let ([q, k, v], sight, forward) = ops.state;
-                let found = B::attention_backward(q, k, v, &sight, forward, grad);
+                let ([q, k, v], mask, forward) = ops.state;
+                let found = B::attention_backward(q, k, v, &mask, forward, grad);
                 for (node, gradient) in ops.parents.into_iter().zip(found) {
                     if let Some(node) = node {
                         grads.register::<B>(node.id, gradient);
@@ -514,11 +551,11 @@ impl<B: AttentionKernel, C: CheckpointStrategy> AttentionExtension for Autodiff<
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let forward = B::attention_forward(q.clone(), k.clone(), v.clone(), &sight);
+                let forward = B::attention_forward(q.clone(), k.clone(), v.clone(), &mask);
                 let output = forward.output.clone();
-                prep.finish(([q, k, v], sight, forward), output)
+                prep.finish(([q, k, v], mask, forward), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, &sight).output),
+            OpsKind::UnTracked(prep) => prep.finish(B::attention_forward(q, k, v, &mask).output),
         }
     }
 }

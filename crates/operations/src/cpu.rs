@@ -5,6 +5,8 @@
 //! threads, so that results do not depend on it.
 
 mod attention;
+mod likelihood;
+mod logits;
 mod loss;
 mod matrix;
 mod norm;

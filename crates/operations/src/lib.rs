@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`attention()`] | queries, keys, values, output and one number per row |
 //! | [`cross_entropy()`] | the gradients of the hidden states and, if it trains, of the weight, made in the forward pass |
+//! | [`token_log_likelihoods()`] | the gradient of the hidden states, made in the forward pass; if the weight trains, its inputs |
 //! | [`rms_norm()`] | its input |
 //! | [`rotate()`] | the table of angles |
 //! | [`swiglu()`] | gate and up |
@@ -20,6 +21,27 @@
 //! f32. Each module has a function `composed`, the obvious composition of
 //! Burn's operations, which is the oracle that tests compare with, and what
 //! runs on a backend that this crate was not built for.
+//!
+//! ```
+//! use burn::tensor::{DType, Device, Distribution, Tensor};
+//! use olora_operations::{cross_entropy, token_log_likelihoods};
+//!
+//! let device = Device::flex().autodiff();
+//! let random = |shape| Tensor::<2>::random(shape, Distribution::Default, (&device, DType::F32));
+//! let hidden = random([4, 8]).require_grad(); // [n, width]
+//! let weight = random([8, 16]); // [width, vocab], a constant
+//! let targets = [3, 0, 15, 7];
+//!
+//! let log_likelihoods = token_log_likelihoods(hidden.clone(), weight.clone(), &targets); // [n]
+//! let loss = cross_entropy(hidden.clone(), weight, &targets, 4); // [1], their sum with a minus
+//! let sum: f32 = (log_likelihoods.clone().sum() + loss).into_scalar();
+//! assert!(sum.abs() < 1e-5);
+//!
+//! // An objective of one's own: the third token counts twice, the last not at all.
+//! let counts = Tensor::<1>::from_data([1.0_f32, 1.0, 2.0, 0.0], (&device, DType::F32));
+//! let gradients = (log_likelihoods * counts).sum().neg().backward();
+//! assert_eq!(hidden.grad(&gradients).unwrap().dims(), [4, 8]);
+//! ```
 //!
 //! What is deliberately absent: modules, parameters, models. This crate takes
 //! tensors and returns tensors.
@@ -41,6 +63,9 @@ pub mod attention;
     reason = "what is not inlined is compiled for the oldest instruction set"
 )]
 mod cpu;
+mod dtype;
+pub mod likelihood;
+mod logits;
 pub mod loss;
 pub mod norm;
 mod portable;
@@ -51,10 +76,12 @@ pub mod rotary;
 mod support;
 pub mod swiglu;
 
-pub use attention::{Sight, attention};
+pub use attention::{AttentionMask, attention};
+pub use dtype::{Dtype, UnknownDtype};
+pub use likelihood::token_log_likelihoods;
 pub use loss::cross_entropy;
 pub use norm::rms_norm;
-pub use projection::{Factors, project};
+pub use projection::{LowRankFactors, project};
 pub use rotary::rotate;
 pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;

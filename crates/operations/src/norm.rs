@@ -37,9 +37,9 @@ use crate::{
 ///
 /// If the weight is of another width.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
-    let (width, of_weight) = (x.dims()[D - 1], weight.dims()[0]);
+    let (width, width_of_weight) = (x.dims()[D - 1], weight.dims()[0]);
     assert_eq!(
-        width, of_weight,
+        width, width_of_weight,
         "the width of the input and of the norm's weight"
     );
     if !supports(&x.device()) {
@@ -152,7 +152,7 @@ pub(crate) fn portable_backward<B: Backend>(
     let weight = as_row(Portable::<B>(weight).f32(), rank);
     let r = reciprocal_rms(x.clone(), eps);
     let normed = x * r.clone();
-    let of_weight = for_weight.then(|| {
+    let grad_weight = for_weight.then(|| {
         let shape = normed.shape();
         let (width, rows) = (shape[rank - 1], shape[..rank - 1].iter().product::<usize>());
         let products = (grad.clone() * normed.clone()).reshape([rows, width]);
@@ -160,8 +160,8 @@ pub(crate) fn portable_backward<B: Backend>(
     });
     let weighted = grad * weight;
     let along = (weighted.clone() * normed.clone()).mean_dim(rank - 1);
-    let of_x = (weighted - normed * along) * r;
-    (of_x.cast(dtype).0, of_weight)
+    let grad_x = (weighted - normed * along) * r;
+    (grad_x.cast(dtype).0, grad_weight)
 }
 
 impl<B: NormKernel, C: CheckpointStrategy> NormExtension for Autodiff<B, C> {
@@ -185,13 +185,13 @@ impl<B: NormKernel, C: CheckpointStrategy> NormExtension for Autodiff<B, C> {
                 let [node_x, node_weight] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
                 let (x, weight, eps) = ops.state;
-                let (of_x, of_weight) =
+                let (grad_x, grad_weight) =
                     B::norm_backward(x, weight, eps, grad, node_weight.is_some());
                 if let Some(node) = node_x {
-                    grads.register::<B>(node.id, of_x);
+                    grads.register::<B>(node.id, grad_x);
                 }
-                if let (Some(node), Some(of_weight)) = (node_weight, of_weight) {
-                    grads.register::<B>(node.id, of_weight);
+                if let (Some(node), Some(grad_weight)) = (node_weight, grad_weight) {
+                    grads.register::<B>(node.id, grad_weight);
                 }
             }
         }

@@ -4,7 +4,7 @@
 use std::ops::{Add, Mul, Range, Sub};
 
 use burn::backend::{
-    Backend, DType, IntDType, Shape, Slice, TensorMetadata,
+    Backend, DType, IntDType, Shape, Slice, TensorData, TensorMetadata,
     tensor::{BoolTensor, Device, FloatTensor},
 };
 
@@ -92,6 +92,26 @@ impl<B: Backend> Portable<B> {
 
     pub(crate) fn max_dim(self, dim: usize) -> Self {
         Self(B::float_max_dim(self.0, dim))
+    }
+
+    /// Summed along one axis, up to each element.
+    pub(crate) fn cumsum(self, dim: usize) -> Self {
+        Self(B::float_cumsum(self.0, dim))
+    }
+
+    /// Some lines of the first axis.
+    pub(crate) fn select_rows(self, lines: &[usize]) -> Self {
+        let lines: Vec<i32> = lines.iter().map(|line| *line as i32).collect();
+        let n = lines.len();
+        let lines = B::int_from_data(TensorData::new(lines, [n]), &self.device());
+        Self(B::float_select(self.0, 0, lines))
+    }
+
+    /// Where it is infinite or not a number.
+    pub(crate) fn not_finite(self) -> BoolTensor<B> {
+        let dtype = bool_dtype::<B>(&self.device());
+        let nan = B::float_is_nan(self.0.clone(), dtype);
+        B::bool_or(nan, B::float_is_inf(self.0, dtype))
     }
 
     /// Part of one axis.

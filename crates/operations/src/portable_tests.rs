@@ -4,8 +4,10 @@
 use burn::backend::{Flex, TensorData, flex::FlexTensor};
 
 use crate::{
-    attention::{self, AttentionKernel, Sight},
-    loss::{self, LossKernel, Wanted},
+    attention::{self, AttentionKernel, AttentionMask},
+    likelihood::{self, LikelihoodKernel},
+    logits::WantedGradients,
+    loss::{self, LossKernel},
     norm::{self, NormKernel},
     projection::{self, Layer, ProjectionKernel},
     rotary::{self, RotaryKernel},
@@ -69,8 +71,8 @@ fn rotation_is_the_kernels() {
     let [cos, sin] = [2, 3].map(|seed| numbers(seed, &[1, 1, 7, 4], 1.0));
     for back in [false, true] {
         assert_close(
-            rotary::portable_turn::<Flex>(x.clone(), cos.clone(), sin.clone(), back),
-            Flex::turn(x.clone(), cos.clone(), sin.clone(), back),
+            rotary::portable_rotate::<Flex>(x.clone(), cos.clone(), sin.clone(), back),
+            Flex::rotate(x.clone(), cos.clone(), sin.clone(), back),
         );
     }
 }
@@ -79,25 +81,25 @@ fn rotation_is_the_kernels() {
 #[test]
 fn attention_is_the_kernels() {
     let documents = [vec![11, 8], vec![2, 20]];
-    for sight in [
-        Sight::causal(None),
-        Sight::causal(Some(5)),
-        Sight::causal(None).within_documents(&documents, 23),
+    for mask in [
+        AttentionMask::causal(None),
+        AttentionMask::causal(Some(5)),
+        AttentionMask::causal(None).within_documents(&documents, 23),
     ] {
         for stretch in [5, 1, 23] {
             let q = numbers(1, &[2, 4, 23, 8], 2.0);
             let [k, v] = [2, 3].map(|seed| numbers(seed, &[2, 2, 23, 8], 2.0));
             let g = numbers(4, &[2, 4, 23, 8], 1.0);
-            let sight = sight.clone().in_stretches_of(stretch);
+            let mask = mask.clone().in_stretches_of(stretch);
             let all = || (q.clone(), k.clone(), v.clone());
             let ((q1, k1, v1), (q2, k2, v2)) = (all(), all());
-            let portable = attention::portable_forward::<Flex>(q1, k1, v1, &sight);
-            let kernel = Flex::attention_forward(q2, k2, v2, &sight);
+            let portable = attention::portable_forward::<Flex>(q1, k1, v1, &mask);
+            let kernel = Flex::attention_forward(q2, k2, v2, &mask);
             assert_close(portable.output.clone(), kernel.output.clone());
             let ((q1, k1, v1), (q2, k2, v2)) = (all(), all());
             let portable =
-                attention::portable_backward::<Flex>(q1, k1, v1, &sight, portable, g.clone());
-            let kernel = Flex::attention_backward(q2, k2, v2, &sight, kernel, g);
+                attention::portable_backward::<Flex>(q1, k1, v1, &mask, portable, g.clone());
+            let kernel = Flex::attention_backward(q2, k2, v2, &mask, kernel, g);
             for (portable, kernel) in portable.into_iter().zip(kernel) {
                 assert_close(portable, kernel);
             }
@@ -105,14 +107,41 @@ fn attention_is_the_kernels() {
     }
 }
 
+fn some_ids(n: i64, vocab: i64) -> FlexTensor {
+    let ids: Vec<i64> = (0..n).map(|i| i * 5 % vocab).collect();
+    FlexTensor::from_data(TensorData::new(ids, [n as usize]))
+}
+
+#[test]
+fn likelihoods_are_the_kernels() {
+    let given = || (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
+    let wanted = WantedGradients {
+        hidden: true,
+        weight: true,
+    };
+    for rows in [13, 4] {
+        let (h, w) = given();
+        let portable = likelihood::portable_forward::<Flex>(h, w, &some_ids(13, 21), rows, true);
+        let (h, w) = given();
+        let kernel = Flex::likelihood_forward(h, w, some_ids(13, 21), rows, true);
+        assert_close(portable.0, kernel.0);
+        assert_close(portable.1.unwrap(), kernel.1.unwrap());
+        let ((h, w), g) = (given(), numbers(3, &[13], 1.0));
+        let ids = some_ids(13, 21);
+        let portable = likelihood::portable_backward::<Flex>(h, w, &ids, rows, g.clone(), wanted);
+        let (h, w) = given();
+        let kernel = Flex::likelihood_backward(h, w, ids, rows, g, wanted);
+        for (portable, kernel) in portable.into_iter().zip(kernel) {
+            assert_close(portable.unwrap(), kernel.unwrap());
+        }
+    }
+}
+
 #[test]
 fn loss_is_the_kernels() {
     let (hidden, weight) = (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
-    let ids = || {
-        let ids: Vec<i64> = (0..13).map(|i| i * 5 % 21).collect();
-        FlexTensor::from_data(TensorData::new(ids, [13]))
-    };
-    let wanted = Wanted {
+    let ids = || some_ids(13, 21);
+    let wanted = WantedGradients {
         hidden: true,
         weight: true,
     };
@@ -122,8 +151,8 @@ fn loss_is_the_kernels() {
         let (h, w) = (hidden.clone(), weight.clone());
         let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, rows, wanted);
         assert_close(portable.loss, kernel.loss);
-        assert_close(portable.of_hidden.unwrap(), kernel.of_hidden.unwrap());
-        assert_close(portable.of_weight.unwrap(), kernel.of_weight.unwrap());
+        assert_close(portable.grad_hidden.unwrap(), kernel.grad_hidden.unwrap());
+        assert_close(portable.grad_weight.unwrap(), kernel.grad_weight.unwrap());
     }
 }
 
@@ -152,9 +181,9 @@ fn projection_is_the_kernels() {
         let kept = || Some([x.clone(), down.clone().unwrap()]);
         let portable = projection::portable_backward::<Flex>(&layer, kept(), g.clone(), true);
         let kernel = Flex::projection_backward(&layer, kept(), g, true);
-        assert_close(portable.of_x.unwrap(), kernel.of_x.unwrap());
-        let both = portable.of_factors.unwrap().into_iter();
-        for (portable, kernel) in both.zip(kernel.of_factors.unwrap()) {
+        assert_close(portable.grad_x.unwrap(), kernel.grad_x.unwrap());
+        let both = portable.grad_factors.unwrap().into_iter();
+        for (portable, kernel) in both.zip(kernel.grad_factors.unwrap()) {
             assert_close(portable, kernel);
         }
     }

@@ -26,7 +26,7 @@ use crate::{
 
 /// The factors of a low-rank update, in f32.
 #[derive(Clone, Debug)]
-pub struct Factors {
+pub struct LowRankFactors {
     /// `[d_in, rank]`, trainable.
     pub a: Tensor<2>,
     /// `[rank, d_out]`, trainable.
@@ -56,12 +56,12 @@ pub fn project<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
-    factors: Option<Factors>,
+    factors: Option<LowRankFactors>,
 ) -> Tensor<D> {
     let [d_in, d_out] = weight.dims();
     let layer_fits = |a: &Tensor<2>, b: &Tensor<2>| {
-        let ([of_a, rank], [of_b, width]) = (a.dims(), b.dims());
-        [of_a, rank, width] == [d_in, of_b, d_out]
+        let ([rows, rank], [rank_of_b, columns]) = (a.dims(), b.dims());
+        [rows, rank, columns] == [d_in, rank_of_b, d_out]
     };
     assert!(
         x.dims()[D - 1] == d_in
@@ -106,7 +106,7 @@ pub fn composed<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
-    factors: Option<Factors>,
+    factors: Option<LowRankFactors>,
 ) -> Tensor<D> {
     let output = linear(x.clone(), weight, bias);
     match factors {
@@ -122,7 +122,7 @@ pub fn composed<const D: usize>(
 ///
 /// - x: `[.., d_in]`, any float dtype
 /// - output: `[.., d_out]`, in the dtype of `x`
-pub fn update<const D: usize>(x: Tensor<D>, factors: &Factors) -> Tensor<D> {
+pub fn update<const D: usize>(x: Tensor<D>, factors: &LowRankFactors) -> Tensor<D> {
     let dtype = x.dtype();
     let x = to_dtype(x, DType::F32);
     let product = |x: Tensor<D>, a: &Tensor<2>, b: &Tensor<2>| {
@@ -204,9 +204,9 @@ pub(crate) struct Layer<B: Backend> {
 /// What a layer's gradients are.
 pub(crate) struct LayerGradients<B: Backend> {
     /// As x, if wanted.
-    pub of_x: Option<FloatTensor<B>>,
+    pub grad_x: Option<FloatTensor<B>>,
     /// As the factors, if there are any.
-    pub of_factors: Option<[FloatTensor<B>; 2]>,
+    pub grad_factors: Option<[FloatTensor<B>; 2]>,
 }
 
 /// Forward and backward of the projection, which a backend may do in its own
@@ -318,29 +318,29 @@ pub(crate) fn portable_backward<B: Backend>(
         *last = weight.shape()[0];
     }
     let grad = rows(grad);
-    let mut of_x = for_x.then(|| grad.clone().matmul(weight.transpose()));
-    let mut of_factors = None;
+    let mut grad_x = for_x.then(|| grad.clone().matmul(weight.transpose()));
+    let mut grad_factors = None;
     if let (Some([a, b]), Some([x, down])) = (layer.factors.clone(), kept) {
         let (x, grad) = (rows(Portable::<B>(x)).f32(), grad.f32());
         let back = |b: FloatTensor<B>| {
             let up = Portable::<B>(b).transpose();
             grad.clone().matmul(up).scale(layer.scale)
         };
-        let of_b = Portable::<B>(down).transpose().matmul(grad.clone());
-        let of_down = back(b);
-        let of_a = x.transpose().matmul(of_down.clone());
-        if let Some(sum) = of_x {
-            let mut update = of_down.matmul(Portable::<B>(a).transpose());
+        let grad_b = Portable::<B>(down).transpose().matmul(grad.clone());
+        let grad_down = back(b);
+        let grad_a = x.transpose().matmul(grad_down.clone());
+        if let Some(sum) = grad_x {
+            let mut update = grad_down.matmul(Portable::<B>(a).transpose());
             if let Some([a0, b0]) = layer.anchor.clone() {
                 update = update - back(b0).matmul(Portable::<B>(a0).transpose());
             }
-            of_x = Some(sum + update.cast(dtype));
+            grad_x = Some(sum + update.cast(dtype));
         }
-        of_factors = Some([of_a.0, of_b.0]);
+        grad_factors = Some([grad_a.0, grad_b.0]);
     }
     LayerGradients {
-        of_x: of_x.map(|of_x| of_x.reshape(shape).0),
-        of_factors,
+        grad_x: grad_x.map(|grad_x| grad_x.reshape(shape).0),
+        grad_factors,
     }
 }
 
@@ -366,8 +366,8 @@ impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodif
                 let grad = grads.consume::<B>(&ops.node);
                 let Some(node) = node else { return };
                 let found = B::projection_backward(&ops.state, None, grad, true);
-                if let Some(of_x) = found.of_x {
-                    grads.register::<B>(node.id, of_x);
+                if let Some(grad_x) = found.grad_x {
+                    grads.register::<B>(node.id, grad_x);
                 }
             }
         }
@@ -433,15 +433,15 @@ impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodif
                 let grad = grads.consume::<B>(&ops.node);
                 let (layer, kept) = ops.state;
                 let found = B::projection_backward(&layer, kept, grad, node_x.is_some());
-                if let (Some(node), Some(of_x)) = (node_x, found.of_x) {
-                    grads.register::<B>(node.id, of_x);
+                if let (Some(node), Some(grad_x)) = (node_x, found.grad_x) {
+                    grads.register::<B>(node.id, grad_x);
                 }
-                if let Some([of_a, of_b]) = found.of_factors {
+                if let Some([grad_a, grad_b]) = found.grad_factors {
                     if let Some(node) = node_a {
-                        grads.register::<B>(node.id, of_a);
+                        grads.register::<B>(node.id, grad_a);
                     }
                     if let Some(node) = node_b {
-                        grads.register::<B>(node.id, of_b);
+                        grads.register::<B>(node.id, grad_b);
                     }
                 }
             }

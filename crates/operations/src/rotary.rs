@@ -1,6 +1,6 @@
 //! Rotary position embedding in the half-split form of Hugging Face
 //! checkpoints ([arXiv 2104.09864](https://arxiv.org/abs/2104.09864)): feature
-//! `i` turns with feature `i + head_dim / 2`.
+//! `i` rotates with feature `i + head_dim / 2`.
 //!
 //! A rotation's gradient is the rotation by the opposite angle: nothing but
 //! the table is kept.
@@ -24,7 +24,7 @@ use crate::{
     support::{for_backends, supports},
 };
 
-/// Turns queries or keys by the angles of a table.
+/// Rotates queries or keys by the angles of a table.
 ///
 /// # Shapes
 ///
@@ -88,13 +88,13 @@ pub(crate) trait RotaryExtension: Backend {
 /// Rotation, which a backend may do in its own way.
 pub(crate) trait RotaryKernel: Backend {
     /// By the angles of the table, or back.
-    fn turn(
+    fn rotate(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
         back: bool,
     ) -> FloatTensor<Self> {
-        portable_turn::<Self>(x, cos, sin, back)
+        portable_rotate::<Self>(x, cos, sin, back)
     }
 }
 
@@ -107,11 +107,11 @@ for_backends!(RotaryExtension {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::turn(x, cos, sin, false)
+        Self::rotate(x, cos, sin, false)
     }
 });
 
-pub(crate) fn portable_turn<B: Backend>(
+pub(crate) fn portable_rotate<B: Backend>(
     x: FloatTensor<B>,
     cos: FloatTensor<B>,
     sin: FloatTensor<B>,
@@ -122,11 +122,11 @@ pub(crate) fn portable_turn<B: Backend>(
     let pairs = cos.shape()[3];
     let first = x.clone().narrow(3, 0..pairs);
     let second = x.narrow(3, pairs..2 * pairs);
-    let turned = vec![
+    let rotated = vec![
         first.clone() * cos.clone() - second.clone() * sin.clone(),
         second * cos + first * sin,
     ];
-    Portable::cat(turned, 3).0
+    Portable::cat(rotated, 3).0
 }
 
 impl<B: RotaryKernel, C: CheckpointStrategy> RotaryExtension for Autodiff<B, C> {
@@ -136,9 +136,9 @@ impl<B: RotaryKernel, C: CheckpointStrategy> RotaryExtension for Autodiff<B, C> 
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct TurnBack;
+        struct RotateBack;
 
-        impl<B: RotaryKernel> Backward<B, 1> for TurnBack {
+        impl<B: RotaryKernel> Backward<B, 1> for RotateBack {
             type State = (FloatTensor<B>, FloatTensor<B>);
 
             fn backward(
@@ -151,7 +151,7 @@ impl<B: RotaryKernel, C: CheckpointStrategy> RotaryExtension for Autodiff<B, C> 
                 let grad = grads.consume::<B>(&ops.node);
                 let (cos, sin) = ops.state;
                 if let Some(node) = node {
-                    grads.register::<B>(node.id, B::turn(grad, cos, sin, true));
+                    grads.register::<B>(node.id, B::rotate(grad, cos, sin, true));
                 }
             }
         }
@@ -159,12 +159,12 @@ impl<B: RotaryKernel, C: CheckpointStrategy> RotaryExtension for Autodiff<B, C> 
         let nodes = [x.node()];
         let x = x.into_primitive();
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
-        match TurnBack.prepare::<C>(nodes).compute_bound().stateful() {
+        match RotateBack.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let output = B::turn(x, cos.clone(), sin.clone(), false);
+                let output = B::rotate(x, cos.clone(), sin.clone(), false);
                 prep.finish((cos, sin), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::turn(x, cos, sin, false)),
+            OpsKind::UnTracked(prep) => prep.finish(B::rotate(x, cos, sin, false)),
         }
     }
 }

@@ -111,9 +111,9 @@ pub(crate) fn portable_backward<B: Backend>(
     let active = gate.clone() * sigma.clone();
     // σ·(1 + gate·(1 − σ)) = σ + active·(1 − σ)
     let slope = sigma.clone() + active.clone() * sigma.neg().add_scalar(1.0);
-    let of_gate = grad.clone() * up * slope;
-    let of_up = grad * active;
-    (of_gate.cast(dtype).0, of_up.cast(dtype).0)
+    let grad_gate = grad.clone() * up * slope;
+    let grad_up = grad * active;
+    (grad_gate.cast(dtype).0, grad_up.cast(dtype).0)
 }
 
 impl<B: SwigluKernel, C: CheckpointStrategy> SwigluExtension for Autodiff<B, C> {
@@ -133,12 +133,12 @@ impl<B: SwigluKernel, C: CheckpointStrategy> SwigluExtension for Autodiff<B, C> 
                 let [node_gate, node_up] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
                 let (gate, up) = ops.state;
-                let (of_gate, of_up) = B::swiglu_backward(gate, up, grad);
+                let (grad_gate, grad_up) = B::swiglu_backward(gate, up, grad);
                 if let Some(node) = node_gate {
-                    grads.register::<B>(node.id, of_gate);
+                    grads.register::<B>(node.id, grad_gate);
                 }
                 if let Some(node) = node_up {
-                    grads.register::<B>(node.id, of_up);
+                    grads.register::<B>(node.id, grad_up);
                 }
             }
         }

@@ -5,9 +5,9 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
-    Factors, Sight,
+    AttentionMask, LowRankFactors,
     attention::{self, attention},
-    loss, norm, projection, rotary,
+    likelihood, loss, norm, projection, rotary,
     swiglu::{self, swiglu},
 };
 
@@ -123,7 +123,7 @@ fn rotation_equals_its_composition() {
     }
 }
 
-fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
+fn compare_attention(mask: &AttentionMask, [seq, keys]: [usize; 2], groups: usize) {
     let (batch, kv_heads, head_dim) = (2, 2, 16);
     let q = numbers(1, [batch, seq, kv_heads * groups, head_dim], 2.0);
     let k = numbers(2, [batch, keys, kv_heads, head_dim], 2.0);
@@ -132,11 +132,11 @@ fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
         [q, k, v],
         |all| {
             let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
-            attention(q, k, v, sight)
+            attention(q, k, v, mask)
         },
         |all| {
             let [q, k, v] = all.map(|x| x.swap_dims(1, 2));
-            attention::composed(q, k, v, sight)
+            attention::composed(q, k, v, mask)
         },
     );
 }
@@ -145,7 +145,7 @@ fn compare_attention(sight: &Sight, [seq, keys]: [usize; 2], groups: usize) {
 fn causal_attention_equals_its_composition() {
     for seq in [1, 5, 64, 65, 200] {
         for groups in [1, 3] {
-            compare_attention(&Sight::causal(None), [seq, seq], groups);
+            compare_attention(&AttentionMask::causal(None), [seq, seq], groups);
         }
     }
 }
@@ -153,32 +153,32 @@ fn causal_attention_equals_its_composition() {
 /// More keys than one tile holds, so that sums are rescaled.
 #[test]
 fn attention_over_several_tiles_of_keys_equals_its_composition() {
-    compare_attention(&Sight::causal(None), [600, 600], 2);
+    compare_attention(&AttentionMask::causal(None), [600, 600], 2);
 }
 
 #[test]
 fn windowed_attention_equals_its_composition() {
     for window in [1, 7, 64, 100] {
-        compare_attention(&Sight::causal(Some(window)), [150, 150], 2);
+        compare_attention(&AttentionMask::causal(Some(window)), [150, 150], 2);
     }
     // Windows that begin and end within different tiles of keys.
-    compare_attention(&Sight::causal(Some(520)), [1100, 1100], 1);
+    compare_attention(&AttentionMask::causal(Some(520)), [1100, 1100], 1);
 }
 
 #[test]
 fn queries_after_cached_keys_equal_the_composition() {
     for seq in [1, 3, 70] {
-        compare_attention(&Sight::causal(None), [seq, 90], 2);
-        compare_attention(&Sight::causal(Some(11)), [seq, 90], 2);
+        compare_attention(&AttentionMask::causal(None), [seq, 90], 2);
+        compare_attention(&AttentionMask::causal(Some(11)), [seq, 90], 2);
     }
 }
 
 #[test]
 fn documents_in_one_row_do_not_see_each_other() {
     let lengths = [vec![3, 80, 40], vec![64, 1]];
-    let sight = Sight::causal(None).within_documents(&lengths, 150);
-    compare_attention(&sight, [150, 150], 2);
-    let windowed = Sight::causal(Some(9)).within_documents(&lengths, 150);
+    let mask = AttentionMask::causal(None).within_documents(&lengths, 150);
+    compare_attention(&mask, [150, 150], 2);
+    let windowed = AttentionMask::causal(Some(9)).within_documents(&lengths, 150);
     compare_attention(&windowed, [150, 150], 2);
 }
 
@@ -187,7 +187,7 @@ fn documents_in_one_row_do_not_see_each_other() {
 fn attention_keeps_nan() {
     let x = numbers(1, [1, 1, 8, 4], 1.0);
     let bad = x.clone().slice_fill([0..1, 0..1, 2..3, 0..1], f32::NAN);
-    let output = values(attention(bad, x.clone(), x, &Sight::causal(None)));
+    let output = values(attention(bad, x.clone(), x, &AttentionMask::causal(None)));
     assert!(output[2 * 4].is_nan());
     assert!(output[..2 * 4].iter().all(|x| x.is_finite()));
 }
@@ -215,6 +215,181 @@ fn loss_equals_its_composition() {
             );
         }
     }
+}
+
+/// `n` tokens of a vocabulary, some more than once.
+fn some_targets(n: usize, vocab: usize) -> Vec<i32> {
+    (0..n).map(|i| (i * 7 % vocab) as i32).collect()
+}
+
+/// The gradient that comes back is another for each token; the weight trains.
+#[test]
+fn token_log_likelihoods_equal_their_composition() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let column = |likelihoods: Tensor<1>| likelihoods.reshape([n, 1]);
+    for rows in [64, 10, 1] {
+        compare(
+            [numbers(1, [n, width], 2.0), numbers(2, [width, vocab], 1.0)],
+            |[hidden, weight]| {
+                column(likelihood::token_log_likelihoods_in_chunks(
+                    hidden, weight, &targets, rows,
+                ))
+            },
+            |[hidden, weight]| column(likelihood::composed(hidden.matmul(weight), &targets)),
+        );
+    }
+}
+
+#[test]
+fn token_log_likelihoods_with_one_constant_equal_their_composition() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let [hidden, weight] = [
+        numbers(1, [n, width], 2.0).detach(),
+        numbers(2, [width, vocab], 1.0).detach(),
+    ];
+    let column = |likelihoods: Tensor<1>| likelihoods.reshape([n, 1]);
+    for rows in [64, 10, 1] {
+        let ours = |hidden, weight| {
+            column(likelihood::token_log_likelihoods_in_chunks(
+                hidden, weight, &targets, rows,
+            ))
+        };
+        let right = |hidden: Tensor<2>, weight| {
+            column(likelihood::composed(hidden.matmul(weight), &targets))
+        };
+        compare(
+            [hidden.clone()],
+            |[hidden]| ours(hidden, weight.clone()),
+            |[hidden]| right(hidden, weight.clone()),
+        );
+        compare(
+            [weight.clone()],
+            |[weight]| ours(hidden.clone(), weight),
+            |[weight]| right(hidden.clone(), weight),
+        );
+    }
+}
+
+/// Where nothing is differentiated, the same numbers come out.
+#[test]
+fn token_log_likelihoods_do_not_depend_on_autodiff() {
+    let targets = some_targets(37, 101);
+    let [hidden, weight] = [numbers(1, [37, 24], 2.0), numbers(2, [24, 101], 1.0)];
+    let likelihoods = |hidden, weight| {
+        values(likelihood::token_log_likelihoods_in_chunks(
+            hidden, weight, &targets, 10,
+        ))
+    };
+    let plain = likelihoods(
+        hidden.clone().without_autodiff(),
+        weight.clone().without_autodiff(),
+    );
+    let frozen = likelihoods(hidden.clone().require_grad(), weight.clone());
+    let trained = likelihoods(hidden, weight.require_grad());
+    assert_eq!(plain, frozen);
+    assert_eq!(plain, trained);
+}
+
+/// Minus their sum is the loss, with the same gradients: bit for bit, but that
+/// the loss adds in f64.
+#[test]
+fn token_log_likelihoods_add_up_to_the_loss() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    for weight_trains in [false, true] {
+        for rows in [64, 10, 1] {
+            let leaves = || {
+                let weight = numbers(2, [width, vocab], 1.0).detach();
+                let weight = if weight_trains {
+                    weight.require_grad()
+                } else {
+                    weight
+                };
+                (numbers(1, [n, width], 2.0).detach().require_grad(), weight)
+            };
+            let gradients = |objective: Tensor<1>, hidden: &Tensor<2>, weight: &Tensor<2>| {
+                let grads = objective.backward();
+                let of = |leaf: &Tensor<2>| {
+                    let grad = leaf.grad(&grads)?;
+                    Some(values(Tensor::<2>::from_inner(grad)))
+                };
+                (of(hidden), of(weight))
+            };
+            let (hidden, weight) = leaves();
+            let loss =
+                loss::cross_entropy_in_chunks(hidden.clone(), weight.clone(), &targets, n, rows);
+            let by_loss = gradients(loss.clone(), &hidden, &weight);
+            let (hidden, weight) = leaves();
+            let likelihoods = likelihood::token_log_likelihoods_in_chunks(
+                hidden.clone(),
+                weight.clone(),
+                &targets,
+                rows,
+            );
+            let by_tokens = gradients(likelihoods.clone().sum().neg(), &hidden, &weight);
+            let sum: f64 = values(likelihoods).iter().map(|x| f64::from(*x)).sum();
+            assert_eq!(values(loss), [-sum as f32]);
+            assert!(by_loss.0.is_some() && by_loss.1.is_some() == weight_trains);
+            assert_eq!(
+                by_loss, by_tokens,
+                "{rows} rows, weight trains: {weight_trains}"
+            );
+        }
+    }
+}
+
+/// bfloat16 takes the portable code. Compared with f32 on the same rounded
+/// inputs: what differs is how logits and gradients are rounded.
+#[test]
+fn token_log_likelihoods_in_bf16_are_close_to_f32() {
+    let (n, width, vocab) = (37, 24, 101);
+    let targets = some_targets(n, vocab);
+    let rounded = |x: Tensor<2>| x.cast(DType::BF16).detach();
+    for weight_trains in [false, true] {
+        let run = |dtype: DType| {
+            let hidden = rounded(numbers(1, [n, width], 1.0)).cast(dtype);
+            let hidden = hidden.detach().require_grad();
+            let weight = rounded(numbers(2, [width, vocab], 1.0))
+                .cast(dtype)
+                .detach();
+            let weight = if weight_trains {
+                weight.require_grad()
+            } else {
+                weight
+            };
+            let output = likelihood::token_log_likelihoods_in_chunks(
+                hidden.clone(),
+                weight.clone(),
+                &targets,
+                10,
+            );
+            assert_eq!(output.dtype(), DType::F32);
+            let grads = (output.clone() * numbers(9, [n], 1.0)).sum().backward();
+            let gradients = [hidden, weight].into_iter().filter_map(|leaf| {
+                let grad = leaf.grad(&grads)?;
+                assert_eq!(grad.dtype(), dtype);
+                Some(values(Tensor::<2>::from_inner(grad.cast(DType::F32))))
+            });
+            let mut found = vec![values(output)];
+            found.extend(gradients);
+            found
+        };
+        let (half, full) = (run(DType::BF16), run(DType::F32));
+        assert_eq!(half.len(), if weight_trains { 3 } else { 2 });
+        for (i, (half, full)) in half.iter().zip(&full).enumerate() {
+            let difference = difference(half, full);
+            assert!(difference < 0.02 && difference > 0.0, "{i}: {difference}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not a token of a vocabulary of 11")]
+fn the_likelihood_of_a_target_outside_the_vocabulary_is_refused() {
+    let (hidden, weight) = (numbers(1, [2, 12], 1.0), numbers(2, [12, 11], 1.0));
+    drop(likelihood::token_log_likelihoods(hidden, weight, &[-1, 1]));
 }
 
 #[test]
@@ -256,8 +431,8 @@ fn loss_takes_a_transposed_weight() {
     );
 }
 
-fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> Factors {
-    Factors {
+fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> LowRankFactors {
+    LowRankFactors {
         a,
         b,
         anchor: anchored.then_some([a0, b0]),
@@ -354,4 +529,120 @@ fn half_precision_is_close_to_f32() {
     assert_eq!(half.dtype(), DType::BF16);
     let difference = difference(&values(half.cast(DType::F32)), &right);
     assert!(difference < 0.02 && difference > 0.0, "{difference}");
+}
+
+/// A flipped weight lies before its first element in memory.
+#[test]
+fn flipped_weights_are_read_as_they_are_named() {
+    let (x, weight) = (numbers(1, [9, 48], 1.0), numbers(4, [48, 80], 0.5).detach());
+    compare(
+        [x.clone()],
+        |[x]| projection::project(x, weight.clone().flip([0, 1]), None, None),
+        |[x]| projection::composed(x, weight.clone().flip([0, 1]), None, None),
+    );
+    let targets = some_targets(9, 80);
+    compare(
+        [x],
+        |[x]| loss::cross_entropy(x, weight.clone().flip([1]), &targets, 9).reshape([1, 1]),
+        |[x]| loss::composed(x.matmul(weight.clone().flip([1])), &targets, 9).reshape([1, 1]),
+    );
+}
+
+#[test]
+fn flipped_factors_are_read_as_they_are_named() {
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let weight = constant(4, [48, 80]);
+    let four = [
+        constant(5, [48, 8]),
+        constant(6, [8, 80]),
+        constant(7, [48, 8]),
+        constant(8, [8, 80]),
+    ];
+    let flipped = || factors(four.clone().map(|factor| factor.flip([0])), true);
+    compare(
+        [numbers(1, [9, 48], 1.0)],
+        |[x]| projection::project(x, weight.clone(), None, Some(flipped())),
+        |[x]| projection::composed(x, weight.clone(), None, Some(flipped())),
+    );
+}
+
+/// Output and gradients of attention for `[q, k, v, gradient of the output]`,
+/// all `[batch, heads, seq, head_dim]`.
+fn attend(inputs: &[Tensor<4>; 4], mask: &AttentionMask, dtype: DType) -> [Vec<f32>; 4] {
+    let [q, k, v, grad] = inputs.clone().map(|x| x.cast(dtype).detach());
+    let leaves = [q, k, v].map(|leaf| leaf.require_grad());
+    let [q, k, v] = leaves.clone();
+    let output = attention(q, k, v, mask);
+    let grads = (output.clone() * grad).sum().backward();
+    let of = |leaf: &Tensor<4>| Tensor::<4>::from_inner(leaf.grad(&grads).unwrap());
+    let [q, k, v] = [0, 1, 2].map(|i| of(&leaves[i]));
+    [output, q, k, v].map(|x| values(x.cast(DType::F32)))
+}
+
+/// One value of one document is not finite. All results of the other documents
+/// are to the bit what they are without it; half precision takes the portable
+/// code.
+#[test]
+fn what_is_not_finite_stays_in_its_document() {
+    let (batch, kv_heads, seq, head_dim) = (2, 2, 70, 8);
+    let mask = AttentionMask::causal(None).within_documents(&[vec![5, 40, 25], vec![30]], seq);
+    let inputs = [(1, 2), (2, 1), (3, 1), (4, 2)].map(|(seed, groups)| {
+        let shape = [batch, kv_heads * groups, seq, head_dim];
+        numbers(seed, shape, 1.0)
+    });
+    // Of the document of row 0 at 5..45.
+    let is_within = |i: usize, heads: usize| {
+        let (row, position) = (i / head_dim / seq / heads, i / head_dim % seq);
+        row == 0 && (5..45).contains(&position)
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        for mask in [mask.clone(), mask.clone().in_stretches_of(16)] {
+            let right = attend(&inputs, &mask, dtype);
+            assert!(right.iter().flatten().all(|x| x.is_finite()));
+            for (which, name) in ["q", "k", "v", "gradient"].into_iter().enumerate() {
+                for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                    let mut inputs = inputs.clone();
+                    let one = inputs[which].clone();
+                    inputs[which] = one.slice_fill([0..1, 1..2, 20..21, 3..4], bad);
+                    let found = attend(&inputs, &mask, dtype);
+                    assert!(
+                        found.iter().flatten().any(|x| !x.is_finite()),
+                        "{bad} in {name} is lost ({dtype:?})"
+                    );
+                    for (result, (found, right)) in found.iter().zip(&right).enumerate() {
+                        let heads = found.len() / batch / seq / head_dim;
+                        for (i, (found, right)) in found.iter().zip(right).enumerate() {
+                            assert!(
+                                found == right || is_within(i, heads),
+                                "{bad} in {name} reaches result {result} at {i}: {found} in the \
+                                 place of {right} ({dtype:?})"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a position does not see leaves it as it is within its document too: the
+/// positions before a value that is not finite.
+#[test]
+fn what_is_not_finite_reaches_no_earlier_position() {
+    let shape = [1, 1, 20, 4];
+    let mask = AttentionMask::causal(None).within_documents(&[vec![12, 8]], 20);
+    let mut inputs = [1, 2, 3, 4].map(|seed| numbers(seed, shape, 1.0));
+    let right = attend(&inputs, &mask, DType::F32);
+    inputs[2] = inputs[2]
+        .clone()
+        .slice_fill([0..1, 0..1, 7..8, 2..3], f32::INFINITY);
+    let [output, ..] = attend(&inputs, &mask, DType::F32);
+    for (i, (found, right)) in output.iter().zip(&right[0]).enumerate() {
+        let (position, feature) = (i / 4, i % 4);
+        let sees = (7..12).contains(&position) && feature == 2;
+        assert!(
+            if sees { found.is_nan() } else { found == right },
+            "{i}: {found}"
+        );
+    }
 }

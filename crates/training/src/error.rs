@@ -1,4 +1,4 @@
-//! The errors of this crate.
+//! The errors of what computes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,150 +6,33 @@ use olora_adapter::AdapterError;
 use olora_data::DataError;
 use olora_model::ModelError;
 
-use crate::estimate::{MemoryEstimate, size};
-
-/// Why a run could not start or had to stop.
+/// Why something could not be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The recipe is wrong.
-    #[error("{recipe}: {reason}")]
-    Recipe {
-        /// The recipe file, or `--set`.
-        recipe: String,
-        /// What is wrong, where, and what is allowed.
-        reason: String,
-    },
-    /// A run of this name exists.
-    #[error(
-        "the run directory {0} exists already. Continue it with --resume, \
-         give another name with --set name=…, or remove it"
-    )]
-    RunExists(PathBuf),
-    /// There is nothing to resume.
-    #[error(
-        "there is no checkpoint to resume from in {0}. Remove the directory if it is there, \
-         and start the run without --resume"
-    )]
-    NothingToResume(PathBuf),
-    /// The run is complete.
-    #[error("the run in {0} is complete: there is nothing to resume")]
-    Complete(PathBuf),
-    /// The recipe is not the one that the run was started with.
-    #[error("cannot resume {directory}: the recipe differs from the one it was started with:{}", listed(.differences))]
-    RecipeChanged {
-        /// The run directory.
-        directory: PathBuf,
-        /// The keys that differ, with both values.
-        differences: Vec<String>,
-    },
     /// Model, tokenizer and data do not belong together.
     #[error("{0}")]
     Mismatch(String),
-    /// A file of a task is missing, or not what the task needs.
-    #[error("{}{}: {reason}", .file.display(), .line.map_or_else(String::new, |line| format!(", line {line}")))]
-    TaskData {
-        /// The file, or the directory that it should be in.
-        file: PathBuf,
-        /// The line, from 1.
-        line: Option<usize>,
-        /// What is wrong, what was expected and what was found.
-        reason: String,
-    },
-    /// The loss or a gradient is no longer a number.
-    #[error(
-        "the {what} became {value} at step {step}. Training stopped; {}. \
-         Try a lower learning_rate, or more warmup_steps",
-        kept(.last_good.as_deref())
-    )]
+    /// A loss over data is no number.
+    #[error("the loss is {value}: {first}")]
     NotFinite {
-        /// `loss` or `gradient norm`.
-        what: &'static str,
         /// NaN or infinity.
-        value: f32,
-        /// The first step that was affected.
-        step: usize,
-        /// The last checkpoint written before it.
-        last_good: Option<PathBuf>,
+        value: f64,
+        /// The first tensor or layer that is not finite, in a sentence.
+        first: String,
     },
-    /// An update made a weight infinite or NaN.
-    #[error(
-        "`{path}` is no longer finite after step {step}. Training stopped; {}. \
-         Try a lower learning_rate, or more warmup_steps",
-        kept(.last_good.as_deref())
-    )]
-    Diverged {
-        /// The first such parameter.
-        path: String,
-        /// The step whose update did it.
-        step: usize,
-        /// The last checkpoint written before it.
-        last_good: Option<PathBuf>,
-    },
-    /// A checkpoint is damaged or belongs to another model.
-    #[error("the checkpoint {path} cannot be used: {reason}")]
-    Checkpoint {
-        /// The checkpoint's directory.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// Runs cannot be compared.
-    #[error("the comparison in {path}: {reason}")]
-    Comparison {
-        /// The comparison's directory, or the file in it.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        reason: String,
-    },
-    /// A file could not be read or written.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was being done, in words.
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The device does not compute in the number format asked for.
-    #[error(
-        "{key}: this device does not compute in {wanted}; it offers {}. Ask for one of these{}",
-        .offered.join(", "),
-        if .key.starts_with("model.") {
-            ", or set `model.dtype_fallback = true` to let float32 take its place"
-        } else {
-            ""
-        }
-    )]
-    Precision {
-        /// The key or option that asked for it.
-        key: &'static str,
-        /// What was asked for.
-        wanted: &'static str,
-        /// What there is.
-        offered: Vec<&'static str>,
-    },
-    /// The device does not compute what the CPU computes.
-    #[error(
-        "this device computes wrong gradients, so nothing was trained on it:{}\n\
-         `olora doctor --device …` tells which operation it is, and whether --no-autotune or \
-         --no-fusion mends it; --no-check trains nevertheless",
-        listed(.0)
-    )]
-    WrongDevice(Vec<String>),
-    /// The device's memory does not hold the run.
+    /// The device's memory does not hold the work.
     #[error(
         "{}the device is out of memory{}{}. {advice}{}",
         during(*.step),
         .asked.map(|bytes| format!(": it could not allocate {}", size(bytes))).unwrap_or_default(),
-        needs(.estimate.as_deref(), *.memory),
+        needs(.expected.as_deref(), *.memory),
         after(*.step, .last_good.as_deref())
     )]
     OutOfMemory {
         /// The allocation that failed, in bytes.
         asked: Option<u64>,
-        /// What the run was expected to take.
-        estimate: Option<Box<MemoryEstimate>>,
+        /// What the work was expected to take, for people.
+        expected: Option<String>,
         /// What the device has, in bytes.
         memory: Option<u64>,
         /// What to lower.
@@ -191,27 +74,14 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    }
-
-    pub(crate) fn burn(error: &impl ToString) -> Self {
+    /// What Burn said.
+    pub fn burn(error: &impl ToString) -> Self {
         Self::Burn(error.to_string())
     }
 
-    pub(crate) fn device(error: &impl ToString) -> Self {
+    /// What a device said.
+    pub fn device(error: &impl ToString) -> Self {
         Self::Device(error.to_string())
-    }
-}
-
-fn kept(last_good: Option<&Path>) -> String {
-    match last_good {
-        Some(path) => format!("the last good checkpoint is {}", path.display()),
-        None => "no checkpoint had been written yet".to_owned(),
     }
 }
 
@@ -221,27 +91,31 @@ fn during(step: Option<usize>) -> String {
     step.map_or_else(String::new, |step| format!("by step {step} "))
 }
 
-fn needs(estimate: Option<&MemoryEstimate>, memory: Option<u64>) -> String {
-    match (estimate, memory) {
+fn needs(expected: Option<&str>, memory: Option<u64>) -> String {
+    match (expected, memory) {
         (None, None) => String::new(),
         (None, Some(memory)) => format!(". The device has {}", size(memory)),
-        (Some(estimate), None) => format!(". By estimate this run takes {estimate}"),
-        (Some(estimate), Some(memory)) => format!(
-            ". By estimate this run takes {estimate}, and the device has {}",
+        (Some(expected), None) => format!(". By estimate this run takes {expected}"),
+        (Some(expected), Some(memory)) => format!(
+            ". By estimate this run takes {expected}, and the device has {}",
             size(memory)
         ),
     }
 }
 
 fn after(step: Option<usize>, last_good: Option<&Path>) -> String {
-    match step {
-        None => String::new(),
-        Some(_) => format!("; {}", kept(last_good)),
+    match (step, last_good) {
+        (None, _) => String::new(),
+        (Some(_), Some(path)) => format!("; the last good checkpoint is {}", path.display()),
+        (Some(_), None) => "; no checkpoint had been written yet".to_owned(),
     }
 }
 
-fn listed(lines: &[String]) -> String {
-    lines
-        .iter()
-        .fold(String::new(), |list, line| list + "\n  " + line)
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
 }

@@ -8,19 +8,19 @@ use std::{
 use olora_adapter::AdapterError;
 use olora_model::ModelError;
 
-use crate::{DeviceTraits, MemoryEstimate, TrainError, panics};
+use crate::{TrainError, panics};
 
-/// What is known about a run when its device fails.
+/// What is known about some work when its device fails.
 #[derive(Clone, Debug)]
-pub(crate) struct Circumstances {
+pub struct FailureContext {
     /// Whether the device is one that can fail by itself.
     accelerator: bool,
     /// The device's memory.
     memory: Option<u64>,
     /// What to lower when it is out of memory.
     advice: String,
-    /// What the run is expected to take, as soon as it is known.
-    estimate: Arc<Mutex<Option<MemoryEstimate>>>,
+    /// What the work is expected to take, for people, as soon as it is known.
+    expected: Arc<Mutex<Option<String>>>,
     /// How many panics had been heard before.
     n_heard: usize,
     /// The step that was being made, if the loop had begun.
@@ -36,21 +36,41 @@ pub(crate) struct Circumstances {
 ///
 /// Those of `part`, and [`TrainError::OutOfMemory`], [`TrainError::DeviceFailed`]
 /// and [`TrainError::Device`].
-pub fn on_device<T>(
-    device: &DeviceTraits,
+pub fn on_device<T, E: DeviceErrors>(
+    accelerator: bool,
+    memory: Option<u64>,
     advice: &str,
-    part: impl FnOnce() -> Result<T, TrainError>,
-) -> Result<T, TrainError> {
-    Circumstances::new(device, advice).guard(part)
+    part: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    FailureContext::new(accelerator, memory, advice).guard(part)
 }
 
-impl Circumstances {
-    pub(crate) fn new(device: &DeviceTraits, advice: &str) -> Self {
+/// An error type that the errors of computing are part of.
+pub trait DeviceErrors: From<TrainError> {
+    /// The error of computing that this is.
+    ///
+    /// # Errors
+    ///
+    /// Itself, if it is another one.
+    fn into_train(self) -> Result<TrainError, Self>;
+}
+
+impl DeviceErrors for TrainError {
+    fn into_train(self) -> Result<TrainError, Self> {
+        Ok(self)
+    }
+}
+
+impl FailureContext {
+    /// Of a device that can fail by itself if it is an `accelerator`, with
+    /// `memory` bytes where that is known; `advice` is what to do when those do
+    /// not suffice.
+    pub fn new(accelerator: bool, memory: Option<u64>, advice: &str) -> Self {
         Self {
-            accelerator: device.accelerator,
-            memory: device.memory,
+            accelerator,
+            memory,
             advice: advice.to_owned(),
-            estimate: Arc::default(),
+            expected: Arc::default(),
             n_heard: panics::n_heard(),
             step: None,
             last_good: None,
@@ -58,7 +78,8 @@ impl Circumstances {
     }
 
     /// The same, in the middle of a run.
-    pub(crate) fn at_step(&self, step: usize, last_good: Option<PathBuf>) -> Self {
+    #[must_use]
+    pub fn at_step(&self, step: usize, last_good: Option<PathBuf>) -> Self {
         Self {
             step: Some(step),
             last_good,
@@ -66,25 +87,30 @@ impl Circumstances {
         }
     }
 
-    /// Notes what the run is expected to take, for every copy of this.
-    pub(crate) fn expect(&self, estimate: MemoryEstimate) {
-        *self.estimate.lock().unwrap_or_else(PoisonError::into_inner) = Some(estimate);
+    /// Notes what the work is expected to take, for every copy of this.
+    pub fn expect(&self, memory: &impl ToString) {
+        let memory = memory.to_string();
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
     }
 
-    /// Runs a part of the run; a panic in it, or an error that comes from the
+    /// Runs a part of the work; a panic in it, or an error that comes from the
     /// device, is told as what it is.
-    pub(crate) fn guard<T>(
-        &self,
-        part: impl FnOnce() -> Result<T, TrainError>,
-    ) -> Result<T, TrainError> {
+    ///
+    /// # Errors
+    ///
+    /// Those of `part`, explained.
+    pub fn guard<T, E: DeviceErrors>(&self, part: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         panics::caught(part)
-            .unwrap_or_else(|said| Err(TrainError::Device(said)))
-            .map_err(|error| self.explain(error))
+            .unwrap_or_else(|said| Err(TrainError::Device(said).into()))
+            .map_err(|error| match error.into_train() {
+                Ok(error) => self.explain(error).into(),
+                Err(other) => other,
+            })
     }
 
     /// Recognises a device's failure in an error's text, and in what threads
-    /// that serve the device have said since the run began.
-    pub(crate) fn explain(&self, error: TrainError) -> TrainError {
+    /// that serve the device have said since the work began.
+    pub fn explain(&self, error: TrainError) -> TrainError {
         let reason = match &error {
             TrainError::Device(reason) => reason.clone(),
             TrainError::Adapter(error @ AdapterError::Device { .. }) => error.to_string(),
@@ -96,10 +122,10 @@ impl Circumstances {
             .chain(&heard)
             .find(|text| is_out_of_memory(text));
         if let Some(text) = out_of_memory {
-            let estimate = *self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
+            let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
             return TrainError::OutOfMemory {
                 asked: allocation(text),
-                estimate: estimate.map(Box::new),
+                expected: expected.clone(),
                 memory: self.memory,
                 advice: self.advice.clone(),
                 step: self.step,
@@ -154,13 +180,8 @@ fn allocation(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn gpu() -> Circumstances {
-        let device = DeviceTraits {
-            accelerator: true,
-            memory: Some(8_000_000_000),
-            ..DeviceTraits::default()
-        };
-        Circumstances::new(&device, "Lower training.batch_size")
+    fn gpu() -> FailureContext {
+        FailureContext::new(true, Some(8_000_000_000), "Lower training.batch_size")
     }
 
     #[test]
@@ -180,9 +201,9 @@ mod tests {
                 None,
             ),
         ];
-        let circumstances = gpu().at_step(3, None);
+        let context = gpu().at_step(3, None);
         for (text, expected) in cases {
-            let error = circumstances.explain(TrainError::Device(text.to_owned()));
+            let error = context.explain(TrainError::Device(text.to_owned()));
             let TrainError::OutOfMemory { asked, .. } = &error else {
                 panic!("{text}: {error}");
             };
@@ -191,15 +212,15 @@ mod tests {
             assert!(message.contains("training.batch_size"), "{message}");
             assert!(message.contains("8.00 GB"), "{message}");
         }
-        let error = circumstances.explain(TrainError::Device("The device is poisoned".to_owned()));
+        let error = context.explain(TrainError::Device("The device is poisoned".to_owned()));
         assert!(
             matches!(error, TrainError::DeviceFailed { step: Some(3), .. }),
             "{error}"
         );
         // What is not the device's is left as it is, and so is everything on the CPU.
-        let error = circumstances.explain(TrainError::Burn("out of memory".to_owned()));
+        let error = context.explain(TrainError::Burn("out of memory".to_owned()));
         assert!(matches!(error, TrainError::Burn(_)), "{error}");
-        let cpu = Circumstances::new(&DeviceTraits::default(), "");
+        let cpu = FailureContext::new(false, None, "");
         let error = cpu.explain(TrainError::Device("something else".to_owned()));
         assert!(matches!(error, TrainError::Device(_)), "{error}");
     }
@@ -207,7 +228,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error() {
         let error = gpu()
-            .guard::<()>(|| panic!("out of device memory allocating 12 bytes"))
+            .guard::<(), TrainError>(|| panic!("out of device memory allocating 12 bytes"))
             .unwrap_err();
         let asked = match &error {
             TrainError::OutOfMemory { asked, .. } => *asked,

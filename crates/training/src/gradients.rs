@@ -5,18 +5,19 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Tensor},
 };
+use olora_adapter::{Place, VisitParams, visit_params};
 
-/// Divides the summed gradients by the number of trained tokens and scales
+/// Divides the summed gradients by the count of what they were summed over and scales
 /// them down to a global norm of at most `max_norm` (0 leaves them alone), as
 /// `torch.nn.utils.clip_grad_norm_` does. Burn's own clipping takes each
 /// tensor by its own norm.
 ///
 /// Returns the norm before clipping, `[1]`, f32, without waiting for the
 /// device. `None` if there are no gradients at all.
-pub fn normalise<M: Module>(
+pub fn average_and_clip<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
-    n_trained: usize,
+    count: usize,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = Squares {
@@ -28,7 +29,7 @@ pub fn normalise<M: Module>(
     if squares.is_empty() {
         return None;
     }
-    let mean = 1.0 / n_trained.max(1) as f64;
+    let mean = 1.0 / count.max(1) as f64;
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
     let factor = if max_norm > 0.0 {
         let clip = norm
@@ -47,37 +48,24 @@ pub fn normalise<M: Module>(
 
 /// Calls `on` with the path and gradient, flattened, of every parameter that
 /// has one.
-pub(crate) fn for_each_gradient<M: Module>(
+pub fn for_each_gradient<M: Module>(
     module: &M,
     grads: &GradientsParams,
     on: impl FnMut(&str, Tensor<1>),
 ) {
-    module.visit(&mut Each {
-        path: Vec::new(),
-        grads,
-        on,
-    });
+    visit_params(module, &mut Each { grads, on });
 }
 
 struct Each<'a, F> {
-    path: Vec<String>,
     grads: &'a GradientsParams,
     on: F,
 }
 
-impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Each<'_, F> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl<F: FnMut(&str, Tensor<1>)> VisitParams for Each<'_, F> {
+    fn visit<const D: usize>(&mut self, place: &Place, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
             let n = grad.shape().num_elements();
-            (self.on)(&self.path.join("."), grad.reshape([n]));
+            (self.on)(&place.path, grad.reshape([n]));
         }
     }
 }

@@ -1,65 +1,62 @@
-//! Training: a [`Recipe`] goes in, a run directory comes out.
+//! The training loop's parts, for a decoder and for any Burn module.
 //!
-//! [`train`] does all of it through Burn's `Learner`, with a loop of steps in
-//! the place of its loop of epochs. [`evaluate`] is the loss over held-out
-//! data, [`tasks`] what a model scores on multiple-choice tasks. Whoever calls gets [`Event`]s; this crate prints nothing and chooses no
-//! backend, though it knows how they fail and log.
+//! | part | what it does |
+//! |---|---|
+//! | [`Objective`] | what is minimised, from hidden states to a sum and a count |
+//! | [`Passes`] | forward and backward through one micro-batch, whole or block by block |
+//! | [`step()`] | accumulate, average by the count, clip, update |
+//! | [`LearningRate`], [`scheduler`] | the rate of a step, and of each parameter |
+//! | [`evaluate`] | the loss over held-out data |
+//! | [`on_device`] | what a device's failure means |
+//!
+//! ```
+//! use burn::{
+//!     module::Module, nn::{Linear, LinearConfig}, optim::{GradientsParams, SgdConfig},
+//!     tensor::{Device, Tensor},
+//! };
+//! use olora_training::{Backward, Optimized, TrainError, step};
+//!
+//! let device = Device::flex();
+//! let module: Linear = Module::train(LinearConfig::new(3, 1).init(&device));
+//! let mut learner = Optimized::new(module, SgdConfig::new().init(), 0.1);
+//! // Two micro-batches of unequal size make one step: sums are divided once.
+//! let sizes = [4, 2];
+//! let result = step(&mut learner, 2, 1.0, |learner, micro_batch| {
+//!     let n = sizes[micro_batch];
+//!     let x = Tensor::<2>::ones([n, 3], &learner.module.weight.device());
+//!     let loss = learner.module.forward(x).square().sum();
+//!     Ok::<_, TrainError>(Some(Backward {
+//!         loss: loss.clone().inner(),
+//!         measures: Vec::new(),
+//!         count: n,
+//!         grads: GradientsParams::from_grads(loss.backward(), &learner.module),
+//!     }))
+//! })?;
+//! assert_eq!(result.count, 6);
+//! # Ok::<(), TrainError>(())
+//! ```
+//!
+//! What is deliberately absent: recipes, files, checkpoints and printing
+//! (`olora-runs`), and the choice of a backend.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-mod card;
-mod checkpoint;
-mod compare;
-mod doctor;
 mod error;
-mod estimate;
 mod evaluate;
 mod failure;
-#[cfg(test)]
-mod golden_tests;
 mod gradients;
-mod learning_rate;
-mod memory;
-mod observer;
+mod objective;
 mod panics;
 mod passes;
-mod plan;
-mod plot;
-mod precision;
-mod prepare;
-mod quiet;
-pub mod recipe;
-mod run;
-mod run_data;
-mod run_directory;
-mod run_log;
-mod sampler;
-mod strategy;
-mod summary;
-pub mod tasks;
-mod trainee;
+mod rates;
+mod step;
 
-pub use compare::{CompareOptions, Comparison, Report, Variant};
-pub use doctor::{Case, Doctor, Finding, LENGTHS, Verdict};
-pub use error::TrainError;
-pub use estimate::{MemoryEstimate, size};
+pub use error::{TrainError, size};
 pub use evaluate::{Evaluation, evaluate};
-pub use failure::on_device;
-pub use gradients::normalise as clip_gradients;
-pub use learning_rate::LearningRate;
-pub use memory::{device_reserved_bytes, peak_resident_bytes};
-pub use observer::{Event, Observer, Plan, StepReport};
+pub use failure::{DeviceErrors, FailureContext, on_device};
+pub use gradients::{average_and_clip, for_each_gradient};
+pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs};
 pub use panics::{caught, listening, record_panics};
-pub use passes::{loss_and_gradients, loss_sum};
-pub use plan::{Forecast, Probe, plan};
-pub use precision::{Precision, choose_dtype, padding_multiple};
-pub use recipe::Recipe;
-pub use run::{DeviceTraits, TrainOptions, train};
-pub use run_data::check_samples;
-pub use sampler::{encode_prompt, stop_ids};
-pub use summary::Summary;
-
-/// The CPU backend has one random generator per process: tests that make random
-/// weights share it, a test that needs its numbers in order has it alone.
-#[cfg(test)]
-static GENERATOR: std::sync::RwLock<()> = std::sync::RwLock::new(());
+pub use passes::{Passes, Recompute, loss_sum};
+pub use rates::{Decay, LearningRate, scheduler};
+pub use step::{Backward, Learns, Optimized, StepResult, step};

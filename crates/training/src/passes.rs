@@ -10,49 +10,238 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
+use olora_adapter::{Parameter, params, switched_off};
 use olora_data::Batch;
 use olora_model::{Llama, Positions};
-use olora_operations::loss::{composed, cross_entropy};
+use serde::{Deserialize, Serialize};
 
-use crate::{checkpoint::num_trained_params, gradients, recipe::Recompute};
+use crate::{
+    TrainError, gradients,
+    objective::{CrossEntropy, Loss, Measure, Objective, Outputs},
+    step::Backward,
+};
 
-/// How a run goes through its micro-batches.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Passes {
-    pub(crate) recompute: Recompute,
+/// What is computed again in the backward pass rather than kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing beyond what each operation computes again by itself.
+    #[default]
+    None,
+    /// Whole blocks, of which only the input is kept: the same gradients for a
+    /// fraction of the memory and a third more work.
+    Blocks,
+}
+
+/// How micro-batches are gone through: towards which objective, what is kept
+/// for the backward pass, and where dropout's numbers begin.
+#[derive(Clone, Debug)]
+pub struct Passes {
+    objective: Arc<dyn Objective>,
+    recompute: Recompute,
     /// Dropout's seed for the micro-batch at hand; `None` if there is none.
-    pub(crate) dropout: Option<DropoutSeed>,
+    dropout: Option<DropoutSeed>,
+}
+
+impl Default for Passes {
+    /// Cross-entropy, nothing computed again, no dropout.
+    fn default() -> Self {
+        Self {
+            objective: Arc::new(CrossEntropy),
+            recompute: Recompute::None,
+            dropout: None,
+        }
+    }
 }
 
 /// Where dropout's numbers begin. Each block has a seed of its own, so that a
-/// block run again drops what it dropped before.
+/// block run again drops what it dropped before. Shared by all clones.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct DropoutSeed(Arc<AtomicU64>);
+struct DropoutSeed(Arc<AtomicU64>);
 
 impl DropoutSeed {
-    /// For the next micro-batch.
-    pub(crate) fn set(&self, seed: u64) {
-        self.0.store(seed, Ordering::Relaxed);
-    }
-
     fn begin(&self, device: &Device, layer_idx: usize) {
         let seed = self.0.load(Ordering::Relaxed);
         device.seed(seed.wrapping_add(layer_idx as u64));
     }
 }
 
-/// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
-///
-/// A sum, not a mean: whoever accumulates adds sums and counts and divides
-/// once, so that micro-batches of unequal length weigh as they should. It also
-/// keeps gradients large enough for float16, which needs no other loss scale
-/// (measured: BENCHMARKS.md, "Half precision"). The
-/// vocabulary projection is computed at trained positions only.
-pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
-    loss_through(llama, batch, None)
+impl Passes {
+    /// Towards `objective`, over `llama`.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Adapter`] if the objective compares with the base and the
+    /// model no longer has it: nothing is adapted, or modules train whole.
+    pub fn new(objective: Arc<dyn Objective>, llama: &Llama) -> Result<Self, TrainError> {
+        if objective.needs_reference() {
+            switched_off(llama.clone())?;
+        }
+        Ok(Self {
+            objective,
+            ..Self::default()
+        })
+    }
+
+    /// Keeps less for the backward pass.
+    #[must_use]
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        self.recompute = recompute;
+        self
+    }
+
+    /// For a model whose adapters drop some of their input. Without it, dropout
+    /// draws from the device's generator as it stands, and blocks cannot be
+    /// computed again.
+    #[must_use]
+    pub fn with_dropout(mut self) -> Self {
+        self.dropout = Some(DropoutSeed::default());
+        self
+    }
+
+    /// What is minimised.
+    pub fn objective(&self) -> &dyn Objective {
+        &*self.objective
+    }
+
+    /// Decides what the next micro-batch drops; nothing happens without dropout.
+    ///
+    /// Dropout is the only thing that draws from the device's generator. Seeded
+    /// by step, micro-batch and block, it is the same in a resumed run and in a
+    /// block run again. Without it nothing is seeded, since a device that fuses
+    /// operations finishes recording them first.
+    pub fn seed_dropout(&self, seed: u64, step: usize, micro_batch: usize) {
+        if let Some(dropout) = &self.dropout {
+            let step = (step as u64) << 32;
+            let micro_batch = (micro_batch as u64) << 12;
+            let seed = seed.wrapping_add(step).wrapping_add(micro_batch);
+            dropout.0.store(seed, Ordering::Relaxed);
+        }
+    }
+
+    /// Forward and backward through one micro-batch, for a model on a device
+    /// with autodiff: sums, and the gradients of what trains.
+    ///
+    /// # Panics
+    ///
+    /// If the objective compares with the base and `llama` no longer has it;
+    /// [`new`](Self::new) refuses such a model.
+    pub fn run(&self, llama: &Llama, batch: &Batch) -> Backward {
+        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
+        let reference = self.objective.needs_reference().then(|| {
+            let base = switched_off(llama.valid()).expect("the base is still in the model");
+            reference(&base, batch)
+        });
+        match self.recompute {
+            Recompute::None => self.whole(llama, batch, reference.as_ref()),
+            Recompute::Blocks => self.by_blocks(llama, batch, reference.as_ref()),
+        }
+    }
+
+    fn whole(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+        let residual = blocks(llama, batch, self.dropout.as_ref());
+        let loss = self
+            .objective
+            .loss(&Outputs::new(llama, residual, batch, reference));
+        self.backward(loss, batch, |sum| {
+            GradientsParams::from_grads(sum.backward(), llama)
+        })
+    }
+
+    /// What a pass gives, with the gradients that `grads` makes of the loss.
+    fn backward(
+        &self,
+        loss: Loss,
+        batch: &Batch,
+        grads: impl FnOnce(Tensor<1>) -> GradientsParams,
+    ) -> Backward {
+        let plain = |(name, sum): Measure| (name, sum.without_autodiff());
+        Backward {
+            loss: loss.sum.clone().inner(),
+            measures: loss.measures.into_iter().map(plain).collect(),
+            count: self.objective.count(batch),
+            grads: grads(loss.sum),
+        }
+    }
+
+    /// Keeps what each block is given and nothing of its inside, and runs the
+    /// blocks again, last to first, to go back through them (Chen et al. 2016,
+    /// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
+    /// on the same numbers: the gradients are those of the whole, bit for bit.
+    fn by_blocks(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+        let dropout = self.dropout.as_ref();
+        let device = llama.device();
+        let (embedded, positions) = embed(llama, batch, &device);
+        let layers = &llama.model.layers;
+        let embedding_trains =
+            trains(&llama.model.embed_tokens) || trains(&llama.model.embed_positions);
+        // Nothing before the first block that trains has a gradient.
+        let first = if embedding_trains {
+            Some(0)
+        } else {
+            layers.iter().position(trains)
+        };
+
+        let plain = llama.valid();
+        let mut inputs = Vec::with_capacity(layers.len());
+        let mut x = embedded.clone().inner();
+        for (layer_idx, layer) in layers.iter().enumerate() {
+            inputs.push(x.clone());
+            x = match dropout {
+                None => plain.model.layers[layer_idx].forward(x, &positions),
+                // Only on a device with autodiff does dropout drop.
+                Some(dropout) => {
+                    dropout.begin(&device, layer_idx);
+                    // Without gradients, or autodiff would keep the block's inside until it is run again.
+                    let layer = layer.clone().no_grad();
+                    layer.forward(Tensor::from_inner(x), &positions).inner()
+                }
+            };
+        }
+        drop(plain);
+
+        let last = leaf(x, first.is_some());
+        let outputs = Outputs::new(llama, last.clone(), batch, reference);
+        let loss = self.objective.loss(&outputs);
+        drop(outputs);
+        let mut grad = None;
+        let mut pass = self.backward(loss, batch, |sum| {
+            let mut grads = sum.backward();
+            grad = last.grad_remove(&mut grads);
+            GradientsParams::from_grads(grads, llama)
+        });
+        drop(last);
+        let found = &mut pass.grads;
+
+        let Some(first) = first else {
+            return pass;
+        };
+        for layer_idx in (first..layers.len()).rev() {
+            let (Some(input), Some(grad_output)) = (inputs.pop(), grad.take()) else {
+                break;
+            };
+            let input = leaf(input, layer_idx > first || embedding_trains);
+            if let Some(dropout) = dropout {
+                dropout.begin(&device, layer_idx);
+            }
+            let output = layers[layer_idx].forward(input.clone(), &positions);
+            let mut grads = backward_from(output, grad_output);
+            grad = input.grad_remove(&mut grads);
+            let of_block = GradientsParams::from_grads(grads, &layers[layer_idx]);
+            gradients::add(&layers[layer_idx], of_block, found);
+        }
+        if let Some(grad_embedded) = grad {
+            let grads = backward_from(embedded, grad_embedded);
+            // Of what is in this graph: the embedding of tokens and, if there is one, of positions.
+            let of_embeddings = GradientsParams::from_grads(grads, llama);
+            gradients::add(llama, of_embeddings, found);
+        }
+        pass
+    }
 }
 
-fn loss_through(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<1> {
+/// The residual stream after the last block, `[n_rows, seq, width]`.
+fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<3> {
     let device = llama.device();
     let (mut x, positions) = embed(llama, batch, &device);
     for (layer_idx, layer) in llama.model.layers.iter().enumerate() {
@@ -61,7 +250,31 @@ fn loss_through(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> 
         }
         x = layer.forward(x, &positions);
     }
-    head_loss(llama, x, batch)
+    x
+}
+
+/// The loss of a micro-batch, for a model with or without autodiff. `base` is
+/// the model that an objective with a reference compares with.
+pub(crate) fn forward(
+    objective: &dyn Objective,
+    llama: &Llama,
+    base: Option<&Llama>,
+    batch: &Batch,
+) -> Loss {
+    let reference = base.map(|base| reference(base, batch));
+    let residual = blocks(llama, batch, None);
+    objective.loss(&Outputs::new(llama, residual, batch, reference.as_ref()))
+}
+
+/// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
+pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
+    forward(&CrossEntropy, llama, None, batch).sum
+}
+
+/// The base's log-likelihoods, without autodiff.
+fn reference(base: &Llama, batch: &Batch) -> Tensor<1> {
+    let residual = blocks(base, batch, None);
+    Outputs::new(base, residual, batch, None).token_log_likelihoods()
 }
 
 fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
@@ -69,136 +282,25 @@ fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(data, device)
 }
 
-/// What the first block is given.
-fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+/// The tokens' embeddings, and where they stand.
+pub(crate) fn embedded(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
     let x = llama.embed(input_ids(batch, device));
     let positions = match &batch.segments {
         None => llama.positions(&x, 0),
         Some(lengths) => llama.positions_in_documents(&x, lengths),
     };
+    (x, positions)
+}
+
+/// What the first block is given.
+fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+    let (x, positions) = embedded(llama, batch, device);
     (llama.with_positions(x, &positions), positions)
 }
 
-/// The loss from the residual stream after the last block.
-fn head_loss(llama: &Llama, x: Tensor<3>, batch: &Batch) -> Tensor<1> {
-    let hidden = llama.model.norm.forward(x);
-    let [rows, seq, width] = hidden.dims();
-    let device = hidden.device();
-    let n = batch.positions.len();
-    let at = TensorData::new(batch.positions.clone(), [n]);
-    let trained = hidden
-        .reshape([rows * seq, width])
-        .select(0, Tensor::<1, Int>::from_data(at, &device));
-    match llama.output_weight(trained.dtype()) {
-        Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
-        // With an adapter on the projection, its logits are made whole.
-        None => composed(llama.logits(trained), &batch.targets, batch.n_trained),
-    }
-}
-
-/// The summed loss, `[1]`, f32, without autodiff, and the gradients of what
-/// trains, for a model on a device with autodiff and without dropout.
-pub fn loss_and_gradients(
-    llama: &Llama,
-    batch: &Batch,
-    recompute: Recompute,
-) -> (Tensor<1>, GradientsParams) {
-    let passes = Passes {
-        recompute,
-        dropout: None,
-    };
-    passes.run(llama, batch)
-}
-
-impl Passes {
-    /// The summed loss, `[1]`, f32, without autodiff, and the gradients of what
-    /// trains.
-    pub(crate) fn run(&self, llama: &Llama, batch: &Batch) -> (Tensor<1>, GradientsParams) {
-        let dropout = self.dropout.as_ref();
-        match self.recompute {
-            Recompute::None => {
-                let loss = loss_through(llama, batch, dropout);
-                let value = loss.clone().inner();
-                (value, GradientsParams::from_grads(loss.backward(), llama))
-            }
-            Recompute::Blocks => by_blocks(llama, batch, dropout),
-        }
-    }
-}
-
-/// Keeps what each block is given and nothing of its inside, and runs the
-/// blocks again, last to first, to go back through them (Chen et al. 2016,
-/// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
-/// on the same numbers: the gradients are those of the whole, bit for bit.
-fn by_blocks(
-    llama: &Llama,
-    batch: &Batch,
-    dropout: Option<&DropoutSeed>,
-) -> (Tensor<1>, GradientsParams) {
-    let device = llama.device();
-    let (embedded, positions) = embed(llama, batch, &device);
-    let layers = &llama.model.layers;
-    let embedding_trains = num_trained_params(&llama.model.embed_tokens) > 0
-        || num_trained_params(&llama.model.embed_positions) > 0;
-    // Nothing before the first block that trains has a gradient.
-    let first = if embedding_trains {
-        Some(0)
-    } else {
-        layers
-            .iter()
-            .position(|layer| num_trained_params(layer) > 0)
-    };
-
-    let plain = llama.valid();
-    let mut inputs = Vec::with_capacity(layers.len());
-    let mut x = embedded.clone().inner();
-    for (layer_idx, layer) in layers.iter().enumerate() {
-        inputs.push(x.clone());
-        x = match dropout {
-            None => plain.model.layers[layer_idx].forward(x, &positions),
-            // Only on a device with autodiff does dropout drop.
-            Some(dropout) => {
-                dropout.begin(&device, layer_idx);
-                // Without gradients, or autodiff would keep the block's inside until it is run again.
-                let layer = layer.clone().no_grad();
-                layer.forward(Tensor::from_inner(x), &positions).inner()
-            }
-        };
-    }
-    drop(plain);
-
-    let last = leaf(x, first.is_some());
-    let loss = head_loss(llama, last.clone(), batch);
-    let value = loss.clone().inner();
-    let mut grads = loss.backward();
-    let mut grad = last.grad_remove(&mut grads);
-    drop(last);
-    let mut found = GradientsParams::from_grads(grads, llama);
-
-    let Some(first) = first else {
-        return (value, found);
-    };
-    for layer_idx in (first..layers.len()).rev() {
-        let (Some(input), Some(of_output)) = (inputs.pop(), grad.take()) else {
-            break;
-        };
-        let input = leaf(input, layer_idx > first || embedding_trains);
-        if let Some(dropout) = dropout {
-            dropout.begin(&device, layer_idx);
-        }
-        let output = layers[layer_idx].forward(input.clone(), &positions);
-        let mut grads = backward_from(output, of_output);
-        grad = input.grad_remove(&mut grads);
-        let of_block = GradientsParams::from_grads(grads, &layers[layer_idx]);
-        gradients::add(&layers[layer_idx], of_block, &mut found);
-    }
-    if let Some(of_embedded) = grad {
-        let grads = backward_from(embedded, of_embedded);
-        // Of what is in this graph: the embedding of tokens and, if there is one, of positions.
-        let of_embeddings = GradientsParams::from_grads(grads, llama);
-        gradients::add(llama, of_embeddings, &mut found);
-    }
-    (value, found)
+/// Whether anything of a module trains.
+fn trains<M: Module>(module: &M) -> bool {
+    params(module).iter().any(Parameter::trains)
 }
 
 /// A tensor that a graph begins at.
@@ -209,18 +311,18 @@ fn leaf(x: Tensor<3>, needs_gradient: bool) -> Tensor<3> {
 
 /// Goes back from `output`, whose gradient is known: that of `Σ output·g` is
 /// exactly `g`.
-fn backward_from(output: Tensor<3>, of_output: Tensor<3>) -> burn::tensor::Gradients {
-    (output * Tensor::from_inner(of_output)).sum().backward()
+fn backward_from(output: Tensor<3>, grad_output: Tensor<3>) -> burn::tensor::Gradients {
+    (output * Tensor::from_inner(grad_output)).sum().backward()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use burn::module::{ModuleVisitor, Param};
+    use burn::module::Param;
     use olora_adapter::{AdapterConfig, attach};
     use olora_data::Sample;
-    use olora_model::WeightType;
+    use olora_model::Dtype;
 
     use super::*;
 
@@ -229,7 +331,7 @@ mod tests {
 
     fn model_of(family: &str) -> Llama {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-        olora_model::load(&fixtures.join(family), WeightType::F32, &Device::flex())
+        olora_model::load(&fixtures.join(family), Dtype::F32, &Device::flex())
             .unwrap()
             .0
     }
@@ -265,23 +367,23 @@ mod tests {
 
     /// The loss and every gradient, by path.
     fn all(llama: &Llama, batch: &Batch, passes: &Passes) -> (f32, Vec<(String, Vec<f32>)>) {
-        if let Some(dropout) = &passes.dropout {
-            dropout.set(9);
-        }
-        let (loss, grads) = passes.run(llama, batch);
+        passes.seed_dropout(9, 0, 0);
+        let pass = passes.run(llama, batch);
         let mut found = Vec::new();
-        gradients::for_each_gradient(llama, &grads, |path, gradient| {
+        gradients::for_each_gradient(llama, &pass.grads, |path, gradient| {
             let values = gradient.into_data().try_to_vec().unwrap();
             found.push((path.to_owned(), values));
         });
-        assert_eq!(grads.len(), found.len());
-        (loss.into_scalar::<f32>(), found)
+        assert_eq!(pass.grads.len(), found.len());
+        (pass.loss.into_scalar::<f32>(), found)
     }
 
     fn by(recompute: Recompute, dropout: bool) -> Passes {
-        Passes {
-            recompute,
-            dropout: dropout.then(DropoutSeed::default),
+        let passes = Passes::default().with_recompute(recompute);
+        if dropout {
+            passes.with_dropout()
+        } else {
+            passes
         }
     }
 
@@ -302,7 +404,6 @@ mod tests {
 
     #[test]
     fn blocks_run_again_drop_what_they_dropped() {
-        let _alone = crate::GENERATOR.write();
         let llama = adapted(0.3);
         assert_bit_equal(&llama, true);
         let batch = Batch::from_samples(&samples(), 0);
@@ -380,17 +481,10 @@ mod tests {
 
     #[test]
     fn every_trained_parameter_has_a_gradient() {
-        struct Trained(usize);
-        impl ModuleVisitor for Trained {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                self.0 += usize::from(param.base().is_require_grad());
-            }
-        }
         let llama = adapted(0.0);
-        let mut trained = Trained(0);
-        llama.visit(&mut trained);
+        let trained = params(&llama).iter().filter(|param| param.trains()).count();
         let batch = Batch::from_samples(&samples(), 0);
         let (_, found) = all(&llama, &batch, &by(Recompute::Blocks, false));
-        assert_eq!(found.len(), trained.0);
+        assert_eq!(found.len(), trained);
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use burn::module::Module;
 use half::{bf16, f16};
+use olora_files::write_atomically;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     AdapterError,
-    files::write_atomically,
     target::{Kind, linear_paths},
 };
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use olora_training::{Finding, Verdict};
+use olora_doctor::{Finding, Verdict};
 use serde_json::{Value, json};
 
 use super::{Examination, Setting};

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use olora_devices::KernelOptions;
-use olora_training::{Doctor, Finding, Verdict};
+use olora_doctor::{Doctor, Finding, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::{Examination, Setting, report::Report};
@@ -192,7 +192,7 @@ pub(super) fn work(args: &DoctorArgs, kernels: KernelOptions) -> Result<ExitCode
     };
     let cases = doctor.cases();
     print(&Line::Opened {
-        description: devices::describe(&opened.details),
+        description: opened.details.to_string(),
         accelerator: opened.details.accelerator,
         fusion: opened.details.fusion,
         autotune: opened.details.autotune,

@@ -142,7 +142,7 @@ fn packed_batches_hold_what_unpacked_ones_do_and_nothing_across_samples() {
             {
                 let range = start..start + length;
                 let pairs = batch
-                    .positions
+                    .target_positions
                     .iter()
                     .zip(&batch.targets)
                     .take(batch.n_trained);

@@ -64,7 +64,7 @@ pub fn write_adapter(
     }
     let shape = Shape::new(config)?;
     let mut metadata = Metadata::default();
-    metadata.text("general.architecture", shape.architecture.name());
+    metadata.text("general.architecture", shape.family.architecture);
     metadata.text("general.type", "adapter");
     metadata.text("adapter.type", "lora");
     metadata.f32("adapter.lora.alpha", alpha as f32);
@@ -76,7 +76,7 @@ pub fn write_adapter(
         let (outputs, inputs) = sides(layer)?;
         if !change(
             &format!("{}.weight", layer.module),
-            shape.architecture,
+            shape.family,
             shape.heads,
         )
         .fits(outputs)
@@ -102,7 +102,7 @@ pub fn write_adapter(
             return encode::rows(&planned[index], Change::None, layer.a, output);
         }
         let name = format!("{}.weight", layer.module);
-        let change = change(&name, shape.architecture, shape.heads);
+        let change = change(&name, shape.family, shape.heads);
         // The layer's scale as a share of the one that llama.cpp applies.
         let share = layer.scale * layer.rank as f64 / alpha;
         if share == 1.0 {

@@ -1,12 +1,8 @@
 //! The file itself: header, metadata, list of tensors, data.
 
-use std::{
-    fs, io,
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{io::Write, path::Path};
 
-use tempfile::NamedTempFile;
+use olora_files::AtomicFile;
 
 use crate::{
     GgufError,
@@ -102,34 +98,22 @@ pub(super) fn write(
     mut fill: impl FnMut(usize, &mut dyn Write) -> Result<(), GgufError>,
 ) -> Result<(), GgufError> {
     let failed = |source| GgufError::io("writing", path, source);
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(directory).map_err(failed)?;
-    let mut file = NamedTempFile::new_in(directory).map_err(failed)?;
-    {
-        let mut output = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    let mut output = AtomicFile::create(path).map_err(failed)?;
+    output
+        .write_all(&header(metadata, tensors))
+        .map_err(failed)?;
+    for (index, tensor) in tensors.iter().enumerate() {
+        fill(index, &mut output).map_err(|error| match error {
+            // Whoever encodes a tensor does not know the file's name.
+            GgufError::Io { source, .. } => failed(source),
+            other => other,
+        })?;
+        let padding = tensor.size().next_multiple_of(ALIGNMENT) - tensor.size();
         output
-            .write_all(&header(metadata, tensors))
+            .write_all(&[0; ALIGNMENT][..padding])
             .map_err(failed)?;
-        for (index, tensor) in tensors.iter().enumerate() {
-            fill(index, &mut output).map_err(|error| match error {
-                // Whoever encodes a tensor does not know the file's name.
-                GgufError::Io { source, .. } => failed(source),
-                other => other,
-            })?;
-            let padding = tensor.size().next_multiple_of(ALIGNMENT) - tensor.size();
-            output
-                .write_all(&[0; ALIGNMENT][..padding])
-                .map_err(failed)?;
-        }
-        output.flush().map_err(failed)?;
     }
-    make_readable(file.as_file()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
+    output.commit().map_err(failed)
 }
 
 /// Everything before the tensors' data.
@@ -152,17 +136,4 @@ fn header(metadata: &Metadata, tensors: &[Planned]) -> Vec<u8> {
     }
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
     bytes
-}
-
-/// Makes a result readable for everyone whom its directory lets in; temporary
-/// files are made for their owner alone.
-#[cfg(unix)]
-fn make_readable(file: &fs::File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn make_readable(_file: &fs::File) -> io::Result<()> {
-    Ok(())
 }

@@ -7,14 +7,15 @@ use serde_json::{Map, Value};
 use super::{container::Metadata, key};
 use crate::{
     GgufError,
-    names::{Architecture, Heads},
+    families::{Family, Window},
+    names::Heads,
     rope::Llama3,
 };
 
 /// What of a configuration decides how tensors are written.
 pub(super) struct Shape<'a> {
     pub(super) config: &'a Map<String, Value>,
-    pub(super) architecture: Architecture,
+    pub(super) family: &'static Family,
     pub(super) heads: Heads,
     pub(super) tied: bool,
     head_dim: usize,
@@ -24,19 +25,14 @@ pub(super) struct Shape<'a> {
 impl<'a> Shape<'a> {
     pub(super) fn new(config: &'a Map<String, Value>) -> Result<Self, GgufError> {
         let model_type = config.get("model_type").and_then(Value::as_str);
-        let architecture = model_type
-            .and_then(Architecture::from_model_type)
-            .ok_or_else(|| {
-                GgufError::unwritable(
-                    format!("a model of the type `{}`", model_type.unwrap_or("null")),
-                    "only llama, mistral, qwen2, qwen3 and gemma can be",
-                )
-            })?;
+        let family = model_type.and_then(Family::of_model_type).ok_or_else(|| {
+            GgufError::unwritable(
+                format!("a model of the type `{}`", model_type.unwrap_or("null")),
+                format!("only {} can be", Family::model_types()),
+            )
+        })?;
         let activation = config.get("hidden_act").and_then(Value::as_str);
-        let computed: &[&str] = match architecture {
-            Architecture::Gemma => &["gelu_pytorch_tanh", "gelu"],
-            _ => &["silu"],
-        };
+        let computed = family.activations;
         if let Some(other) = activation.filter(|name| !computed.contains(name)) {
             return Err(GgufError::unwritable(
                 format!("a model with `hidden_act: {other}`"),
@@ -46,25 +42,19 @@ impl<'a> Shape<'a> {
         let heads = size(config, "num_attention_heads")?;
         let tied = config.get("tie_word_embeddings").and_then(Value::as_bool);
         // Absent keys mean what transformers takes them for.
-        let kv_heads = optional_size(config, "num_key_value_heads")?.unwrap_or(match model_type {
-            Some("mistral") => 8,
-            Some("qwen2" | "qwen3") => 32,
-            _ => heads,
-        });
-        let head_dim = match optional_size(config, "head_dim")? {
+        let kv_heads = optional_size(config, "num_key_value_heads")?;
+        let head_dim = match optional_size(config, "head_dim")?.or(family.head_dim) {
             Some(head_dim) => head_dim,
-            None if architecture == Architecture::Qwen3 => 128,
-            None if architecture == Architecture::Gemma => 256,
             None => size(config, "hidden_size")? / heads,
         };
         Ok(Self {
             config,
-            architecture,
+            family,
             heads: Heads {
                 queries: heads,
-                keys: kv_heads,
+                keys: kv_heads.or(family.kv_heads).unwrap_or(heads),
             },
-            tied: tied.unwrap_or(architecture == Architecture::Gemma),
+            tied: tied.unwrap_or(family.tied),
             head_dim,
             layers: size(config, "num_hidden_layers")?,
         })
@@ -83,7 +73,7 @@ impl<'a> Shape<'a> {
     }
 
     pub(super) fn describe(&self, metadata: &mut Metadata) -> Result<(), GgufError> {
-        let name = |key: &str| format!("{}.{key}", self.architecture.name());
+        let name = |key: &str| format!("{}.{key}", self.family.architecture);
         let get = |key| size(self.config, key);
         let mut set = |key: &str, value: usize| -> Result<(), GgufError> {
             let value = u32::try_from(value).map_err(|_| {
@@ -125,25 +115,18 @@ impl<'a> Shape<'a> {
         Ok(())
     }
 
-    /// llama.cpp takes no notice of Mistral's window; the key keeps it for
-    /// others. Qwen's models have none in use.
+    /// The window that is written.
     fn window(&self) -> Result<Option<usize>, GgufError> {
-        match self.architecture {
-            Architecture::Llama => optional_size(self.config, "sliding_window"),
-            Architecture::Qwen2 | Architecture::Qwen3 => {
-                match self
-                    .config
-                    .get("use_sliding_window")
-                    .and_then(Value::as_bool)
-                {
-                    Some(true) => Err(GgufError::unwritable(
-                        key("use_sliding_window"),
-                        "llama.cpp has no sliding window for these models",
-                    )),
-                    _ => Ok(None),
-                }
+        let uses = self.config.get("use_sliding_window");
+        match self.family.window {
+            Window::Kept => optional_size(self.config, "sliding_window"),
+            Window::Refused if uses.and_then(Value::as_bool) == Some(true) => {
+                Err(GgufError::unwritable(
+                    key("use_sliding_window"),
+                    "llama.cpp has no sliding window for these models",
+                ))
             }
-            Architecture::Gemma => Ok(None),
+            Window::Refused | Window::Absent => Ok(None),
         }
     }
 
@@ -220,17 +203,7 @@ impl<'a> Shape<'a> {
             "mlp.up_proj.weight",
             "mlp.down_proj.weight",
         ];
-        match self.architecture {
-            Architecture::Qwen2 => inside.extend([
-                "self_attn.q_proj.bias",
-                "self_attn.k_proj.bias",
-                "self_attn.v_proj.bias",
-            ]),
-            Architecture::Qwen3 => {
-                inside.extend(["self_attn.q_norm.weight", "self_attn.k_norm.weight"]);
-            }
-            Architecture::Llama | Architecture::Gemma => {}
-        }
+        inside.extend(self.family.more_tensors);
         for layer in 0..self.layers {
             needed.extend(
                 inside

@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use super::{TokenizerFiles, container::Metadata, object, shape::Shape};
 use crate::{
     GgufError,
-    names::Architecture,
     tokenizer::{pieces, placeholder, pre::Pre, token_type},
 };
 
@@ -179,7 +178,7 @@ impl Source<'_> {
             }
         }
         let merges = self.merges()?;
-        let scores = if self.shape.architecture == Architecture::Gemma {
+        let scores = if self.shape.family.scores_by_position {
             pieces::scores_by_position(tokens.spelled.len())
         } else {
             scores(&tokens.spelled, &merges)

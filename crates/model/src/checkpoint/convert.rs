@@ -4,7 +4,7 @@ use burn::tensor::TensorData;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::WeightType;
+use super::Dtype;
 
 /// Little-endian bytes in the format `from`, as data of the format `to`.
 ///
@@ -12,8 +12,8 @@ use super::WeightType;
 /// matrix the other way around, as `[shape[1], shape[0]]`.
 pub(super) fn convert(
     bytes: &[u8],
-    from: WeightType,
-    to: WeightType,
+    from: Dtype,
+    to: Dtype,
     shape: &[usize],
     transposed: bool,
 ) -> TensorData {
@@ -22,9 +22,9 @@ pub(super) fn convert(
         _ => None,
     };
     match to {
-        WeightType::F32 => TensorData::new(elements::<f32>(bytes, from, dims), shape),
-        WeightType::Bf16 => TensorData::new(elements::<bf16>(bytes, from, dims), shape),
-        WeightType::F16 => TensorData::new(elements::<f16>(bytes, from, dims), shape),
+        Dtype::F32 => TensorData::new(elements::<f32>(bytes, from, dims), shape),
+        Dtype::Bf16 => TensorData::new(elements::<bf16>(bytes, from, dims), shape),
+        Dtype::F16 => TensorData::new(elements::<f16>(bytes, from, dims), shape),
     }
 }
 
@@ -72,11 +72,11 @@ impl Element for f16 {
     }
 }
 
-fn elements<T: Element>(bytes: &[u8], from: WeightType, dims: Option<[usize; 2]>) -> Vec<T> {
+fn elements<T: Element>(bytes: &[u8], from: Dtype, dims: Option<[usize; 2]>) -> Vec<T> {
     match from {
-        WeightType::F32 => ordered(bytes, dims, |b| T::from_f32(f32::from_le_bytes(b))),
-        WeightType::Bf16 => ordered(bytes, dims, |b| T::from_bf16(bf16::from_le_bytes(b))),
-        WeightType::F16 => ordered(bytes, dims, |b| T::from_f16(f16::from_le_bytes(b))),
+        Dtype::F32 => ordered(bytes, dims, |b| T::from_f32(f32::from_le_bytes(b))),
+        Dtype::Bf16 => ordered(bytes, dims, |b| T::from_bf16(bf16::from_le_bytes(b))),
+        Dtype::F16 => ordered(bytes, dims, |b| T::from_f16(f16::from_le_bytes(b))),
     }
 }
 
@@ -122,7 +122,7 @@ fn ordered<const N: usize, T: Element>(
 }
 
 /// How many of the elements are infinite or not a number.
-pub(super) fn count_not_finite(bytes: &[u8], format: WeightType) -> usize {
+pub(super) fn count_not_finite(bytes: &[u8], format: Dtype) -> usize {
     // All bits of the exponent set, which is what those values are in all three formats.
     fn count<const N: usize>(bytes: &[u8], exponent: [u8; N]) -> usize {
         let odd = |element: &[u8; N]| (0..N).all(|i| element[i] & exponent[i] == exponent[i]);
@@ -130,14 +130,14 @@ pub(super) fn count_not_finite(bytes: &[u8], format: WeightType) -> usize {
         elements.par_iter().filter(|element| odd(element)).count()
     }
     match format {
-        WeightType::F32 => count(bytes, 0x7f80_0000_u32.to_le_bytes()),
-        WeightType::Bf16 => count(bytes, 0x7f80_u16.to_le_bytes()),
-        WeightType::F16 => count(bytes, 0x7c00_u16.to_le_bytes()),
+        Dtype::F32 => count(bytes, 0x7f80_0000_u32.to_le_bytes()),
+        Dtype::Bf16 => count(bytes, 0x7f80_u16.to_le_bytes()),
+        Dtype::F16 => count(bytes, 0x7c00_u16.to_le_bytes()),
     }
 }
 
 /// The largest finite magnitude among the elements.
-pub(super) fn largest(bytes: &[u8], format: WeightType) -> f32 {
+pub(super) fn largest(bytes: &[u8], format: Dtype) -> f32 {
     elements::<f32>(bytes, format, None)
         .into_par_iter()
         .map(f32::abs)
@@ -149,18 +149,18 @@ pub(super) fn largest(bytes: &[u8], format: WeightType) -> f32 {
 mod tests {
     use super::*;
 
-    fn bytes(values: &[f32], format: WeightType) -> Vec<u8> {
+    fn bytes(values: &[f32], format: Dtype) -> Vec<u8> {
         let one = |&value: &f32| match format {
-            WeightType::F32 => value.to_le_bytes().to_vec(),
-            WeightType::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
-            WeightType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+            Dtype::F32 => value.to_le_bytes().to_vec(),
+            Dtype::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
         };
         values.iter().flat_map(one).collect()
     }
 
     #[test]
     fn every_format_becomes_every_other_either_way_around() {
-        const ALL: [WeightType; 3] = [WeightType::F32, WeightType::Bf16, WeightType::F16];
+        const ALL: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
         // More rows than a band, and not a multiple of it; exact in all formats.
         let (rows, columns) = (71, 3);
         let value = |row: usize, column: usize| (row * columns + column) as f32 - 100.0;
@@ -184,13 +184,10 @@ mod tests {
     #[test]
     fn only_what_is_infinite_or_no_number_is_counted() {
         let values = [0.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 6e4];
-        for format in [WeightType::F32, WeightType::Bf16, WeightType::F16] {
+        for format in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             assert_eq!(count_not_finite(&bytes(&values, format), format), 3);
             assert!((largest(&bytes(&values, format), format) - 6e4).abs() < 200.0);
         }
-        assert_eq!(
-            count_not_finite(&f32::MAX.to_le_bytes(), WeightType::F32),
-            0
-        );
+        assert_eq!(count_not_finite(&f32::MAX.to_le_bytes(), Dtype::F32), 0);
     }
 }

@@ -11,7 +11,7 @@ use burn::{
 };
 use olora_adapter::{MapParams, Place, map_params, params};
 
-use super::{WeightType, source::Source};
+use super::{Dtype, source::Source};
 use crate::{Llama, ModelConfig, ModelError};
 
 const HEAD: &str = "lm_head.weight";
@@ -32,7 +32,7 @@ const PREFIX: &str = "model.";
 /// [`ModelError::Mismatch`] lists every missing, unused and misshapen tensor.
 pub fn load(
     path: &Path,
-    dtype: WeightType,
+    dtype: Dtype,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
     let config = ModelConfig::from_path(path)?;
@@ -137,7 +137,7 @@ impl Names {
 /// Puts the stored tensors in the place of the (never initialised) random ones.
 struct Loader {
     names: Names,
-    dtype: WeightType,
+    dtype: Dtype,
     error: Option<ModelError>,
 }
 

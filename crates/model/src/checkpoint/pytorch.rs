@@ -35,7 +35,7 @@ use std::{
 
 use pytorch_reader::{DType, FileFormat, PickleValue, PytorchError, PytorchReader, Tensor};
 
-use super::WeightType;
+use super::Dtype;
 use crate::ModelError;
 
 const KIND: &str = "PyTorch checkpoint";
@@ -90,15 +90,15 @@ impl Pickles {
 
     /// The tensor's elements in row-major order, whatever its strides, and
     /// their format.
-    pub(super) fn read(&self, name: &str) -> Result<(Vec<u8>, WeightType), ModelError> {
+    pub(super) fn read(&self, name: &str) -> Result<(Vec<u8>, Dtype), ModelError> {
         let (file, tensor) = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
             tensor: name.to_owned(),
         })?;
         let path = &self.files[*file];
         let format = match tensor.dtype() {
-            DType::F32 => WeightType::F32,
-            DType::BF16 => WeightType::Bf16,
-            DType::F16 => WeightType::F16,
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::Bf16,
+            DType::F16 => Dtype::F16,
             other => {
                 let reason = format!("`{name}` has dtype {other:?}; expected F32, F16 or BF16");
                 return Err(ModelError::malformed(path, KIND, &reason));

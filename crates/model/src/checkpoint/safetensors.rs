@@ -8,9 +8,9 @@ use std::{
 };
 
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
-use super::WeightType;
+use super::Dtype;
 use crate::ModelError;
 
 /// The memory-mapped weight files of a checkpoint.
@@ -22,7 +22,7 @@ pub(super) struct Shards {
 /// Where a tensor is, and as what.
 struct Entry {
     file: usize,
-    dtype: Dtype,
+    dtype: safetensors::Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
@@ -58,15 +58,15 @@ impl Shards {
     }
 
     /// The tensor's bytes and their format.
-    pub(super) fn read(&self, name: &str) -> Result<(&[u8], WeightType), ModelError> {
+    pub(super) fn read(&self, name: &str) -> Result<(&[u8], Dtype), ModelError> {
         let entry = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
             tensor: name.to_owned(),
         })?;
         let (path, mapped) = &self.files[entry.file];
         let format = match entry.dtype {
-            Dtype::F32 => WeightType::F32,
-            Dtype::BF16 => WeightType::Bf16,
-            Dtype::F16 => WeightType::F16,
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F16 => Dtype::F16,
             other => {
                 return Err(ModelError::malformed(
                     path,

@@ -3,14 +3,15 @@
 use std::{borrow::Cow, cell::RefCell, fs, path::Path, rc::Rc};
 
 use burn::tensor::{DType, TensorData};
-use olora_adapter::{AdapterError, make_readable, params, write_atomically};
+use olora_adapter::{AdapterError, params};
+use olora_files::{StagedDirectory, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
-use safetensors::{Dtype, View};
+use safetensors::View;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    WeightType,
+    Dtype,
     convert::{convert, count_not_finite, largest},
     source::{INDEX, SINGLE},
 };
@@ -33,15 +34,15 @@ const COMPANIONS: &[&str] = &[
 #[derive(Clone, Copy, Debug)]
 pub struct SaveOptions {
     /// The number format.
-    pub dtype: WeightType,
+    pub dtype: Dtype,
     /// The most bytes of weights in one file; beyond it, there are several with
     /// an index. A tensor larger than that has a file of its own.
     pub shard_bytes: u64,
 }
 
-impl From<WeightType> for SaveOptions {
+impl From<Dtype> for SaveOptions {
     /// With the 5 GB to a file that transformers splits at.
-    fn from(dtype: WeightType) -> Self {
+    fn from(dtype: Dtype) -> Self {
         Self {
             dtype,
             shard_bytes: 5_000_000_000,
@@ -72,19 +73,10 @@ pub fn save(
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ModelError::Exists(directory.to_owned()));
     }
-    let parent = directory
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(".olora-")
-        .tempdir_in(parent)
-        .map_err(|source| ModelError::io("writing to", parent, source))?;
-
-    let staged = temporary.path().join("checkpoint");
-    fs::create_dir(&staged).map_err(|source| ModelError::io("creating", &staged, source))?;
-    write_weights(model, options, &staged)?;
+    let staged = StagedDirectory::new(directory)
+        .map_err(|source| ModelError::io("creating", directory, source))?;
+    let path = staged.path();
+    write_weights(model, options, path)?;
     let mut json = config.json.clone();
     // The key of the transformers version that the file was written by.
     let key = if json.contains_key("torch_dtype") {
@@ -93,12 +85,13 @@ pub fn save(
         "dtype"
     };
     json.insert(key.to_owned(), json!(options.dtype.name()));
-    write_json(&json, &staged.join("config.json"))?;
+    write_json(&json, &path.join("config.json"))?;
     if let Some(companions) = companions {
-        copy_companions(companions, &staged)?;
+        copy_companions(companions, path)?;
     }
-    fs::rename(&staged, directory)
-        .map_err(|source| ModelError::io("renaming to", directory, source))
+    staged
+        .commit()
+        .map_err(|source| ModelError::io("writing", directory, source))
 }
 
 fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
@@ -190,9 +183,7 @@ fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
         ModelError::io("writing", path, std::io::Error::other(error.to_string()))
     })?;
     let file = fs::File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
-    make_readable(&file)
-        .and_then(|()| file.sync_all())
-        .map_err(|source| ModelError::io("syncing", path, source))
+    make_readable(&file).map_err(|source| ModelError::io("writing", path, source))
 }
 
 /// A tensor to be taken from its device when it is written.
@@ -202,11 +193,11 @@ pub(super) struct Weight {
     pub(super) shape: Vec<usize>,
     /// Whether the device has it the other way around.
     transposed: bool,
-    dtype: WeightType,
+    dtype: Dtype,
     read: Box<dyn Fn() -> Result<TensorData, String>>,
 }
 
-pub(super) fn weights(model: &Llama, dtype: WeightType) -> Vec<Weight> {
+pub(super) fn weights(model: &Llama, dtype: Dtype) -> Vec<Weight> {
     let all = params(model).into_iter();
     all.map(|param| Weight {
         name: param.path().to_owned(),
@@ -236,10 +227,10 @@ impl Weight {
     fn data(&self) -> Result<TensorData, ModelError> {
         let data = (self.read)().map_err(|error| ModelError::device(&self.name, &error))?;
         let (data, held) = match data.dtype() {
-            DType::F32 => (data, WeightType::F32),
-            DType::BF16 => (data, WeightType::Bf16),
-            DType::F16 => (data, WeightType::F16),
-            _ => (data.convert_dtype(DType::F32), WeightType::F32),
+            DType::F32 => (data, Dtype::F32),
+            DType::BF16 => (data, Dtype::Bf16),
+            DType::F16 => (data, Dtype::F16),
+            _ => (data.convert_dtype(DType::F32), Dtype::F32),
         };
         let bytes = data.as_bytes();
         let converted = convert(bytes, held, self.dtype, &self.shape, self.transposed);
@@ -271,8 +262,8 @@ struct Writing {
 }
 
 impl View for Writing {
-    fn dtype(&self) -> Dtype {
-        self.weight.dtype.safetensors()
+    fn dtype(&self) -> safetensors::Dtype {
+        super::stored(self.weight.dtype)
     }
 
     fn shape(&self) -> &[usize] {

@@ -4,7 +4,7 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use olora_gguf::{GgufFile, GgufType, TensorSpec, TokenizerFiles, is_gguf, write_model};
 
-use super::{WeightType, save::weights};
+use super::{Dtype, save::weights};
 use crate::{Llama, ModelConfig, ModelError};
 
 /// Writes a model with its tokenizer as one GGUF file.
@@ -32,7 +32,7 @@ pub fn save_gguf(
         fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
     }
     let files = Files::read(companions)?;
-    let weights = weights(model, WeightType::F32);
+    let weights = weights(model, Dtype::F32);
     let specs: Vec<TensorSpec> = weights
         .iter()
         .map(|weight| TensorSpec {

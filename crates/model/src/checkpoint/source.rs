@@ -10,7 +10,7 @@ use burn::tensor::TensorData;
 use olora_gguf::{GgufFile, is_gguf};
 use serde_json::Value;
 
-use super::{WeightType, convert::convert, pytorch::Pickles, safetensors::Shards};
+use super::{Dtype, convert::convert, pytorch::Pickles, safetensors::Shards};
 use crate::ModelError;
 
 /// One file or several with an index, in the order in which transformers
@@ -67,7 +67,7 @@ impl Source {
         name: &str,
         shape: &[usize],
         transposed: bool,
-        dtype: WeightType,
+        dtype: Dtype,
     ) -> Result<TensorData, ModelError> {
         match self {
             Self::Safetensors(shards) => {
@@ -83,7 +83,7 @@ impl Source {
             Self::Gguf(file) => {
                 let values = file.read(name)?;
                 let bytes = bytemuck::cast_slice(&values);
-                Ok(convert(bytes, WeightType::F32, dtype, shape, transposed))
+                Ok(convert(bytes, Dtype::F32, dtype, shape, transposed))
             }
         }
     }

@@ -1,17 +1,19 @@
 //! Attention by tiles of queries, one head of one row at a time.
 
+use std::{mem::MaybeUninit, ops::Range};
+
 use burn::backend::{Flex, flex::FlexTensor};
 use rayon::prelude::*;
 
 use super::{
     all_f32, by_heads, dense_last,
     matrix::{Before, Matrix, multiply_alone},
-    rows::Shared,
+    rows::{SharedRoom, build_shared},
     shape, strided, tensor, values,
     vector::{exp, exponentials, highest, sum, vectorised},
 };
 use crate::attention::{
-    Attended, AttentionKernel, Sight, Sizes, portable_backward, portable_forward,
+    Attended, AttentionKernel, AttentionMask, Sizes, Summed, portable_backward, portable_forward,
 };
 
 /// Queries of a tile.
@@ -27,6 +29,7 @@ struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
+    /// Of a tensor that [`dense_last`] gave.
     fn of(tensor: &'a FlexTensor) -> Self {
         Self {
             values: strided(tensor),
@@ -40,7 +43,7 @@ impl<'a> Heads<'a> {
     }
 
     /// Some positions of one head.
-    fn positions(&self, row: usize, head: usize, range: &std::ops::Range<usize>) -> Matrix {
+    fn positions(&self, row: usize, head: usize, range: &Range<usize>) -> Matrix<'a> {
         let start = self.start(row, head) + range.start * self.strides[2];
         Matrix::new(
             &self.values[start..],
@@ -50,21 +53,21 @@ impl<'a> Heads<'a> {
         )
     }
 
-    fn position(&self, row: usize, head: usize, position: usize) -> &[f32] {
+    fn position(&self, row: usize, head: usize, position: usize) -> &'a [f32] {
         &self.values[self.start(row, head) + position * self.strides[2]..][..self.head_dim]
     }
 }
 
-/// The keys that a tile of queries sees, in tiles.
+/// The keys that a tile of queries sees, in tiles: at least one.
 fn key_tiles(
-    sight: &Sight,
+    mask: &AttentionMask,
     sizes: Sizes,
     row: usize,
-    queries: &std::ops::Range<usize>,
-) -> impl Iterator<Item = std::ops::Range<usize>> {
+    queries: &Range<usize>,
+) -> impl Iterator<Item = Range<usize>> {
     let seen = queries
         .clone()
-        .map(|query| sight.keys(row, query, sizes.seq, sizes.keys));
+        .map(|query| mask.keys(row, query, sizes.seq, sizes.keys));
     let (mut start, mut end) = (usize::MAX, 0);
     for keys in seen {
         start = start.min(keys.start);
@@ -76,10 +79,41 @@ fn key_tiles(
 }
 
 /// Part of a tile's row: the keys that its query sees.
-fn within(seen: &std::ops::Range<usize>, tile: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+fn within(seen: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
     let start = seen.start.clamp(tile.start, tile.end);
     let end = seen.end.clamp(start, tile.end);
     start - tile.start..end - tile.start
+}
+
+/// Where `[batch, seq, n_heads, head_dim]` has one head of one position.
+fn position_of(sizes: Sizes, row: usize, head: usize, position: usize) -> Range<usize> {
+    let start = ((row * sizes.seq + position) * sizes.n_heads + head) * sizes.head_dim;
+    start..start + sizes.head_dim
+}
+
+/// Whether all of `[batch, heads, seq, head_dim]` are finite numbers.
+fn is_finite(tensor: &FlexTensor) -> bool {
+    let (heads, shape) = (Heads::of(tensor), shape(tensor));
+    let [batch, n_heads, seq] = [0, 1, 2].map(|axis| shape[axis]);
+    (0..batch * n_heads).into_par_iter().all(|item| {
+        let (row, head) = (item / n_heads, item % n_heads);
+        vectorised(|| {
+            (0..seq).all(|position| {
+                let values = heads.position(row, head, position);
+                // Zero times what is not finite is not zero.
+                sum(values.len(), |i| values[i] * 0.0) == 0.0
+            })
+        })
+    })
+}
+
+/// A tensor as a product that sums over its positions is given it. To look
+/// whether there is anything to take out costs less than taking it out.
+fn summed(tensor: &FlexTensor, mask: &AttentionMask) -> Summed<Flex> {
+    let apart = mask.has_documents() && !is_finite(tensor);
+    let mut summed = Summed::<Flex>::new(tensor.clone(), apart);
+    summed.finite.0 = dense_last(summed.finite.0);
+    summed
 }
 
 impl AttentionKernel for Flex {
@@ -87,14 +121,13 @@ impl AttentionKernel for Flex {
         q: FlexTensor,
         k: FlexTensor,
         v: FlexTensor,
-        sight: &Sight,
+        mask: &AttentionMask,
     ) -> Attended<Self> {
         if !all_f32([&q, &k, &v]) {
-            return portable_forward::<Self>(q, k, v, sight);
+            return portable_forward::<Self>(q, k, v, mask);
         }
         let [q, k, v] = [q, k, v].map(dense_last);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
-        let (queries, keys, vals) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
         let Sizes {
             batch,
             n_heads,
@@ -103,41 +136,41 @@ impl AttentionKernel for Flex {
             ..
         } = sizes;
         let n = batch * n_heads * seq;
-        let mut output: Vec<f32> = Vec::with_capacity(n * head_dim);
-        let mut log_sums: Vec<f32> = Vec::with_capacity(n);
-        let (out, sums) = (
-            Shared::new(output.as_mut_ptr()),
-            Shared::new(log_sums.as_mut_ptr()),
-        );
+        let summed_v = summed(&v, mask);
+        let given = ForwardInputs {
+            sizes,
+            mask,
+            queries: Heads::of(&q),
+            keys: Heads::of(&k),
+            values: Heads::of(&summed_v.finite.0),
+        };
         let tiles = seq.div_ceil(QUERIES);
-        (0..batch * n_heads * tiles).into_par_iter().for_each_init(
-            || vec![0.0_f32; QUERIES * KEYS],
-            |scores, item| {
-                // The last tiles see the most keys: they come first, so that none is left over.
-                let tile = tiles - 1 - item % tiles;
-                let (row, head) = (item / tiles / n_heads, item / tiles % n_heads);
-                let range = tile * QUERIES..((tile + 1) * QUERIES).min(seq);
-                // SAFETY: output and sums are as large as all items together, and the positions
-                // of this head are this item's alone.
-                unsafe {
-                    let out = out.at(((row * seq + range.start) * n_heads + head) * head_dim);
-                    let sums = sums.at((row * n_heads + head) * seq + range.start);
-                    let sums = std::slice::from_raw_parts_mut(
-                        sums.cast::<std::mem::MaybeUninit<f32>>(),
-                        range.len(),
-                    );
-                    let heads = (&queries, &keys, &vals);
-                    forward_tile(sizes, sight, heads, (row, head), range, scores, out, sums);
-                }
-            },
-        );
-        // SAFETY: every tile has written its output and its sums.
-        unsafe {
-            output.set_len(n * head_dim);
-            log_sums.set_len(n);
-        }
+        let fill = |[output, log_sums]: [SharedRoom; 2]| {
+            (0..batch * n_heads * tiles).into_par_iter().for_each_init(
+                || ForwardTile::new(QUERIES.min(seq), head_dim),
+                |tile_memory, item| {
+                    // The last tiles see the most keys: they come first, so that none is left over.
+                    let tile = tiles - 1 - item % tiles;
+                    let (row, head) = (item / tiles / n_heads, item / tiles % n_heads);
+                    let queries = tile * QUERIES..((tile + 1) * QUERIES).min(seq);
+                    tile_memory.attend(&given, row, head, &queries);
+                    for (i, position) in queries.enumerate() {
+                        let to = position_of(sizes, row, head, position);
+                        let at = (row * n_heads + head) * seq + position;
+                        // SAFETY: no other item has this position of this head, and this is the
+                        // only time that this one asks for it.
+                        let (to, log_sum) = unsafe { (output.part(to), log_sums.part(at..at + 1)) };
+                        tile_memory.write(i, to, &mut log_sum[0]);
+                    }
+                },
+            );
+        };
+        // SAFETY: rows, heads and tiles are gone through, the tiles' queries are all positions, and
+        // `write` writes all that it is given.
+        let [output, log_sums] = unsafe { build_shared([n * head_dim, n], fill) };
+        let output = by_heads(output, [batch, n_heads, seq, head_dim]);
         Attended {
-            output: by_heads(output, [batch, n_heads, seq, head_dim]),
+            output: summed_v.finish(output, || mask.keys_of_queries(sizes)),
             log_sums: tensor(log_sums, [batch, n_heads, seq]),
         }
     }
@@ -146,14 +179,15 @@ impl AttentionKernel for Flex {
         q: FlexTensor,
         k: FlexTensor,
         v: FlexTensor,
-        sight: &Sight,
+        mask: &AttentionMask,
         forward: Attended<Self>,
         grad: FlexTensor,
     ) -> [FlexTensor; 3] {
         if !all_f32([&q, &k, &v, &grad]) {
-            return portable_backward::<Self>(q, k, v, sight, forward, grad);
+            return portable_backward::<Self>(q, k, v, mask, forward, grad);
         }
         let [q, k, v, grad] = [q, k, v, grad].map(dense_last);
+        let output = dense_last(forward.output);
         let sizes = Sizes::of(&shape(&q), &shape(&k));
         let Sizes {
             batch,
@@ -163,36 +197,44 @@ impl AttentionKernel for Flex {
             keys: n_keys,
             head_dim,
         } = sizes;
-        let given = Given {
+        let [summed_q, summed_k, summed_grad] = [&q, &k, &grad].map(|x| summed(x, mask));
+        let given = BackwardInputs {
             sizes,
-            sight,
+            mask,
             queries: Heads::of(&q),
             keys: Heads::of(&k),
             values: Heads::of(&v),
-            outputs: Heads::of(&forward.output),
+            outputs: Heads::of(&output),
             grads: Heads::of(&grad),
+            summed_queries: Heads::of(&summed_q.finite.0),
+            summed_keys: Heads::of(&summed_k.finite.0),
+            summed_grads: Heads::of(&summed_grad.finite.0),
             log_sums: values(&forward.log_sums),
         };
         let n = batch * n_heads * seq * head_dim;
-        let mut of_q: Vec<f32> = Vec::with_capacity(n);
-        let out = Shared::new(of_q.as_mut_ptr());
         let width = n_keys * head_dim;
         // Each query head has gradients of its own for the keys and values that it shares, and
         // they are added in order: the result does not depend on who finishes first.
-        let parts: Vec<[Vec<f32>; 2]> = (0..batch * n_heads)
-            .into_par_iter()
-            .map(|item| {
-                let (row, head) = (item / n_heads, item % n_heads);
-                // SAFETY: `of_q` is as large as all items together, and the positions of this
-                // head are this item's alone.
-                unsafe {
-                    let out = out.at((row * seq * n_heads + head) * head_dim);
-                    given.backward_head(row, head, out)
-                }
-            })
-            .collect();
-        // SAFETY: every head has written all of its positions.
-        unsafe { of_q.set_len(n) };
+        let mut parts: Vec<[Vec<f32>; 2]> = Vec::new();
+        let fill = |[grad_q]: [SharedRoom; 1]| {
+            (0..batch * n_heads)
+                .into_par_iter()
+                .map(|item| {
+                    let (row, head) = (item / n_heads, item % n_heads);
+                    given.backward_head(row, head, |position, found| {
+                        // SAFETY: no other item has this head of this row, and it is given each
+                        // position once.
+                        let room = unsafe { grad_q.part(position_of(sizes, row, head, position)) };
+                        for (room, found) in room.iter_mut().zip(found) {
+                            room.write(*found);
+                        }
+                    })
+                })
+                .collect_into_vec(&mut parts);
+        };
+        // SAFETY: rows and heads are gone through, `backward_head` gives all positions of each, and
+        // what it gives is as long as the room, `head_dim`.
+        let [grad_q] = unsafe { build_shared([n], fill) };
         let groups = sizes.groups();
         let gather = |which: usize| {
             let mut whole = vec![0.0_f32; batch * n_keys * kv_heads * head_dim];
@@ -213,121 +255,141 @@ impl AttentionKernel for Flex {
                 });
             by_heads(whole, [batch, kv_heads, n_keys, head_dim])
         };
-        let (of_k, of_v) = rayon::join(|| gather(0), || gather(1));
-        [by_heads(of_q, [batch, n_heads, seq, head_dim]), of_k, of_v]
+        let (grad_k, grad_v) = rayon::join(|| gather(0), || gather(1));
+        let grad_q = by_heads(grad_q, [batch, n_heads, seq, head_dim]);
+        [
+            summed_k.finish(grad_q, || mask.keys_of_queries(sizes)),
+            summed_q.finish(grad_k, || mask.queries_of_keys(sizes)),
+            summed_grad.finish(grad_v, || mask.queries_of_keys(sizes)),
+        ]
     }
 }
 
-/// One tile of queries: softmax over tiles of keys, rescaled as larger scores
-/// turn up.
-///
-/// # Safety
-///
-/// `out` must be valid for the tile's positions, `n_heads · head_dim` apart,
-/// and nothing else may touch them.
-#[allow(clippy::too_many_arguments, reason = "all of one tile")]
-unsafe fn forward_tile(
+/// What the forward pass works from.
+struct ForwardInputs<'a> {
     sizes: Sizes,
-    sight: &Sight,
-    (queries, keys, values): (&Heads, &Heads, &Heads),
-    (row, head): (usize, usize),
-    range: std::ops::Range<usize>,
-    scores: &mut [f32],
-    out: *mut f32,
-    log_sums: &mut [std::mem::MaybeUninit<f32>],
-) {
-    let head_dim = sizes.head_dim;
-    let stride = sizes.n_heads * head_dim;
-    let kv_head = head / sizes.groups();
-    let tile = queries.positions(row, head, &range);
-    let mut best = [f32::NEG_INFINITY; QUERIES];
-    let mut sums = [0.0_f32; QUERIES];
-    let mut before = Before::Overwritten;
-    for key_range in key_tiles(sight, sizes, row, &range) {
-        let n = key_range.len();
-        let scores = &mut scores[..range.len() * n];
-        let key_tile = keys.positions(row, kv_head, &key_range);
-        // SAFETY: `scores` has the product's size.
-        unsafe {
-            let at = scores.as_mut_ptr();
+    mask: &'a AttentionMask,
+    queries: Heads<'a>,
+    keys: Heads<'a>,
+    values: Heads<'a>,
+}
+
+/// One tile of queries, in memory that one thread uses for tile after tile.
+struct ForwardTile {
+    /// Room for the scores with a tile of keys.
+    scores: Vec<f32>,
+    /// The output so far, not yet divided by the sums, `[queries, head_dim]`.
+    output: Vec<f32>,
+    head_dim: usize,
+    /// The largest score of each query.
+    best: [f32; QUERIES],
+    /// The sum of each query's exponentials.
+    sums: [f32; QUERIES],
+}
+
+impl ForwardTile {
+    /// For tiles of at most `queries`.
+    fn new(queries: usize, head_dim: usize) -> Self {
+        Self {
+            scores: vec![0.0; queries * KEYS],
+            output: vec![0.0; queries * head_dim],
+            head_dim,
+            best: [0.0; QUERIES],
+            sums: [0.0; QUERIES],
+        }
+    }
+
+    /// Softmax over tiles of keys, rescaled as larger scores turn up.
+    fn attend(&mut self, given: &ForwardInputs, row: usize, head: usize, queries: &Range<usize>) {
+        let &ForwardInputs { sizes, mask, .. } = given;
+        let head_dim = self.head_dim;
+        let kv_head = head / sizes.groups();
+        let tile = given.queries.positions(row, head, queries);
+        self.best = [f32::NEG_INFINITY; QUERIES];
+        self.sums = [0.0; QUERIES];
+        let output = &mut self.output[..queries.len() * head_dim];
+        let mut before = Before::Overwritten;
+        for key_range in key_tiles(mask, sizes, row, queries) {
+            let n = key_range.len();
+            let scores = &mut self.scores[..queries.len() * n];
+            let key_tile = given.keys.positions(row, kv_head, &key_range);
             let scale = sizes.scale() as f32;
             multiply_alone(
-                at,
-                n,
+                scores,
                 Before::Overwritten,
                 scale,
                 tile,
                 key_tile.transposed(),
             );
-        }
-        vectorised(|| {
-            for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
-                let seen = sight.keys(row, range.start + i, sizes.seq, sizes.keys);
-                let part = within(&seen, &key_range);
-                scores[..part.start].fill(0.0);
-                scores[part.end..].fill(0.0);
-                if part.is_empty() {
-                    continue;
-                }
-                let scores = &mut scores[part];
-                let higher = highest(scores).max(best[i]);
-                let rescale = if before == Before::Kept && best[i] > f32::NEG_INFINITY {
-                    exp(best[i] - higher)
-                } else {
-                    1.0
-                };
-                best[i] = higher;
-                sums[i] = sums[i] * rescale + exponentials(scores, higher);
-                if rescale != 1.0 {
-                    // SAFETY: the caller's; earlier tiles have written this position.
-                    let out =
-                        unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), head_dim) };
-                    for out in out {
-                        *out *= rescale;
+            vectorised(|| {
+                for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
+                    let seen = mask.keys(row, queries.start + i, sizes.seq, sizes.keys);
+                    let part = within(&seen, &key_range);
+                    scores[..part.start].fill(0.0);
+                    scores[part.end..].fill(0.0);
+                    if part.is_empty() {
+                        continue;
+                    }
+                    let scores = &mut scores[part];
+                    let higher = highest(scores).max(self.best[i]);
+                    let rescale = if before == Before::Kept && self.best[i] > f32::NEG_INFINITY {
+                        exp(self.best[i] - higher)
+                    } else {
+                        1.0
+                    };
+                    self.best[i] = higher;
+                    self.sums[i] = self.sums[i] * rescale + exponentials(scores, higher);
+                    if rescale != 1.0 {
+                        for out in &mut output[i * head_dim..][..head_dim] {
+                            *out *= rescale;
+                        }
                     }
                 }
-            }
-        });
-        let value_tile = values.positions(row, kv_head, &key_range);
-        // SAFETY: the caller's.
-        unsafe {
+            });
+            let value_tile = given.values.positions(row, kv_head, &key_range);
             let weights = Matrix::of_rows(scores, n);
-            multiply_alone(out, stride, before, 1.0, weights, value_tile);
+            multiply_alone(output, before, 1.0, weights, value_tile);
+            before = Before::Kept;
         }
-        before = Before::Kept;
     }
-    for (i, log_sum) in log_sums.iter_mut().enumerate() {
-        log_sum.write(best[i] + sums[i].ln());
-        // SAFETY: the caller's; the tiles have written this position.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), head_dim) };
-        let scale = 1.0 / sums[i];
-        for out in out {
-            *out *= scale;
+
+    /// Writes the output of the tile's query `i`, and the logarithm of its
+    /// softmax's denominator.
+    fn write(&self, i: usize, output: &mut [MaybeUninit<f32>], log_sum: &mut MaybeUninit<f32>) {
+        log_sum.write(self.best[i] + self.sums[i].ln());
+        let scale = 1.0 / self.sums[i];
+        let found = &self.output[i * self.head_dim..][..output.len()];
+        for (output, found) in output.iter_mut().zip(found) {
+            output.write(found * scale);
         }
     }
 }
 
 /// What the backward pass works from.
-struct Given<'a> {
+struct BackwardInputs<'a> {
     sizes: Sizes,
-    sight: &'a Sight,
+    mask: &'a AttentionMask,
     queries: Heads<'a>,
     keys: Heads<'a>,
     values: Heads<'a>,
     outputs: Heads<'a>,
     grads: Heads<'a>,
+    /// The queries, keys and gradients for products that sum over positions.
+    summed_queries: Heads<'a>,
+    summed_keys: Heads<'a>,
+    summed_grads: Heads<'a>,
     log_sums: &'a [f32],
 }
 
-impl Given<'_> {
-    /// One head of one row: writes the gradient of its queries, returns its
-    /// parts of those of keys and values.
-    ///
-    /// # Safety
-    ///
-    /// `out` must be valid for the head's positions, `n_heads · head_dim`
-    /// apart, and nothing else may touch them.
-    unsafe fn backward_head(&self, row: usize, head: usize, out: *mut f32) -> [Vec<f32>; 2] {
+impl BackwardInputs<'_> {
+    /// One head of one row: hands out the gradient of each of its queries, with
+    /// its position, and returns its parts of those of keys and values.
+    fn backward_head(
+        &self,
+        row: usize,
+        head: usize,
+        mut write_grad_query: impl FnMut(usize, &[f32]),
+    ) -> [Vec<f32>; 2] {
         let Sizes {
             n_heads,
             seq,
@@ -335,17 +397,20 @@ impl Given<'_> {
             head_dim,
             ..
         } = self.sizes;
-        let stride = n_heads * head_dim;
         let kv_head = head / self.sizes.groups();
         let scale = self.sizes.scale() as f32;
-        let mut of_keys = vec![0.0_f32; n_keys * head_dim];
-        let mut of_values = vec![0.0_f32; n_keys * head_dim];
+        let mut grad_keys = vec![0.0_f32; n_keys * head_dim];
+        let mut grad_values = vec![0.0_f32; n_keys * head_dim];
+        let mut grad_queries = vec![0.0_f32; QUERIES * head_dim];
         let mut weights = vec![0.0_f32; QUERIES * KEYS];
-        let mut of_scores = vec![0.0_f32; QUERIES * KEYS];
+        let mut grad_scores = vec![0.0_f32; QUERIES * KEYS];
         for start in (0..seq).step_by(QUERIES) {
             let range = start..(start + QUERIES).min(seq);
             let tile = self.queries.positions(row, head, &range);
             let grad_tile = self.grads.positions(row, head, &range);
+            let summed_tile = self.summed_queries.positions(row, head, &range);
+            let summed_grad_tile = self.summed_grads.positions(row, head, &range);
+            let grad_queries = &mut grad_queries[..range.len() * head_dim];
             let mut along = [0.0_f32; QUERIES];
             vectorised(|| {
                 for (along, position) in along.iter_mut().zip(range.clone()) {
@@ -356,56 +421,50 @@ impl Given<'_> {
             });
             let log_sums = &self.log_sums[(row * n_heads + head) * seq + start..][..range.len()];
             let mut before = Before::Overwritten;
-            for key_range in key_tiles(self.sight, self.sizes, row, &range) {
+            for key_range in key_tiles(self.mask, self.sizes, row, &range) {
                 let n = key_range.len();
                 let weights = &mut weights[..range.len() * n];
-                let of_scores = &mut of_scores[..range.len() * n];
+                let grad_scores = &mut grad_scores[..range.len() * n];
                 let key_tile = self.keys.positions(row, kv_head, &key_range);
+                let summed_key_tile = self.summed_keys.positions(row, kv_head, &key_range);
                 let value_tile = self.values.positions(row, kv_head, &key_range);
-                // SAFETY: both have the products' size.
-                unsafe {
-                    let fresh = Before::Overwritten;
-                    let at = weights.as_mut_ptr();
-                    multiply_alone(at, n, fresh, scale, tile, key_tile.transposed());
-                    let at = of_scores.as_mut_ptr();
-                    multiply_alone(at, n, fresh, 1.0, grad_tile, value_tile.transposed());
-                }
+                let fresh = Before::Overwritten;
+                multiply_alone(weights, fresh, scale, tile, key_tile.transposed());
+                multiply_alone(grad_scores, fresh, 1.0, grad_tile, value_tile.transposed());
                 vectorised(|| {
                     let rows = weights
                         .chunks_exact_mut(n)
-                        .zip(of_scores.chunks_exact_mut(n));
-                    for (i, (weights, of_scores)) in rows.enumerate() {
-                        let seen = self.sight.keys(row, start + i, seq, n_keys);
+                        .zip(grad_scores.chunks_exact_mut(n));
+                    for (i, (weights, grad_scores)) in rows.enumerate() {
+                        let seen = self.mask.keys(row, start + i, seq, n_keys);
                         let part = within(&seen, &key_range);
                         for outside in [0..part.start, part.end..n] {
                             weights[outside.clone()].fill(0.0);
-                            of_scores[outside].fill(0.0);
+                            grad_scores[outside].fill(0.0);
                         }
                         let (along, log_sum) = (along[i], log_sums[i]);
-                        let both = weights[part.clone()].iter_mut().zip(&mut of_scores[part]);
-                        for (weight, of_score) in both {
+                        let both = weights[part.clone()].iter_mut().zip(&mut grad_scores[part]);
+                        for (weight, grad_score) in both {
                             *weight = exp(*weight - log_sum);
-                            *of_score = *weight * (*of_score - along) * scale;
+                            *grad_score = *weight * (*grad_score - along) * scale;
                         }
                     }
                 });
                 let weights = Matrix::of_rows(weights, n);
-                let of_scores = Matrix::of_rows(of_scores, n);
-                let at = key_range.start * head_dim;
-                // SAFETY: the parts of keys and values are as large as the products; the queries'
-                // is the caller's.
-                unsafe {
-                    let kept = Before::Kept;
-                    let to = of_values[at..].as_mut_ptr();
-                    multiply_alone(to, head_dim, kept, 1.0, weights.transposed(), grad_tile);
-                    let to = of_keys[at..].as_mut_ptr();
-                    multiply_alone(to, head_dim, kept, 1.0, of_scores.transposed(), tile);
-                    let to = out.add(start * stride);
-                    multiply_alone(to, stride, before, 1.0, of_scores, key_tile);
-                }
+                let grad_scores = Matrix::of_rows(grad_scores, n);
+                let here = key_range.start * head_dim..key_range.end * head_dim;
+                let kept = Before::Kept;
+                let to = &mut grad_values[here.clone()];
+                multiply_alone(to, kept, 1.0, weights.transposed(), summed_grad_tile);
+                let to = &mut grad_keys[here];
+                multiply_alone(to, kept, 1.0, grad_scores.transposed(), summed_tile);
+                multiply_alone(grad_queries, before, 1.0, grad_scores, summed_key_tile);
                 before = Before::Kept;
             }
+            for (i, position) in range.enumerate() {
+                write_grad_query(position, &grad_queries[i * head_dim..][..head_dim]);
+            }
         }
-        [of_keys, of_values]
+        [grad_keys, grad_values]
     }
 }

@@ -1,48 +1,81 @@
 //! Matrix products over strided memory, which may add to what is there.
 
+use std::borrow::Cow;
+
+use burn::backend::flex::FlexTensor;
 use gemm::Parallelism;
 
-use super::row::{add_columns, add_rows};
+use super::{
+    row::{add_columns, add_rows},
+    strided,
+};
 
-/// Where a matrix begins and how far apart its rows and columns are.
+/// Rows and columns, each an equal distance apart, of values that are borrowed.
+/// All elements lie within the values, which is checked when one is made.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix {
-    at: *const f32,
+pub(super) struct Matrix<'a> {
+    /// From the first element on.
+    values: &'a [f32],
     rows: usize,
     columns: usize,
-    row_stride: isize,
-    column_stride: isize,
+    row_stride: usize,
+    column_stride: usize,
 }
 
-impl Matrix {
-    /// Rows of `columns`, `row_stride` apart, in `values`.
-    pub(super) fn new(values: &[f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= values.len());
+impl<'a> Matrix<'a> {
+    fn strided(
+        values: &'a [f32],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        let extent = match (rows.checked_sub(1), columns.checked_sub(1)) {
+            // Checked, since what is multiplied is not: a product that wraps must not pass.
+            (Some(last_row), Some(last_column)) => last_row
+                .checked_mul(row_stride)
+                .zip(last_column.checked_mul(column_stride))
+                .and_then(|(down, along)| down.checked_add(along)?.checked_add(1)),
+            _ => Some(0),
+        };
+        let largest_stride = row_stride.max(column_stride);
+        assert!(
+            extent.is_some_and(|extent| extent <= values.len())
+                && isize::try_from(largest_stride).is_ok(),
+            "{rows} × {columns} elements, {row_stride} and {column_stride} apart, do not lie \
+             within {} values",
+            values.len()
+        );
         Self {
-            at: values.as_ptr(),
+            values,
             rows,
             columns,
-            row_stride: row_stride as isize,
-            column_stride: 1,
+            row_stride,
+            column_stride,
         }
+    }
+
+    /// Rows of `columns`, `row_stride` apart, in `values`.
+    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self::strided(values, [rows, columns], [row_stride, 1])
     }
 
     /// Rows one after the other.
-    pub(super) fn of_rows(values: &[f32], columns: usize) -> Self {
+    pub(super) fn of_rows(values: &'a [f32], columns: usize) -> Self {
         Self::new(values, values.len() / columns.max(1), columns, columns)
     }
 
-    /// A tensor of two axes.
-    pub(super) fn of(tensor: &burn::backend::flex::FlexTensor) -> Self {
+    /// A tensor of two axes that [`unflipped`] gave.
+    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
-        let (rows, columns) = (layout.shape()[0], layout.shape()[1]);
-        Self {
-            at: super::strided(tensor).as_ptr(),
-            rows,
-            columns,
-            row_stride: layout.strides()[0],
-            column_stride: layout.strides()[1],
-        }
+        assert!(
+            layout.strides().iter().all(|stride| *stride >= 0),
+            "a flipped matrix lies before its first element: it must be copied"
+        );
+        let (shape, strides) = (layout.shape(), layout.strides());
+        Self::strided(
+            strided(tensor),
+            [shape[0], shape[1]],
+            [strides[0] as usize, strides[1] as usize],
+        )
     }
 
     /// Rows and columns exchanged.
@@ -56,6 +89,10 @@ impl Matrix {
         }
     }
 
+    pub(super) fn rows(self) -> usize {
+        self.rows
+    }
+
     pub(super) fn columns(self) -> usize {
         self.columns
     }
@@ -63,21 +100,33 @@ impl Matrix {
     /// How a row is multiplied with this, if its rows or its columns are dense
     /// and do not overlap; it must not be empty.
     fn row_product(self) -> Option<RowProduct> {
-        let along = |run, stride: isize, lines: usize, length: usize| {
-            let stride = usize::try_from(stride).ok()?;
-            (stride >= length).then(|| RowProduct {
-                run,
-                stride,
-                extent: (lines - 1) * stride + length,
-            })
+        let along = |run, stride: usize, length: usize| {
+            (stride >= length).then_some(RowProduct { run, stride })
         };
         if self.column_stride == 1 {
-            along(add_rows, self.row_stride, self.rows, self.columns)
+            along(add_rows, self.row_stride, self.columns)
         } else if self.row_stride == 1 {
-            along(add_columns, self.column_stride, self.columns, self.rows)
+            along(add_columns, self.column_stride, self.rows)
         } else {
             None
         }
+    }
+
+    /// The values from the first element to the last.
+    fn extent(self) -> &'a [f32] {
+        let last_row = self.rows.saturating_sub(1) * self.row_stride;
+        let last_column = self.columns.saturating_sub(1) * self.column_stride;
+        &self.values[..(last_row + last_column + 1).min(self.values.len())]
+    }
+}
+
+/// The same tensor with its values in the direction of its axes: a flipped axis
+/// has a negative stride, and what it spans lies before its first element.
+pub(super) fn unflipped(tensor: &FlexTensor) -> Cow<'_, FlexTensor> {
+    if tensor.layout().strides().iter().all(|stride| *stride >= 0) {
+        Cow::Borrowed(tensor)
+    } else {
+        Cow::Owned(tensor.to_contiguous())
     }
 }
 
@@ -87,8 +136,6 @@ struct RowProduct {
     run: fn(&mut [f32], &[f32], &[f32], usize),
     /// Between the rows or columns of the weights.
     stride: usize,
-    /// Values from the first weight to the last.
-    extent: usize,
 }
 
 /// What becomes of the values that a product is written over.
@@ -107,39 +154,30 @@ const WORTH_THREADS: usize = 1 << 20;
 /// little with them.
 const ROW_WORTH_THREADS: usize = 1 << 16;
 
-/// `output = [output +] scale·left·right` on all threads, for rows of `output`
-/// that are `row_stride` apart.
+/// `output = [output +] scale·left·right` on all threads, with the rows of
+/// `output` one after the other.
 ///
 /// # Safety
 ///
-/// `output` must be valid for the product's rows and columns, and nothing else
-/// may read or write there meanwhile.
-pub(super) unsafe fn multiply(
-    output: *mut f32,
-    row_stride: usize,
-    before: Before,
-    scale: f32,
-    left: Matrix,
-    right: Matrix,
-) {
+/// `output` must be valid for `left.rows · right.columns` values: for writing,
+/// and if they are kept, for reading. Nothing else may read or write there
+/// meanwhile.
+unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, right: Matrix) {
     if left.rows == 1
         && left.columns * right.columns >= ROW_WORTH_THREADS
         && let Some(add) = right.row_product()
     {
         assert_eq!(left.columns, right.rows, "inner dimensions");
-        // SAFETY: the caller's, for the only row of the output; both matrices lie within the slices
-        // that they were made from.
-        unsafe {
-            if before == Before::Overwritten {
-                output.write_bytes(0, right.columns);
-            }
-            let output = std::slice::from_raw_parts_mut(output, right.columns);
-            let row: Vec<f32> = (0..left.columns as isize)
-                .map(|i| scale * *left.at.offset(i * left.column_stride))
-                .collect();
-            let weights = std::slice::from_raw_parts(right.at, add.extent);
-            (add.run)(output, &row, weights, add.stride);
+        if before == Before::Overwritten {
+            // SAFETY: the caller's, for the only row of the output; zero bytes are a float.
+            unsafe { output.write_bytes(0, right.columns) };
         }
+        // SAFETY: the caller's; where nothing was kept, zeros have just been written.
+        let output = unsafe { std::slice::from_raw_parts_mut(output, right.columns) };
+        let row: Vec<f32> = (0..left.columns)
+            .map(|i| scale * left.values[i * left.column_stride])
+            .collect();
+        (add.run)(output, &row, right.extent(), add.stride);
         return;
     }
     let worth = left.rows * left.columns * right.columns >= WORTH_THREADS;
@@ -149,39 +187,16 @@ pub(super) unsafe fn multiply(
         Parallelism::None
     };
     // SAFETY: the caller's.
-    unsafe { product(output, row_stride, before, scale, left, right, threads) }
+    unsafe { product(output, before, scale, left, right, threads) }
 }
 
-/// [`multiply`] on this thread alone.
+/// [`multiply`] on these threads.
 ///
 /// # Safety
 ///
 /// As for [`multiply`].
-pub(super) unsafe fn multiply_alone(
-    output: *mut f32,
-    row_stride: usize,
-    before: Before,
-    scale: f32,
-    left: Matrix,
-    right: Matrix,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        product(
-            output,
-            row_stride,
-            before,
-            scale,
-            left,
-            right,
-            Parallelism::None,
-        );
-    }
-}
-
 unsafe fn product(
     output: *mut f32,
-    row_stride: usize,
     before: Before,
     scale: f32,
     left: Matrix,
@@ -189,8 +204,10 @@ unsafe fn product(
     threads: Parallelism,
 ) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
-    // SAFETY: both matrices lie within the slices that they were made from, the output is the
-    // caller's.
+    // SAFETY: every element that is read lies within the slices that the matrices borrow, as
+    // `Matrix::strided` has checked, and no stride is beyond `isize`. The output is the caller's:
+    // as many rows as `left` has, each as long as those of `right`. `gemm` reads none of it if told
+    // not to, and writes all of it even if there is nothing to sum.
     unsafe {
         gemm::gemm(
             left.rows,
@@ -198,14 +215,14 @@ unsafe fn product(
             left.columns,
             output,
             1,
-            row_stride as isize,
+            right.columns as isize,
             before == Before::Kept,
-            left.at,
-            left.column_stride,
-            left.row_stride,
-            right.at,
-            right.column_stride,
-            right.row_stride,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
             if before == Before::Kept { 1.0 } else { 0.0 },
             scale,
             false,
@@ -216,43 +233,72 @@ unsafe fn product(
     }
 }
 
+/// How many values the product has.
+fn size(left: Matrix, right: Matrix) -> usize {
+    let size = left.rows.checked_mul(right.columns);
+    // A broadcast matrix may have more rows than memory has values.
+    assert!(
+        size.is_some(),
+        "a product of more values than can be counted"
+    );
+    size.unwrap_or_default()
+}
+
+/// Refuses an output that is not as large as the product.
+fn check_size(output: &[f32], left: Matrix, right: Matrix) {
+    assert_eq!(
+        output.len(),
+        size(left, right),
+        "the values of the output and of the product"
+    );
+}
+
 /// `scale·left·right`, rows one after the other.
 pub(super) fn multiplied(scale: f32, left: Matrix, right: Matrix) -> Vec<f32> {
-    let n = left.rows * right.columns;
+    let n = size(left, right);
     let mut output = Vec::with_capacity(n);
-    // SAFETY: the room is there and nobody else has it; the product writes all of it.
+    // SAFETY: there is room for the product's values, which nobody else has a pointer to, and they
+    // are not read. The product has written all of them when its length is set.
     unsafe {
-        multiply(
-            output.as_mut_ptr(),
-            right.columns,
-            Before::Overwritten,
-            scale,
-            left,
-            right,
-        );
+        multiply(output.as_mut_ptr(), Before::Overwritten, scale, left, right);
         output.set_len(n);
     }
     output
 }
 
+/// Writes `scale·left·right` over `output`, rows one after the other.
+pub(super) fn write_product(output: &mut [f32], scale: f32, left: Matrix, right: Matrix) {
+    check_size(output, left, right);
+    // SAFETY: the slice is as large as the product and exclusively ours.
+    unsafe { multiply(output.as_mut_ptr(), Before::Overwritten, scale, left, right) }
+}
+
 /// Adds `scale·left·right` to `output`, rows one after the other.
 pub(super) fn add_product(output: &mut [f32], scale: f32, left: Matrix, right: Matrix) {
-    assert_eq!(output.len(), left.rows * right.columns);
+    check_size(output, left, right);
     // SAFETY: the slice is as large as the product and exclusively ours.
-    unsafe {
-        multiply(
-            output.as_mut_ptr(),
-            right.columns,
-            Before::Kept,
-            scale,
-            left,
-            right,
-        );
-    }
+    unsafe { multiply(output.as_mut_ptr(), Before::Kept, scale, left, right) }
+}
+
+/// `output = [output +] scale·left·right` on this thread alone, rows one after
+/// the other.
+pub(super) fn multiply_alone(
+    output: &mut [f32],
+    before: Before,
+    scale: f32,
+    left: Matrix,
+    right: Matrix,
+) {
+    check_size(output, left, right);
+    let threads = Parallelism::None;
+    // SAFETY: the slice is as large as the product and exclusively ours.
+    unsafe { product(output.as_mut_ptr(), before, scale, left, right, threads) }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::TensorData;
+
     use super::*;
 
     #[test]
@@ -269,21 +315,13 @@ mod tests {
             some(WIDTH, 113),
         );
         // Every other value of a longer row, so that its stride counts.
-        let left = Matrix {
-            columns: INNER,
-            column_stride: 2,
-            ..Matrix::new(&row, 1, 2 * INNER, 2 * INNER)
-        };
+        let left = Matrix::strided(&row, [1, INNER], [2 * INNER, 2]);
         let by_rows = Matrix::of_rows(&weights, WIDTH);
         let by_columns = Matrix::of_rows(&weights, INNER).transposed();
         for right in [by_rows, by_columns] {
             assert!(right.row_product().is_some());
             let mut expected = before.clone();
-            // SAFETY: the output is as long as the product's only row, and ours.
-            unsafe {
-                let output = expected.as_mut_ptr();
-                multiply_alone(output, WIDTH, Before::Kept, -0.5, left, right);
-            }
+            multiply_alone(&mut expected, Before::Kept, -0.5, left, right);
             let mut added = before.clone();
             add_product(&mut added, -0.5, left, right);
             let product = multiplied(-0.5, left, right);
@@ -292,5 +330,58 @@ mod tests {
                 assert!((product[i] + before[i] - expected[i]).abs() < 1e-4, "{i}");
             }
         }
+    }
+
+    /// What is kept for nothing must not be read: it may be anything.
+    #[test]
+    fn what_is_overwritten_is_not_read() {
+        let values = [1.0_f32, 2.0, 3.0, 4.0];
+        for (rows, inner, columns) in [(2, 2, 2), (1, 4, 1), (4, 1, 1), (2, 0, 3)] {
+            let left = Matrix::new(&values, rows, inner, inner);
+            let right = Matrix::new(&values, inner, columns, columns);
+            let mut output = vec![f32::NAN; rows * columns];
+            write_product(&mut output, 1.0, left, right);
+            assert!(
+                output.iter().all(|x| x.is_finite()),
+                "{rows} {inner} {columns}"
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "do not lie within 5 values")]
+    fn a_matrix_beyond_its_values_is_refused() {
+        let _ = Matrix::new(&[0.0; 5], 2, 3, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "do not lie within 5 values")]
+    fn a_stride_that_wraps_is_refused() {
+        let _ = Matrix::new(&[0.0; 5], 3, 2, usize::MAX / 2 + 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "the values of the output")]
+    fn a_product_of_another_size_is_refused() {
+        let matrix = Matrix::new(&[1.0; 4], 2, 2, 2);
+        write_product(&mut [0.0; 3], 1.0, matrix, matrix);
+    }
+
+    #[test]
+    fn a_flipped_matrix_is_copied() {
+        let tensor = FlexTensor::from_data(TensorData::new(vec![1.0_f32, 2.0, 3.0, 4.0], [2, 2]));
+        let layout = tensor.layout().flip(&[0, 1]);
+        let flipped = tensor.clone().with_layout(layout);
+        let copy = unflipped(&flipped);
+        assert_eq!(Matrix::of(&copy).extent(), [4.0, 3.0, 2.0, 1.0]);
+        assert!(matches!(unflipped(&tensor), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    #[should_panic(expected = "it must be copied")]
+    fn a_flipped_matrix_is_refused() {
+        let tensor = FlexTensor::from_data(TensorData::new(vec![1.0_f32, 2.0], [2, 1]));
+        let layout = tensor.layout().flip(&[0]);
+        let _ = Matrix::of(&tensor.with_layout(layout));
     }
 }

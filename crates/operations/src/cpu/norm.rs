@@ -32,7 +32,10 @@ impl NormKernel for Flex {
                 }
             });
         };
-        tensor(build(all.len() / width.max(1), width, fill), shape(&x))
+        // SAFETY: a piece of room and `from` are the same whole rows, and each row, its output and
+        // the weight are `width` long: `fill` writes all of the room.
+        let output = unsafe { build(all.len() / width.max(1), width, fill) };
+        tensor(output, shape(&x))
     }
 
     fn norm_backward(
@@ -62,8 +65,9 @@ impl NormKernel for Flex {
                 }
             });
         };
-        let of_x = build(all.len() / width.max(1), width, fill);
-        let of_weight = for_weight.then(|| {
+        // SAFETY: as in the forward pass; the gradient's rows are as long, or `here` is not in it.
+        let grad_x = unsafe { build(all.len() / width.max(1), width, fill) };
+        let grad_weight = for_weight.then(|| {
             let chunk = rows_per_chunk(width) * width;
             let parts: Vec<Vec<f32>> = all
                 .par_chunks(chunk)
@@ -78,7 +82,7 @@ impl NormKernel for Flex {
             }
             tensor(sum, [width])
         });
-        (tensor(of_x, shape(&x)), of_weight)
+        (tensor(grad_x, shape(&x)), grad_weight)
     }
 }
 

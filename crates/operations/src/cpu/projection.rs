@@ -5,7 +5,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
     all_f32, contiguous,
-    matrix::{Matrix, add_product, multiplied},
+    matrix::{Matrix, add_product, multiplied, unflipped},
     shape, tensor, values,
 };
 use crate::projection::{
@@ -61,7 +61,7 @@ impl Thin {
         self.width
     }
 
-    fn matrix(&self) -> Matrix {
+    fn matrix(&self) -> Matrix<'_> {
         Matrix::of_rows(&self.values, self.width)
     }
 
@@ -76,7 +76,7 @@ impl Thin {
 
     /// The halves of `product`, whose columns are those of this; the second is
     /// empty if there is one only.
-    fn split(&self, product: &[f32], n_rows: usize) -> [Matrix; 2] {
+    fn split<'a>(&self, product: &'a [f32], n_rows: usize) -> [Matrix<'a>; 2] {
         let second = self.width - self.rank;
         let rest = product.get(self.rank..).unwrap_or(&[]);
         [
@@ -103,8 +103,9 @@ impl ProjectionKernel for Flex {
             return portable_forward::<Self>(x, layer);
         }
         let x = contiguous(x);
-        let weight = Matrix::of(&layer.weight);
-        let (d_in, d_out) = (weight.transposed().columns(), weight.columns());
+        let weight = unflipped(&layer.weight);
+        let weight = Matrix::of(&weight);
+        let (d_in, d_out) = (weight.rows(), weight.columns());
         let rows = Matrix::of_rows(values(&x), d_in);
         let scale = layer.scale as f32;
         let mut kept = None;
@@ -115,13 +116,15 @@ impl ProjectionKernel for Flex {
                 let thin = Thin::new(a, layer.anchor.as_ref().map(|[a0, _]| a0));
                 let down = multiplied(scale, rows, thin.matrix());
                 let [trained, anchored] = thin.split(&down, n_rows);
-                let mut output = multiplied(1.0, trained, Matrix::of(b));
+                let mut output = multiplied(1.0, trained, Matrix::of(&unflipped(b)));
                 if let Some([_, b0]) = &layer.anchor {
+                    let b0 = unflipped(b0);
+                    let b0 = Matrix::of(&b0);
                     // Computed alike and taken away before anything is added: zero at the start.
                     if subtracts_exactly(n_rows, thin.rank) {
-                        add_product(&mut output, -1.0, anchored, Matrix::of(b0));
+                        add_product(&mut output, -1.0, anchored, b0);
                     } else {
-                        let product = multiplied(1.0, anchored, Matrix::of(b0));
+                        let product = multiplied(1.0, anchored, b0);
                         for (output, product) in output.iter_mut().zip(product) {
                             *output -= product;
                         }
@@ -154,45 +157,46 @@ impl ProjectionKernel for Flex {
             return portable_backward::<Self>(layer, kept, grad, for_x);
         }
         let grad = contiguous(grad);
-        let weight = Matrix::of(&layer.weight);
-        let (d_in, d_out) = (weight.transposed().columns(), weight.columns());
+        let weight = unflipped(&layer.weight);
+        let weight = Matrix::of(&weight);
+        let (d_in, d_out) = (weight.rows(), weight.columns());
         let grads = Matrix::of_rows(values(&grad), d_out);
         let scale = layer.scale as f32;
-        let mut of_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
-        let mut of_factors = None;
+        let mut grad_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
+        let mut grad_factors = None;
         if let (Some([a, b]), Some([x, down])) = (&layer.factors, kept) {
             let (x, down) = (contiguous(x), contiguous(down));
             let n_rows = values(&x).len() / d_in;
             let rows = Matrix::of_rows(values(&x), d_in);
-            let rank = Matrix::of(a).columns();
+            let rank = shape(a)[1];
             let down = Matrix::of_rows(values(&down), rank);
-            let of_b = multiplied(1.0, down.transposed(), grads);
+            let grad_b = multiplied(1.0, down.transposed(), grads);
             // Of the anchored half, with its sign, only the part that reaches x.
             let (anchor_a, anchor_b) = match &layer.anchor {
                 Some([a0, b0]) if for_x => (Some(a0), Some(b0)),
                 _ => (None, None),
             };
             let up = Thin::new(&transposed(b), anchor_b.map(transposed).as_ref());
-            let mut of_down = multiplied(scale, grads, up.matrix());
+            let mut grad_down = multiplied(scale, grads, up.matrix());
             if up.width() > rank {
-                for row in of_down.chunks_exact_mut(up.width()) {
+                for row in grad_down.chunks_exact_mut(up.width()) {
                     for value in &mut row[rank..] {
                         *value = -*value;
                     }
                 }
             }
-            let [trained, _] = up.split(&of_down, n_rows);
-            let of_a = multiplied(1.0, rows.transposed(), trained);
-            if let Some(of_x) = &mut of_x {
+            let [trained, _] = up.split(&grad_down, n_rows);
+            let grad_a = multiplied(1.0, rows.transposed(), trained);
+            if let Some(grad_x) = &mut grad_x {
                 let thin = Thin::new(a, anchor_a);
-                let both = Matrix::of_rows(&of_down, up.width());
-                add_product(of_x, 1.0, both, thin.matrix().transposed());
+                let both = Matrix::of_rows(&grad_down, up.width());
+                add_product(grad_x, 1.0, both, thin.matrix().transposed());
             }
-            of_factors = Some([tensor(of_a, [d_in, rank]), tensor(of_b, [rank, d_out])]);
+            grad_factors = Some([tensor(grad_a, [d_in, rank]), tensor(grad_b, [rank, d_out])]);
         }
         LayerGradients {
-            of_x: of_x.map(|of_x| tensor(of_x, with_last(shape(&grad), d_in))),
-            of_factors,
+            grad_x: grad_x.map(|grad_x| tensor(grad_x, with_last(shape(&grad), d_in))),
+            grad_factors,
         }
     }
 }

@@ -8,17 +8,18 @@ use super::{
     all_f32, by_heads, contiguous, dense_last, rows::build, shape, strided, values,
     vector::vectorised,
 };
-use crate::rotary::{RotaryKernel, portable_turn};
+use crate::rotary::{RotaryKernel, portable_rotate};
 
 impl RotaryKernel for Flex {
-    fn turn(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
         if !all_f32([&x, &cos, &sin]) {
-            return portable_turn::<Self>(x, cos, sin, back);
+            return portable_rotate::<Self>(x, cos, sin, back);
         }
         let x = dense_last(x);
         let (cos, sin) = (contiguous(cos), contiguous(sin));
         let [batch, heads, seq, head_dim] = [0, 1, 2, 3].map(|axis| shape(&x)[axis]);
         let pairs = head_dim / 2;
+        assert_eq!(head_dim, 2 * pairs, "the features of a head come in pairs");
         let (cosines, sines) = (values(&cos), values(&sin));
         // One table for all rows, or one for each.
         let per_row = if shape(&cos)[0] == 1 { 0 } else { seq * pairs };
@@ -46,7 +47,9 @@ impl RotaryKernel for Flex {
                 }
             });
         };
-        let turned = build(batch * seq, width, fill);
-        by_heads(turned, [batch, heads, seq, head_dim])
+        // SAFETY: the room is whole rows of `width`, which are whole heads, which are two halves of
+        // `pairs`, as asserted: `fill` writes both to their ends.
+        let rotated = unsafe { build(batch * seq, width, fill) };
+        by_heads(rotated, [batch, heads, seq, head_dim])
     }
 }

@@ -1,5 +1,7 @@
 //! The gate of the feed-forward network.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
@@ -17,14 +19,16 @@ impl SwigluKernel for Flex {
         }
         let (gate, up) = (contiguous(gate), contiguous(up));
         let (gates, ups) = (values(&gate), values(&up));
-        let output = build(gates.len(), 1, |first, room| {
+        let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
             let (gates, ups) = (&gates[first..][..room.len()], &ups[first..][..room.len()]);
             vectorised(|| {
                 for ((out, gate), up) in room.iter_mut().zip(gates).zip(ups) {
                     out.write(gate / (1.0 + exp(-gate)) * up);
                 }
             });
-        });
+        };
+        // SAFETY: gates and ups are cut to the length of the room, and all three gone through.
+        let output = unsafe { build(gates.len(), 1, fill) };
         tensor(output, shape(&gate))
     }
 
@@ -38,22 +42,26 @@ impl SwigluKernel for Flex {
         }
         let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
         let (gates, ups, grads) = (values(&gate), values(&up), values(&grad));
-        let (of_gate, of_up) = build_two(gates.len(), 1, |first, of_gate, of_up| {
-            let n = of_gate.len();
+        type Room = [MaybeUninit<f32>];
+        let fill = |first: usize, grad_gate: &mut Room, grad_up: &mut Room| {
+            let n = grad_gate.len();
             let (gates, ups) = (&gates[first..][..n], &ups[first..][..n]);
             let grads = &grads[first..][..n];
             vectorised(|| {
-                let rooms = of_gate.iter_mut().zip(of_up.iter_mut());
+                let rooms = grad_gate.iter_mut().zip(grad_up.iter_mut());
                 let given = gates.iter().zip(ups).zip(grads);
-                for ((of_gate, of_up), ((gate, up), grad)) in rooms.zip(given) {
+                for ((grad_gate, grad_up), ((gate, up), grad)) in rooms.zip(given) {
                     let sigma = 1.0 / (1.0 + exp(-gate));
                     let active = gate * sigma;
-                    of_up.write(grad * active);
-                    of_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
+                    grad_up.write(grad * active);
+                    grad_gate.write(grad * up * (sigma + active * (1.0 - sigma)));
                 }
             });
-        });
+        };
+        // SAFETY: both rooms are of one length, gates, ups and gradients are cut to it, and all five
+        // gone through.
+        let (grad_gate, grad_up) = unsafe { build_two(gates.len(), 1, fill) };
         let shape = shape(&gate);
-        (tensor(of_gate, shape.clone()), tensor(of_up, shape))
+        (tensor(grad_gate, shape.clone()), tensor(grad_up, shape))
     }
 }

@@ -1,0 +1,142 @@
+//! What the runs of a comparison have in common: `comparison.json`.
+
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use olora_adapter::Method;
+use olora_files::write_atomically;
+use olora_runs::{Recipe, differences, recipe::SamplesSection};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{ComparisonError, trial::RUNS};
+
+const FILE: &str = "comparison.json";
+const LOCK: &str = "lock";
+
+/// What must be equal for runs to be compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Protocol {
+    /// The seed that rates are chosen on.
+    pub(crate) tuning_seed: u64,
+    /// What names the samples and the base.
+    pub(crate) fingerprint: String,
+    /// With what runs differ in taken out: [`common`].
+    pub(crate) recipe: Recipe,
+}
+
+impl Protocol {
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>, ComparisonError> {
+        let path = directory.join(FILE);
+        path.exists().then(|| read_json(&path)).transpose()
+    }
+
+    /// Writes it, or finds it as it is there already.
+    ///
+    /// # Errors
+    ///
+    /// [`ComparisonError::Comparison`] if what is there is another one.
+    pub(crate) fn establish(&self, directory: &Path) -> Result<(), ComparisonError> {
+        let refuse = |reason: String| {
+            Err(ComparisonError::Comparison {
+                path: directory.to_owned(),
+                reason,
+            })
+        };
+        let Some(there) = Self::read(directory)? else {
+            return write_json(&directory.join(FILE), self);
+        };
+        if there.tuning_seed != self.tuning_seed {
+            return refuse(format!(
+                "learning rates were chosen on seed {} in it, and are chosen on the first seed, which is {} now: \
+                 set `seed = {0}`, and more seeds follow from there",
+                there.tuning_seed, self.tuning_seed
+            ));
+        }
+        if there.recipe != self.recipe {
+            let differences = differences(&there.recipe.to_toml()?, &self.recipe.to_toml()?);
+            return refuse(format!(
+                "its runs are of another recipe: {}. Compare in another directory (--output)",
+                differences.join("; ")
+            ));
+        }
+        if there.fingerprint != self.fingerprint {
+            return refuse(
+                "the data or the base has changed since its first run: compare in another directory (--output)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A recipe without what the runs of a comparison differ in. The learning rates
+/// are replaced by the share that the last is of the highest.
+pub(crate) fn common(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
+    let mut recipe = recipe.clone();
+    "comparison".clone_into(&mut recipe.name);
+    // The recipe's own seed chooses what is held out, for all.
+    let split_seed = recipe.data.split_seed.unwrap_or(recipe.seed);
+    recipe.data.split_seed = recipe.data.validation_samples.map(|_| split_seed);
+    recipe.seed = 0;
+    let adapter = &mut recipe.adapter;
+    (adapter.everything, adapter.rho) = (false, None);
+    let config = &mut adapter.config;
+    config.method = Method::Lora;
+    (config.rslora, config.dora) = (false, false);
+    config.iterations = None;
+    config.rank = 1;
+    let training = &mut recipe.training;
+    let share = training.min_learning_rate / training.learning_rate;
+    training.min_learning_rate = (share * 1e6).round() / 1e6;
+    training.learning_rate = 1.0;
+    training.loraplus_ratio = None;
+    training.keep_checkpoints = 1;
+    recipe.samples = SamplesSection::default();
+    recipe.output.directory = PathBuf::from(RUNS);
+    as_read(&recipe)
+}
+
+/// As it is when it has been written and read: the last digit of a number may
+/// be another.
+pub(crate) fn as_read<T: Serialize + DeserializeOwned>(value: &T) -> Result<T, ComparisonError> {
+    serde_json::to_vec(value)
+        .and_then(|json| serde_json::from_slice(&json))
+        .map_err(|error| ComparisonError::json(&error))
+}
+
+/// Keeps other processes from comparing in a directory, until it is dropped.
+pub(crate) fn lock(directory: &Path) -> Result<File, ComparisonError> {
+    let runs = directory.join(RUNS);
+    fs::create_dir_all(&runs).map_err(|source| ComparisonError::io("creating", &runs, source))?;
+    let path = runs.join(LOCK);
+    let file =
+        File::create(&path).map_err(|source| ComparisonError::io("creating", &path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ComparisonError::Comparison {
+            path: directory.to_owned(),
+            reason: "another process is comparing in it: wait for it, or give another directory (--output)"
+                .to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(ComparisonError::io("locking", &path, source)),
+    }
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ComparisonError> {
+    let json = serde_json::to_vec_pretty(value).map_err(|error| ComparisonError::json(&error))?;
+    write_atomically(path, |file| file.write_all(&json))
+        .map_err(|source| ComparisonError::io("writing", path, source))
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ComparisonError> {
+    let bytes = fs::read(path).map_err(|source| ComparisonError::io("reading", path, source))?;
+    serde_json::from_slice(&bytes).map_err(|error| ComparisonError::Comparison {
+        path: path.to_owned(),
+        reason: format!(
+            "it is not a file of a comparison ({error}). Remove it to have it made again"
+        ),
+    })
+}

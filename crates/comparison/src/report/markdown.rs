@@ -1,0 +1,394 @@
+//! A report as Markdown.
+
+use std::{collections::BTreeSet, fmt::Write};
+
+use super::{Group, Report, Standing};
+use crate::{
+    statistics::{Interval, area, deviation, mean},
+    trial::Trial,
+    variant::Variant,
+};
+
+impl Report {
+    /// The whole report.
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write_markdown(&mut text);
+        text
+    }
+
+    fn write_markdown(&self, text: &mut String) -> std::fmt::Result {
+        let names: Vec<String> = self
+            .by_rank()
+            .first()
+            .map(|groups| groups.iter().map(|g| g.variant.to_string()).collect())
+            .unwrap_or_default();
+        writeln!(text, "# {}\n", names.join(", "))?;
+        writeln!(
+            text,
+            "Made of the {} files in `cells/` by `olora report`.\n",
+            self.n_trials
+        )?;
+        self.write_setting(text)?;
+        self.write_caveats(text)?;
+        for groups in self.by_rank() {
+            self.write_rank(text, groups)?;
+        }
+        writeln!(text, "![Validation loss by step](loss.svg)\n")?;
+        writeln!(
+            text,
+            "![Steps to the last loss of {}](steps.svg)",
+            self.reference
+        )?;
+        if let Some(scores) = &self.scores {
+            text.push_str(scores);
+        }
+        self.write_rates(text)
+    }
+
+    fn write_setting(&self, text: &mut String) -> std::fmt::Result {
+        let trials = || self.groups.iter().flat_map(|group| &group.trials);
+        let Some(trial) = trials().next() else {
+            return Ok(());
+        };
+        let recipe = &trial.recipe;
+        let training = &recipe.training;
+        let held_out = match (&recipe.data.validation, recipe.data.validation_samples) {
+            (Some(path), _) => format!("`{}`", path.display()),
+            (None, n) => format!("{} samples held out of it", n.unwrap_or(0)),
+        };
+        let distinct = |of: &dyn Fn(&Trial) -> String| {
+            let all: BTreeSet<String> = trials().map(of).collect();
+            Vec::from_iter(all)
+        };
+        let versions = distinct(&|trial| {
+            let versions = trial.versions.iter();
+            let versions: Vec<String> = versions
+                .map(|(name, version)| format!("{name} {version}"))
+                .collect();
+            versions.join(", ")
+        });
+        let dates = distinct(&|trial| trial.finished.split('T').next().unwrap_or("").to_owned());
+        let dates = match dates.as_slice() {
+            [first, .., last] => format!("{first} to {last}"),
+            dates => dates.concat(),
+        };
+        let n_sequences = training.batch_size * training.accumulation;
+        writeln!(text, "| | |\n|---|---|")?;
+        writeln!(text, "| base | `{}` |", recipe.model.path.display())?;
+        writeln!(
+            text,
+            "| training data | `{}` |",
+            recipe.data.train.display()
+        )?;
+        writeln!(text, "| validation data | {held_out} |")?;
+        writeln!(
+            text,
+            "| run | {} steps of {n_sequences} sequences of at most {} tokens: {} sequences, {} tokens |",
+            trial.steps,
+            recipe.data.max_length,
+            trial.steps * n_sequences,
+            trial.tokens
+        )?;
+        writeln!(
+            text,
+            "| adapter | on {}, alpha {} |",
+            recipe.adapter.config.targets.join(", "),
+            recipe.adapter.config.alpha
+        )?;
+        writeln!(
+            text,
+            "| learning rate | {} steps of warm-up, then {} |",
+            training.warmup_steps,
+            format!("{:?}", training.schedule).to_lowercase()
+        )?;
+        let devices = distinct(&|trial| trial.device.clone());
+        writeln!(text, "| device | {} |", devices.join("; "))?;
+        writeln!(text, "| versions | {} |", versions.join("; "))?;
+        writeln!(text, "| date | {dates} |\n")
+    }
+
+    fn write_caveats(&self, text: &mut String) -> std::fmt::Result {
+        let Self {
+            reference,
+            tuning_seed,
+            ..
+        } = self;
+        let trials = || self.groups.iter().flat_map(|group| &group.trials);
+        writeln!(
+            text,
+            "Read with care:\n\n\
+             - Differences are to {reference} at the same rank and seed, which has the same order of data. In the tables \
+             ± is the standard deviation over seeds; brackets, and ± in sentences, are Student's 95 % intervals over \
+             seeds. Of twenty, one leaves out the truth by chance, and none says anything of other validation data.\n\
+             - Each method has its own learning rate, the best of those tried on seed {tuning_seed} (last table: neighbours \
+             may be far apart, and some methods were tried at more of them). It was chosen by the same validation data that \
+             are reported, and that seed is among those averaged, which flatters every method.\n\
+             - Steps to {reference}'s last loss are those after which the validation loss stays at or below it, by straight \
+             lines between evaluations. Seconds are those steps at the median time of a step, with the start, on the machine \
+             as it was."
+        )?;
+        writeln!(
+            text,
+            "- Before the first step, the losses of all runs lie within {:.1e} of each other.",
+            self.largest_start_difference
+        )?;
+        let n_evaluations = trials()
+            .map(|trial| trial.validation.len())
+            .min()
+            .unwrap_or(0);
+        if n_evaluations < 5 {
+            writeln!(
+                text,
+                "- There are only {n_evaluations} evaluations in a run: steps between them are guesses."
+            )?;
+        }
+        for group in &self.groups {
+            group.write_caveats(text)?;
+        }
+        writeln!(text)
+    }
+
+    fn write_rank(&self, text: &mut String, groups: &[Group]) -> std::fmt::Result {
+        let Some(first) = groups.first() else {
+            return Ok(());
+        };
+        let reference = self.reference;
+        writeln!(text, "## Rank {}\n", first.rank)?;
+        writeln!(
+            text,
+            "| method | learning rate | seeds | last loss | to {reference} | mean loss over the run | to {reference} \
+             | steps to {reference}'s last loss | seconds to it | start | trained | peak memory |\n\
+             |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        )?;
+        for group in groups {
+            let standing = self.standing(group);
+            let standing = standing.as_ref();
+            let trials = &group.trials;
+            let n_steps = trials.iter().map(|trial| trial.steps).max().unwrap_or(0);
+            let areas: Vec<f64> = trials
+                .iter()
+                .filter_map(|trial| area(&trial.validation))
+                .collect();
+            let starts: Vec<f64> = trials.iter().map(|trial| trial.attach_seconds).collect();
+            let peak = trials.iter().filter_map(|trial| trial.peak_memory).max();
+            let seeds = match group.diverged.len() {
+                0 => trials.len().to_string(),
+                n => format!("{}, {n} more diverged", trials.len()),
+            };
+            if trials.is_empty() {
+                writeln!(
+                    text,
+                    "| {} | diverged at all |{}",
+                    group.variant,
+                    " |".repeat(10)
+                )?;
+                continue;
+            }
+            writeln!(
+                text,
+                "| {} | {:e} | {} | {} | {} | {} | {} | {} | {} | {:.2} s | {} | {} |",
+                group.variant,
+                group.rate,
+                seeds,
+                spread(&group.last_losses()),
+                interval(standing.and_then(|standing| standing.loss)),
+                spread(&areas),
+                interval(standing.and_then(|standing| standing.area)),
+                reached(
+                    standing.map_or(&[][..], |standing| &standing.steps),
+                    &format!(" of {n_steps}")
+                ),
+                reached(standing.map_or(&[][..], |standing| &standing.seconds), ""),
+                mean(&starts),
+                trials.first().map_or(0, |trial| trial.trained_params),
+                peak.map_or_else(|| "–".to_owned(), size),
+            )?;
+        }
+        writeln!(text)?;
+        for group in groups {
+            if group.variant != self.reference
+                && let Some(standing) = self.standing(group)
+            {
+                writeln!(text, "- {}", sentence(group, &standing, reference))?;
+            }
+        }
+        writeln!(text)
+    }
+
+    /// What the rates were chosen by.
+    fn write_rates(&self, text: &mut String) -> std::fmt::Result {
+        let mut rates: Vec<f64> = self
+            .groups
+            .iter()
+            .flat_map(|group| group.tried.iter().map(|(rate, _)| *rate))
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        writeln!(text, "\n## Last loss of the first seed by learning rate\n")?;
+        let head: Vec<String> = rates.iter().map(|rate| format!("{rate:e}")).collect();
+        writeln!(text, "| method | rank | {} |", head.join(" | "))?;
+        writeln!(text, "|---|---:|{}", "---:|".repeat(rates.len()))?;
+        for group in &self.groups {
+            let cells = rates.iter().map(|rate| {
+                let tried = group.tried.iter().find(|(tried, _)| tried == rate);
+                match tried {
+                    None => String::new(),
+                    Some((_, loss)) if !loss.is_finite() => "diverged".to_owned(),
+                    Some((_, loss)) if *rate == group.rate => format!("**{loss:.4}**"),
+                    Some((_, loss)) => format!("{loss:.4}"),
+                }
+            });
+            let cells: Vec<String> = cells.collect();
+            writeln!(
+                text,
+                "| {} | {} | {} |",
+                group.variant,
+                group.rank,
+                cells.join(" | ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    /// What is to be known of this method beyond what holds for all.
+    fn write_caveats(&self, text: &mut String) -> std::fmt::Result {
+        let Self {
+            variant,
+            rank,
+            rate,
+            tried,
+            diverged,
+            ..
+        } = self;
+        if rate.is_nan() {
+            return writeln!(
+                text,
+                "- {variant} at rank {rank} diverged at every rate that was tried: lower ones may do."
+            );
+        }
+        if tried.len() == 1 {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} was tried at one learning rate alone, which is no tuning."
+            )?;
+        } else if let Some((end, beyond)) = edge(tried, *rate) {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} was best at the {end} rate tried, {rate:e}: a {beyond} one may be better."
+            )?;
+        }
+        for seed in diverged {
+            writeln!(
+                text,
+                "- {variant} at rank {rank} diverged on seed {seed} at its rate, and is compared without it."
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// At which end of the rates tried the best is, if at one, and what lies beyond.
+fn edge(tried: &[(f64, f64)], best: f64) -> Option<(&'static str, &'static str)> {
+    let lower = tried.iter().any(|(rate, _)| *rate < best);
+    let higher = tried.iter().any(|(rate, _)| *rate > best);
+    match (lower, higher) {
+        (false, _) => Some(("lowest", "lower")),
+        (_, false) => Some(("highest", "higher")),
+        _ => None,
+    }
+}
+
+/// `1.2345 ± 0.0012`.
+fn spread(values: &[f64]) -> String {
+    match deviation(values) {
+        Some(deviation) => format!("{:.4} ± {deviation:.4}", mean(values)),
+        None => format!("{:.4}", mean(values)),
+    }
+}
+
+/// `-0.0123 [-0.0150, -0.0096]`.
+fn interval(interval: Option<Interval>) -> String {
+    interval.map_or_else(
+        || "–".to_owned(),
+        |Interval { mean, half_width }| {
+            format!(
+                "{mean:+.4} [{:+.4}, {:+.4}]",
+                mean - half_width,
+                mean + half_width
+            )
+        },
+    )
+}
+
+/// The mean where all seeds got there, or how many did.
+fn reached(values: &[Option<f64>], of: &str) -> String {
+    let there: Vec<f64> = values.iter().copied().flatten().collect();
+    match (there.len(), values.len()) {
+        (_, 0) => "–".to_owned(),
+        (0, _) => "not reached".to_owned(),
+        (n, all) if n == all => format!("{:.1}{of}", mean(&there)),
+        (n, all) => format!("{:.1}{of} ({n} of {all} seeds)", mean(&there)),
+    }
+}
+
+/// In words, what a row says.
+fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
+    let Group { variant, rank, .. } = group;
+    let told = |interval: Option<Interval>, what: &str| match interval {
+        None => format!("of its {what}, fewer than two seeds say nothing"),
+        Some(interval) if !interval.is_clear() => format!(
+            "its {what} cannot be told from {reference}'s ({:+.4} ± {:.4})",
+            interval.mean, interval.half_width
+        ),
+        Some(interval) => format!(
+            "its {what} is {} by {:.4} ± {:.4}",
+            if interval.mean < 0.0 {
+                "lower"
+            } else {
+                "higher"
+            },
+            interval.mean.abs(),
+            interval.half_width
+        ),
+    };
+    let there: Vec<f64> = standing.steps.iter().copied().flatten().collect();
+    let n_steps = group
+        .trials
+        .iter()
+        .map(|trial| trial.steps)
+        .max()
+        .unwrap_or(0);
+    let steps = match (there.len(), standing.steps.len()) {
+        (_, 0) => format!("it has no seed in common with {reference}"),
+        (0, all) if all > 1 => {
+            format!("none of {all} seeds ends at or below {reference}'s last loss")
+        }
+        (0, _) => format!("its seed does not end at or below {reference}'s last loss"),
+        (n, all) if n < all => {
+            format!("{n} of {all} seeds end at or below {reference}'s last loss")
+        }
+        (n, _) => {
+            let width =
+                Interval::of(&there).map(|interval| format!(" ± {:.1}", interval.half_width));
+            format!(
+                "{} at or below {reference}'s last loss after {:.1}{} of {n_steps} steps",
+                if n == 1 {
+                    "its seed stays"
+                } else {
+                    "all seeds stay"
+                },
+                mean(&there),
+                width.unwrap_or_default()
+            )
+        }
+    };
+    format!(
+        "**{variant} at rank {rank}**: {}; {}; {steps}.",
+        told(standing.loss, "last loss"),
+        told(standing.area, "mean loss over the run"),
+    )
+}

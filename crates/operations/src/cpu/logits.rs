@@ -1,0 +1,110 @@
+//! One pass over the logits of all rows, some rows at a time.
+
+use burn::backend::{DType, flex::FlexTensor};
+use rayon::prelude::*;
+
+use super::{
+    matrix::{Matrix, add_product, write_product},
+    vector::{exponentials, highest, vectorised},
+};
+use crate::logits::WantedGradients;
+
+/// What a pass gives, for the rows that it was given ids of.
+pub(super) struct Pass {
+    /// The log-probability of each row's target.
+    pub log_likelihoods: Vec<f32>,
+    /// The gradient of `−Σ scale·log-likelihood` by the hidden states, if
+    /// wanted.
+    pub grad_hidden: Option<Vec<f32>>,
+    /// The same by the weight, if wanted.
+    pub grad_weight: Option<Vec<f32>>,
+}
+
+/// A pass over the first `ids.len()` of the hidden states, one after the other
+/// in `hidden`, with `rows` rows of logits at a time. Rows after those are
+/// padding, whose gradient is zero. `scales` is what each row counts in the
+/// gradients: one each if there are none.
+pub(super) fn pass(
+    hidden: &[f32],
+    weight: Matrix,
+    ids: &[usize],
+    scales: Option<&[f32]>,
+    rows: usize,
+    wanted: WantedGradients,
+) -> Pass {
+    let (width, vocab) = (weight.rows(), weight.columns());
+    let n = ids.len();
+    let mut logits = vec![0.0_f32; rows.min(n) * vocab];
+    // Rows that are padding have no gradient, so what is not written must be zero.
+    let mut grad_hidden = wanted.hidden.then(|| vec![0.0_f32; hidden.len()]);
+    let mut grad_weight = wanted.weight.then(|| vec![0.0_f32; width * vocab]);
+    let mut log_likelihoods = Vec::with_capacity(n);
+    for start in (0..n).step_by(rows) {
+        let end = (start + rows).min(n);
+        let chunk = Matrix::of_rows(&hidden[start * width..end * width], width);
+        let logits = &mut logits[..(end - start) * vocab];
+        write_product(logits, 1.0, chunk, weight);
+        let of_chunk: Vec<f32> = logits
+            .par_chunks_exact_mut(vocab)
+            .zip(start..end)
+            .map(|(row, i)| {
+                let scale = scales.map_or(1.0, |scales| scales[i]);
+                let grad_scale = wanted.any().then_some(scale);
+                vectorised(|| one_row(row, ids[i], grad_scale))
+            })
+            .collect();
+        log_likelihoods.extend(of_chunk);
+        let grad_logits = Matrix::of_rows(logits, vocab);
+        if let Some(grad_weight) = &mut grad_weight {
+            add_product(grad_weight, 1.0, chunk.transposed(), grad_logits);
+        }
+        if let Some(grad_hidden) = &mut grad_hidden {
+            let part = &mut grad_hidden[start * width..end * width];
+            write_product(part, 1.0, grad_logits, weight.transposed());
+        }
+    }
+    Pass {
+        log_likelihoods,
+        grad_hidden,
+        grad_weight,
+    }
+}
+
+/// The log-likelihood of one row's target; its logits become the gradient of
+/// minus that, times `grad_scale`, if there is one.
+#[inline(always)]
+fn one_row(row: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
+    let highest = highest(row);
+    let of_target = row[target] - highest;
+    let sum = exponentials(row, highest);
+    if let Some(grad_scale) = grad_scale {
+        let scale = 1.0 / sum * grad_scale;
+        for value in row.iter_mut() {
+            *value *= scale;
+        }
+        row[target] -= grad_scale;
+    }
+    of_target - sum.ln()
+}
+
+/// Token ids, whichever integers they are kept in.
+pub(super) fn host_ids(ids: &FlexTensor) -> Option<Vec<usize>> {
+    let ids = ids.to_contiguous();
+    let range =
+        ids.layout().start_offset()..ids.layout().start_offset() + ids.layout().num_elements();
+    match ids.dtype() {
+        DType::I32 => Some(
+            ids.storage::<i32>()[range]
+                .iter()
+                .map(|id| *id as usize)
+                .collect(),
+        ),
+        DType::I64 => Some(
+            ids.storage::<i64>()[range]
+                .iter()
+                .map(|id| *id as usize)
+                .collect(),
+        ),
+        _ => None,
+    }
+}

@@ -1,0 +1,59 @@
+//! The base model, loaded or drawn.
+
+use std::time::Instant;
+
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, Tensor},
+};
+use olora_adapter::to_dtype;
+use olora_model::{Dtype, Llama, ModelConfig, load};
+
+use crate::{Event, Observer, Precision, Recipe, RunError, recipe::Weights};
+
+/// The base model of a recipe on its device.
+///
+/// # Errors
+///
+/// When a file cannot be read or does not fit, or the device fails.
+pub fn load_base(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    precision: &Precision,
+    device: &Device,
+    observer: &dyn Observer,
+) -> Result<Llama, RunError> {
+    let loading = Instant::now();
+    let base = precision.base;
+    let llama = match recipe.model.weights {
+        Weights::Checkpoint => load(&recipe.model.path, base, device)?.0,
+        Weights::Random | Weights::Timing => {
+            let random = config.init(device);
+            if base == Dtype::F32 {
+                random
+            } else {
+                random.map(&mut CastTo(base))
+            }
+        }
+    };
+    let llama = if precision.compute == precision.base {
+        llama
+    } else {
+        llama.computing_in(precision.compute)
+    };
+    observer.on(&Event::ModelLoaded {
+        path: recipe.model.path.clone(),
+        n_params: llama.num_params(),
+        seconds: loading.elapsed().as_secs_f64(),
+    });
+    Ok(llama)
+}
+
+/// Rounds every weight, one after another.
+struct CastTo(Dtype);
+
+impl ModuleMapper for CastTo {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|weight| to_dtype(weight, self.0.into()))
+    }
+}

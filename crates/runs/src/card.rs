@@ -1,0 +1,121 @@
+//! The model card beside an adapter: what it is, what it was made from and how
+//! it did. `README.md` with the front matter that the Hugging Face hub reads.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::{Recipe, Summary};
+
+/// The card of a finished run.
+pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
+    let adapter = &recipe.adapter.config;
+    let method = recipe.adapter.method_name();
+    let base = base_name(recipe);
+    let mut tags = vec!["lora".to_owned(), "olora".to_owned()];
+    if method != "olora" && method != "lora" {
+        tags.push(method.to_owned());
+    }
+    let quoted = |text: &str| Value::from(text).to_string();
+    let mut text = format!(
+        "---\nbase_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\ntags: {}\n---\n\n",
+        quoted(&base),
+        json!(tags)
+    );
+    let mut line = |row: std::fmt::Arguments<'_>| {
+        // Writing to a string cannot fail.
+        let _ = text.write_fmt(row);
+    };
+    line(format_args!("# {}\n\n", recipe.name));
+    line(format_args!(
+        "An adapter for `{base}`, trained with [olora](https://github.com/olora/olora) and saved as PEFT \
+         files.\n\n"
+    ));
+    line(format_args!("| | |\n|---|---|\n"));
+    line(format_args!("| method | {method}{} |\n", variants(recipe)));
+    line(format_args!(
+        "| rank, alpha | {}, {} |\n",
+        adapter.rank, adapter.alpha
+    ));
+    line(format_args!(
+        "| targets | {} |\n",
+        adapter.targets.join(", ")
+    ));
+    if !adapter.modules_to_save.is_empty() {
+        let modules = adapter.modules_to_save.join(", ");
+        line(format_args!("| trained whole | {modules} |\n"));
+    }
+    let millions = |n: usize| n as f64 / 1e6;
+    line(format_args!(
+        "| trained parameters | {:.3} M of {:.1} M |\n",
+        millions(summary.n_trained_params),
+        millions(summary.n_params)
+    ));
+    line(format_args!(
+        "| data | {} |\n",
+        file_name(&recipe.data.train)
+    ));
+    line(format_args!(
+        "| steps | {} of {} sequences, {} tokens |\n",
+        summary.steps,
+        recipe.training.batch_size * recipe.training.accumulation,
+        summary.tokens
+    ));
+    line(format_args!(
+        "| learning rate | {:e}, {:?}{} |\n",
+        recipe.training.learning_rate,
+        recipe.training.schedule,
+        recipe
+            .training
+            .loraplus_ratio
+            .map(|ratio| format!(", LoRA+ ratio {ratio}"))
+            .unwrap_or_default()
+    ));
+    let loss = |loss: Option<f64>| loss.map_or("not measured".to_owned(), |x| format!("{x:.4}"));
+    line(format_args!(
+        "| training loss at the end | {} |\n",
+        loss(summary.train_loss)
+    ));
+    line(format_args!(
+        "| validation loss, before and after | {}, {} |\n",
+        loss(summary.validation_loss_before),
+        loss(summary.validation_loss)
+    ));
+    line(format_args!("| seed | {} |\n\n", recipe.seed));
+    line(format_args!(
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+         base = AutoModelForCausalLM.from_pretrained({})\n\
+         model = PeftModel.from_pretrained(base, \"this directory\")\n```\n",
+        quoted(&base)
+    ));
+    text
+}
+
+/// What an adapter of this recipe records as its base.
+pub(crate) fn base_name(recipe: &Recipe) -> String {
+    let path = || {
+        let path = recipe.model.path.display().to_string();
+        // With one slash it would read as a name on the hub.
+        let ambiguous = path.matches('/').count() == 1 && !path.starts_with(['/', '.']);
+        if ambiguous { format!("./{path}") } else { path }
+    };
+    recipe.model.base_name.clone().unwrap_or_else(path)
+}
+
+fn variants(recipe: &Recipe) -> String {
+    let adapter = &recipe.adapter.config;
+    let mut variants = String::new();
+    for (is, name) in [(adapter.dora, "DoRA"), (adapter.rslora, "rank-stabilised")] {
+        if is {
+            variants += ", ";
+            variants += name;
+        }
+    }
+    variants
+}
+
+/// Where a file lies on the machine that trained is nobody else's business.
+fn file_name(path: &std::path::Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}

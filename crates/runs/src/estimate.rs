@@ -1,0 +1,202 @@
+//! How much memory a run takes, before it takes it.
+
+use olora_model::{Activation, ModelConfig, NormKind};
+use olora_training::{HeadShape, Objective, Recompute, size};
+use serde::Serialize;
+
+use crate::{XX, counts::Counts};
+
+/// Bytes that a run holds at its peak, by what they are for.
+///
+/// Counted from the tensors that this decoder's operations keep for the
+/// backward pass. What a device's allocator keeps beyond that is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryEstimate {
+    /// The frozen base.
+    pub weights: u64,
+    /// What trains, its gradients and the optimiser's two moments, and what an
+    /// update needs.
+    pub trained: u64,
+    /// What the blocks keep for the backward pass.
+    pub activations: u64,
+    /// What an operation needs while it runs.
+    pub workspace: u64,
+    /// What the objective holds: logits of some rows, and the gradient of the
+    /// hidden states.
+    pub logits: u64,
+    /// The program, its data and its threads, where they share the memory.
+    pub process: u64,
+}
+
+/// What an estimate follows from.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
+pub(crate) struct Workload {
+    pub(crate) counts: Counts,
+    /// Whether adapted layers keep their output for a magnitude.
+    pub(crate) dora: bool,
+    /// Whether adapters drop some of their input.
+    pub(crate) dropout: bool,
+    /// Whether a step adds up several micro-batches.
+    pub(crate) accumulates: bool,
+    pub(crate) base: Dtype,
+    pub(crate) compute: Dtype,
+    pub(crate) recompute: Recompute,
+    /// Whether the device has memory of its own, and no kernels of ours.
+    pub(crate) accelerator: bool,
+    pub(crate) rows: usize,
+    pub(crate) seq: usize,
+    /// Trained positions of the largest batch.
+    pub(crate) targets: usize,
+    /// Bytes of samples held in memory.
+    pub(crate) samples: u64,
+    /// Bytes of the tokenizer's file.
+    pub(crate) tokenizer: u64,
+}
+
+fn bytes(dtype: Dtype) -> u64 {
+    dtype.size() as u64
+}
+
+/// The program with its threads, as measured on a model of no size
+/// (BENCHMARKS.md, "Memory").
+const PROCESS: u64 = 22_000_000;
+/// A tokenizer in memory, in sizes of its file; measured on one of 49,152 tokens.
+const TOKENIZER: u64 = 8;
+/// Tensors of the largest trained one's size that an update makes besides: new
+/// moments, corrected ones, the change, the new value.
+const UPDATE: u64 = 8;
+
+impl MemoryEstimate {
+    pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
+        let counts = load.counts;
+        let n = |x: usize| x as u64;
+        let element = bytes(load.compute);
+        let tokens = n(load.rows) * n(load.seq);
+        let d = n(config.hidden_size);
+        let inner = n(config.intermediate_size);
+        let q = n(config.num_attention_heads * config.head_dim);
+        let kv = n(config.num_key_value_heads * config.head_dim);
+        let layers = n(config.num_hidden_layers);
+        let adapted = counts.adapted_layers > 0;
+
+        // Each norm keeps its input, each projection its input, attention its inputs, its output
+        // and a number per head, the gate its two inputs.
+        let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
+        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + of_mlp;
+        if config.qk_norm {
+            kept += q + kv;
+        }
+        if load.accelerator {
+            // Attention's output as it is computed, and as it is projected.
+            kept += q;
+        }
+        // Adapters keep x·A; with dropout, each its own input and what was dropped of it.
+        let mut down = 0;
+        if adapted {
+            down += 7 * n(counts.rank) * 4;
+            if load.dropout {
+                down += 8 * (5 * d + q + inner);
+            }
+        }
+        if adapted && load.dora {
+            // Before and after its magnitude.
+            kept += 2 * (q + 2 * kv + 2 * d + 2 * inner);
+        }
+        // Compositions of Burn's operations keep what each of those does, in f32.
+        let mut composed = 0;
+        if config.norm != NormKind::Rms {
+            composed += 2 * d * (4 - element);
+        }
+        if config.activation == Activation::GeluTanh {
+            composed += 4 * inner * 4;
+        }
+        let per_token = kept * element + composed + down + n(config.num_attention_heads) * 4;
+        let activations = match load.recompute {
+            Recompute::None => layers * tokens * per_token,
+            Recompute::Blocks => tokens * (layers * d * element + per_token),
+        } + 2 * tokens * d * element;
+
+        // Backward of the feed-forward network: three gradients of its width and two of the
+        // stream's. Portable code works in f32 and keeps scores of some queries.
+        let in_f32 = if load.accelerator { 3 * inner * 4 } else { 0 };
+        let scores = if load.accelerator {
+            let all = n(load.rows) * n(config.num_attention_heads) * n(load.seq) * n(load.seq) * 4;
+            3 * all.min(64 << 20)
+        } else {
+            0
+        };
+        let workspace = tokens * ((3 * inner + 2 * d) * element + in_f32) + scores;
+
+        let head = HeadShape {
+            targets: load.targets,
+            width: config.hidden_size,
+            vocab: config.vocab_size,
+            element,
+            is_adapted: counts.adapted_output,
+            accelerator: load.accelerator,
+        };
+        let logits = objective.head_bytes(&head);
+        let output_gradient = if counts.output_trains {
+            n(config.vocab_size) * d * 4
+        } else {
+            0
+        };
+        let cast_copy = if load.compute == load.base {
+            0
+        } else {
+            n(counts.params) * element
+        };
+        let frozen = counts.params.saturating_sub(counts.trained);
+        Self {
+            weights: cast_copy + n(frozen) * bytes(load.base) + n(counts.anchor) * 4,
+            // The value, its gradient, two moments; and the sum of gradients, if there is one.
+            trained: n(counts.trained) * if load.accumulates { 20 } else { 16 }
+                + UPDATE * n(counts.largest_trained) * 4,
+            activations,
+            workspace,
+            logits: logits + output_gradient,
+            process: if load.accelerator {
+                0
+            } else {
+                PROCESS + TOKENIZER * load.tokenizer + load.samples
+            },
+        }
+    }
+
+    /// The peak. The workspace and the logits are not there at the same time.
+    pub fn total(&self) -> u64 {
+        self.weights
+            + self.trained
+            + self.activations
+            + self.workspace.max(self.logits)
+            + self.process
+    }
+}
+
+impl std::fmt::Display for MemoryEstimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            weights,
+            trained,
+            activations,
+            workspace,
+            logits,
+            process,
+        } = *self;
+        write!(
+            f,
+            "{} (base {}, trained and its optimiser {}, activations {}, at work {}, or logits {}",
+            size(self.total()),
+            size(weights),
+            size(trained),
+            size(activations),
+            size(workspace),
+            size(logits),
+        )?;
+        if process > 0 {
+            write!(f, ", program and data {}", size(process))?;
+        }
+        f.write_str(")")
+    }
+}

@@ -1,0 +1,157 @@
+//! What a run tells whoever is watching. This crate prints nothing.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use olora_training::Evaluation;
+use serde::Serialize;
+
+use crate::{MemoryEstimate, Precision, Summary};
+
+/// Receives the events of a run, from the thread that trains.
+pub trait Observer: Send + Sync {
+    /// Called for each event, in order.
+    fn on(&self, event: &Event);
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The data has been read: which file, and what the reader reports.
+    Data {
+        /// `training` or `validation`.
+        role: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reader's report, for people.
+        report: String,
+    },
+    /// The base model is in memory.
+    ModelLoaded {
+        /// Its directory.
+        path: PathBuf,
+        /// All of its parameters.
+        n_params: usize,
+        /// Seconds it took.
+        seconds: f64,
+    },
+    /// Adapters are being initialised: layers done, layers in all.
+    Attaching(usize, usize),
+    /// Data is being looked at to find where factors start: the batch, from 1.
+    Looking(usize),
+    /// Something to know that stops nothing.
+    Note(String),
+    /// From here on, until each shape has occurred once, the device makes
+    /// kernels, and chooses among those that it has not chosen among in an
+    /// earlier run.
+    MakingKernels {
+        /// Whether it measures which of several is fastest.
+        measured: bool,
+    },
+    /// The first step is done.
+    FirstStep {
+        /// Seconds that it took, most of them for kernels if any were new.
+        seconds: f64,
+        /// For how many shapes a kernel has been chosen since the process
+        /// began.
+        n_choices: usize,
+    },
+    /// The device computes what the CPU computes.
+    DeviceChecked {
+        /// The number format it was checked in.
+        dtype: &'static str,
+        /// The largest relative difference that was found.
+        worst: f64,
+        /// Seconds it took.
+        seconds: f64,
+    },
+    /// Everything is in place.
+    Ready(Plan),
+    /// The run continues from a checkpoint of this step.
+    Resumed(usize),
+    /// A sample was generated.
+    Sample {
+        /// `before` or `after`.
+        when: &'static str,
+        /// The recipe's prompt.
+        prompt: String,
+        /// The continuation.
+        text: String,
+    },
+    /// A step was logged.
+    Step(StepReport),
+    /// A validation pass has finished.
+    Evaluated {
+        /// After this many steps.
+        step: usize,
+        /// The result.
+        evaluation: Evaluation,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// After this many steps.
+        step: usize,
+        /// Where.
+        path: PathBuf,
+    },
+    /// The run was interrupted after this step; a checkpoint is there.
+    Interrupted(usize),
+    /// The run is complete.
+    Finished(Box<Summary>),
+}
+
+/// What a run is going to do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The run directory.
+    pub directory: PathBuf,
+    /// All parameters, adapter included.
+    pub n_params: usize,
+    /// Those that train.
+    pub n_trained_params: usize,
+    /// Adapted layers.
+    pub n_adapted_layers: usize,
+    /// Seconds spent initialising the adapter.
+    pub attach_seconds: f64,
+    /// Steps in all.
+    pub total_steps: usize,
+    /// Micro-batches in one pass over the data.
+    pub batches_per_epoch: usize,
+    /// Sequences per step.
+    pub sequences_per_step: usize,
+    /// Training sequences.
+    pub n_samples: usize,
+    /// The number formats.
+    pub precision: Precision,
+    /// The memory that the run is expected to take.
+    pub memory: MemoryEstimate,
+    /// The memory that the device has, in bytes, where it is known.
+    pub device_memory: Option<u64>,
+}
+
+/// One logged line: means over the steps since the line before.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The last step of the stretch.
+    pub step: usize,
+    /// Mean loss per trained token, in nats.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// The step's global gradient norm, before clipping.
+    pub grad_norm: f64,
+    /// Unpadded input tokens since the run began.
+    pub tokens: u64,
+    /// Unpadded input tokens per second of training.
+    pub tokens_per_second: f64,
+    /// Seconds of training since the run began, without evaluation.
+    pub seconds: f64,
+    /// Peak resident memory of the process, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// Memory held by the device's allocator, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<u64>,
+    /// An objective's other means, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
+}

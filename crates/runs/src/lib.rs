@@ -1,0 +1,73 @@
+//! Runs: a [`Recipe`] goes in, a run directory comes out.
+//!
+//! [`train`] does all of it, one stage after another, through Burn's `Learner`
+//! with a loop of steps in the place of its loop of epochs; [`plan`] says
+//! beforehand what it would take. Whoever calls gets [`Event`]s; this crate
+//! prints nothing and chooses no backend.
+//!
+//! ```no_run
+//! use std::{path::Path, sync::Arc};
+//!
+//! use burn::tensor::Device;
+//! use olora_runs::{Event, Observer, Recipe, TrainOptions, train};
+//!
+//! struct Quiet;
+//! impl Observer for Quiet {
+//!     fn on(&self, _event: &Event) {}
+//! }
+//!
+//! let overrides = ["training.max_steps=10".to_owned()];
+//! let recipe = Recipe::load(Path::new("recipes/quickstart.toml"), &overrides)?;
+//! let observer: Arc<dyn Observer> = Arc::new(Quiet);
+//! let summary = train(&recipe, &Device::flex(), TrainOptions::default(), &observer)?;
+//! assert!(summary.result.join("adapter_model.safetensors").exists());
+//! # Ok::<(), olora_runs::RunError>(())
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod attach;
+mod base;
+mod card;
+mod checkpoint;
+mod counts;
+mod error;
+mod estimate;
+mod events;
+mod failure;
+#[cfg(test)]
+mod golden_tests;
+mod memory;
+mod options;
+mod plan;
+mod plot;
+mod precision;
+mod prepare;
+mod quiet;
+pub mod recipe;
+mod run;
+mod run_data;
+mod run_directory;
+mod run_log;
+mod sampler;
+mod session;
+mod stages;
+mod state;
+mod steps;
+mod strategy;
+mod summary;
+mod trainee;
+
+pub use base::load_base;
+pub use checkpoint::has_checkpoint;
+pub use error::RunError;
+pub use estimate::MemoryEstimate;
+pub use events::{Event, Observer, Plan, StepReport};
+pub use memory::{device_reserved_bytes, forget_peak, peak_resident_bytes};
+pub use options::TrainOptions;
+pub use plan::{Forecast, Probe, plan};
+pub use precision::{Precision, choose_dtype};
+pub use recipe::{Recipe, differences};
+pub use run::train;
+pub use run_data::{Data, check_samples, fingerprint};
+pub use summary::Summary;

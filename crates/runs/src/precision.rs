@@ -1,0 +1,147 @@
+//! Which number formats a model is held in and computes in.
+
+use burn::tensor::{DType, Device};
+use olora_data::Padding;
+use olora_model::{Dtype, ModelConfig};
+use serde::Serialize;
+
+use crate::{Recipe, RunError};
+
+/// The number formats of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Precision {
+    /// Of the base weights.
+    pub base: Dtype,
+    /// Of activations and matrix products.
+    pub compute: Dtype,
+    /// What was asked for and could not be had, where the recipe allows that:
+    /// the key and the number format.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<(&'static str, &'static str)>,
+}
+
+/// The number format for a checkpoint that is stored as `stored`, on `device`.
+///
+/// Asked for nothing, the CPU gets float32, which it computes fastest in; an
+/// `accelerator` gets bfloat16 for a half-precision checkpoint where it can,
+/// also for one stored in float16, whose small range is no safe place for
+/// gradients.
+///
+/// # Errors
+///
+/// [`RunError::Precision`], naming `key`, if `requested` is not among what
+/// the device computes in.
+pub fn choose_dtype(
+    key: &'static str,
+    requested: Option<Dtype>,
+    stored: Option<Dtype>,
+    device: &Device,
+    accelerator: bool,
+) -> Result<Dtype, RunError> {
+    let can = |dtype: Dtype| device.supports_dtype(DType::from(dtype));
+    if let Some(dtype) = requested {
+        return if can(dtype) {
+            Ok(dtype)
+        } else {
+            Err(RunError::Precision {
+                key,
+                wanted: dtype.name(),
+                offered: Dtype::offered_by(device)
+                    .into_iter()
+                    .map(Dtype::name)
+                    .collect(),
+            })
+        };
+    }
+    let half = matches!(stored, Some(Dtype::Bf16 | Dtype::F16));
+    Ok(if accelerator && half && can(Dtype::Bf16) {
+        Dtype::Bf16
+    } else {
+        Dtype::F32
+    })
+}
+
+impl Recipe {
+    /// The recipe with everything decided that depends on the device and the
+    /// checkpoint, as it is written to the run directory.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Precision`] if the device does not compute in what is asked for.
+    pub fn resolved(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        accelerator: bool,
+    ) -> Result<(Self, Precision), RunError> {
+        let mut fallback = Vec::new();
+        let mut choose = |key, requested: Option<Dtype>, stored| {
+            let requested = requested;
+            match choose_dtype(key, requested, stored, device, accelerator) {
+                Err(RunError::Precision { wanted, .. }) if self.model.dtype_fallback => {
+                    fallback.push((key, wanted));
+                    Ok(Dtype::F32)
+                }
+                other => other,
+            }
+        };
+        let full = self.adapter.everything;
+        // What trains is held in float32.
+        let trains = full || !self.adapter.config.modules_to_save.is_empty();
+        let stored = if trains { None } else { config.stored_dtype() };
+        let base = choose("model.dtype", self.model.dtype, stored)?;
+        // Left out, the compute format is the base's own, on the CPU too.
+        let compute = self.model.compute_dtype.unwrap_or(base);
+        let compute = choose("model.compute_dtype", Some(compute), None)?;
+        let mut recipe = self.clone();
+        recipe.model.dtype = Some(base);
+        recipe.model.compute_dtype = Some(compute);
+        recipe
+            .training
+            .pad_to_multiple_of
+            .get_or_insert(Padding::default_multiple(accelerator));
+        let precision = Precision {
+            base: base,
+            compute: compute,
+            fallback,
+        };
+        Ok((recipe, precision))
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = Dtype::name;
+        write!(f, "{} weights", name(self.base))?;
+        if self.compute != self.base {
+            write!(f, ", computing in {}", name(self.compute))?;
+        }
+        for (key, wanted) in &self.fallback {
+            write!(
+                f,
+                " ({key} = {wanted} is not to be had here: float32 instead)"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_follows_from_checkpoint_and_device() {
+        let device = Device::flex();
+        let choose = |requested, stored, accelerator| {
+            choose_dtype("model.dtype", requested, stored, &device, accelerator).unwrap()
+        };
+        use Dtype::{Bf16, F16, F32};
+        assert_eq!(choose(None, Some(Bf16), false), F32);
+        assert_eq!(choose(None, Some(Bf16), true), Bf16);
+        assert_eq!(choose(None, Some(F16), true), Bf16);
+        assert_eq!(choose(None, Some(F32), true), F32);
+        assert_eq!(choose(None, None, true), F32);
+        assert_eq!(choose(Some(F16), Some(Bf16), false), F16);
+    }
+}

@@ -1,0 +1,90 @@
+//! Everything that is known of a run before its weights are in memory.
+
+use burn::tensor::Device;
+use olora_data::{Padding, Tokenizer};
+use olora_model::ModelConfig;
+use olora_training::CrossEntropy;
+
+use crate::{
+    MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts, estimate::Workload,
+    run_data::Data, steps::Steps,
+};
+
+/// A recipe with its data, its steps and what it will take.
+pub(crate) struct Prepared {
+    /// With everything decided that the device decides.
+    pub(crate) recipe: Recipe,
+    pub(crate) config: ModelConfig,
+    pub(crate) precision: Precision,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) data: Data,
+    pub(crate) padding: Padding,
+    pub(crate) steps: Steps,
+    /// As they follow from the recipe.
+    pub(crate) counts: Counts,
+    accelerator: bool,
+}
+
+impl Prepared {
+    pub(crate) fn new(
+        recipe: &Recipe,
+        device: &Device,
+        accelerator: bool,
+        observer: &dyn Observer,
+    ) -> Result<Self, RunError> {
+        let config = ModelConfig::from_path(&recipe.model.path)?;
+        let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+        let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
+        let data = Data::load(&recipe, &tokenizer, observer)?;
+        data.check_against(&config, &tokenizer)?;
+        let padding = Padding {
+            id: tokenizer.pad_id(),
+            multiple: recipe.training.pad_to_multiple_of.unwrap_or(1),
+        };
+        let steps = Steps::new(&recipe, &data.train, padding)?;
+        let counts = Counts::expected(&recipe, &config)?;
+        Ok(Self {
+            recipe,
+            config,
+            precision,
+            tokenizer,
+            data,
+            padding,
+            steps,
+            counts,
+            accelerator,
+        })
+    }
+
+    /// Whether every weight trains, rather than an adapter.
+    pub(crate) fn trains_everything(&self) -> bool {
+        self.recipe.adapter.everything
+    }
+
+    /// The memory that the run takes, of a model of these parameters.
+    pub(crate) fn memory(&self, counts: &Counts) -> MemoryEstimate {
+        let recipe = &self.recipe;
+        let validation = self.data.validation.iter().flat_map(|all| all.iter());
+        let samples = self.data.train.iter().chain(validation);
+        // Four bytes and one for each token, and two vectors' headers.
+        let samples = samples
+            .map(|sample| 5 * sample.tokens.len() as u64 + 48)
+            .sum();
+        let workload = Workload {
+            counts: *counts,
+            dora: recipe.adapter.config.dora,
+            dropout: recipe.adapter.config.dropout > 0.0,
+            accumulates: recipe.training.accumulation > 1,
+            base: self.precision.base,
+            compute: self.precision.compute,
+            recompute: recipe.training.recompute,
+            accelerator: self.accelerator,
+            rows: self.steps.largest.n_rows,
+            seq: self.steps.largest.seq_len,
+            targets: self.steps.largest.n_targets,
+            samples,
+            tokenizer: self.tokenizer.n_bytes() as u64,
+        };
+        MemoryEstimate::new(&self.config, &workload, &CrossEntropy)
+    }
+}

@@ -1,0 +1,299 @@
+//! The recipe: everything that decides a run, in one TOML file.
+
+mod adapter;
+mod differences;
+mod parse;
+
+use std::path::PathBuf;
+
+use olora_data::{DEFAULT_MAX_LENGTH, Format};
+use olora_model::Dtype;
+use olora_training::{Decay, LearningRate, Recompute};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    adapter::{AdapterSection, Trained},
+    differences::differences,
+};
+
+/// A whole recipe. Unknown keys are refused; the run directory gets it back
+/// with every default written out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Names the run directory, `<output.directory>/<name>`.
+    pub name: String,
+    /// Seeds weights, factors, data order and dropout.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// `cpu`, `cuda`, `cuda:1`, `wgpu`, …; what is allowed depends on the build.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// The base model.
+    pub model: ModelSection,
+    /// What trains.
+    #[serde(default)]
+    pub adapter: AdapterSection,
+    /// Training and validation data.
+    pub data: DataSection,
+    /// The loop.
+    #[serde(default)]
+    pub training: TrainingSection,
+    /// Prompts answered before and after.
+    #[serde(default)]
+    pub samples: SamplesSection,
+    /// Where results go.
+    #[serde(default)]
+    pub output: OutputSection,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+fn default_device() -> String {
+    "cpu".to_owned()
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A Hugging Face checkpoint directory or a GGUF file, relative to the working
+    /// directory; on the command line also a name on the Hugging Face hub.
+    pub path: PathBuf,
+    /// What an adapter records as its base; the path if not given, and for a
+    /// model that was named as on the hub, that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_name: Option<String>,
+    /// The number format that the base is held in. If not given: float32 on the
+    /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
+    /// a half-precision checkpoint, if the device computes in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+    /// The number format of activations and matrix products; the base's own if
+    /// not given. Factors, optimiser, norms, softmax and loss are float32
+    /// whatever this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_dtype: Option<Dtype>,
+    /// Whether a device without the number formats asked for may use float32
+    /// in their place; if not, the run is refused.
+    #[serde(default)]
+    pub dtype_fallback: bool,
+    /// Whether weights come from the checkpoint or are drawn afresh.
+    #[serde(default)]
+    pub weights: Weights,
+}
+
+/// Where the base weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// Loaded from the checkpoint.
+    #[default]
+    Checkpoint,
+    /// Drawn at random; only `config.json` and the tokenizer are read.
+    Random,
+    /// Drawn at random, for measuring speed and memory: an adapter may be
+    /// trained on them, which teaches it nothing.
+    Timing,
+}
+
+/// `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// JSONL, JSON or plain text, relative to the working directory.
+    pub train: PathBuf,
+    /// Data that the model is evaluated on and never trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PathBuf>,
+    /// Without `validation`: the number of training samples to hold out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_samples: Option<usize>,
+    /// The seed that chooses which samples are held out; the recipe's if not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
+    /// The records' layout; detected from the keys if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Longest sequence in tokens; longer ones are cut at the end.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Whether the loss covers the prompt too.
+    #[serde(default)]
+    pub train_on_prompt: bool,
+    /// Whether a row of `max_length` holds as many whole samples as fit, each
+    /// seeing itself alone and counted from position zero; `batch_size` then
+    /// counts rows. Fewer and fuller rows, so less padding, but larger steps.
+    #[serde(default)]
+    pub packing: bool,
+}
+
+fn default_max_length() -> usize {
+    DEFAULT_MAX_LENGTH
+}
+
+/// The update rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    #[default]
+    Adamw,
+    /// Plain gradient descent.
+    Sgd,
+}
+
+/// `[training]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingSection {
+    /// Optimiser steps; give this or `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<usize>,
+    /// Passes over the data; 1 if neither is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Sequences per micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches per step; the result is that of one large batch.
+    pub accumulation: usize,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// Where the schedule ends.
+    pub min_learning_rate: f64,
+    /// `LoRA+` (Hayou et al. 2024, arXiv 2402.12354): `B` learns at this many
+    /// times the learning rate; 1 if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_ratio: Option<f64>,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// The decay after warm-up.
+    pub schedule: Decay,
+    /// The update rule.
+    pub optimizer: OptimizerKind,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Adam's first decay rate.
+    pub beta1: f64,
+    /// Adam's second decay rate.
+    pub beta2: f64,
+    /// Adam's denominator offset.
+    pub epsilon: f64,
+    /// Gradients are scaled down to this global norm; 0 leaves them alone.
+    pub max_grad_norm: f64,
+    /// Steps between logged lines.
+    pub log_every: usize,
+    /// Steps between evaluations; 0 evaluates only before and after.
+    pub evaluate_every: usize,
+    /// Steps between checkpoints; 0 writes only the last.
+    pub checkpoint_every: usize,
+    /// How many checkpoints to keep.
+    pub keep_checkpoints: usize,
+    /// Sequences are padded to a multiple of this length, so that a device that
+    /// chooses kernels by shape sees few shapes. If not given: 1 on the CPU,
+    /// 64 on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_to_multiple_of: Option<usize>,
+    /// What is computed again in the backward pass rather than kept.
+    pub recompute: Recompute,
+}
+
+impl Default for TrainingSection {
+    fn default() -> Self {
+        Self {
+            max_steps: None,
+            epochs: None,
+            batch_size: 4,
+            accumulation: 1,
+            learning_rate: 2e-4,
+            min_learning_rate: 0.0,
+            loraplus_ratio: None,
+            warmup_steps: 10,
+            schedule: Decay::Cosine,
+            optimizer: OptimizerKind::Adamw,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            log_every: 10,
+            evaluate_every: 100,
+            checkpoint_every: 100,
+            keep_checkpoints: 2,
+            pad_to_multiple_of: None,
+            recompute: Recompute::None,
+        }
+    }
+}
+
+impl TrainingSection {
+    /// The learning rate over a run of `total_steps`.
+    pub fn learning_rate(&self, total_steps: usize) -> LearningRate {
+        LearningRate {
+            peak: self.learning_rate,
+            min: self.min_learning_rate,
+            warmup_steps: self.warmup_steps,
+            total_steps,
+            decay: self.schedule,
+        }
+    }
+}
+
+/// `[samples]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplesSection {
+    /// Texts to continue, or user messages if the checkpoint has a chat
+    /// template.
+    pub prompts: Vec<String>,
+    /// Longest continuation.
+    pub max_new_tokens: usize,
+}
+
+impl Default for SamplesSection {
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            max_new_tokens: 48,
+        }
+    }
+}
+
+/// Which weights are the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Those of the last step.
+    #[default]
+    Last,
+    /// Those with the lowest validation loss, of all evaluations after the
+    /// first step. Samples are still of the last step.
+    Best,
+}
+
+/// `[output]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSection {
+    /// Runs are made in here, relative to the working directory.
+    pub directory: PathBuf,
+    /// Which weights are the result.
+    pub keep: Keep,
+    /// With `adapter.method = "none"`: the number format of the saved model;
+    /// float32 if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+}
+
+impl Default for OutputSection {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("runs"),
+            keep: Keep::Last,
+            dtype: None,
+        }
+    }
+}

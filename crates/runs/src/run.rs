@@ -1,0 +1,93 @@
+//! From a recipe to a finished run directory, one stage after another.
+//!
+//! [`Prepared`] is what is known before weights are in memory; [`Loaded`] has
+//! the base, [`Attached`] what trains, [`Session`] all that the loop needs. Each
+//! is complete when it exists.
+
+use std::{sync::Arc, time::Instant};
+
+use burn::tensor::Device;
+use olora_doctor::Doctor;
+
+use crate::{
+    Event, Observer, Recipe, RunError, Summary, TrainOptions,
+    failure::failure_context,
+    prepare::Prepared,
+    run_directory::{RunDirectory, refuse_existing},
+    run_log,
+    sampler::Sampler,
+    session::Session,
+    stages::Loaded,
+};
+
+/// Runs a recipe on `device`, from reading its data to writing the result.
+///
+/// # Errors
+///
+/// Everything that can be known beforehand is refused before the run directory
+/// is made. After that, an error leaves the directory with its checkpoints.
+///
+/// # Reproducibility
+///
+/// A device has one random generator. Two runs with dropout at once in one
+/// process and on one device disturb each other's.
+pub fn train(
+    recipe: &Recipe,
+    device: &Device,
+    options: TrainOptions,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, RunError> {
+    let began = Instant::now();
+    run_log::listen();
+    let failure = failure_context(recipe, device, &options.device);
+    failure.guard(|| {
+        if !options.resume {
+            refuse_existing(&recipe.run_directory())?;
+        }
+        let accelerator = options.device.accelerator;
+        let prepared = Prepared::new(recipe, device, accelerator, &**observer)?;
+        let resumed = options
+            .resume
+            .then(|| RunDirectory::open(&prepared.recipe))
+            .transpose()?;
+        let sampler = Sampler::new(&prepared, observer)?;
+        if accelerator {
+            observer.on(&Event::MakingKernels {
+                measured: options.device.autotune,
+            });
+        }
+        if let Some(reference) = &options.reference {
+            check_device(&prepared, device, reference, &**observer)?;
+        }
+        failure.expect(&prepared.memory(&prepared.counts));
+        let loaded = Loaded::new(&prepared, device, &**observer)?;
+        let attached = loaded.attach(resumed.as_ref(), &**observer)?;
+        failure.expect(&attached.memory);
+        let session = Session::new(attached, resumed)?;
+        session.run(began, device, options, &sampler, &failure, observer)
+    })
+}
+
+/// Compares the device with the reference, in the number format of the run.
+fn check_device(
+    prepared: &Prepared,
+    device: &Device,
+    reference: &Device,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let checking = Instant::now();
+    let doctor = Doctor::new(device, reference);
+    let (base, compute) = (prepared.precision.base, prepared.precision.compute);
+    let full = prepared.trains_everything();
+    let findings = doctor.quick_check(base, compute, full)?;
+    let worst = findings
+        .iter()
+        .filter_map(|finding| finding.worst)
+        .fold(0.0, f64::max);
+    observer.on(&Event::DeviceChecked {
+        dtype: compute.name(),
+        worst,
+        seconds: checking.elapsed().as_secs_f64(),
+    });
+    Ok(())
+}

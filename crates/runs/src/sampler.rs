@@ -1,0 +1,70 @@
+//! The samples shown before and after a run.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use burn::module::Module;
+use olora_data::Tokenizer;
+use olora_model::{Llama, Sampling, generate};
+
+use crate::{Event, Observer, RunError, prepare::Prepared};
+
+/// Answers the recipe's prompts.
+pub(crate) struct Sampler<'a> {
+    /// Each prompt as written and as tokens.
+    prompts: Vec<(&'a str, Vec<u32>)>,
+    max_new_tokens: usize,
+    stop: Vec<u32>,
+    tokenizer: &'a Tokenizer,
+    observer: &'a Arc<dyn Observer>,
+}
+
+impl<'a> Sampler<'a> {
+    /// Encodes the prompts, so that a bad one, or one that leaves too few
+    /// positions for an answer, is refused before training.
+    pub(crate) fn new(
+        prepared: &'a Prepared,
+        observer: &'a Arc<dyn Observer>,
+    ) -> Result<Self, RunError> {
+        let Prepared {
+            recipe,
+            config,
+            tokenizer,
+            ..
+        } = prepared;
+        let prompts = recipe.samples.prompts.iter().map(|prompt| {
+            let ids = tokenizer.encode_prompt(prompt)?;
+            if ids.is_empty() {
+                return Err(RunError::mismatch("a prompt of `samples.prompts` is empty"));
+            }
+            config
+                .check_generation(ids.len(), recipe.samples.max_new_tokens)
+                .map_err(|error| RunError::mismatch(format!("`samples.prompts`: {error}")))?;
+            Ok((prompt.as_str(), ids))
+        });
+        Ok(Self {
+            prompts: prompts.collect::<Result<_, _>>()?,
+            max_new_tokens: recipe.samples.max_new_tokens,
+            stop: tokenizer.stop_ids_with(&config.eos_token_ids),
+            tokenizer,
+            observer,
+        })
+    }
+
+    pub(crate) fn run(&self, when: &'static str, llama: &Llama) -> Result<(), RunError> {
+        if self.prompts.is_empty() {
+            return Ok(());
+        }
+        let llama = llama.valid();
+        for (prompt, ids) in &self.prompts {
+            let go_on = |_| ControlFlow::Continue(());
+            let greedy = Sampling::default();
+            let mut tokens =
+                generate(&llama, ids, self.max_new_tokens, &greedy, &self.stop, go_on)?;
+            tokens.retain(|token| !self.stop.contains(token));
+            let text = self.tokenizer.decode(&tokens, true)?;
+            let prompt = (*prompt).to_owned();
+            self.observer.on(&Event::Sample { when, prompt, text });
+        }
+        Ok(())
+    }
+}

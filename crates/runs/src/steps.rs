@@ -1,0 +1,127 @@
+//! How many steps a run takes, over which micro-batches of which size.
+
+use std::sync::Arc;
+
+use burn::data::dataset::Dataset;
+use olora_data::{Batch, Padding, Sample, Schedule};
+
+use crate::{Recipe, RunError};
+
+/// The run's micro-batches, in order.
+pub(crate) fn schedule(
+    recipe: &Recipe,
+    samples: &Arc<[Sample]>,
+    n_batches: usize,
+) -> Result<Schedule, RunError> {
+    let (samples, batch_size) = (samples.clone(), recipe.training.batch_size);
+    Ok(if recipe.data.packing {
+        let max_length = recipe.data.max_length;
+        Schedule::packed(samples, batch_size, max_length, recipe.seed, n_batches)?
+    } else {
+        Schedule::new(samples, batch_size, recipe.seed, n_batches)?
+    })
+}
+
+/// The size of a micro-batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BatchSize {
+    pub(crate) n_rows: usize,
+    pub(crate) seq_len: usize,
+    /// Trained positions, padding included.
+    pub(crate) n_targets: usize,
+    /// Inputs that are not padding.
+    pub(crate) n_tokens: usize,
+}
+
+impl BatchSize {
+    pub(crate) fn of(batch: &Batch) -> Self {
+        Self {
+            n_rows: batch.n_rows,
+            seq_len: batch.seq_len,
+            n_targets: batch.targets.len(),
+            n_tokens: batch.n_tokens,
+        }
+    }
+
+    /// Inputs, padding included.
+    pub(crate) fn n_inputs(self) -> usize {
+        self.n_rows * self.seq_len
+    }
+}
+
+/// How many steps, over how many micro-batches of which size.
+pub(crate) struct Steps {
+    pub(crate) total: usize,
+    pub(crate) n_batches: usize,
+    pub(crate) batches_per_epoch: usize,
+    /// The batch with most inputs of those looked at, which are the first
+    /// epoch's or as many as there are.
+    pub(crate) largest: BatchSize,
+    /// Inputs of those, padding included and not.
+    pub(crate) n_inputs: usize,
+    pub(crate) n_tokens: usize,
+    /// How many were looked at.
+    pub(crate) n_seen: usize,
+}
+
+impl Steps {
+    pub(crate) fn new(
+        recipe: &Recipe,
+        samples: &Arc<[Sample]>,
+        padding: Padding,
+    ) -> Result<Self, RunError> {
+        let training = &recipe.training;
+        let batches_per_epoch = schedule(recipe, samples, 1)?.n_batches_per_epoch();
+        let (total, n_batches) = match training.max_steps {
+            Some(steps) => (steps, steps * training.accumulation),
+            None => {
+                let epochs = training.epochs.unwrap_or(1.0);
+                let n_batches = ((batches_per_epoch as f64 * epochs).round() as usize).max(1);
+                // The last step takes the micro-batches that are left.
+                (n_batches.div_ceil(training.accumulation), n_batches)
+            }
+        };
+        let n_seen = n_batches.min(batches_per_epoch);
+        let schedule = schedule(recipe, samples, n_seen)?;
+        let mut steps = Self {
+            total,
+            n_batches,
+            batches_per_epoch,
+            largest: BatchSize::default(),
+            n_inputs: 0,
+            n_tokens: 0,
+            n_seen,
+        };
+        for index in 0..n_seen {
+            let size = BatchSize::of(&batch(&schedule, index, padding)?);
+            steps.n_inputs += size.n_inputs();
+            steps.n_tokens += size.n_tokens;
+            if size.n_inputs() > steps.largest.n_inputs() {
+                steps.largest = size;
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Inputs of the whole run, padding included, as far as one epoch tells.
+    pub(crate) fn total_inputs(&self) -> f64 {
+        self.n_inputs as f64 * self.n_batches as f64 / self.n_seen.max(1) as f64
+    }
+}
+
+/// One micro-batch of a schedule.
+pub(crate) fn batch(
+    schedule: &Schedule,
+    index: usize,
+    padding: Padding,
+) -> Result<Batch, RunError> {
+    let item = schedule
+        .get(index)
+        .map_err(|error| RunError::burn(&error))?;
+    let rows = item.rows;
+    Ok(if item.is_packed {
+        Batch::packed(&rows, padding)
+    } else {
+        Batch::from_samples(&rows.concat(), padding)
+    })
+}

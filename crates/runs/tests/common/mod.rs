@@ -1,0 +1,100 @@
+//! Whole runs of the quickstart, cut short.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use burn::{tensor::Device, train::Interrupter};
+use olora_runs::{Event, Observer, Recipe, RunError, Summary, TrainOptions, train};
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The quickstart recipe with absolute paths, short steps, and `overrides`.
+pub fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
+    let data = root().join("recipes/quickstart");
+    let mut settings = vec![
+        format!("name={name}"),
+        format!("output.directory=\"{}\"", out.display()),
+        format!("model.path=\"{}\"", data.join("base").display()),
+        format!("data.train=\"{}\"", data.join("train.jsonl").display()),
+        format!("data.validation=\"{}\"", data.join("valid.jsonl").display()),
+        "samples.prompts=[]".to_owned(),
+        "training.batch_size=2".to_owned(),
+        "training.log_every=1".to_owned(),
+        "training.warmup_steps=2".to_owned(),
+        "training.evaluate_every=0".to_owned(),
+    ];
+    settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
+    let text = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
+    Recipe::parse(&text, "quickstart.toml", &settings).unwrap()
+}
+
+#[derive(Default)]
+pub struct Recorder {
+    pub losses: Mutex<Vec<(usize, f64)>>,
+    /// Messages that stop nothing.
+    pub notes: Mutex<Vec<String>>,
+    pub interrupt_at: Option<(usize, Interrupter)>,
+}
+
+impl Observer for Recorder {
+    fn on(&self, event: &Event) {
+        if let Event::Note(note) = event {
+            self.notes.lock().unwrap().push(note.clone());
+        }
+        if let Event::Step(report) = event {
+            self.losses.lock().unwrap().push((report.step, report.loss));
+            if let Some((step, interrupter)) = &self.interrupt_at
+                && report.step == *step
+            {
+                interrupter.stop(Some("test"));
+            }
+        }
+    }
+}
+
+pub type Losses = Vec<(usize, f64)>;
+
+/// One run at a time: the CPU backend has one random generator per process,
+/// and dropout draws from it.
+pub static GENERATOR: Mutex<()> = Mutex::new(());
+
+pub fn run(
+    recipe: &Recipe,
+    resume: bool,
+    interrupt_at: Option<usize>,
+) -> (Result<Summary, RunError>, Losses) {
+    let (result, recorder) = recorded(recipe, resume, interrupt_at);
+    let losses = recorder.losses.lock().unwrap().clone();
+    (result, losses)
+}
+
+/// The same, with everything that was recorded.
+pub fn recorded(
+    recipe: &Recipe,
+    resume: bool,
+    interrupt_at: Option<usize>,
+) -> (Result<Summary, RunError>, Arc<Recorder>) {
+    let _alone = GENERATOR
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let interrupter = Interrupter::new();
+    let recorder = Arc::new(Recorder {
+        interrupt_at: interrupt_at.map(|step| (step, interrupter.clone())),
+        ..Recorder::default()
+    });
+    let options = TrainOptions {
+        resume,
+        interrupter,
+        ..TrainOptions::default()
+    };
+    let observer: Arc<dyn Observer> = recorder.clone();
+    let result = train(recipe, &Device::flex(), options, &observer);
+    (result, recorder)
+}

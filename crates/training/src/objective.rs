@@ -1,0 +1,243 @@
+//! What is minimised: from the decoder's last hidden states to a sum and the
+//! number that it is divided by.
+//!
+//! A loss is a sum with a count, never a mean: whoever accumulates adds sums
+//! and counts and divides once, so that micro-batches of unequal length weigh
+//! as they should. It also keeps gradients large enough for float16, which
+//! needs no other loss scale (measured: BENCHMARKS.md, "Half precision").
+
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation::log_softmax};
+use olora_data::Batch;
+use olora_model::Llama;
+use olora_operations::{
+    loss::{composed, cross_entropy, rows_at_once},
+    token_log_likelihoods,
+};
+
+/// What is minimised.
+///
+/// An objective sees the decoder's outputs for one micro-batch and returns a
+/// sum. Recomputation by blocks, accumulation, dropout's seeds, evaluation and
+/// the memory estimate follow from that alone: [`Passes`](crate::Passes) and
+/// [`step`](crate::step()) take any objective.
+///
+/// [`CrossEntropy`] is the usual one. `examples/own_objective.rs` has another.
+pub trait Objective: std::fmt::Debug + Send + Sync {
+    /// Its name, for logs and errors.
+    fn name(&self) -> &'static str;
+
+    /// The summed loss of a micro-batch.
+    fn loss(&self, outputs: &Outputs<'_>) -> Loss;
+
+    /// What sums over this micro-batch are divided by in the end: trained
+    /// tokens, sequences or pairs. A micro-batch of which it is 0 is refused.
+    fn count(&self, batch: &Batch) -> usize;
+
+    /// Whether [`Outputs::reference_log_likelihoods`] is asked for: the base's,
+    /// with the adapter switched off, by a forward pass of its own.
+    fn needs_reference(&self) -> bool {
+        false
+    }
+
+    /// Bytes that [`loss`](Self::loss) and its backward pass take at their
+    /// peak beside the blocks: those of per-token log-likelihoods, unless an
+    /// objective holds more.
+    fn head_bytes(&self, head: &HeadShape) -> u64 {
+        head.log_likelihood_bytes()
+    }
+}
+
+/// The sum over a micro-batch, and what else is worth knowing of it.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The summed loss, `[1]`, f32.
+    pub sum: Tensor<1>,
+    /// Other sums by name, `[1]` each, such as how often the chosen answer
+    /// was the likelier one. Divided by the count and logged beside the loss;
+    /// no gradient goes through them.
+    pub measures: Vec<Measure>,
+}
+
+/// A named sum, `[1]`, f32.
+pub type Measure = (&'static str, Tensor<1>);
+
+impl From<Tensor<1>> for Loss {
+    fn from(sum: Tensor<1>) -> Self {
+        Self {
+            sum,
+            measures: Vec::new(),
+        }
+    }
+}
+
+/// The decoder's outputs for one micro-batch.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    llama: &'a Llama,
+    residual: Tensor<3>,
+    batch: &'a Batch,
+    reference: Option<&'a Tensor<1>>,
+}
+
+impl<'a> Outputs<'a> {
+    /// From the residual stream after the last block, `[n_rows, seq, width]`.
+    pub(crate) fn new(
+        llama: &'a Llama,
+        residual: Tensor<3>,
+        batch: &'a Batch,
+        reference: Option<&'a Tensor<1>>,
+    ) -> Self {
+        Self {
+            llama,
+            residual,
+            batch,
+            reference,
+        }
+    }
+
+    /// The micro-batch.
+    pub fn batch(&self) -> &'a Batch {
+        self.batch
+    }
+
+    /// The hidden states that targets are predicted from, after the last norm:
+    /// `[n_targets, width]`, padding at the end included.
+    pub fn hidden(&self) -> Tensor<2> {
+        let hidden = self.llama.model.norm.forward(self.residual.clone());
+        let [rows, seq, width] = hidden.dims();
+        let device = hidden.device();
+        let n = self.batch.target_positions.len();
+        let at = TensorData::new(self.batch.target_positions.clone(), [n]);
+        hidden
+            .reshape([rows * seq, width])
+            .select(0, Tensor::<1, Int>::from_data(at, &device))
+    }
+
+    /// The cross-entropy summed over the trained tokens, `[1]`, f32, in nats.
+    /// The vocabulary projection is computed at their positions only, some at a
+    /// time, and its logits are not kept.
+    pub fn cross_entropy(&self) -> Tensor<1> {
+        let batch = self.batch;
+        let trained = self.hidden();
+        match self.llama.output_weight(trained.dtype()) {
+            Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
+            // With an adapter on the projection, its logits are made whole.
+            None => composed(self.llama.logits(trained), &batch.targets, batch.n_trained),
+        }
+    }
+
+    /// The log-likelihood of each trained token given what comes before it,
+    /// `[n_trained]`, f32, in nats, in the order of
+    /// [`Batch::targets`](olora_data::Batch). The logits are not kept.
+    pub fn token_log_likelihoods(&self) -> Tensor<1> {
+        let batch = self.batch;
+        let trained = self.hidden();
+        let n = batch.targets.len();
+        let all = match self.llama.output_weight(trained.dtype()) {
+            Some(weight) => token_log_likelihoods(trained, weight, &batch.targets),
+            None => {
+                let device = trained.device();
+                let targets = TensorData::new(batch.targets.clone(), [n, 1]);
+                let targets = Tensor::<2, Int>::from_data(targets, &device);
+                let logits = self.llama.logits(trained).cast(DType::F32);
+                log_softmax(logits, 1).gather(1, targets).reshape([n])
+            }
+        };
+        if batch.n_trained < n {
+            all.narrow(0, 0, batch.n_trained)
+        } else {
+            all
+        }
+    }
+
+    /// The same of the base, without autodiff. There if
+    /// [`Objective::needs_reference`] says so.
+    pub fn reference_log_likelihoods(&self) -> Option<Tensor<1>> {
+        let reference = self.reference?.clone();
+        Some(if self.residual.is_autodiff() {
+            Tensor::from_inner(reference)
+        } else {
+            reference
+        })
+    }
+
+    /// Sums what there is of each trained token over the row that it is in:
+    /// from `[n_trained]` to `[n_rows]`. A row of several packed samples is
+    /// still one row.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one value for each trained token.
+    pub fn sum_by_row(&self, of_tokens: Tensor<1>) -> Tensor<1> {
+        let batch = self.batch;
+        assert!(
+            of_tokens.dims() == [batch.n_trained],
+            "{} values for {} trained tokens",
+            of_tokens.dims()[0],
+            batch.n_trained
+        );
+        let device = of_tokens.device();
+        let rows: Vec<i32> = batch.target_positions[..batch.n_trained]
+            .iter()
+            .map(|position| position / batch.seq_len as i32)
+            .collect();
+        let rows = TensorData::new(rows, [batch.n_trained]);
+        let rows = Tensor::<1, Int>::from_data(rows, &device);
+        Tensor::zeros([batch.n_rows], (&device, DType::F32)).select_assign(
+            0,
+            rows,
+            of_tokens,
+            IndexingUpdateOp::Add,
+        )
+    }
+}
+
+/// The sizes that a loss's memory follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadShape {
+    /// Trained positions of the largest micro-batch.
+    pub targets: usize,
+    /// The width of the residual stream.
+    pub width: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Bytes of one activation.
+    pub element: u64,
+    /// Whether the vocabulary projection has an adapter, so that its logits are
+    /// made whole.
+    pub is_adapted: bool,
+    /// Whether the device has no kernels of ours, which keep fewer copies.
+    pub accelerator: bool,
+}
+
+impl HeadShape {
+    /// What cross-entropy and per-token log-likelihoods take: logits of some
+    /// positions, and hidden states with their gradient.
+    pub fn log_likelihood_bytes(&self) -> u64 {
+        let (at_once, copies) = match (self.is_adapted, self.accelerator) {
+            (true, _) => (self.targets, 4),
+            (false, true) => (self.targets.min(rows_at_once(self.vocab)), 4),
+            (false, false) => (self.targets.min(rows_at_once(self.vocab)), 1),
+        };
+        at_once as u64 * self.vocab as u64 * 4 * copies
+            + self.targets as u64 * 2 * self.width as u64 * self.element
+    }
+}
+
+/// The cross-entropy of the trained tokens; its count is their number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CrossEntropy;
+
+impl Objective for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn loss(&self, outputs: &Outputs<'_>) -> Loss {
+        outputs.cross_entropy().into()
+    }
+
+    fn count(&self, batch: &Batch) -> usize {
+        batch.n_trained
+    }
+}
