@@ -6,13 +6,8 @@
 
 use std::{collections::HashMap, path::Path, process::Command, time::Instant};
 
-use anyhow::{Context, ensure};
-use burn::{
-    data::dataset::Dataset,
-    module::Module,
-    optim::AdamWConfig,
-    tensor::{Device, Tensor},
-};
+use anyhow::Context;
+use burn::{data::dataset::Dataset, module::Module, optim::AdamWConfig, tensor::Device};
 use olora_adapter::{AdapterConfig, Method, attach};
 use olora_data::{Batch, DataOptions, Sample, Schedule, Tokenizer, load_samples};
 use olora_model::{Dtype, load};

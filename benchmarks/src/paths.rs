@@ -10,11 +10,11 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::{Context, ensure};
 use burn::{
     module::{Lora, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup},
-    optim::{AdamWConfig, GradientsParams},
+    optim::AdamWConfig,
     tensor::{DType, Device, Tensor, TensorData},
 };
 use clap::ValueEnum;
-use olora_adapter::{AdapterConfig, Method, attach, resolve};
+use olora_adapter::{AdapterConfig, Method, Parameter, attach, params, resolve};
 use olora_data::{Batch, Sample};
 use olora_model::{Llama, ModelConfig};
 use olora_operations::use_compositions;

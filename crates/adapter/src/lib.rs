@@ -70,8 +70,7 @@ pub use params::{
     MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };
 pub use peft::{
-    CONFIG_FILE, FactorType, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType,
-    WriteOptions, save_peft,
+    CONFIG_FILE, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType, WriteOptions, save_peft,
 };
 pub use planned::planned;
 pub use project::{Embed, Project, is_adapted};

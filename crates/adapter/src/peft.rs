@@ -20,7 +20,7 @@ use burn::{module::Module, tensor::Tensor};
 use matching::Rules;
 use serde::{Deserialize, Serialize};
 pub use task::TaskType;
-pub use write::{FactorType, WriteOptions};
+pub use write::WriteOptions;
 
 use crate::{
     AdapterConfig, AdapterError, Method,

@@ -1,7 +1,7 @@
 //! How much memory a run takes, before it takes it.
 
-use olora_model::{Activation, Dtype, ModelConfig, NormKind};
 use olora_files::size;
+use olora_model::{Activation, Dtype, ModelConfig, NormKind};
 use olora_training::{HeadShape, Objective, Recompute};
 use serde::Serialize;
 

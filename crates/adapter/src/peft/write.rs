@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::Path};
 use burn::module::Module;
 use half::{bf16, f16};
 use olora_files::write_atomically;
-use safetensors::{Dtype, tensor::TensorView};
+use olora_operations::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use super::{
@@ -21,25 +22,12 @@ use crate::{
 /// PEFT reads none but `format`.
 pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
 
-/// The number format of the factors in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FactorType {
-    /// 32-bit, as PEFT writes them.
-    #[default]
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl FactorType {
-    fn stored(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::BF16,
-        }
+/// What safetensors calls a number format.
+fn stored(dtype: Dtype) -> safetensors::Dtype {
+    match dtype {
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
     }
 }
 
@@ -47,7 +35,7 @@ impl FactorType {
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// The number format of the factors.
-    pub dtype: FactorType,
+    pub dtype: Dtype,
     /// The text of `README.md`, if one is wanted.
     pub card: Option<String>,
 }
@@ -63,7 +51,7 @@ impl PeftAdapter {
     pub fn write(&self, directory: &Path, options: &WriteOptions) -> Result<(), AdapterError> {
         self.ensure_sound()?;
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize], values: &[f32], dtype: FactorType| {
+        let mut add = |name: String, shape: &[usize], values: &[f32], dtype: Dtype| {
             let bytes =
                 encode(values, dtype).ok_or_else(|| AdapterError::NotFinite(name.clone()))?;
             tensors.push((name, shape.to_vec(), bytes, dtype));
@@ -85,7 +73,7 @@ impl PeftAdapter {
                 // The base's own, which is not to be rounded, under the name that PEFT gives it.
                 let (layer, name) = path.rsplit_once('.').unwrap_or((path, "weight"));
                 let name = format!("{PREFIX}{layer}.base_layer.{name}");
-                add(name, &value.shape, &value.values, FactorType::F32)?;
+                add(name, &value.shape, &value.values, Dtype::F32)?;
             } else {
                 add(
                     format!("{PREFIX}{path}"),
@@ -101,7 +89,7 @@ impl PeftAdapter {
         let path = directory.join(TENSOR_FILE);
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let views = tensors.iter().map(|(name, shape, bytes, dtype)| {
-            TensorView::new(dtype.stored(), shape.clone(), bytes).map(|view| (name.as_str(), view))
+            TensorView::new(stored(*dtype), shape.clone(), bytes).map(|view| (name.as_str(), view))
         });
         let bytes = views
             .collect::<Result<Vec<_>, _>>()
@@ -129,11 +117,11 @@ pub(super) fn names(kind: Kind) -> [&'static str; 2] {
 }
 
 /// Little-endian; `None` if a value becomes infinite.
-fn encode(values: &[f32], dtype: FactorType) -> Option<Vec<u8>> {
+fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     let fits = |value: f32| value.is_finite();
     Some(match dtype {
-        FactorType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        FactorType::F16 => {
+        Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => {
             if !values.iter().all(|x| fits(f16::from_f32(*x).to_f32())) {
                 return None;
             }
@@ -142,7 +130,7 @@ fn encode(values: &[f32], dtype: FactorType) -> Option<Vec<u8>> {
                 .flat_map(|x| f16::from_f32(*x).to_le_bytes())
                 .collect()
         }
-        FactorType::Bf16 => {
+        Dtype::Bf16 => {
             if !values.iter().all(|x| fits(bf16::from_f32(*x).to_f32())) {
                 return None;
             }
