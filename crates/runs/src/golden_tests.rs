@@ -143,9 +143,11 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     let (llama, _) = olora_model::load(&fixture("llama"), Dtype::F32, &device).unwrap();
     let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
-    let trainee = Module::train(Trainee::new(llama, Passes::default()));
+    let passes = Passes::default();
+    let trainee = Module::train(Trainee::new(llama, passes.clone()));
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
+        passes,
         seed: recipe.seed,
         keep: recipe.output.keep,
         total_steps: total,

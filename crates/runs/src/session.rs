@@ -44,6 +44,7 @@ use crate::{
 /// A run that is ready to go on from where it stands.
 pub(crate) struct Session<'a> {
     prepared: &'a Prepared,
+    passes: Passes,
     trainee: Trainee,
     optimizer: ModuleOptimizer,
     schedule: Schedule,
@@ -75,7 +76,7 @@ impl<'a> Session<'a> {
             ..
         } = prepared;
         let passes = passes(recipe, &llama)?;
-        let trainee = Module::train(Trainee::new(llama, passes));
+        let trainee = Module::train(Trainee::new(llama, passes.clone()));
         let optimizer = optimizer(&recipe.training);
         let fingerprint = fingerprint(data, recipe)?;
         let (directory, state, trainee, optimizer) = match resumed {
@@ -112,6 +113,7 @@ impl<'a> Session<'a> {
         };
         Ok(Self {
             prepared,
+            passes,
             trainee,
             optimizer,
             schedule,
@@ -223,6 +225,7 @@ impl<'a> Session<'a> {
         let scheduler = scheduler(&rate, ratio, self.state.step, &self.trainee);
         let strategy = Arc::new(StepStrategy {
             training: recipe.training.clone(),
+            passes: self.passes,
             seed: recipe.seed,
             keep: recipe.output.keep,
             total_steps: steps.total,

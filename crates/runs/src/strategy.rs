@@ -23,7 +23,9 @@ use burn::{
 };
 use olora_data::Batch;
 
-use olora_training::{Backward, FailureContext, StepResult, TrainError, caught, evaluate, step};
+use olora_training::{
+    Backward, FailureContext, Passes, StepResult, TrainError, caught, evaluate, step,
+};
 
 use crate::{
     Event, Observer, RunError, StepReport, checkpoint,
@@ -41,6 +43,8 @@ pub(crate) type SaveResult = Box<dyn Fn(&Trainee) -> Result<(), RunError> + Send
 /// The loop and what it needs, for one run.
 pub(crate) struct StepStrategy {
     pub(crate) training: TrainingSection,
+    /// How micro-batches are gone through, as the trainee does.
+    pub(crate) passes: Passes,
     /// Seeds dropout.
     pub(crate) seed: u64,
     pub(crate) keep: Keep,
@@ -237,9 +241,8 @@ impl Run<'_> {
             state.n_batches += 1;
             state.tokens += batch.n_tokens as u64;
             state.window.tokens += batch.n_tokens as u64;
-            let model = learning.0.model();
-            model
-                .passes()
+            strategy
+                .passes
                 .seed_dropout(strategy.seed, number, micro_batch);
             let output = learning.0.train_step(batch);
             Ok(Some(Backward {
@@ -350,7 +353,7 @@ impl Run<'_> {
         }
         let model = self.learner.model().valid();
         let step = self.state.step;
-        let objective = model.passes().objective();
+        let objective = self.strategy.passes.objective();
         let evaluation = evaluate(objective, &model.llama, self.valid.iter());
         let evaluation = evaluation.map_err(|error| match error {
             TrainError::NotFinite { value, .. } => RunError::NotFinite {

@@ -90,10 +90,6 @@ impl Trainee {
     pub(crate) fn tap(&self) -> OptimizerTap {
         self.tap.clone()
     }
-
-    pub(crate) fn passes(&self) -> &Passes {
-        &self.passes
-    }
 }
 
 impl TrainStep for Trainee {

@@ -21,10 +21,11 @@ use olora_adapter::PeftAdapter;
 use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
 use olora_model::{Dtype, ModelConfig};
 use olora_runs::{
-    Event, Observer, Recipe, RunError, TrainOptions, check_samples, evaluate,
+    Event, Observer, Recipe, RunError, TrainOptions, check_samples,
     recipe::{AdapterSection, Weights},
     train,
 };
+use olora_training::{CrossEntropy, evaluate};
 use serde_json::Value;
 
 fn adapter(out: &Path, name: &str) -> Vec<u8> {
@@ -229,7 +230,9 @@ fn the_best_adapter_is_kept_where_asked() {
         Schedule::sequential(samples, 2).unwrap(),
         tokenizer.pad_id(),
     );
-    let saved = evaluate(&llama, &*batches).unwrap().loss;
+    let saved = evaluate(&CrossEntropy, &llama, batches.iter())
+        .unwrap()
+        .loss;
     assert!(
         (saved - best).abs() < 1e-4,
         "saved {saved}, best {best}, last {last}"
