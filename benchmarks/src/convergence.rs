@@ -89,7 +89,7 @@ impl ComparisonObserver for Printer {
             } => eprintln!("{name}: validation loss {loss:.4} ({seconds:.1} s)"),
             ComparisonEvent::Scoring(name) => eprintln!("scoring {name}"),
             ComparisonEvent::Run(Event::Note(note)) => eprintln!("note: {note}"),
-            _ => {}
+            ComparisonEvent::Run(_) => {}
         }
     }
 }

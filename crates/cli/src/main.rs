@@ -74,7 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn is_usage(error: &anyhow::Error) -> bool {
     let comparison = error.downcast_ref::<ComparisonError>();
     let run = match comparison {
-        Some(ComparisonError::Run(error)) => Some(error),
+        Some(ComparisonError::Run(error)) => Some(&**error),
         _ => error.downcast_ref::<RunError>(),
     };
     error.downcast_ref::<Usage>().is_some()

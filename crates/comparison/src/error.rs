@@ -42,10 +42,10 @@ pub enum ComparisonError {
     },
     /// A run failed.
     #[error(transparent)]
-    Run(#[from] RunError),
+    Run(Box<RunError>),
     /// A model could not be scored.
     #[error(transparent)]
-    Task(#[from] TaskError),
+    Task(Box<TaskError>),
 }
 
 impl ComparisonError {
@@ -59,6 +59,18 @@ impl ComparisonError {
 
     pub(crate) fn json(error: &serde_json::Error) -> Self {
         RunError::from(olora_training::TrainError::burn(error)).into()
+    }
+}
+
+impl From<RunError> for ComparisonError {
+    fn from(error: RunError) -> Self {
+        Self::Run(Box::new(error))
+    }
+}
+
+impl From<TaskError> for ComparisonError {
+    fn from(error: TaskError) -> Self {
+        Self::Task(Box::new(error))
     }
 }
 

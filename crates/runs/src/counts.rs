@@ -1,7 +1,9 @@
 //! How many parameters a model has, and how many of them train.
 
 use burn::{module::Module, tensor::Device};
-use olora_adapter::{AdapterError, Placement, Role, factors, parameters_to_save, params, planned};
+use olora_adapter::{
+    AdapterError, Parameter, Placement, Role, factors, parameters_to_save, params, planned,
+};
 use olora_model::{Llama, ModelConfig};
 
 use crate::{Recipe, RunError, recipe::Trained};
@@ -38,7 +40,7 @@ impl Counts {
         let adapter = match recipe.adapter.trained(model.lm_head.is_some()) {
             Trained::Adapter(adapter) => adapter,
             Trained::Everything => {
-                let sizes = all.iter().map(|param| param.num_elements());
+                let sizes = all.iter().map(Parameter::num_elements);
                 return Ok(Self {
                     params: base,
                     trained: base,
@@ -59,7 +61,7 @@ impl Counts {
         for (target, shape) in &targets {
             let path = format!("{}.weight", target.path);
             let weight = all.iter().find(|param| param.path() == path);
-            let Some(&[d_in, d_out]) = weight.map(|weight| weight.shape()).as_deref() else {
+            let Some(&[d_in, d_out]) = weight.map(Parameter::shape).as_deref() else {
                 continue;
             };
             if shape.rank > d_in.min(d_out) {
@@ -92,7 +94,7 @@ impl Counts {
             }
             .into());
         }
-        let sizes = || saved.iter().map(|param| param.num_elements());
+        let sizes = || saved.iter().map(Parameter::num_elements);
         let anchored = adapter.method.is_anchored() && adapter.placement == Placement::Anchored;
         Ok(Self {
             params: base + factors + magnitudes,
@@ -114,7 +116,7 @@ impl Counts {
         let all = params(llama);
         let sum = |counts: &dyn Fn(Role, bool) -> bool| {
             let counted = all.iter().filter(|p| counts(p.role(), p.trains()));
-            counted.map(|param| param.num_elements()).sum::<usize>()
+            counted.map(Parameter::num_elements).sum::<usize>()
         };
         let anchor = sum(&|role, _| matches!(role, Role::AnchorA | Role::AnchorB));
         Self {

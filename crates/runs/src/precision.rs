@@ -75,15 +75,18 @@ impl Recipe {
         accelerator: bool,
     ) -> Result<(Self, Precision), RunError> {
         let mut fallback = Vec::new();
-        let mut choose = |key, requested: Option<Dtype>, stored| {
-            let requested = requested;
-            match choose_dtype(key, requested, stored, device, accelerator) {
-                Err(RunError::Precision { wanted, .. }) if self.model.dtype_fallback => {
-                    fallback.push((key, wanted));
-                    Ok(Dtype::F32)
-                }
-                other => other,
+        let mut choose = |key, requested: Option<Dtype>, stored| match choose_dtype(
+            key,
+            requested,
+            stored,
+            device,
+            accelerator,
+        ) {
+            Err(RunError::Precision { wanted, .. }) if self.model.dtype_fallback => {
+                fallback.push((key, wanted));
+                Ok(Dtype::F32)
             }
+            other => other,
         };
         let full = self.adapter.everything;
         // What trains is held in float32.
@@ -101,8 +104,8 @@ impl Recipe {
             .pad_to_multiple_of
             .get_or_insert(Padding::default_multiple(accelerator));
         let precision = Precision {
-            base: base,
-            compute: compute,
+            base,
+            compute,
             fallback,
         };
         Ok((recipe, precision))
