@@ -43,10 +43,7 @@ impl Objective for Dpo {
 
     fn loss(&self, outputs: &Outputs<'_>) -> Loss {
         // By how much each token has become likelier than it is to the base, `[n_trained]`.
-        let gained = match outputs.reference_log_likelihoods() {
-            Some(reference) => outputs.token_log_likelihoods() - reference,
-            None => outputs.token_log_likelihoods(),
-        };
+        let gained = outputs.token_log_likelihoods() - outputs.reference_log_likelihoods();
         let n_pairs = self.count(outputs.batch());
         let of_rows = outputs.sum_by_row(gained).reshape([n_pairs, 2]);
         let margin = of_rows.clone().narrow(1, 0, 1) - of_rows.narrow(1, 1, 1);
@@ -72,9 +69,8 @@ fn main() -> anyhow::Result<()> {
     };
     let llama = attach(llama, &config, 1, &mut |_, _| {})?;
 
-    let passes = Passes::new(Arc::new(Dpo { beta: 0.1 }), &llama)?
-        .with_recompute(Recompute::Blocks)
-        .with_dropout();
+    let passes =
+        Passes::new(Arc::new(Dpo { beta: 0.1 }), &llama)?.with_recompute(Recompute::Blocks);
     let mut learner = Optimized::new(Module::train(llama), AdamWConfig::new().init(), 5e-4);
     let (accumulation, pairs) = (2, 4);
     for number in 1..=20 {

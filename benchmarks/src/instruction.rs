@@ -4,7 +4,7 @@
 //! The peer's best loop runs the very batches that ours runs; its plain loop
 //! draws its own, as people write it.
 
-use std::{collections::HashMap, path::Path, process::Command, time::Instant};
+use std::{collections::HashMap, path::Path, process::Command, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use burn::{data::dataset::Dataset, module::Module, optim::AdamWConfig, tensor::Device};
@@ -12,7 +12,7 @@ use olora_adapter::{AdapterConfig, Method, attach};
 use olora_data::{Batch, DataOptions, Sample, Schedule, Tokenizer, load_samples};
 use olora_model::{Dtype, load};
 use olora_runs::peak_resident_bytes;
-use olora_training::{Optimized, Passes, TrainError, step};
+use olora_training::{CrossEntropy, Optimized, Passes, TrainError, step};
 use serde_json::{Value, json};
 
 use crate::paths::{last_line, shown_check};
@@ -92,7 +92,7 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
     let model = Module::train(attach(llama, &config, 42, &mut |_, _| {})?);
     let optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     let mut learner = Optimized::new(model, optimizer, LEARNING_RATE);
-    let passes = Passes::default();
+    let passes = Passes::new(Arc::new(CrossEntropy), &learner.module)?;
     let schedule = work.schedule()?;
     let (mut seconds, mut trained, mut tokens, mut inputs) = (0.0, 0, 0, 0);
     let mut losses = Vec::new();

@@ -4,13 +4,13 @@
 //! Each point is a process of its own. The model is a stack of blocks of the
 //! `paths` suite's width, the batch one sequence, the loss at every position.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, sync::Arc};
 
 use anyhow::{Context, ensure};
 use burn::{module::Module, optim::AdamWConfig};
 use clap::ValueEnum;
 use olora_runs::peak_resident_bytes;
-use olora_training::{Optimized, Passes, Recompute, TrainError, step};
+use olora_training::{CrossEntropy, Optimized, Passes, Recompute, TrainError, step};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 
@@ -55,7 +55,8 @@ pub(crate) fn run_one(keeping: Keeping, seq: usize, quick: bool) -> anyhow::Resu
     let batch = paths::batch(&size, 1);
     let optimizer = AdamWConfig::new().init();
     let mut learner = Optimized::new(model, optimizer, 1e-4);
-    let passes = Passes::default().with_recompute(keeping.recompute());
+    let passes = Passes::new(Arc::new(CrossEntropy), &learner.module)?;
+    let passes = passes.with_recompute(keeping.recompute());
     let began = std::time::Instant::now();
     let result = step(&mut learner, 1, 0.0, |learner, _| {
         Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))

@@ -5,21 +5,23 @@
 //! Each timing is a process of its own, so that its peak memory is its own,
 //! and the paths take turns, so that a busy machine slows all of them.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{path::Path, process::Command, sync::Arc, time::Instant};
 
 use anyhow::{Context, ensure};
 use burn::{
-    module::{Lora, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup},
+    module::{Lora, Module, ModuleVisitor, Param, ParamGroup},
     optim::AdamWConfig,
     tensor::{DType, Device, Tensor, TensorData},
 };
 use clap::ValueEnum;
-use olora_adapter::{AdapterConfig, Method, Parameter, attach, params, resolve};
+use olora_adapter::{
+    AdapterConfig, MapParams, Method, Parameter, Place, attach, map_params, params, resolve,
+};
 use olora_data::{Batch, Sample};
 use olora_model::{Llama, ModelConfig};
 use olora_operations::use_compositions;
 use olora_runs::peak_resident_bytes;
-use olora_training::{Optimized, Passes, TrainError, loss_sum, step};
+use olora_training::{CrossEntropy, Optimized, Passes, TrainError, loss_sum, step};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -232,7 +234,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
     let device = model.device();
     let optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     let mut learner = Optimized::new(model, optimizer, 1e-4);
-    let passes = Passes::default();
+    let passes = Passes::new(Arc::new(CrossEntropy), &learner.module)?;
     let (mut step_seconds, mut last_loss) = (Vec::new(), 0.0);
     for index in 0..size.warmup + size.steps {
         let batch = batch(&size, index as u64);
@@ -278,7 +280,7 @@ pub(crate) fn shown_check() -> anyhow::Result<(f64, f64)> {
 /// a scale that is not 1.
 fn check() -> anyhow::Result<(f64, f64)> {
     let losses_and_grads = |kind| -> anyhow::Result<(f64, Vec<Tensor<2>>)> {
-        let model = Module::train(adapted(kind, &QUICK)?.map(&mut Refill { path: Vec::new() }));
+        let model = Module::train(map_params(adapted(kind, &QUICK)?, &mut Refill));
         let batch = batch(&QUICK, 7);
         let loss = loss_sum(&model, &batch);
         let value = f64::from(loss.clone().inner().into_scalar::<f32>()) / batch.n_trained as f64;
@@ -388,21 +390,11 @@ fn trained_params(model: &Llama) -> usize {
 }
 
 /// Fills factors by their layer and name, the same for both kinds of storage.
-struct Refill {
-    path: Vec<String>,
-}
+struct Refill;
 
-impl ModuleMapper for Refill {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let path = self.path.join(".").replace(".low_rank.", ".lora.");
+impl MapParams for Refill {
+    fn map<const D: usize>(&mut self, place: &Place, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = place.path.replace(".low_rank.", ".lora.");
         if !path.contains(".lora.") {
             return param;
         }

@@ -1,6 +1,7 @@
 //! The fast forward pass of an adapted layer.
 
 use burn::{
+    module::Param,
     nn::{Embedding, Linear},
     tensor::{Int, Tensor, module::embedding},
 };
@@ -68,6 +69,13 @@ impl Project for Linear {
 pub fn is_adapted(layer: &Linear) -> bool {
     layer.weight.reparameterization::<LowRank>().is_some()
         || layer.weight.reparameterization::<Watch>().is_some()
+}
+
+/// Whether the adapter on a weight, if there is one, drops some of its input in
+/// training.
+pub fn has_dropout(weight: &Param<Tensor<2>>) -> bool {
+    let adapter = weight.reparameterization::<LowRank>();
+    adapter.is_some_and(|adapter| adapter.dropout.prob > 0.0)
 }
 
 /// An embedding applied in factored form.

@@ -15,7 +15,7 @@ use crate::{
 
 /// What trains in a module, and where adapters are. Prints as a table.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
+pub struct AdapterSummary {
     /// The adapted layers, in the module's own order.
     pub layers: Vec<AdaptedLayer>,
     /// The parameters that train whole beside the factors, with their shapes.
@@ -77,7 +77,10 @@ pub struct AdaptedLayer {
 ///
 /// [`AdapterError::BadPattern`] and [`AdapterError::Impossible`] if the patterns
 /// of `config` are not such that anything can have been attached with them.
-pub fn summary<M: Module>(module: &M, config: &AdapterConfig) -> Result<Summary, AdapterError> {
+pub fn summary<M: Module>(
+    module: &M,
+    config: &AdapterConfig,
+) -> Result<AdapterSummary, AdapterError> {
     let all = params(module);
     let n_values = |params: &mut dyn Iterator<Item = &Parameter>| {
         params.map(Parameter::num_elements).sum::<usize>()
@@ -104,7 +107,7 @@ pub fn summary<M: Module>(module: &M, config: &AdapterConfig) -> Result<Summary,
         });
     }
     let saved = all.iter().filter(|param| param.role() == Role::Saved);
-    Ok(Summary {
+    Ok(AdapterSummary {
         layers,
         saved: saved
             .map(|param| (param.path().to_owned(), param.shape()))
@@ -131,7 +134,7 @@ impl AdaptedLayer {
     }
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for AdapterSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head = ["layer", "weight", "rank", "scale", "start"].map(str::to_owned);
         let rows = self.layers.iter().map(|layer| {

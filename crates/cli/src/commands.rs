@@ -169,7 +169,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         let result = json!({
             "loss": evaluation.loss,
             "perplexity": evaluation.perplexity,
-            "tokens": evaluation.n_trained_tokens,
+            "tokens": evaluation.count,
             "seconds": seconds,
         });
         writeln!(out, "{result}")?;
@@ -177,7 +177,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         writeln!(
             out,
             "loss {:.4}, perplexity {:.3} over {} tokens ({seconds:.1} s)",
-            evaluation.loss, evaluation.perplexity, evaluation.n_trained_tokens
+            evaluation.loss, evaluation.perplexity, evaluation.count
         )?;
     }
     Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use olora_comparison::{ComparisonEvent, ComparisonObserver};
 use olora_files::size;
-use olora_runs::{Event, Observer, Plan, StepReport, Summary};
+use olora_runs::{Event, Observer, RunPlan, StepReport, Summary};
 
 /// Writes a line to stderr. A closed stderr is no reason to stop a run.
 pub(crate) fn say(line: &str) {
@@ -152,7 +152,7 @@ impl Observer for Display {
                 &state,
                 &format!(
                     "step {step}: validation loss {:.4}, perplexity {:.3} over {} tokens",
-                    evaluation.loss, evaluation.perplexity, evaluation.n_trained_tokens
+                    evaluation.loss, evaluation.perplexity, evaluation.count
                 ),
             ),
             Event::Checkpoint { step, path } => {
@@ -221,7 +221,7 @@ fn step_bar(total: usize) -> ProgressBar {
     bar
 }
 
-fn describe(plan: &Plan) -> String {
+fn describe(plan: &RunPlan) -> String {
     let share = 100.0 * plan.n_trained_params as f64 / plan.n_params as f64;
     let adapters = match plan.n_adapted_layers {
         0 => "every weight trains".to_owned(),

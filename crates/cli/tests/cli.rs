@@ -302,7 +302,7 @@ fn generate_refuses_what_it_cannot_do() {
 }
 
 #[test]
-fn generate_fails_on_weights_that_are_no_numbers() {
+fn generate_and_evaluate_fail_on_weights_that_are_no_numbers() {
     let base = root().join("recipes/quickstart/base");
     let spoilt = TempDir::new().unwrap();
     for entry in fs::read_dir(base).unwrap() {
@@ -318,6 +318,22 @@ fn generate_fails_on_weights_that_are_no_numbers() {
     let model = ["--model", spoilt.path().to_str().unwrap()];
     for more in [&[][..], &["--temperature", "0.8"]] {
         let arguments = [&["generate"][..], &model, &["--prompt", "Where?"], more].concat();
+        let text = refused(&olora(&arguments), 1);
+        assert!(text.contains("`model.norm.weight` holds NaN"), "{text}");
+    }
+    let data = root().join("recipes/quickstart/valid.jsonl");
+    let tasks = TempDir::new().unwrap();
+    let open = r#"{"question": "How many?", "answer": "Four. #### 4"}"#;
+    fs::write(tasks.path().join("gsm8k.jsonl"), open).unwrap();
+    let choice = r#"{"query": "Question: Where?", "choices": ["here", "there"], "gold": 0}"#;
+    fs::write(tasks.path().join("piqa.jsonl"), choice).unwrap();
+    let data = ["--data", data.to_str().unwrap(), "--json"];
+    let directory = tasks.path().to_str().unwrap();
+    let task = ["--task-data", directory, "--tasks"];
+    let open = [&task[..], &["gsm8k", "--max-new-tokens", "8"]].concat();
+    let choice = [&task[..], &["piqa"]].concat();
+    for more in [&data[..], &open, &choice] {
+        let arguments = [&["evaluate"][..], &model, more].concat();
         let text = refused(&olora(&arguments), 1);
         assert!(text.contains("`model.norm.weight` holds NaN"), "{text}");
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! <directory>/
 //!   comparison.json    what all runs have in common
-//!   trials/<name>.json  one file for each finished run; the report is made of these
+//!   cells/<name>.json  one file for each finished run; the report is made of these
 //!   runs/<name>/       the run directories
 //!   scores/<name>.json what the base and the adapters score on tasks
 //!   report.md          tables, in words what they say, and pictures

@@ -45,7 +45,7 @@ impl Key {
     }
 }
 
-/// A finished run, as it is kept: `trials/<name>.json`.
+/// A finished run, as it is kept: `cells/<name>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Trial {

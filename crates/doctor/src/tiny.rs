@@ -4,11 +4,11 @@
 use std::{path::Path, sync::Arc};
 
 use burn::{
-    module::{Module, ModuleMapper, Param},
+    module::{Module, Param},
     optim::AdamWConfig,
     tensor::{Tensor, TensorData},
 };
-use olora_adapter::{AdapterConfig, attach};
+use olora_adapter::{AdapterConfig, MapParams, Place, attach, map_params};
 use olora_data::{Batch, Padding, Sample};
 use olora_model::{Dtype, Llama, ModelConfig};
 use olora_training::{
@@ -163,11 +163,11 @@ fn model(bench: &Bench, variant: Variant) -> (Llama, Passes) {
 }
 
 fn build(bench: &Bench, variant: Variant) -> Result<Llama, TrainError> {
-    let llama = config(variant)?.init(bench.device).map(&mut Fill {
-        path: Vec::new(),
+    let mut weights = Fill {
         dtype: bench.base,
         factors: false,
-    });
+    };
+    let llama = map_params(config(variant)?.init(bench.device), &mut weights);
     let llama = if bench.base == bench.dtype {
         llama
     } else {
@@ -183,11 +183,11 @@ fn build(bench: &Bench, variant: Variant) -> Result<Llama, TrainError> {
         ..AdapterConfig::default()
     };
     let adapted = attach(llama, &config, 0, &mut |_, _| {})?;
-    Ok(adapted.map(&mut Fill {
-        path: Vec::new(),
+    let mut factors = Fill {
         dtype: Dtype::F32,
         factors: true,
-    }))
+    };
+    Ok(map_params(adapted, &mut factors))
 }
 
 /// Mistral's layout has the window; without one it is LLaMA's.
@@ -209,25 +209,16 @@ fn config(variant: Variant) -> Result<ModelConfig, olora_model::ModelError> {
 
 /// Fills the weights, or the factors, with numbers that their paths decide.
 struct Fill {
-    path: Vec<String>,
     dtype: Dtype,
     factors: bool,
 }
 
-impl ModuleMapper for Fill {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let path = self.path.join(".");
-        if path.contains(".low_rank.") != self.factors {
+impl MapParams for Fill {
+    fn map<const D: usize>(&mut self, place: &Place, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if place.role.is_adapter() != self.factors {
             return param;
         }
+        let path = &place.path;
         // The trained factors differ from where they started, so that the update is not zero.
         let size = if D == 1 {
             1.0
@@ -240,7 +231,7 @@ impl ModuleMapper for Fill {
         let dtype = self.dtype;
         param.map(|old| {
             let shape = old.shape();
-            let mut values = numbers(&path, shape.num_elements(), size);
+            let mut values = numbers(path, shape.num_elements(), size);
             if D == 1 {
                 // Norm weights near 1: 7 bits still hold them.
                 for value in &mut values {

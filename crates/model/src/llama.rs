@@ -24,7 +24,7 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{Embed, Project, is_adapted, to_dtype};
+use olora_adapter::{Embed, Project, has_dropout, is_adapted, to_dtype};
 use olora_operations::{AttentionMask, attention, project};
 
 use crate::{
@@ -121,6 +121,31 @@ impl Llama {
     pub fn computing_in(mut self, dtype: Dtype) -> Self {
         self.model.compute = Some(dtype);
         self
+    }
+
+    /// Whether an adapter on one of its layers drops some of its input in
+    /// training.
+    pub fn has_dropout(&self) -> bool {
+        let of_blocks = self.model.layers.iter().flat_map(|layer| {
+            let Attention {
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
+                ..
+            } = &layer.self_attn;
+            let Mlp {
+                gate_proj,
+                up_proj,
+                down_proj,
+                ..
+            } = &layer.mlp;
+            let always = [q_proj, k_proj, v_proj, o_proj, up_proj, down_proj];
+            always.into_iter().chain(gate_proj)
+        });
+        let mut linear = of_blocks.chain(&self.lm_head);
+        linear.any(|layer| has_dropout(&layer.weight))
+            || has_dropout(&self.model.embed_tokens.weight)
     }
 
     /// Hidden states after the final norm, without a cache: the training path.

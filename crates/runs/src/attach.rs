@@ -16,7 +16,7 @@ use crate::{Event, Observer, Recipe, RunError, recipe::Trained, steps::batch};
 pub(crate) fn attach_adapter(
     recipe: &Recipe,
     llama: Llama,
-    start: Start<'_>,
+    start: AdapterStart<'_>,
     observer: &dyn Observer,
 ) -> Result<Llama, RunError> {
     let Trained::Adapter(config) = recipe.adapter.trained(llama.lm_head.is_some()) else {
@@ -25,12 +25,12 @@ pub(crate) fn attach_adapter(
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
     Ok(match start {
         _ if config.method != Method::Eva => attach(llama, &config, recipe.seed, &mut progress)?,
-        Start::Fresh { schedule, padding } => {
+        AdapterStart::Fresh { schedule, padding } => {
             let directions = directions(recipe, &config, &llama, schedule, padding, observer)?;
             attach_along(llama, &config, &directions)?
         }
-        Start::Resumed(ranks) => attach_empty(llama, &config, ranks)?,
-        Start::Trial => {
+        AdapterStart::Resumed(ranks) => attach_empty(llama, &config, ranks)?,
+        AdapterStart::Trial => {
             let like = AdapterConfig {
                 method: Method::Lora,
                 ..config
@@ -42,7 +42,7 @@ pub(crate) fn attach_adapter(
 
 /// What a start that needs data has to go by.
 #[derive(Clone, Copy)]
-pub(crate) enum Start<'a> {
+pub(crate) enum AdapterStart<'a> {
     /// The run's batches.
     Fresh {
         schedule: &'a Schedule,

@@ -7,7 +7,6 @@
 
 use std::{
     fs,
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +17,7 @@ use burn::{
     store::ModuleRecord,
 };
 use olora_adapter::{Parameter, params};
+use olora_files::StagedDirectory;
 
 const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".writing-";
@@ -36,35 +36,20 @@ pub(crate) fn save(
     let path = directory.join(format!("{PREFIX}{:06}", state.step));
     fs::create_dir_all(directory).map_err(|source| RunError::io("creating", directory, source))?;
     remove_leftovers(directory)?;
-    let temporary = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .tempdir_in(directory)
-        .map_err(|source| RunError::io("writing to", directory, source))?;
+    let writing = |source| RunError::io("writing", &path, source);
+    let staged = StagedDirectory::new(&path).map_err(writing)?;
     let failed = |error: &dyn std::fmt::Display| {
         RunError::io("writing", &path, std::io::Error::other(error.to_string()))
     };
-
-    let trained = record(trainee);
-    trained
-        .save(temporary.path().join(TRAINED))
+    record(trainee)
+        .save(staged.path().join(TRAINED))
         .map_err(|error| failed(&error))?;
     optimizer
-        .save(temporary.path().join(OPTIMIZER))
+        .save(staged.path().join(OPTIMIZER))
         .map_err(|error| failed(&error))?;
     let json = serde_json::to_vec_pretty(state).map_err(|error| failed(&error))?;
-    let state_file = temporary.path().join(STATE);
-    fs::write(&state_file, json).map_err(|source| RunError::io("writing", &state_file, source))?;
-    for name in [TRAINED, OPTIMIZER, STATE] {
-        let file = temporary.path().join(name);
-        File::open(&file)
-            .and_then(|file| file.sync_all())
-            .map_err(|source| RunError::io("syncing", &file, source))?;
-    }
-    if path.exists() {
-        fs::remove_dir_all(&path).map_err(|source| RunError::io("replacing", &path, source))?;
-    }
-    let staged = temporary.keep();
-    fs::rename(&staged, &path).map_err(|source| RunError::io("renaming to", &path, source))?;
+    fs::write(staged.path().join(STATE), json).map_err(writing)?;
+    staged.replace().map_err(writing)?;
 
     let all = list(directory)?;
     for (_, old) in all.iter().rev().skip(keep) {
@@ -73,14 +58,14 @@ pub(crate) fn save(
     Ok(path)
 }
 
-/// A process that was killed while it wrote may have left a directory behind.
+/// A process that was killed while it wrote may have left a directory behind,
+/// under the name that this version gives it or that earlier ones did.
 fn remove_leftovers(directory: &Path) -> Result<(), RunError> {
-    let entries =
-        fs::read_dir(directory).map_err(|source| RunError::io("reading", directory, source))?;
-    for entry in entries.flatten() {
+    let removing = |source| RunError::io("removing what is left in", directory, source);
+    olora_files::remove_leftovers(directory).map_err(removing)?;
+    for entry in fs::read_dir(directory).map_err(removing)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            let path = entry.path();
-            fs::remove_dir_all(&path).map_err(|source| RunError::io("removing", &path, source))?;
+            fs::remove_dir_all(entry.path()).map_err(removing)?;
         }
     }
     Ok(())

@@ -44,8 +44,9 @@ pub enum RunError {
     },
     /// The loss or a gradient is no longer a number.
     #[error(
-        "the {what} became {value} at step {step}. Training stopped; {}. \
+        "the {what} became {value} at step {step}{}. Training stopped; {}. \
          Try a lower learning_rate, or more warmup_steps",
+        .first.as_ref().map(|first| format!(" ({first})")).unwrap_or_default(),
         kept(.last_good.as_deref())
     )]
     NotFinite {
@@ -55,6 +56,8 @@ pub enum RunError {
         value: f32,
         /// The first step that was affected.
         step: usize,
+        /// The first tensor or layer that is not finite, where it was looked for.
+        first: Option<String>,
         /// The last checkpoint written before it.
         last_good: Option<PathBuf>,
     },

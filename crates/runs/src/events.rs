@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use olora_training::Evaluation;
 use serde::Serialize;
 
-use crate::{MemoryEstimate, Precision, Summary};
+use crate::{RunPlan, Summary};
 
 /// Receives the events of a run, from the thread that trains.
 pub trait Observer: Send + Sync {
@@ -65,7 +65,7 @@ pub enum Event {
         seconds: f64,
     },
     /// Everything is in place.
-    Ready(Plan),
+    Ready(RunPlan),
     /// The run continues from a checkpoint of this step.
     Resumed(usize),
     /// A sample was generated.
@@ -97,35 +97,6 @@ pub enum Event {
     Interrupted(usize),
     /// The run is complete.
     Finished(Box<Summary>),
-}
-
-/// What a run is going to do.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// The run directory.
-    pub directory: PathBuf,
-    /// All parameters, adapter included.
-    pub n_params: usize,
-    /// Those that train.
-    pub n_trained_params: usize,
-    /// Adapted layers.
-    pub n_adapted_layers: usize,
-    /// Seconds spent initialising the adapter.
-    pub attach_seconds: f64,
-    /// Steps in all.
-    pub total_steps: usize,
-    /// Micro-batches in one pass over the data.
-    pub batches_per_epoch: usize,
-    /// Sequences per step.
-    pub sequences_per_step: usize,
-    /// Training sequences.
-    pub n_samples: usize,
-    /// The number formats.
-    pub precision: Precision,
-    /// The memory that the run is expected to take.
-    pub memory: MemoryEstimate,
-    /// The memory that the device has, in bytes, where it is known.
-    pub device_memory: Option<u64>,
 }
 
 /// One logged line: means over the steps since the line before.

@@ -24,7 +24,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::{
-    Event, Observer, Recipe, run_directory::RunDirectory, session::run_learner, state::RunState,
+    Event, Observer, Recipe, learner::run_learner, run_directory::RunDirectory, state::RunState,
     strategy::StepStrategy, trainee::Trainee,
 };
 use olora_training::{FailureContext, Passes, scheduler};
@@ -143,7 +143,7 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     let (llama, _) = olora_model::load(&fixture("llama"), Dtype::F32, &device).unwrap();
     let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
-    let passes = Passes::default();
+    let passes = Passes::new(recipe.objective(), &llama).unwrap();
     let trainee = Module::train(Trainee::new(llama, passes.clone()));
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),

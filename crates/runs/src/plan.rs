@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
-    attach::{Start, attach_adapter},
+    attach::{AdapterStart, attach_adapter},
     failure::failure_context,
+    learner::{optimizer, passes},
     memory::{device_reserved_bytes, peak_resident_bytes},
     prepare::Prepared,
-    session::{optimizer, passes},
     stages::Loaded,
     steps::{BatchSize, batch, schedule},
 };
@@ -130,7 +130,7 @@ fn try_out(
 ) -> Result<Probe, RunError> {
     let recipe = &prepared.recipe;
     let llama = Loaded::new(prepared, device, observer)?.llama;
-    let llama = attach_adapter(recipe, llama, Start::Trial, observer)?;
+    let llama = attach_adapter(recipe, llama, AdapterStart::Trial, observer)?;
     let passes = passes(recipe, &llama)?;
     let llama = Module::train(llama);
     let device = llama.device();

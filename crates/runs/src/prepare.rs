@@ -3,7 +3,6 @@
 use burn::tensor::Device;
 use olora_data::{Padding, Tokenizer};
 use olora_model::ModelConfig;
-use olora_training::CrossEntropy;
 
 use crate::{
     MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts, estimate::Workload,
@@ -85,6 +84,6 @@ impl Prepared {
             samples,
             tokenizer: self.tokenizer.n_bytes() as u64,
         };
-        MemoryEstimate::new(&self.config, &workload, &CrossEntropy)
+        MemoryEstimate::new(&self.config, &workload, &*recipe.objective())
     }
 }

@@ -4,11 +4,11 @@ mod adapter;
 mod differences;
 mod parse;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use olora_data::{DEFAULT_MAX_LENGTH, Format};
 use olora_model::Dtype;
-use olora_training::{Decay, LearningRate, Recompute};
+use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -45,6 +45,13 @@ pub struct Recipe {
     /// Where results go.
     #[serde(default)]
     pub output: OutputSection,
+}
+
+impl Recipe {
+    /// What is minimised.
+    pub fn objective(&self) -> Arc<dyn Objective> {
+        Arc::new(CrossEntropy)
+    }
 }
 
 fn default_seed() -> u64 {

@@ -63,7 +63,7 @@ pub fn train(
         let loaded = Loaded::new(&prepared, device, &**observer)?;
         let attached = loaded.attach(resumed.as_ref(), &**observer)?;
         failure.expect(&attached.memory);
-        let session = Session::new(attached, resumed)?;
+        let session = Session::new(attached, resumed, options.device.memory)?;
         session.run(began, device, options, &sampler, &failure, observer)
     })
 }

@@ -116,12 +116,16 @@ impl RunDirectory {
         step: usize,
         evaluation: &Evaluation,
     ) -> Result<(), RunError> {
-        self.append(&json!({
+        let mut line = json!({
             "step": step,
             "validation_loss": evaluation.loss,
             "validation_perplexity": evaluation.perplexity,
-            "validation_tokens": evaluation.n_trained_tokens,
-        }))?;
+            "validation_tokens": evaluation.count,
+        });
+        if !evaluation.measures.is_empty() {
+            line["validation_measures"] = json!(evaluation.measures);
+        }
+        self.append(&line)?;
         self.draw()
     }
 

@@ -2,41 +2,35 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
 use burn::{
-    data::dataloader::DataLoader,
     module::Module,
-    optim::{AdamWConfig, ModuleOptimizer, SgdConfig},
+    optim::ModuleOptimizer,
     tensor::Device,
-    train::{
-        Interrupter, Learner, SupervisedTraining, TrainingStrategy,
-        metric::{LearningRateMetric, LossMetric},
-        renderer::MetricsRenderer,
-    },
+    train::{Interrupter, Learner, renderer::MetricsRenderer},
 };
-use olora_adapter::{PeftAdapter, TaskType, WriteOptions, has_moved};
-use olora_data::{Batch, Schedule, loader};
-use olora_files::StagedDirectory;
-use olora_model::{Llama, save, weights_fingerprint};
-use olora_training::{CrossEntropy, FailureContext, Passes, caught, scheduler};
+use olora_adapter::has_moved;
+use olora_data::{Schedule, loader};
+use olora_model::Llama;
+use olora_training::{FailureContext, Passes, scheduler};
 
 use crate::{
-    Event, Observer, Plan, Recipe, RunError, Summary, TrainOptions,
-    card::{base_name, card},
+    Event, Observer, Recipe, RunError, RunPlan, Summary, TrainOptions,
+    card::card,
     checkpoint,
+    learner::{optimizer, passes, run_learner},
     prepare::Prepared,
-    quiet::Quiet,
-    recipe::{OptimizerKind, Trained, TrainingSection, Weights},
     run_data::fingerprint,
     run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
+    save::saver,
     stages::Attached,
     state::{Outcome, RunState},
-    strategy::{SaveResult, StepStrategy},
+    strategy::StepStrategy,
     summary::Around,
     trainee::Trainee,
 };
@@ -51,7 +45,7 @@ pub(crate) struct Session<'a> {
     directory: RunDirectory,
     state: RunState,
     /// What is said of the run before it begins.
-    plan: Plan,
+    plan: RunPlan,
 }
 
 impl<'a> Session<'a> {
@@ -59,6 +53,7 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         attached: Attached<'a>,
         resumed: Option<RunDirectory>,
+        device_memory: Option<u64>,
     ) -> Result<Self, RunError> {
         let Attached {
             prepared,
@@ -97,7 +92,7 @@ impl<'a> Session<'a> {
                 (directory, state, trainee, optimizer.load_record(record))
             }
         };
-        let plan = Plan {
+        let plan = RunPlan {
             directory: directory.path().to_owned(),
             n_params: counts.params,
             n_trained_params: counts.trained,
@@ -109,7 +104,7 @@ impl<'a> Session<'a> {
             n_samples: data.train.len(),
             precision: prepared.precision.clone(),
             memory,
-            device_memory: None,
+            device_memory,
         };
         Ok(Self {
             prepared,
@@ -135,10 +130,7 @@ impl<'a> Session<'a> {
     ) -> Result<Summary, RunError> {
         let prepared = self.prepared;
         let recipe = &prepared.recipe;
-        let plan = Plan {
-            device_memory: options.device.memory,
-            ..self.plan.clone()
-        };
+        let plan = self.plan.clone();
         observer.on(&Event::Ready(plan.clone()));
         if self.state.step == 0 {
             sampler.run("before", &self.trainee.llama)?;
@@ -244,17 +236,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// How a recipe's run goes through its micro-batches.
-pub(crate) fn passes(recipe: &Recipe, llama: &Llama) -> Result<Passes, RunError> {
-    let passes = Passes::new(Arc::new(CrossEntropy), llama)?;
-    let passes = passes.with_recompute(recipe.training.recompute);
-    Ok(if recipe.adapter.config.dropout > 0.0 {
-        passes.with_dropout()
-    } else {
-        passes
-    })
-}
-
 /// The newest checkpoint of a run that can go on, and where it stood.
 fn checkpoint_to_resume(
     recipe: &Recipe,
@@ -278,85 +259,4 @@ fn checkpoint_to_resume(
         return Err(RunError::Complete(recipe.run_directory()));
     }
     Ok((path, state))
-}
-
-/// Hands everything to Burn's `SupervisedTraining` and waits for it.
-pub(crate) fn run_learner(
-    strategy: &Arc<StepStrategy>,
-    learner: Learner<Trainee>,
-    train: Arc<dyn DataLoader<Batch>>,
-    valid: Arc<dyn DataLoader<Batch>>,
-    renderer: Option<Box<dyn MetricsRenderer>>,
-    interrupter: Interrupter,
-) -> Result<(Llama, Outcome), RunError> {
-    let training = SupervisedTraining::new(strategy.directory.path(), train, valid)
-        .with_metric_logger(Quiet)
-        // The log is ours, and so is the panic hook that Burn's would set.
-        .with_application_logger(None)
-        .metric_train_numeric(LossMetric::new())
-        .metric_valid_numeric(LossMetric::new())
-        .metric_train_numeric(LearningRateMetric::new())
-        .with_interrupter(interrupter)
-        .renderer(renderer.unwrap_or_else(|| Box::new(Quiet)))
-        .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
-        .num_epochs(1);
-    let result = caught(|| training.launch(learner));
-    let outcome = strategy
-        .outcome
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    // The loop's own error says more than what Burn makes of it.
-    let outcome = outcome.transpose()?;
-    let result = result.map_err(|said| RunError::device(&said))?;
-    let outcome = outcome.ok_or_else(|| RunError::burn(&"the loop did not run"))?;
-    if let Some(error) = result.error {
-        return Err(RunError::burn(&error));
-    }
-    Ok((result.model.llama, outcome))
-}
-
-/// The recipe's update rule.
-pub(crate) fn optimizer(training: &TrainingSection) -> ModuleOptimizer {
-    match training.optimizer {
-        OptimizerKind::Sgd => SgdConfig::new().init(),
-        OptimizerKind::Adamw => AdamWConfig::new()
-            .with_beta_1(training.beta1 as f32)
-            .with_beta_2(training.beta2 as f32)
-            .with_epsilon(training.epsilon as f32)
-            .with_weight_decay(training.weight_decay as f32)
-            .init(),
-    }
-}
-
-/// Writes the adapter, or the whole model, into the run directory.
-fn saver(prepared: &Prepared, result: PathBuf) -> SaveResult {
-    let recipe = &prepared.recipe;
-    let config = prepared.config.clone();
-    let base = recipe.model.path.clone();
-    let name = base_name(recipe);
-    let section = recipe.adapter.clone();
-    let checkpoint = recipe.model.weights == Weights::Checkpoint;
-    let dtype = recipe.output.dtype.unwrap_or_default();
-    Box::new(move |trainee: &Trainee| {
-        match section.trained(trainee.llama.lm_head.is_some()) {
-            Trained::Adapter(config) => {
-                let mut adapter = PeftAdapter::of(&trainee.llama, &config, section.form)?;
-                adapter.task = Some(TaskType::CausalLm);
-                adapter.base = Some(name.clone());
-                if checkpoint {
-                    adapter.base_fingerprint = Some(weights_fingerprint(&base)?);
-                }
-                adapter.write(&result, &WriteOptions::default())?;
-            }
-            Trained::Everything => {
-                // A model that is there already stays until the new one is whole.
-                let failed = |source| RunError::io("writing", &result, source);
-                let staged = StagedDirectory::new(&result).map_err(failed)?;
-                save(&trainee.llama, &config, dtype, Some(&base), staged.path())?;
-                staged.replace().map_err(failed)?;
-            }
-        }
-        Ok(())
-    })
 }

@@ -9,7 +9,7 @@ use olora_model::Llama;
 
 use crate::{
     MemoryEstimate, Observer, RunError,
-    attach::{Start, attach_adapter},
+    attach::{AdapterStart, attach_adapter},
     base::load_base,
     counts::Counts,
     prepare::Prepared,
@@ -53,8 +53,8 @@ impl<'a> Loaded<'a> {
         let schedule = schedule(recipe, &data.train, steps.n_batches)?;
         let known = resumed.map(RunDirectory::ranks).transpose()?;
         let start = match &known {
-            Some(ranks) => Start::Resumed(ranks),
-            None => Start::Fresh {
+            Some(ranks) => AdapterStart::Resumed(ranks),
+            None => AdapterStart::Fresh {
                 schedule: &schedule,
                 padding: prepared.padding,
             },

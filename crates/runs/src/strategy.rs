@@ -225,6 +225,11 @@ impl Run<'_> {
         let backward = |learning: &Learning<'_>, micro_batch: usize| {
             let Some(batch) = batches.next() else {
                 // Only the last step of a run by epochs may be short of micro-batches.
+                if micro_batch == 0 {
+                    return Err(RunError::mismatch(format!(
+                        "the data ended before step {number}"
+                    )));
+                }
                 if number < strategy.total_steps {
                     return Err(RunError::mismatch(format!(
                         "the data ended during step {number}"
@@ -294,6 +299,7 @@ impl Run<'_> {
                 if !value.is_finite() {
                     return Err(RunError::NotFinite {
                         what,
+                        first: None,
                         value: value as f32,
                         step: unread.step,
                         last_good: self.last_checkpoint.take().map(|(_, path)| path),
@@ -356,8 +362,9 @@ impl Run<'_> {
         let objective = self.strategy.passes.objective();
         let evaluation = evaluate(objective, &model.llama, self.valid.iter());
         let evaluation = evaluation.map_err(|error| match error {
-            TrainError::NotFinite { value, .. } => RunError::NotFinite {
+            TrainError::NotFinite { value, first } => RunError::NotFinite {
                 what: "validation loss",
+                first: Some(first),
                 value: value as f32,
                 step,
                 last_good: self.last_checkpoint.take().map(|(_, path)| path),
@@ -367,6 +374,7 @@ impl Run<'_> {
         self.state.validation.push((step, evaluation.loss));
         self.strategy.directory.log_evaluation(step, &evaluation)?;
         log::info!("after step {step}: {evaluation:?}");
+        let loss = evaluation.loss;
         self.strategy
             .observer
             .on(&Event::Evaluated { step, evaluation });
@@ -382,7 +390,7 @@ impl Run<'_> {
         };
         self.interrupter
             .fail_on_error(self.processor.process_valid(start));
-        let item = StepOutput::of_mean(evaluation.loss, &self.strategy.device);
+        let item = StepOutput::of_mean(loss, &self.strategy.device);
         let item = TrainingItem::new(item, Progress::new(1, 1, None), Some(step), None);
         self.interrupter.fail_on_error(
             self.processor

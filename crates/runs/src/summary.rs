@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    MemoryEstimate, Plan, Precision, Recipe, memory::peak_resident_bytes, run_log, state::Outcome,
+    MemoryEstimate, Precision, Recipe, RunPlan, memory::peak_resident_bytes, run_log,
+    state::Outcome,
 };
 
 /// Burn's version. The workspace asks for exactly this one (`=`), so whoever
@@ -81,7 +82,7 @@ pub(crate) struct Around {
     pub(crate) device: String,
     /// The adapter's directory, or the model's.
     pub(crate) result: PathBuf,
-    pub(crate) plan: Plan,
+    pub(crate) plan: RunPlan,
     pub(crate) wall_seconds: f64,
     pub(crate) commit: Option<String>,
 }

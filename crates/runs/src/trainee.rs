@@ -14,7 +14,7 @@ use burn::{
 };
 use olora_data::Batch;
 use olora_model::Llama;
-use olora_training::{Learns, Measure, Passes, loss_sum};
+use olora_training::{Learns, Measure, Passes};
 
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
@@ -130,10 +130,11 @@ impl InferenceStep for Trainee {
 
     fn step(&self, batch: Batch) -> StepOutput {
         // Burn's own loop would call this; ours evaluates whole data sets by itself.
+        let loss = self.passes.loss(&self.llama, &batch);
         StepOutput {
-            loss_sum: loss_sum(&self.llama, &batch),
-            measures: Vec::new(),
-            count: batch.n_trained,
+            loss_sum: loss.sum,
+            measures: loss.measures,
+            count: self.passes.objective().count(&batch),
         }
     }
 }

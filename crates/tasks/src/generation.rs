@@ -8,6 +8,7 @@ use olora_model::{KvCache, Llama};
 use crate::{
     GenerationResult, ItemResults, OpenQuestion, TaskError, TaskOptions,
     encode::Encoder,
+    finite::not_finite,
     number::{STOP, flexible, normalised, same, strict, until},
     score::{Run, ids, integers},
 };
@@ -129,6 +130,20 @@ impl<'a> Writer<'a> {
         let mut input = ids(prompts, seq, &device);
         for _ in 0..self.options.max_new_tokens {
             let logits = self.llama.next_token_logits(input, &mut cache);
+            let is_finite = logits.clone().is_finite().all();
+            let is_finite = is_finite.try_into_scalar::<bool>();
+            if !is_finite.map_err(|error| TaskError::device(&error))? {
+                // From the beginning: what led here is in the cache alone.
+                let all = rows
+                    .iter()
+                    .map(|&row| [prompts[row], &written[row]].concat());
+                let all: Vec<Vec<u32>> = all.collect();
+                let seq = all.first().map_or(0, Vec::len);
+                let all: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
+                let all = ids(&all, seq, &device);
+                let what = "the logits of the next token";
+                return Err(not_finite(self.llama, what, all));
+            }
             let next = integers(logits.argmax(1))?;
             let mut going = Vec::with_capacity(rows.len());
             for (place, (&row, token)) in rows.iter().zip(next).enumerate() {

@@ -16,6 +16,7 @@
 mod encode;
 mod error;
 mod files;
+mod finite;
 mod generation;
 mod item;
 mod layout;

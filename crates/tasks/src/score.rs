@@ -10,6 +10,7 @@ use olora_operations::loss::rows_at_once;
 use crate::{
     ChoiceResult, ItemResults, Items, MultipleChoice, Task, TaskError, TaskName, TaskResult,
     encode::{Encoder, Request},
+    finite::not_finite,
     generation,
     result::Likelihood,
     share::{PrefixPlan, batches},
@@ -196,10 +197,12 @@ fn choose(
     };
     let mut results = Vec::with_capacity(items.len());
     for (i, (item, likelihoods)) in items.iter().zip(&likelihoods).enumerate() {
-        if likelihoods.iter().any(|choice| choice.sum.is_nan()) {
-            let reason = "its log-likelihood is not a number: the weights, or what this device \
-                          computes in this number format, cannot be right";
-            return Err(of_item(i, TaskError::Mismatch(reason.to_owned())));
+        let nan = likelihoods.iter().position(|choice| choice.sum.is_nan());
+        if let Some(choice) = nan {
+            let input = &requests[i][choice].input;
+            let input = ids(&[input], input.len(), &llama.device());
+            let error = not_finite(llama, "a choice's log-likelihood", input);
+            return Err(of_item(i, error));
         }
         results.push(ChoiceResult::new(i, item, likelihoods));
     }

@@ -1,5 +1,8 @@
 //! Loss over held-out data, without autodiff.
 
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
 use olora_adapter::switched_off;
 use olora_data::Batch;
 use olora_model::{Llama, first_not_finite};
@@ -12,14 +15,17 @@ use crate::{
 };
 
 /// Loss over a whole data set.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// The mean of the objective: for cross-entropy, by trained token, in nats.
     pub loss: f64,
-    /// `exp(loss)`.
+    /// `exp(loss)`: of cross-entropy, the perplexity.
     pub perplexity: f64,
     /// What the sum was divided by: for cross-entropy, the trained tokens.
-    pub n_trained_tokens: usize,
+    pub count: usize,
+    /// The objective's other means, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
 }
 
 /// The loss of `llama`, which must not be on an autodiff device, over every
@@ -38,11 +44,11 @@ pub fn evaluate<E: ToString>(
     let compares = objective.needs_reference();
     let base = compares.then(|| switched_off(llama.clone())).transpose()?;
     let (mut sum, mut count) = (0.0, 0);
+    let mut measures = BTreeMap::<String, f64>::new();
     for batch in batches {
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
-        let loss = forward(objective, llama, base.as_ref(), &batch).sum;
-        let loss = loss.try_into_scalar::<f32>();
-        let loss = f64::from(loss.map_err(|error| TrainError::device(&error))?);
+        let found = forward(objective, llama, base.as_ref(), &batch);
+        let loss = read(found.sum)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 value: loss,
@@ -51,13 +57,26 @@ pub fn evaluate<E: ToString>(
         }
         sum += loss;
         count += objective.count(&batch);
+        for (name, sum) in found.measures {
+            *measures.entry(name.to_owned()).or_default() += read(sum)?;
+        }
     }
-    let loss = sum / count.max(1) as f64;
+    let divisor = count.max(1) as f64;
+    let loss = sum / divisor;
+    let measures = measures.into_iter();
     Ok(Evaluation {
         loss,
         perplexity: loss.exp(),
-        n_trained_tokens: count,
+        count,
+        measures: measures.map(|(name, sum)| (name, sum / divisor)).collect(),
     })
+}
+
+fn read(sum: Tensor<1>) -> Result<f64, TrainError> {
+    let value = sum.try_into_scalar::<f32>();
+    value
+        .map(f64::from)
+        .map_err(|error| TrainError::device(&error))
 }
 
 /// Where a batch stops being finite, in a sentence.

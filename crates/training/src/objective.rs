@@ -6,10 +6,11 @@
 //! as they should. It also keeps gradients large enough for float16, which
 //! needs no other loss scale (measured: BENCHMARKS.md, "Half precision").
 
-use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use olora_data::Batch;
 use olora_model::Llama;
 use olora_operations::{
+    likelihood,
     loss::{composed, cross_entropy, rows_at_once},
     token_log_likelihoods,
 };
@@ -41,7 +42,8 @@ pub trait Objective: std::fmt::Debug + Send + Sync {
 
     /// Bytes that [`loss`](Self::loss) and its backward pass take at their
     /// peak beside the blocks: those of per-token log-likelihoods, unless an
-    /// objective holds more.
+    /// objective holds more. A reference pass is over before, and keeps one
+    /// number for each token: it takes less than the pass that trains.
     fn head_bytes(&self, head: &HeadShape) -> u64 {
         head.log_likelihood_bytes()
     }
@@ -101,7 +103,8 @@ impl<'a> Outputs<'a> {
     }
 
     /// The hidden states that targets are predicted from, after the last norm:
-    /// `[n_targets, width]`, padding at the end included.
+    /// `[n_targets, width]`, after the first `n_trained` padding, as in
+    /// [`Batch::targets`](olora_data::Batch).
     pub fn hidden(&self) -> Tensor<2> {
         let hidden = self.llama.model.norm.forward(self.residual.clone());
         let [rows, seq, width] = hidden.dims();
@@ -135,13 +138,7 @@ impl<'a> Outputs<'a> {
         let n = batch.targets.len();
         let all = match self.llama.output_weight(trained.dtype()) {
             Some(weight) => token_log_likelihoods(trained, weight, &batch.targets),
-            None => {
-                let device = trained.device();
-                let targets = TensorData::new(batch.targets.clone(), [n, 1]);
-                let targets = Tensor::<2, Int>::from_data(targets, &device);
-                let logits = self.llama.logits(trained).cast(DType::F32);
-                log_softmax(logits, 1).gather(1, targets).reshape([n])
-            }
+            None => likelihood::composed(self.llama.logits(trained), &batch.targets),
         };
         if batch.n_trained < n {
             all.narrow(0, 0, batch.n_trained)
@@ -150,15 +147,29 @@ impl<'a> Outputs<'a> {
         }
     }
 
-    /// The same of the base, without autodiff. There if
-    /// [`Objective::needs_reference`] says so.
-    pub fn reference_log_likelihoods(&self) -> Option<Tensor<1>> {
-        let reference = self.reference?.clone();
-        Some(if self.residual.is_autodiff() {
+    /// The same of the base, without autodiff.
+    ///
+    /// # Panics
+    ///
+    /// If [`Objective::needs_reference`] has not asked for it.
+    pub fn reference_log_likelihoods(&self) -> Tensor<1> {
+        #[expect(clippy::expect_used, reason = "documented")]
+        let reference = self
+            .reference
+            .expect("an objective that compares with the base says so in `needs_reference`")
+            .clone();
+        if self.residual.is_autodiff() {
             Tensor::from_inner(reference)
         } else {
             reference
-        })
+        }
+    }
+
+    /// The logits of the trained tokens, `[n_trained, vocab]`, made whole: for
+    /// what needs the distribution, such as distillation.
+    pub fn logits(&self) -> Tensor<2> {
+        let hidden = self.hidden();
+        self.llama.logits(hidden.narrow(0, 0, self.batch.n_trained))
     }
 
     /// Sums what there is of each trained token over the row that it is in:

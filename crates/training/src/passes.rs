@@ -43,21 +43,13 @@ pub struct Passes {
     dropout: Option<DropoutSeed>,
 }
 
-impl Default for Passes {
-    /// Cross-entropy, nothing computed again, no dropout.
-    fn default() -> Self {
-        Self {
-            objective: Arc::new(CrossEntropy),
-            recompute: Recompute::None,
-            dropout: None,
-        }
-    }
-}
-
 /// Where dropout's numbers begin. Each block has a seed of its own, so that a
 /// block run again drops what it dropped before. Shared by all clones.
 #[derive(Clone, Debug, Default)]
 struct DropoutSeed(Arc<AtomicU64>);
+
+/// Seeds between two micro-batches: more than a model has blocks.
+const MICRO_BATCH: u64 = 1 << 12;
 
 impl DropoutSeed {
     fn begin(&self, device: &Device, layer_idx: usize) {
@@ -67,7 +59,8 @@ impl DropoutSeed {
 }
 
 impl Passes {
-    /// Towards `objective`, over `llama`.
+    /// Towards `objective`, over `llama`; with dropout if its adapters drop some
+    /// of their input.
     ///
     /// # Errors
     ///
@@ -79,7 +72,8 @@ impl Passes {
         }
         Ok(Self {
             objective,
-            ..Self::default()
+            recompute: Recompute::None,
+            dropout: llama.has_dropout().then(DropoutSeed::default),
         })
     }
 
@@ -90,21 +84,14 @@ impl Passes {
         self
     }
 
-    /// For a model whose adapters drop some of their input. Without it, dropout
-    /// draws from the device's generator as it stands, and blocks cannot be
-    /// computed again.
-    #[must_use]
-    pub fn with_dropout(mut self) -> Self {
-        self.dropout = Some(DropoutSeed::default());
-        self
-    }
-
     /// What is minimised.
     pub fn objective(&self) -> &dyn Objective {
         &*self.objective
     }
 
-    /// Decides what the next micro-batch drops; nothing happens without dropout.
+    /// Decides what the next micro-batch drops, so that a run that is cut in two
+    /// drops the same; nothing happens without dropout. Micro-batches that are
+    /// not seeded drop by the seeds that follow.
     ///
     /// Dropout is the only thing that draws from the device's generator. Seeded
     /// by step, micro-batch and block, it is the same in a resumed run and in a
@@ -113,7 +100,7 @@ impl Passes {
     pub fn seed_dropout(&self, seed: u64, step: usize, micro_batch: usize) {
         if let Some(dropout) = &self.dropout {
             let step = (step as u64) << 32;
-            let micro_batch = (micro_batch as u64) << 12;
+            let micro_batch = micro_batch as u64 * MICRO_BATCH;
             let seed = seed.wrapping_add(step).wrapping_add(micro_batch);
             dropout.0.store(seed, Ordering::Relaxed);
         }
@@ -132,10 +119,28 @@ impl Passes {
             let base = switched_off(llama.valid()).expect("the base is still in the model");
             reference(&base, batch)
         });
-        match self.recompute {
+        let pass = match self.recompute {
             Recompute::None => self.whole(llama, batch, reference.as_ref()),
             Recompute::Blocks => self.by_blocks(llama, batch, reference.as_ref()),
+        };
+        if let Some(dropout) = &self.dropout {
+            dropout.0.fetch_add(MICRO_BATCH, Ordering::Relaxed);
         }
+        pass
+    }
+
+    /// The loss alone, for a model without autodiff.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn loss(&self, llama: &Llama, batch: &Batch) -> Loss {
+        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
+        let base = self
+            .objective
+            .needs_reference()
+            .then(|| switched_off(llama.clone()).expect("the base is still in the model"));
+        forward(&*self.objective, llama, base.as_ref(), batch)
     }
 
     fn whole(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
@@ -378,19 +383,15 @@ mod tests {
         (pass.loss.into_scalar::<f32>(), found)
     }
 
-    fn by(recompute: Recompute, dropout: bool) -> Passes {
-        let passes = Passes::default().with_recompute(recompute);
-        if dropout {
-            passes.with_dropout()
-        } else {
-            passes
-        }
+    fn by(llama: &Llama, recompute: Recompute) -> Passes {
+        let passes = Passes::new(Arc::new(CrossEntropy), llama).unwrap();
+        passes.with_recompute(recompute)
     }
 
-    fn assert_bit_equal(llama: &Llama, dropout: bool) {
+    fn assert_bit_equal(llama: &Llama) {
         let batch = Batch::from_samples(&samples(), 0);
-        let whole = all(llama, &batch, &by(Recompute::None, dropout));
-        let blocks = all(llama, &batch, &by(Recompute::Blocks, dropout));
+        let whole = all(llama, &batch, &by(llama, Recompute::None));
+        let blocks = all(llama, &batch, &by(llama, Recompute::Blocks));
         assert!(!whole.1.is_empty());
         assert_eq!(whole, blocks);
     }
@@ -398,24 +399,36 @@ mod tests {
     #[test]
     fn blocks_run_again_give_the_same_gradients_bit_for_bit() {
         for family in FAMILIES {
-            assert_bit_equal(&adapted_of(family, 0.0), false);
+            assert_bit_equal(&adapted_of(family, 0.0));
         }
     }
 
     #[test]
     fn blocks_run_again_drop_what_they_dropped() {
         let llama = adapted(0.3);
-        assert_bit_equal(&llama, true);
+        assert_bit_equal(&llama);
         let batch = Batch::from_samples(&samples(), 0);
-        let kept = all(&adapted(0.0), &batch, &by(Recompute::Blocks, false));
-        let dropped = all(&llama, &batch, &by(Recompute::Blocks, true));
+        let whole = adapted(0.0);
+        let kept = all(&whole, &batch, &by(&whole, Recompute::Blocks));
+        let passes = by(&llama, Recompute::Blocks);
+        let dropped = all(&llama, &batch, &passes);
         assert_ne!(kept, dropped, "nothing was dropped");
+        // Whoever forgets to seed gets another mask for the next micro-batch all the same.
+        let mut norms = (0..2).map(|_| {
+            let pass = passes.run(&llama, &batch);
+            let mut norm = 0.0;
+            gradients::for_each_gradient(&llama, &pass.grads, |_, gradient| {
+                norm += gradient.square().sum().into_scalar::<f32>();
+            });
+            norm
+        });
+        assert_ne!(norms.next(), norms.next());
     }
 
     #[test]
     fn blocks_run_again_give_every_weights_gradient() {
         for family in FAMILIES {
-            assert_bit_equal(&Module::train(model_of(family)), false);
+            assert_bit_equal(&Module::train(model_of(family)));
         }
     }
 
@@ -429,7 +442,7 @@ mod tests {
             ..AdapterConfig::default()
         };
         let llama = attach(model(), &config, 3, &mut |_, _| {}).unwrap();
-        assert_bit_equal(&Module::train(llama), false);
+        assert_bit_equal(&Module::train(llama));
     }
 
     #[test]
@@ -456,7 +469,7 @@ mod tests {
         let apart = Batch::from_samples(&[a.clone(), b.clone(), c.clone()], 0);
         let packed = Batch::packed(&[vec![a, c], vec![b]], 0);
         assert_eq!(apart.n_trained, packed.n_trained);
-        let passes = by(Recompute::None, false);
+        let passes = by(&llama, Recompute::None);
         let (right, ours) = (all(&llama, &apart, &passes), all(&llama, &packed, &passes));
         assert!(
             (right.0 - ours.0).abs() < 1e-5 * right.0,
@@ -484,7 +497,7 @@ mod tests {
         let llama = adapted(0.0);
         let trained = params(&llama).iter().filter(|param| param.trains()).count();
         let batch = Batch::from_samples(&samples(), 0);
-        let (_, found) = all(&llama, &batch, &by(Recompute::Blocks, false));
+        let (_, found) = all(&llama, &batch, &by(&llama, Recompute::Blocks));
         assert_eq!(found.len(), trained);
     }
 }

@@ -113,24 +113,29 @@ pub fn step<L: Learns, E: From<TrainError>>(
         };
         if pass.count == 0 {
             return Err(mismatch(
-                "a micro-batch has no trained tokens: its loss would be 0 / 0",
+                "a micro-batch has nothing that its loss is divided by, such as trained tokens: it \
+                 would be 0 / 0"
+                    .to_owned(),
             ));
         }
         count += pass.count;
         sums = Some(match sums {
             None => (pass.loss, pass.measures),
-            Some((loss, measures)) => (loss + pass.loss, added(measures, pass.measures)),
+            Some((loss, measures)) => (loss + pass.loss, added(measures, pass.measures)?),
         });
         accumulator.accumulate(&learner.module(), pass.grads);
     }
     let Some((loss, measures)) = sums else {
-        return Err(mismatch("there is no micro-batch to make a step of"));
+        return Err(mismatch(
+            "there is no micro-batch to make a step of".to_owned(),
+        ));
     };
     // Several processes would exchange loss, measures, count and gradients here.
     let module = learner.module();
     let mut grads = accumulator.grads();
-    let norm = average_and_clip(&module, &mut grads, count, max_grad_norm)
-        .ok_or_else(|| mismatch("no parameter received a gradient: is everything frozen?"))?;
+    let norm = average_and_clip(&module, &mut grads, count, max_grad_norm).ok_or_else(|| {
+        mismatch("no parameter received a gradient: is everything frozen?".to_owned())
+    })?;
     // A clone that is still held would keep the optimiser from updating in place.
     drop(module);
     learner.update(grads);
@@ -142,12 +147,21 @@ pub fn step<L: Learns, E: From<TrainError>>(
     })
 }
 
-fn added(sums: Vec<Measure>, more: Vec<Measure>) -> Vec<Measure> {
+fn added<E: From<TrainError>>(sums: Vec<Measure>, more: Vec<Measure>) -> Result<Vec<Measure>, E> {
+    let names = |measures: &[Measure]| measures.iter().map(|m| m.0).collect::<Vec<_>>();
+    if names(&sums) != names(&more) {
+        return Err(mismatch(format!(
+            "the micro-batches of a step must be measured alike, but one has {:?} and another {:?}",
+            names(&sums),
+            names(&more)
+        )));
+    }
     let both = sums.into_iter().zip(more);
-    both.map(|((name, sum), (_, more))| (name, sum + more))
-        .collect()
+    Ok(both
+        .map(|((name, sum), (_, more))| (name, sum + more))
+        .collect())
 }
 
-fn mismatch<E: From<TrainError>>(reason: &str) -> E {
-    TrainError::Mismatch(reason.to_owned()).into()
+fn mismatch<E: From<TrainError>>(reason: String) -> E {
+    TrainError::Mismatch(reason).into()
 }

@@ -204,7 +204,12 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
         *self.is_method = key == "method";
         let seed = self.seed.take();
         let key: StrDeserializer<'_, D::Error> = key.as_str().into_deserializer();
-        seed.map(|seed| seed.deserialize(key)).transpose()
+        let unknown = |error: D::Error| {
+            let error = error.to_string();
+            D::Error::custom(format!("{}, `rho`, `form`", error.trim_end()))
+        };
+        let key = seed.map(|seed| seed.deserialize(key));
+        key.transpose().map_err(unknown)
     }
 }
 
