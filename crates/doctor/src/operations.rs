@@ -11,7 +11,7 @@ use olora_model::{Dtype, Rotation};
 use olora_operations::{
     AttentionMask, LowRankFactors,
     attention::{self, attention},
-    loss,
+    likelihood, loss,
     norm::{self, rms_norm},
     projection, rotary,
     swiglu::{self, swiglu},
@@ -84,6 +84,7 @@ pub(super) const ALL: &[Operation] = &[
     operation("swiglu", gated),
     operation("adapter", adapter),
     operation("loss", cross_entropy),
+    operation("log-likelihoods", log_likelihoods),
     only(Formats::Full, operation("clip", clip)),
     only(Formats::Full, operation("adamw", adamw)),
     whole("model", Kind::Model, None, |bench, length| {
@@ -358,6 +359,27 @@ fn cross_entropy(bench: &Bench, length: usize) -> Outputs {
         loss::cross_entropy_in_chunks(states, projection, &targets, n - 3, n.div_ceil(3) + 5)
     };
     backward(bench, "loss", sum, |gradients| {
+        vec![
+            gradient("hidden", &hidden, gradients),
+            gradient("weight", &weight, gradients),
+        ]
+    })
+}
+
+/// The log-likelihood of each token, every one with a gradient of its own.
+fn log_likelihoods(bench: &Bench, length: usize) -> Outputs {
+    let n = ROWS * length;
+    let hidden = bench.variable("hidden", [n, WIDTH], 2.0);
+    let weight = bench.variable("output weight", [WIDTH, VOCAB], 0.5);
+    let targets: Vec<i32> = (0..n).map(|i| (i * 7 % VOCAB) as i32).collect();
+    let (states, projection) = (hidden.clone(), weight.clone());
+    let of_tokens = if bench.composed {
+        likelihood::composed(states.matmul(projection), &targets)
+    } else {
+        let rows = n.div_ceil(3) + 5;
+        likelihood::token_log_likelihoods_in_chunks(states, projection, &targets, rows)
+    };
+    backward(bench, "log-likelihoods", of_tokens, |gradients| {
         vec![
             gradient("hidden", &hidden, gradients),
             gradient("weight", &weight, gradients),
