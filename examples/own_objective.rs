@@ -63,7 +63,6 @@ fn main() -> anyhow::Result<()> {
     let samples = load_samples(&quickstart.join("train.jsonl"), &tokenizer, &options)?.samples;
     let (llama, _) = load(&quickstart.join("base"), Dtype::F32, &Device::flex())?;
     let config = AdapterConfig {
-        exclude: vec!["lm_head".to_owned()],
         dropout: 0.05,
         ..AdapterConfig::default()
     };
