@@ -97,12 +97,16 @@ fn is_finite(tensor: &FlexTensor) -> bool {
     let [batch, n_heads, seq] = [0, 1, 2].map(|axis| shape[axis]);
     (0..batch * n_heads).into_par_iter().all(|item| {
         let (row, head) = (item / n_heads, item % n_heads);
-        vectorised(|| {
-            (0..seq).all(|position| {
+        let heads = &heads;
+        vectorised!(<'a>(heads: &'a Heads<'a>, row: usize, head: usize, seq: usize) -> bool {
+            for position in 0..seq {
                 let values = heads.position(row, head, position);
                 // Zero times what is not finite is not zero.
-                sum(values.len(), |i| values[i] * 0.0) == 0.0
-            })
+                if sum(values.len(), |i| values[i] * 0.0) != 0.0 {
+                    return false;
+                }
+            }
+            true
         })
     })
 }
@@ -321,31 +325,30 @@ impl ForwardTile {
                 tile,
                 key_tile.transposed(),
             );
-            vectorised(|| {
-                for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
-                    let seen = mask.keys(row, queries.start + i, sizes.seq, sizes.keys);
-                    let part = within(&seen, &key_range);
-                    scores[..part.start].fill(0.0);
-                    scores[part.end..].fill(0.0);
-                    if part.is_empty() {
-                        continue;
-                    }
-                    let scores = &mut scores[part];
-                    let higher = highest(scores).max(self.best[i]);
-                    let rescale = if before == Before::Kept && self.best[i] > f32::NEG_INFINITY {
-                        exp(self.best[i] - higher)
-                    } else {
-                        1.0
-                    };
-                    self.best[i] = higher;
-                    self.sums[i] = self.sums[i] * rescale + exponentials(scores, higher);
-                    if rescale != 1.0 {
-                        for out in &mut output[i * head_dim..][..head_dim] {
-                            *out *= rescale;
-                        }
-                    }
+            let (best, sums) = (&mut self.best, &mut self.sums);
+            for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
+                let seen = mask.keys(row, queries.start + i, sizes.seq, sizes.keys);
+                let part = within(&seen, &key_range);
+                scores[..part.start].fill(0.0);
+                scores[part.end..].fill(0.0);
+                if part.is_empty() {
+                    continue;
                 }
-            });
+                let scores = &mut scores[part];
+                let (best, sum) = (&mut best[i], &mut sums[i]);
+                let so_far = match before {
+                    Before::Kept => Some(&mut output[i * head_dim..][..head_dim]),
+                    Before::Overwritten => None,
+                };
+                vectorised!(<'a>(
+                    scores: &'a mut [f32],
+                    best: &'a mut f32,
+                    sum: &'a mut f32,
+                    so_far: Option<&'a mut [f32]>,
+                ) {
+                    add_scores(scores, best, sum, so_far);
+                });
+            }
             let value_tile = given.values.positions(row, kv_head, &key_range);
             let weights = Matrix::of_rows(scores, n);
             multiply_alone(output, before, 1.0, weights, value_tile);
@@ -361,6 +364,25 @@ impl ForwardTile {
         let found = &self.output[i * self.head_dim..][..output.len()];
         for (output, found) in output.iter_mut().zip(found) {
             output.write(found * scale);
+        }
+    }
+}
+
+/// Takes one query's scores with a tile of keys into its softmax, and leaves
+/// their exponentials. `so_far` is the output of tiles before, if any.
+#[inline(always)]
+fn add_scores(scores: &mut [f32], best: &mut f32, sum: &mut f32, so_far: Option<&mut [f32]>) {
+    let higher = highest(scores).max(*best);
+    let rescale = if so_far.is_some() && *best > f32::NEG_INFINITY {
+        exp(*best - higher)
+    } else {
+        1.0
+    };
+    *best = higher;
+    *sum = *sum * rescale + exponentials(scores, higher);
+    if rescale != 1.0 {
+        for out in so_far.into_iter().flatten() {
+            *out *= rescale;
         }
     }
 }
@@ -412,13 +434,13 @@ impl BackwardInputs<'_> {
             let summed_grad_tile = self.summed_grads.positions(row, head, &range);
             let grad_queries = &mut grad_queries[..range.len() * head_dim];
             let mut along = [0.0_f32; QUERIES];
-            vectorised(|| {
-                for (along, position) in along.iter_mut().zip(range.clone()) {
-                    let output = self.outputs.position(row, head, position);
-                    let grad = self.grads.position(row, head, position);
-                    *along = sum(head_dim, |i| output[i] * grad[i]);
-                }
-            });
+            for (along, position) in along.iter_mut().zip(range.clone()) {
+                let output = self.outputs.position(row, head, position);
+                let grad = self.grads.position(row, head, position);
+                *along = vectorised!(<'a>(output: &'a [f32], grad: &'a [f32]) -> f32 {
+                    sum(output.len(), |i| output[i] * grad[i])
+                });
+            }
             let log_sums = &self.log_sums[(row * n_heads + head) * seq + start..][..range.len()];
             let mut before = Before::Overwritten;
             for key_range in key_tiles(self.mask, self.sizes, row, &range) {
@@ -431,25 +453,32 @@ impl BackwardInputs<'_> {
                 let fresh = Before::Overwritten;
                 multiply_alone(weights, fresh, scale, tile, key_tile.transposed());
                 multiply_alone(grad_scores, fresh, 1.0, grad_tile, value_tile.transposed());
-                vectorised(|| {
-                    let rows = weights
-                        .chunks_exact_mut(n)
-                        .zip(grad_scores.chunks_exact_mut(n));
-                    for (i, (weights, grad_scores)) in rows.enumerate() {
-                        let seen = self.mask.keys(row, start + i, seq, n_keys);
-                        let part = within(&seen, &key_range);
-                        for outside in [0..part.start, part.end..n] {
-                            weights[outside.clone()].fill(0.0);
-                            grad_scores[outside].fill(0.0);
-                        }
-                        let (along, log_sum) = (along[i], log_sums[i]);
-                        let both = weights[part.clone()].iter_mut().zip(&mut grad_scores[part]);
-                        for (weight, grad_score) in both {
+                let rows = weights
+                    .chunks_exact_mut(n)
+                    .zip(grad_scores.chunks_exact_mut(n));
+                for (i, (weights, grad_scores)) in rows.enumerate() {
+                    let seen = self.mask.keys(row, start + i, seq, n_keys);
+                    let part = within(&seen, &key_range);
+                    for outside in [0..part.start, part.end..n] {
+                        weights[outside.clone()].fill(0.0);
+                        grad_scores[outside].fill(0.0);
+                    }
+                    let (along, log_sum) = (along[i], log_sums[i]);
+                    let weights = &mut weights[part.clone()];
+                    let grad_scores = &mut grad_scores[part];
+                    vectorised!(<'a>(
+                        weights: &'a mut [f32],
+                        grad_scores: &'a mut [f32],
+                        along: f32,
+                        log_sum: f32,
+                        scale: f32,
+                    ) {
+                        for (weight, grad_score) in weights.iter_mut().zip(grad_scores) {
                             *weight = exp(*weight - log_sum);
                             *grad_score = *weight * (*grad_score - along) * scale;
                         }
-                    }
-                });
+                    });
+                }
                 let weights = Matrix::of_rows(weights, n);
                 let grad_scores = Matrix::of_rows(grad_scores, n);
                 let here = key_range.start * head_dim..key_range.end * head_dim;

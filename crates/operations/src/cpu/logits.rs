@@ -50,7 +50,10 @@ pub(super) fn pass(
             .map(|(row, i)| {
                 let scale = scales.map_or(1.0, |scales| scales[i]);
                 let grad_scale = wanted.any().then_some(scale);
-                vectorised(|| one_row(row, ids[i], grad_scale))
+                let target = ids[i];
+                vectorised!(<'a>(row: &'a mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
+                    one_row(row, target, grad_scale)
+                })
             })
             .collect();
         log_likelihoods.extend(of_chunk);

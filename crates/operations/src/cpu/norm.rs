@@ -23,7 +23,13 @@ impl NormKernel for Flex {
         let width = w.len();
         let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
             let from = &all[first * width..][..room.len()];
-            vectorised(|| {
+            vectorised!(<'a>(
+                from: &'a [f32],
+                w: &'a [f32],
+                room: &'a mut [MaybeUninit<f32>],
+                width: usize,
+                eps: f64,
+            ) {
                 for (row, out) in from.chunks_exact(width).zip(room.chunks_exact_mut(width)) {
                     let r = reciprocal_rms(row, eps);
                     for ((out, x), w) in out.iter_mut().zip(row).zip(w) {
@@ -54,7 +60,14 @@ impl NormKernel for Flex {
         let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
             let here = first * width..first * width + room.len();
             let (from, grads) = (&all[here.clone()], &all_grads[here]);
-            vectorised(|| {
+            vectorised!(<'a>(
+                from: &'a [f32],
+                w: &'a [f32],
+                grads: &'a [f32],
+                room: &'a mut [MaybeUninit<f32>],
+                width: usize,
+                eps: f64,
+            ) {
                 let rows = from.chunks_exact(width).zip(grads.chunks_exact(width));
                 for ((row, grad), out) in rows.zip(room.chunks_exact_mut(width)) {
                     let r = reciprocal_rms(row, eps);
@@ -72,7 +85,13 @@ impl NormKernel for Flex {
             let parts: Vec<Vec<f32>> = all
                 .par_chunks(chunk)
                 .zip(all_grads.par_chunks(chunk))
-                .map(|(from, grads)| vectorised(|| weight_part(from, grads, width, eps)))
+                .map(|(from, grads)| {
+                    vectorised!(
+                        <'a>(from: &'a [f32], grads: &'a [f32], width: usize, eps: f64) -> Vec<f32> {
+                            weight_part(from, grads, width, eps)
+                        }
+                    )
+                })
                 .collect();
             let mut sum = vec![0.0; width];
             for part in parts {

@@ -10,6 +10,22 @@ use super::{
 };
 use crate::rotary::{RotaryKernel, portable_rotate};
 
+/// What is the same for all positions.
+#[derive(Clone, Copy)]
+struct Sizes {
+    seq: usize,
+    /// All heads of a position.
+    width: usize,
+    head_dim: usize,
+    pairs: usize,
+    /// From one row's table of cosines to the next.
+    per_row: usize,
+    /// From one row, head and position of the input to the next.
+    strides: [usize; 3],
+    /// Minus one to turn back.
+    sign: f32,
+}
+
 impl RotaryKernel for Flex {
     fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
         if !all_f32([&x, &cos, &sin]) {
@@ -27,9 +43,26 @@ impl RotaryKernel for Flex {
         let strides = [0, 1, 2].map(|axis| x.layout().strides()[axis] as usize);
         let sign = if back { -1.0 } else { 1.0 };
         let width = heads * head_dim;
+        let sizes = Sizes {
+            seq,
+            width,
+            head_dim,
+            pairs,
+            per_row,
+            strides,
+            sign,
+        };
         // One row of the output is one position, all heads of it.
         let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
-            vectorised(|| {
+            vectorised!(<'a>(
+                room: &'a mut [MaybeUninit<f32>],
+                from: &'a [f32],
+                cosines: &'a [f32],
+                sines: &'a [f32],
+                first: usize,
+                sizes: Sizes,
+            ) {
+                let Sizes { seq, width, head_dim, pairs, per_row, strides, sign } = sizes;
                 for (i, out) in room.chunks_exact_mut(width).enumerate() {
                     let (row, position) = ((first + i) / seq, (first + i) % seq);
                     let table = row * per_row + position * pairs;

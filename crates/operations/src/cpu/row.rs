@@ -30,7 +30,10 @@ pub(super) fn add_rows(output: &mut [f32], row: &[f32], weights: &[f32], stride:
     let sums: Vec<Vec<f32>> = pieces
         .map(|(row, weights)| {
             let mut sums = vec![0.0; width];
-            vectorised(|| add_some_rows(&mut sums, row, weights, stride));
+            let to = &mut sums[..];
+            vectorised!(<'a>(to: &'a mut [f32], row: &'a [f32], weights: &'a [f32], stride: usize) {
+                add_some_rows(to, row, weights, stride);
+            });
             sums
         })
         .collect();
@@ -70,7 +73,12 @@ pub(super) fn add_columns(output: &mut [f32], row: &[f32], weights: &[f32], stri
         .par_chunks_mut(piece)
         .zip(weights.par_chunks(piece * stride))
         .for_each(|(output, weights)| {
-            vectorised(|| {
+            vectorised!(<'a>(
+                output: &'a mut [f32],
+                row: &'a [f32],
+                weights: &'a [f32],
+                stride: usize,
+            ) {
                 for (i, output) in output.iter_mut().enumerate() {
                     *output += dot(row, &weights[i * stride..][..row.len()]);
                 }

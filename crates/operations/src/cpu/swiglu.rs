@@ -12,6 +12,8 @@ use super::{
 };
 use crate::swiglu::{SwigluKernel, portable_backward, portable_forward};
 
+type Room = [MaybeUninit<f32>];
+
 impl SwigluKernel for Flex {
     fn swiglu_forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         if !all_f32([&gate, &up]) {
@@ -19,9 +21,9 @@ impl SwigluKernel for Flex {
         }
         let (gate, up) = (contiguous(gate), contiguous(up));
         let (gates, ups) = (values(&gate), values(&up));
-        let fill = |first: usize, room: &mut [MaybeUninit<f32>]| {
+        let fill = |first: usize, room: &mut Room| {
             let (gates, ups) = (&gates[first..][..room.len()], &ups[first..][..room.len()]);
-            vectorised(|| {
+            vectorised!(<'a>(room: &'a mut Room, gates: &'a [f32], ups: &'a [f32]) {
                 for ((out, gate), up) in room.iter_mut().zip(gates).zip(ups) {
                     out.write(gate / (1.0 + exp(-gate)) * up);
                 }
@@ -42,12 +44,17 @@ impl SwigluKernel for Flex {
         }
         let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
         let (gates, ups, grads) = (values(&gate), values(&up), values(&grad));
-        type Room = [MaybeUninit<f32>];
         let fill = |first: usize, grad_gate: &mut Room, grad_up: &mut Room| {
             let n = grad_gate.len();
             let (gates, ups) = (&gates[first..][..n], &ups[first..][..n]);
             let grads = &grads[first..][..n];
-            vectorised(|| {
+            vectorised!(<'a>(
+                grad_gate: &'a mut Room,
+                grad_up: &'a mut Room,
+                gates: &'a [f32],
+                ups: &'a [f32],
+                grads: &'a [f32],
+            ) {
                 let rooms = grad_gate.iter_mut().zip(grad_up.iter_mut());
                 let given = gates.iter().zip(ups).zip(grads);
                 for ((grad_gate, grad_up), ((gate, up), grad)) in rooms.zip(given) {

@@ -1,12 +1,42 @@
 //! Loops over f32 that the compiler turns into vector instructions, for each
 //! instruction set once, chosen at run time.
 
-/// Runs `work` compiled for the best instruction set that the processor has.
-/// What it calls must be inlined into it, or is compiled for the oldest.
-#[inline(always)]
-pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+/// `vectorised!(<'a>(name: &'a Type, …) -> Output { … })` runs a block compiled
+/// for the best instruction set that the processor has. It is given the
+/// variables of those names. What it calls must be inlined into it, or is
+/// compiled for the oldest.
+///
+/// A closure will not do: it would be a function of its own, called from one
+/// place for each instruction set, and so too large to be inlined into any.
+macro_rules! vectorised {
+    (<$a:lifetime>($($name:ident: $of:ty),* $(,)?) $(-> $output:ty)? $work:block) => {{
+        struct Work<$a> {
+            $($name: $of),*
+        }
+        impl<$a> pulp::NullaryFnOnce for Work<$a> {
+            type Output = $crate::cpu::vector::output!($($output)?);
+
+            #[inline(always)]
+            fn call(self) -> Self::Output {
+                let Self { $($name),* } = self;
+                $work
+            }
+        }
+        pulp::Arch::new().dispatch(Work { $($name),* })
+    }};
 }
+
+/// The type of what a block returns, `()` if none is named.
+macro_rules! output {
+    () => {
+        ()
+    };
+    ($output:ty) => {
+        $output
+    };
+}
+
+pub(super) use {output, vectorised};
 
 /// Sums are kept in this many parts, one per lane of the widest register and
 /// two registers deep: it makes them vectorisable, and the same on every
@@ -117,7 +147,8 @@ mod tests {
         ] {
             assert!(exp(nan).is_nan());
         }
-        assert!(vectorised(|| exp(f32::NAN)).is_nan());
+        let nan = &f32::NAN;
+        assert!(vectorised!(<'a>(nan: &'a f32) -> f32 { exp(*nan) }).is_nan());
         assert!(exp(-1e30) < 1e-37);
         assert!(exp(1e30).is_finite());
         assert_eq!(exp(0.0), 1.0);
