@@ -6,19 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use tempfile::Builder;
 
-use crate::{HubError, HubName, client::is_commit};
+use crate::{HubError, client::is_commit, name::Target};
 
-/// `models--owner--name` in the cache, and its locks.
+/// `models--owner--name` or `datasets--owner--name` in the cache, and its locks.
 pub(crate) struct Repository {
     root: PathBuf,
     locks: PathBuf,
 }
 
 impl Repository {
-    pub(crate) fn new(cache: &Path, name: &HubName) -> Self {
-        let folder = format!("models--{}", name.repository.replace('/', "--"));
+    pub(crate) fn new(cache: &Path, target: &Target) -> Self {
+        let folder = format!(
+            "{}--{}",
+            target.kind.plural(),
+            target.repository.replace('/', "--")
+        );
         Self {
             locks: cache.join(".locks").join(&folder),
             root: cache.join(folder),
@@ -63,13 +68,45 @@ impl Repository {
         if self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.root.join("refs").join(revision);
+        self.put(&self.root.join("refs").join(revision), commit.as_bytes())
+    }
+
+    /// What a commit consists of, if that was [kept](Self::keep).
+    pub(crate) fn inventory(&self, commit: &str) -> Option<Inventory> {
+        let text = fs::read(self.inventory_path(commit)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Remembers what a commit consists of. Python knows nothing of it, and removes it with
+    /// the repository.
+    pub(crate) fn keep(&self, commit: &str, inventory: &Inventory) -> io::Result<()> {
+        if self.inventory(commit).as_ref() == Some(inventory) {
+            return Ok(());
+        }
+        // A commit without files here still has a directory: Python takes a reference to one
+        // that has none for a damaged cache.
+        fs::create_dir_all(self.snapshot(commit))?;
+        let text = serde_json::to_vec(inventory)?;
+        self.put(&self.inventory_path(commit), &text)
+    }
+
+    fn inventory_path(&self, commit: &str) -> PathBuf {
+        self.root.join("olora").join(format!("{commit}.json"))
+    }
+
+    /// Whether Python has found that a commit has no such file.
+    pub(crate) fn is_known_absent(&self, commit: &str, file: &str) -> bool {
+        self.root.join(".no_exist").join(commit).join(file).exists()
+    }
+
+    /// Writes a small file, whole or not at all.
+    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let directory = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(directory)?;
         // As `File::create` would: temporary files are otherwise for their owner alone.
         let temporary = Builder::new().make_in(directory, |path| File::create_new(path))?;
-        fs::write(temporary.path(), commit)?;
-        temporary.persist(&path).map_err(|error| error.error)?;
+        fs::write(temporary.path(), bytes)?;
+        temporary.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -90,6 +127,18 @@ impl Repository {
             Err(_) => fs::rename(self.blob(etag), &pointer).map_err(failed),
         }
     }
+}
+
+/// What a commit of a data set consists of. Without it, a snapshot does not show whether
+/// files are missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inventory {
+    /// The paths of all files.
+    pub(crate) files: Vec<String>,
+    /// Where the data set is made by a program: the commit of the hub's conversion, or an
+    /// empty text if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) conversion: Option<String>,
 }
 
 #[cfg(unix)]

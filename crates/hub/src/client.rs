@@ -8,7 +8,7 @@ use ureq::{
     http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header},
 };
 
-use crate::{HubError, HubName, HubOptions, agent::agent};
+use crate::{HubError, HubOptions, agent::agent, name::Target};
 
 /// Redirects followed before giving up.
 const REDIRECTS: usize = 10;
@@ -34,6 +34,14 @@ impl Listing {
         self.siblings
             .iter()
             .any(|sibling| sibling.rfilename == file)
+    }
+
+    /// All files, in the hub's order.
+    pub(crate) fn into_files(self) -> Vec<String> {
+        self.siblings
+            .into_iter()
+            .map(|sibling| sibling.rfilename)
+            .collect()
     }
 
     /// The .gguf files.
@@ -68,13 +76,13 @@ impl FileHead {
 pub(crate) struct Client<'a> {
     agent: Agent,
     options: &'a HubOptions,
-    name: &'a HubName,
+    target: &'a Target,
     endpoint: Uri,
     authorization: Option<HeaderValue>,
 }
 
 impl<'a> Client<'a> {
-    pub(crate) fn new(options: &'a HubOptions, name: &'a HubName) -> Result<Self, HubError> {
+    pub(crate) fn new(options: &'a HubOptions, target: &'a Target) -> Result<Self, HubError> {
         let endpoint = options
             .endpoint
             .parse::<Uri>()
@@ -95,7 +103,7 @@ impl<'a> Client<'a> {
         Ok(Self {
             agent: agent(options)?,
             options,
-            name,
+            target,
             endpoint,
             authorization,
         })
@@ -104,10 +112,11 @@ impl<'a> Client<'a> {
     /// The commit and the files of the revision that was asked for.
     pub(crate) fn listing(&self) -> Result<Listing, HubError> {
         let url = format!(
-            "{}/api/models/{}/revision/{}",
+            "{}/api/{}/{}/revision/{}",
             self.options.endpoint,
-            self.name.repository,
-            encode(self.name.revision(), false)
+            self.target.kind.plural(),
+            self.target.repository,
+            encode(&self.target.revision, false)
         );
         let (mut response, _) = self.send(Kind::Get { from: 0 }, &url)?;
         let text = response
@@ -117,10 +126,16 @@ impl<'a> Client<'a> {
             .read_to_vec()
             .map_err(|error| self.no_network(&self.endpoint, &error))?;
         let listing: Listing = serde_json::from_slice(&text).map_err(|error| {
-            self.bad_answer(&format!("its description of a model is malformed, {error}"))
+            self.bad_answer(&format!(
+                "its description of a {} is malformed, {error}",
+                self.target.kind.noun()
+            ))
         })?;
         if !is_commit(&listing.sha) {
-            return Err(self.bad_answer("its description of a model names no commit"));
+            return Err(self.bad_answer(&format!(
+                "its description of a {} names no commit",
+                self.target.kind.noun()
+            )));
         }
         Ok(listing)
     }
@@ -193,7 +208,8 @@ impl<'a> Client<'a> {
     pub(crate) fn no_network_at(&self, host: &str, reason: &dyn ToString) -> HubError {
         HubError::NoNetwork {
             host: host.to_owned(),
-            name: self.name.to_string(),
+            kind: self.target.kind,
+            name: self.target.shown.clone(),
             cache: self.options.cache.clone(),
             reason: reason.to_string(),
         }
@@ -212,9 +228,10 @@ impl<'a> Client<'a> {
 
     fn url(&self, commit: &str, file: &str) -> String {
         format!(
-            "{}/{}/resolve/{commit}/{}",
+            "{}/{}{}/resolve/{commit}/{}",
             self.options.endpoint,
-            self.name.repository,
+            self.target.kind.prefix(),
+            self.target.repository,
             encode(file, true)
         )
     }
@@ -281,13 +298,14 @@ impl<'a> Client<'a> {
         let code = text(headers, "x-error-code").unwrap_or_default();
         let reason = self.hide(text(headers, "x-error-message").unwrap_or_default());
         let status = response.status().as_u16();
-        let name = self.name.repository.clone();
+        let kind = self.target.kind;
+        let name = self.target.repository.clone();
         let host = host(&self.endpoint).to_owned();
-        let page = format!("{}/{name}", self.options.endpoint);
+        let page = format!("{}/{}{name}", self.options.endpoint, kind.prefix());
         let token_sent = self.authorization.is_some();
         match (code.as_str(), status) {
             ("RevisionNotFound", _) => HubError::NoRevision {
-                revision: self.name.revision().to_owned(),
+                revision: self.target.revision.clone(),
                 page: format!("{page}/refs"),
                 name,
             },
@@ -303,6 +321,7 @@ impl<'a> Client<'a> {
             },
             // Without access, the hub answers 401 for what does not exist, too.
             ("RepoNotFound", _) | ("", 404) | (_, 401) => HubError::NoRepository {
+                kind,
                 name,
                 host,
                 status,

@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a model's files are not at hand.
+use crate::RepositoryKind;
+
+/// Why the files of a model or a data set are not at hand.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// What looks like a path does not exist.
@@ -46,14 +48,29 @@ pub enum HubError {
         "{0} holds no certificates in PEM form: set SSL_CERT_FILE to a file that does, or unset it"
     )]
     NoCertificates(PathBuf),
-    /// Offline mode, and the model is not in the cache.
+    /// As [`BadName`](Self::BadName), for a data set.
+    #[error(
+        "`{spec}` is neither a path that exists nor a data set of the hub: {reason}. Write \
+         `owner/name`, and after it what is needed of `/configuration`, `@revision`, `:split` and \
+         `#500` for the first 500 records"
+    )]
+    BadDatasetName {
+        /// What was written.
+        spec: String,
+        /// Why it is no name.
+        reason: String,
+    },
+    /// Offline mode, and the repository is not in the cache.
     #[error(
         "offline mode is set (HF_HUB_OFFLINE), and `{name}` is not, or not wholly, in the cache \
          {cache}; there is no local path of that name either. Unset HF_HUB_OFFLINE to download \
-         it, or give the path of a local directory or .gguf file"
+         it, or give the path of {}",
+        .kind.local()
     )]
     Offline {
-        /// The model.
+        /// What was looked for.
+        kind: RepositoryKind,
+        /// What the user wrote.
         name: String,
         /// The cache that was searched.
         cache: PathBuf,
@@ -63,13 +80,16 @@ pub enum HubError {
         "cannot reach {host} to download `{name}`: {reason}. It is not wholly in the cache {cache} \
          (a copy there is used without a network, and with HF_HUB_OFFLINE=1 without trying), and \
          there is no local path of that name. Check the connection and HTTPS_PROXY (behind \
-         a proxy with its own certificates, also SSL_CERT_FILE), or give the path of a local \
-         directory or .gguf file. What has been downloaded is kept"
+         a proxy with its own certificates, also SSL_CERT_FILE), or give the path of {}. What has \
+         been downloaded is kept",
+        .kind.local()
     )]
     NoNetwork {
+        /// What was looked for.
+        kind: RepositoryKind,
         /// The host that was tried.
         host: String,
-        /// The model.
+        /// What the user wrote.
         name: String,
         /// The cache that was searched.
         cache: PathBuf,
@@ -83,32 +103,34 @@ pub enum HubError {
         said(.reason), sent(*.token_sent)
     )]
     Gated {
-        /// The model.
+        /// The repository.
         name: String,
         /// The status of the answer.
         status: u16,
         /// What the hub said, or empty.
         reason: String,
-        /// The model's page.
+        /// The page of the repository.
         page: String,
         /// Whether a token was sent.
         token_sent: bool,
     },
     /// A private repository, or none at all: without access the hub does not tell them apart.
     #[error(
-        "there is no model `{name}` on {host}, or it is private or gated (HTTP {status}); there is \
+        "there is no {} `{name}` on {host}, or it is private or gated (HTTP {status}); there is \
          no local path of that name either. Check the spelling; if {page} exists, accept the \
          licence there, and set HF_TOKEN to a token with access{}",
-        sent(*.token_sent)
+        .kind.noun(), sent(*.token_sent)
     )]
     NoRepository {
-        /// The model.
+        /// What was looked for.
+        kind: RepositoryKind,
+        /// The repository.
         name: String,
         /// The hub.
         host: String,
         /// The status of the answer.
         status: u16,
-        /// The model's page.
+        /// The page of the repository.
         page: String,
         /// Whether a token was sent.
         token_sent: bool,
@@ -160,6 +182,65 @@ pub enum HubError {
         /// The index.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The description of a data set, which names its configurations, cannot be used.
+    #[error(
+        "the description of `{name}` ({file}) cannot be used: {reason}. It is for its authors to \
+         mend. Until then, download its files (`hf download --repo-type dataset`) and give their \
+         paths"
+    )]
+    BadCard {
+        /// The data set.
+        name: String,
+        /// The file of the repository.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A data set has no such configuration, or several of which none was named.
+    #[error("{}", configuration(.name, .asked.as_deref(), .there))]
+    NoConfiguration {
+        /// The data set.
+        name: String,
+        /// The configuration that was asked for, if any.
+        asked: Option<String>,
+        /// Those that there are.
+        there: Vec<String>,
+    },
+    /// A data set has no such split, or several of which none was named and none is `train`.
+    #[error("{}", split(.name, .asked.as_deref(), .there))]
+    NoSplit {
+        /// The data set and its configuration.
+        name: String,
+        /// The split that was asked for, if any.
+        asked: Option<String>,
+        /// Those that there are.
+        there: Vec<String>,
+    },
+    /// A data set has no files that can be read.
+    #[error(
+        "`{name}` has no data that can be read: {reason}. Read are Parquet, JSON, JSON Lines, CSV, \
+         TSV and text, the last five also as .gz and .zst"
+    )]
+    NoData {
+        /// The data set.
+        name: String,
+        /// What it has instead.
+        reason: String,
+    },
+    /// A data set is made by a program of its own.
+    #[error(
+        "`{name}` is made by a program, `{script}`, which is not run, and {reason}. Find another \
+         copy of it on the hub, or make files of it with a release of `datasets` before 4.0 and \
+         give their paths"
+    )]
+    Script {
+        /// The data set.
+        name: String,
+        /// The program.
+        script: String,
+        /// Why its files cannot be had in another way.
         reason: String,
     },
     /// A file system has no room.
@@ -320,16 +401,42 @@ fn remedy(status: u16) -> &'static str {
 /// How many names a message lists.
 const LISTED: usize = 20;
 
+fn configuration(name: &str, asked: Option<&str>, there: &[String]) -> String {
+    let what = match asked {
+        Some(asked) => format!("`{name}` has no configuration `{asked}`"),
+        None => format!("`{name}` has several configurations, and none is its default"),
+    };
+    let shown: Vec<_> = there.iter().map(|one| format!("{name}/{one}")).collect();
+    format!("{what}. Name one of those that it has:{}", listed(&shown))
+}
+
+fn split(name: &str, asked: Option<&str>, there: &[String]) -> String {
+    let what = match asked {
+        Some(asked) => format!("`{name}` has no split `{asked}`"),
+        None => format!("`{name}` has several splits, and none is called `train`"),
+    };
+    let shown: Vec<_> = there.iter().map(|one| format!("{name}:{one}")).collect();
+    format!("{what}. Name one of those that it has:{}", listed(&shown))
+}
+
+/// Some lines, each beginning anew.
+fn listed(names: &[String]) -> String {
+    let more = (names.len() > LISTED).then(|| format!("and {} more", names.len() - LISTED));
+    let lines: Vec<_> = std::iter::once(String::new())
+        .chain(names.iter().take(LISTED).cloned())
+        .chain(more)
+        .collect();
+    lines.join("\n  ")
+}
+
 fn alternatives(name: &str, gguf: &[String]) -> String {
     if gguf.is_empty() {
         return "; it has no .gguf files either. Name another repository".to_owned();
     }
     let repository = name.split(':').next().unwrap_or(name);
-    let mut lines = vec![". Name one of its GGUF files:".to_owned()];
-    let names = gguf.iter().take(LISTED);
-    lines.extend(names.map(|file| format!("{repository}:{file}")));
-    if gguf.len() > LISTED {
-        lines.push(format!("and {} more", gguf.len() - LISTED));
-    }
-    lines.join("\n  ")
+    let shown: Vec<_> = gguf
+        .iter()
+        .map(|file| format!("{repository}:{file}"))
+        .collect();
+    format!(". Name one of its GGUF files:{}", listed(&shown))
 }

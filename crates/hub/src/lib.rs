@@ -1,5 +1,5 @@
-//! From what a user writes as a model to a local path, downloaded from the
-//! [Hugging Face hub](https://huggingface.co) if need be.
+//! From what a user writes as a model or as data to local paths, downloaded
+//! from the [Hugging Face hub](https://huggingface.co) if need be.
 //!
 //! ```no_run
 //! use olora_hub::{HubOptions, resolve};
@@ -26,33 +26,41 @@
 //! # Ok::<(), olora_hub::HubError>(())
 //! ```
 //!
-//! [`ModelName`] says which forms are understood. What is downloaded lies in
-//! the cache that Python's `huggingface_hub` and `transformers` use, in their
-//! layout (`models--owner--name/{blobs,refs,snapshots}`) and under their locks,
-//! so each side finds what the other has fetched.
+//! [`ModelName`] says which forms are understood, and [`DatasetName`] which are
+//! as data; [`resolve_dataset`] makes the files of a data set's configuration
+//! and split present. What is downloaded lies in the cache that Python's
+//! `huggingface_hub`, `transformers` and `datasets` use, in their layout
+//! (`models--owner--name/{blobs,refs,snapshots}`, `datasets--owner--name/…`) and
+//! under their locks, so each side finds what the other has fetched.
 //!
 //! A file appears in a snapshot only when it is whole: it is written beside the
 //! blobs, its length and, for large files, its SHA-256 are compared with what
 //! the hub announced, and only then is it renamed and linked. A download that
 //! was cut off goes on where it stopped.
 //!
-//! This crate knows nothing about models or Burn. Environment variables are
+//! This crate knows nothing about models, data or Burn. Environment variables are
 //! read in one place, [`HubOptions::from_env`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod agent;
 mod cache;
+mod card;
 mod client;
+mod dataset;
+mod dataset_name;
 mod download;
 mod error;
+mod layout;
 mod name;
 mod options;
 mod resolve;
 mod select;
 
+pub use dataset::{Dataset, resolve_dataset};
+pub use dataset_name::{DatasetName, HubDataset};
 pub use error::HubError;
-pub use name::{HubName, ModelName};
+pub use name::{HubName, ModelName, RepositoryKind};
 pub use options::{HubOptions, Token};
 pub use resolve::{Progress, Resolved, resolve};
 

@@ -45,6 +45,69 @@ impl HubName {
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
+
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            kind: RepositoryKind::Model,
+            repository: self.repository.clone(),
+            revision: self.revision().to_owned(),
+            shown: self.to_string(),
+        }
+    }
+}
+
+/// What a repository of the hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepositoryKind {
+    /// A model.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+impl RepositoryKind {
+    /// The word for it in messages.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+
+    /// What can be given in its place, in words.
+    pub(crate) fn local(self) -> &'static str {
+        match self {
+            Self::Model => "a local directory or .gguf file",
+            Self::Dataset => "a local file or directory",
+        }
+    }
+
+    /// Its name in the addresses of the API and in the cache.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// What precedes `owner/name` in the addresses of pages and files.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+}
+
+/// One revision of one repository.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) kind: RepositoryKind,
+    /// `owner/name`.
+    pub(crate) repository: String,
+    pub(crate) revision: String,
+    /// What the user wrote, for messages.
+    pub(crate) shown: String,
 }
 
 impl fmt::Display for HubName {
@@ -144,23 +207,7 @@ fn path_hint(spec: &str) -> Option<&'static str> {
 
 fn parse_hub(spec: &str) -> Result<HubName, String> {
     let (repository, revision, file) = split(spec);
-    let good_part = |part: &str| {
-        !part.is_empty()
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-            && !part.starts_with(['-', '.'])
-            && !part.ends_with(['-', '.'])
-            // `--` separates owner and name in the cache, `..` leads out of it.
-            && !part.contains("--")
-            && !part.contains("..")
-    };
-    if !repository.split('/').all(good_part) {
-        return Err(format!(
-            "`{repository}` is not a possible `owner/name`: \
-             both consist of letters, digits, `-`, `_` and `.`"
-        ));
-    }
+    check_repository(repository)?;
     if let Some(revision) = revision
         && !is_inside(revision)
     {
@@ -186,6 +233,28 @@ fn parse_hub(spec: &str) -> Result<HubName, String> {
         revision: revision.map(str::to_owned),
         file: file.map(str::to_owned),
     })
+}
+
+/// Whether this can be an `owner/name`.
+pub(crate) fn check_repository(repository: &str) -> Result<(), String> {
+    let good_part = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && !part.starts_with(['-', '.'])
+            && !part.ends_with(['-', '.'])
+            // `--` separates owner and name in the cache, `..` leads out of it.
+            && !part.contains("--")
+            && !part.contains("..")
+    };
+    if repository.split('/').all(good_part) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{repository}` is not a possible `owner/name`: \
+         both consist of letters, digits, `-`, `_` and `.`"
+    ))
 }
 
 /// Whether a relative path of a repository stays inside the directory that it

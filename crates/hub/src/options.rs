@@ -11,6 +11,13 @@ use std::{
 /// The hub, unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
 
+/// Any of these means that the network is not to be touched.
+const OFFLINE: [&str; 3] = [
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+];
+
 /// A secret that gives access to gated and private repositories. It is sent to
 /// the endpoint only, and printed nowhere.
 #[derive(Clone)]
@@ -39,7 +46,7 @@ impl fmt::Debug for Token {
 pub struct HubOptions {
     /// The address of the hub, `https://huggingface.co` or a mirror.
     pub endpoint: String,
-    /// The directory that holds `models--owner--name` directories.
+    /// The directory that holds `models--owner--name` and `datasets--owner--name`.
     pub cache: PathBuf,
     /// What gives access to gated and private repositories.
     pub token: Option<Token>,
@@ -79,7 +86,7 @@ impl HubOptions {
     /// `huggingface` in `XDG_CACHE_HOME` or `~/.cache`); `HF_TOKEN`, then
     /// `HUGGING_FACE_HUB_TOKEN`, then the file `HF_TOKEN_PATH` (by default
     /// `token` in `HF_HOME`), unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set;
-    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`. Also `SSL_CERT_FILE`,
+    /// `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` or `HF_DATASETS_OFFLINE`. Also `SSL_CERT_FILE`,
     /// `HTTPS_PROXY`, `ALL_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
     ///
     /// The token file is read here. Without any home directory, the cache is
@@ -112,7 +119,7 @@ impl HubOptions {
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let mut options = Self::new(&endpoint, &cache);
         options.certificates = path("SSL_CERT_FILE");
-        options.offline = truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE");
+        options.offline = OFFLINE.into_iter().any(truthy);
         if !truthy("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             let from = |name: &str| text(name).as_deref().and_then(Token::new);
             options.token = from("HF_TOKEN")
@@ -205,11 +212,9 @@ mod tests {
         let mirror = options(&[("HF_ENDPOINT", "https://mirror.example/")]);
         assert_eq!(mirror.endpoint, "https://mirror.example");
         for (value, expected) in [("1", true), ("true", true), ("0", false), ("", false)] {
-            assert_eq!(options(&[("HF_HUB_OFFLINE", value)]).offline, expected);
-            assert_eq!(
-                options(&[("TRANSFORMERS_OFFLINE", value)]).offline,
-                expected
-            );
+            for name in OFFLINE {
+                assert_eq!(options(&[(name, value)]).offline, expected, "{name}");
+            }
         }
     }
 

@@ -69,12 +69,14 @@ fn resolve_hub(
     options: &HubOptions,
     on: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Resolved, HubError> {
-    let repository = Repository::new(&options.cache, name);
+    let target = name.target();
+    let repository = Repository::new(&options.cache, &target);
     let cached = Cached::find(&repository, name);
     if options.offline {
         return match cached {
             Some(cached) => Ok(cached.resolved(None)),
             None => Err(HubError::Offline {
+                kind: target.kind,
                 name: name.to_string(),
                 cache: options.cache.clone(),
             }),
@@ -86,7 +88,7 @@ fn resolve_hub(
     {
         return Ok(cached.resolved(None));
     }
-    let client = Client::new(options, name)?;
+    let client = Client::new(options, &target)?;
     let listing = match (client.listing(), cached) {
         (Ok(listing), _) => listing,
         (Err(error), Some(cached)) if error.is_transient() => {
@@ -183,6 +185,21 @@ impl Session<'_> {
     }
 }
 
+/// Says that a copy is used although the hub could not be asked because of `error`.
+pub(crate) fn not_asked(error: &HubError, name: &str, commit: &str) -> String {
+    let reached = match error {
+        HubError::NoNetwork { host, reason, .. } => {
+            format!("{host} cannot be reached ({reason})")
+        }
+        HubError::Server { host, status, .. } => format!("{host} answered HTTP {status}"),
+        other => other.to_string(),
+    };
+    format!(
+        "{reached}: using the copy of `{name}` in the cache, at commit {commit}, which may not be \
+         the newest"
+    )
+}
+
 /// A copy in the cache from which a model can be loaded.
 struct Cached {
     name: String,
@@ -216,23 +233,9 @@ impl Cached {
 
     /// This copy, used although the hub could not be asked because of `error`.
     fn resolved(&self, error: Option<&HubError>) -> Resolved {
-        let reached = match error {
-            None => None,
-            Some(HubError::NoNetwork { host, reason, .. }) => {
-                Some(format!("{host} cannot be reached ({reason})"))
-            }
-            Some(HubError::Server { host, status, .. }) => {
-                Some(format!("{host} answered HTTP {status}"))
-            }
-            Some(other) => Some(other.to_string()),
-        };
         let mut notes = Vec::new();
-        if let Some(reached) = reached {
-            notes.push(format!(
-                "{reached}: using the copy of `{}` in the cache, at commit {}, which may not be \
-                 the newest",
-                self.name, self.commit
-            ));
+        if let Some(error) = error {
+            notes.push(not_asked(error, &self.name, &self.commit));
         }
         if !self.whole {
             notes.push(format!(

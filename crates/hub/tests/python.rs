@@ -9,7 +9,7 @@ mod common;
 use std::{env, fs, path::Path, process::Command};
 
 use common::{Hub, NAME, weights};
-use olora_hub::resolve;
+use olora_hub::{Dataset, DatasetName, HubOptions, resolve, resolve_dataset};
 use tempfile::tempdir;
 
 fn python(program: &str, endpoint: &str, cache: &Path) -> String {
@@ -83,4 +83,61 @@ print(snapshot_download('owner/name'))",
     }
     let requests = hub.requests();
     assert_eq!(requests.len(), 1, "{requests:?}");
+}
+
+fn dataset_hub() -> Hub {
+    Hub::start_dataset(&[
+        ("README.md", b"# Tales of Oxmere"),
+        ("train.jsonl", b"{}"),
+        ("test.parquet", &weights()),
+    ])
+}
+
+fn dataset(options: &HubOptions) -> Dataset {
+    let DatasetName::Hub(mut name) = DatasetName::parse(NAME).unwrap() else {
+        panic!("{NAME} is a path here");
+    };
+    name.split = Some("test".to_owned());
+    resolve_dataset(&name, options, &mut |_| {}).unwrap()
+}
+
+#[test]
+#[ignore = "needs Python with huggingface_hub in OLORA_PYTHON"]
+fn python_reads_the_data_that_this_crate_has_downloaded() {
+    let (hub, cache) = (dataset_hub(), tempdir().unwrap());
+    let found = dataset(&hub.options(cache.path()));
+    hub.requests();
+    let path = python(
+        "from huggingface_hub import hf_hub_download, scan_cache_dir
+report = scan_cache_dir()
+assert not report.warnings, report.warnings
+assert [(repo.repo_type, repo.repo_id) for repo in report.repos] == [('dataset', 'owner/name')]
+print(hf_hub_download('owner/name', 'test.parquet', repo_type='dataset'))",
+        &hub.endpoint,
+        cache.path(),
+    );
+    assert_eq!([Path::new(&path)], found.files[..]);
+    assert!(!hub.requests().iter().any(|request| request.cdn));
+}
+
+#[test]
+#[ignore = "needs Python with huggingface_hub in OLORA_PYTHON"]
+fn this_crate_reads_the_data_that_python_has_downloaded() {
+    let (hub, cache) = (dataset_hub(), tempdir().unwrap());
+    let path = python(
+        "from huggingface_hub import snapshot_download
+print(snapshot_download('owner/name', repo_type='dataset'))",
+        &hub.endpoint,
+        cache.path(),
+    );
+    hub.requests();
+    let mut options = hub.options(cache.path());
+    options.offline = true;
+    let found = dataset(&options);
+    assert_eq!(found.files, [Path::new(&path).join("test.parquet")]);
+    assert_eq!(found.notes.len(), 1, "{found:?}");
+    options.offline = false;
+    let found = dataset(&options);
+    assert!(found.from_cache && found.notes.is_empty(), "{found:?}");
+    assert_eq!(hub.requests().len(), 1);
 }

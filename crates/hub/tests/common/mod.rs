@@ -1,4 +1,4 @@
-//! A hub on 127.0.0.1 with one repository: an API, small files behind a
+//! A hub on 127.0.0.1 with one repository, of a model or a data set: an API, small files behind a
 //! redirect on the same host, large files behind a redirect to another origin,
 //! and faults on demand.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -18,6 +18,8 @@ use olora_hub::{HubOptions, Token};
 use sha2::{Digest, Sha256};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The commit of the hub's conversion of a data set.
+pub const CONVERTED: &str = "fedcba9876543210fedcba9876543210fedcba98";
 pub const NAME: &str = "owner/name";
 pub const TOKEN: &str = "hf_secretsecret";
 
@@ -75,21 +77,46 @@ struct Shared {
     faults: Mutex<Faults>,
     requests: Mutex<Vec<Request>>,
     cdn: String,
+    dataset: bool,
+    /// The files that only the hub's conversion has.
+    conversion: Vec<String>,
 }
 
 impl Hub {
+    /// With a model.
     pub fn start(files: &[(&str, &[u8])]) -> Self {
+        Self::with(files, None)
+    }
+
+    /// With a data set.
+    pub fn start_dataset(files: &[(&str, &[u8])]) -> Self {
+        Self::with(files, Some(&[]))
+    }
+
+    /// With a data set that the hub has converted, too.
+    pub fn start_converted(files: &[(&str, &[u8])], converted: &[(&str, &[u8])]) -> Self {
+        Self::with(files, Some(converted))
+    }
+
+    fn with(files: &[(&str, &[u8])], converted: Option<&[(&str, &[u8])]>) -> Self {
+        let conversion = converted.unwrap_or_default();
         let hub = TcpListener::bind("127.0.0.1:0").unwrap();
         let cdn = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", hub.local_addr().unwrap());
         let shared = Arc::new(Shared {
             files: files
                 .iter()
+                .chain(conversion)
                 .map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()))
                 .collect(),
             faults: Mutex::default(),
             requests: Mutex::default(),
             cdn: format!("http://{}", cdn.local_addr().unwrap()),
+            dataset: converted.is_some(),
+            conversion: conversion
+                .iter()
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
         });
         for (listener, is_cdn) in [(hub, false), (cdn, true)] {
             let shared = Arc::clone(&shared);
@@ -153,7 +180,7 @@ pub fn etag(name: &str, bytes: &[u8]) -> String {
 }
 
 fn is_large(name: &str) -> bool {
-    [".safetensors", ".bin", ".gguf"]
+    [".safetensors", ".bin", ".gguf", ".parquet"]
         .iter()
         .any(|extension| name.ends_with(extension))
 }
@@ -167,9 +194,14 @@ impl Shared {
         let target = request.target.split('?').next().unwrap().to_owned();
         if cdn {
             self.serve_large(&mut stream, &request, &target);
-        } else if let Some(rest) = target.strip_prefix("/api/models/") {
+        } else if let Some(rest) = target.strip_prefix(if self.dataset {
+            "/api/datasets/"
+        } else {
+            "/api/models/"
+        }) {
             self.serve_api(&mut stream, &request, rest);
         } else if let Some(file) = target.strip_prefix("/resolve-cache/") {
+            let file = &file.replace("%20", " ");
             let bytes = &self.files[file];
             let headers = format!(
                 "ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\n",
@@ -202,15 +234,22 @@ impl Shared {
             return answer(stream, request, 200, "", text.as_bytes());
         }
         let known = |revision: &str| ["main", "v1", "refs%2Fpr%2F1", COMMIT].contains(&revision);
+        let converted = |revision: &str| {
+            !self.conversion.is_empty()
+                && ["refs%2Fconvert%2Fparquet", CONVERTED].contains(&revision)
+        };
         let body = match rest.strip_prefix(NAME) {
             Some(rest) => match (rest.strip_prefix("/revision/"), rest.strip_prefix("/tree/")) {
-                (Some(revision), _) if known(revision) => {
+                (Some(revision), _) if known(revision) || converted(revision) => {
+                    let conversion = converted(revision);
                     let siblings: Vec<_> = self
                         .files
                         .keys()
+                        .filter(|name| self.conversion.contains(name) == conversion)
                         .map(|name| serde_json::json!({ "rfilename": name }))
                         .collect();
-                    serde_json::json!({ "id": NAME, "sha": COMMIT, "siblings": siblings })
+                    let commit = if conversion { CONVERTED } else { COMMIT };
+                    serde_json::json!({ "id": NAME, "sha": commit, "siblings": siblings })
                 }
                 (_, Some(_)) => self
                     .files
@@ -249,8 +288,9 @@ impl Shared {
         if let Some(refusal) = self.refused(|faults| faults.refuse_files.clone()) {
             return refuse(stream, request, &refusal);
         }
+        let prefix = if self.dataset { "datasets/" } else { "" };
         let file = target
-            .strip_prefix(&format!("/{NAME}/resolve/"))
+            .strip_prefix(&format!("/{prefix}{NAME}/resolve/"))
             .and_then(|rest| rest.split_once('/'))
             .map(|(_, file)| file.replace("%20", " "))
             .filter(|file| self.files.contains_key(file));
