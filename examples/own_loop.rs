@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
             Ok::<_, TrainError>(Some(Backward {
                 loss: loss.clone().inner(),
                 measures: Vec::new(),
-                count: n,
+                count: f64::from(n),
                 grads: GradientsParams::from_grads(loss.backward(), &learner.module),
             }))
         })?;

@@ -17,7 +17,7 @@ use burn::{
     tensor::{Device, activation::log_sigmoid},
 };
 use olora_adapter::{AdapterConfig, attach};
-use olora_data::{Batch, DataOptions, Sample, Tokenizer, load_samples};
+use olora_data::{Batch, Corpus, DataOptions, Sample, Tokenizer, load_samples};
 use olora_model::{Dtype, load};
 use olora_training::{Loss, Objective, Optimized, Outputs, Passes, Recompute, TrainError, step};
 
@@ -37,14 +37,14 @@ impl Objective for Dpo {
     }
 
     /// Sums are divided by the number of pairs.
-    fn count(&self, batch: &Batch) -> usize {
-        batch.n_rows / 2
+    fn count(&self, batch: &Batch) -> f64 {
+        (batch.n_rows / 2) as f64
     }
 
     fn loss(&self, outputs: &Outputs<'_>) -> Loss {
         // By how much each token has become likelier than it is to the base, `[n_trained]`.
         let gained = outputs.token_log_likelihoods() - outputs.reference_log_likelihoods();
-        let n_pairs = self.count(outputs.batch());
+        let n_pairs = outputs.batch().n_rows / 2;
         let of_rows = outputs.sum_by_row(gained).reshape([n_pairs, 2]);
         let margin = of_rows.clone().narrow(1, 0, 1) - of_rows.narrow(1, 1, 1);
         Loss {
@@ -95,17 +95,17 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// A question with its own answer, and with that to another question.
-fn pair(samples: &[Sample], i: usize) -> [Sample; 2] {
-    let chosen = samples[i % samples.len()].clone();
-    let other = &samples[(i + 7) % samples.len()];
+fn pair(samples: &Corpus, i: usize) -> [Sample; 2] {
+    let chosen = samples.sample(i % samples.len());
+    let other = samples.sample((i + 7) % samples.len());
     let answer_of = |sample: &Sample| sample.trained.iter().position(|trained| *trained);
     let (question, answer) = (
         answer_of(&chosen).unwrap_or(0),
-        answer_of(other).unwrap_or(0),
+        answer_of(&other).unwrap_or(0),
     );
-    let rejected = Sample {
-        tokens: [&chosen.tokens[..question], &other.tokens[answer..]].concat(),
-        trained: [&chosen.trained[..question], &other.trained[answer..]].concat(),
-    };
+    let rejected = Sample::new(
+        [&chosen.tokens[..question], &other.tokens[answer..]].concat(),
+        [&chosen.trained[..question], &other.trained[answer..]].concat(),
+    );
     [chosen, rejected]
 }

@@ -9,7 +9,7 @@ use std::{collections::HashMap, path::Path, process::Command, sync::Arc, time::I
 use anyhow::Context;
 use burn::{data::dataset::Dataset, module::Module, optim::AdamWConfig, tensor::Device};
 use olora_adapter::{AdapterConfig, Method, attach};
-use olora_data::{Batch, DataOptions, Sample, Schedule, Tokenizer, load_samples};
+use olora_data::{Batch, Corpus, DataOptions, Schedule, Tokenizer, load_samples};
 use olora_model::{Dtype, load};
 use olora_runs::peak_resident_bytes;
 use olora_training::{CrossEntropy, Optimized, Passes, TrainError, step};
@@ -31,12 +31,11 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn samples(&self) -> anyhow::Result<Vec<Sample>> {
+    fn samples(&self) -> anyhow::Result<Corpus> {
         let tokenizer = Tokenizer::from_path(self.model)?;
         let options = DataOptions {
-            format: None,
             max_length: MAX_LENGTH,
-            train_on_prompt: false,
+            ..DataOptions::default()
         };
         Ok(load_samples(self.data, &tokenizer, &options)?.samples)
     }
@@ -53,7 +52,7 @@ impl Work<'_> {
     /// The records of each batch, as the peer takes them.
     fn order(&self) -> anyhow::Result<Vec<Vec<usize>>> {
         let mut records: HashMap<Vec<u32>, Vec<usize>> = HashMap::new();
-        for (record, sample) in self.samples()?.into_iter().enumerate() {
+        for (record, sample) in self.samples()?.iter().enumerate() {
             records.entry(sample.tokens).or_default().push(record);
         }
         let schedule = self.schedule()?;

@@ -242,7 +242,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
         let result = step(&mut learner, 1, 0.0, |learner, _| {
             Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
         })?;
-        last_loss = f64::from(result.loss.into_scalar::<f32>()) / result.count as f64;
+        last_loss = f64::from(result.loss.into_scalar::<f32>()) / result.count;
         device.sync().context("waiting for the device")?;
         if index >= size.warmup {
             step_seconds.push(began.elapsed().as_secs_f64());
@@ -378,7 +378,7 @@ pub(crate) fn batch(size: &Size, seed: u64) -> Batch {
                 .collect();
             let mut trained = vec![true; tokens.len()];
             trained[0] = false;
-            Sample { tokens, trained }
+            Sample::new(tokens, trained)
         })
         .collect();
     Batch::from_samples(&samples, 0)

@@ -7,15 +7,18 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, ensure};
 use burn::data::dataset::Dataset;
 use olora_adapter::{AdapterConfig, Method};
-use olora_data::{DataOptions, Sample, Schedule, Tokenizer, ValidationSplit, load_samples, split};
+use olora_data::{Sample, Schedule, Tokenizer};
 use olora_files::write_atomically;
 use olora_runs::{
-    Recipe,
+    Data, Recipe,
     recipe::{AdapterSection, OptimizerKind, TrainingSection},
 };
 use serde_json::{Value, json};
 
-use crate::paths::{last_line, threads};
+use crate::{
+    paths::{last_line, threads},
+    train_step::Silent,
+};
 
 /// The first seed of each method and rank, as `Report::to_json` has them.
 pub(crate) fn run(report: &Value, results: &Path, python: &Path) -> anyhow::Result<Vec<Value>> {
@@ -126,20 +129,10 @@ fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
          nothing else of the recipe"
     );
     let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
-    let options = DataOptions {
-        format: data.format,
-        max_length: data.max_length,
-        train_on_prompt: data.train_on_prompt,
-    };
-    let samples = load_samples(&data.train, &tokenizer, &options)?.samples;
-    let (train, validation) = match (&data.validation, data.validation_samples) {
-        (Some(path), _) => (samples, load_samples(path, &tokenizer, &options)?.samples),
-        (None, Some(count)) => {
-            let seed = data.split_seed.unwrap_or(recipe.seed);
-            split(samples, ValidationSplit::Count(count), seed)?
-        }
-        (None, None) => anyhow::bail!("there is no validation data"),
-    };
+    let Data {
+        train, validation, ..
+    } = Data::load(recipe, &tokenizer, &Silent)?;
+    let validation = validation.context("there is no validation data")?;
     let total = *steps.last().context("there are no evaluations")? as usize;
     let schedule = Schedule::new(train, training.batch_size, recipe.seed, total)?;
     let batches: anyhow::Result<Vec<Value>> = (0..total)
@@ -147,7 +140,7 @@ fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
             let item = schedule
                 .get(index)
                 .map_err(|error| anyhow::anyhow!("{error}"))?;
-            Ok(rows(&item.rows.concat()))
+            Ok(rows(item.rows.concat()))
         })
         .collect();
     let rate = training.learning_rate(total);
@@ -155,7 +148,7 @@ fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
         "model": recipe.model.path,
         "seed": recipe.seed,
         "train": batches?,
-        "validation": rows(&validation),
+        "validation": rows(validation.iter()),
         "rates": (1..=total).map(|step| rate.at(step)).collect::<Vec<_>>(),
         "evaluate_after": steps,
         "batch_size": training.batch_size,
@@ -172,8 +165,8 @@ fn work(recipe: &Recipe, steps: &[u64]) -> anyhow::Result<Value> {
     }))
 }
 
-fn rows(samples: &[Sample]) -> Value {
-    let rows = samples.iter().map(|sample| {
+fn rows(samples: impl IntoIterator<Item = Sample>) -> Value {
+    let rows = samples.into_iter().map(|sample| {
         let trained: Vec<u8> = sample
             .trained
             .iter()

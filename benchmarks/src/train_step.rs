@@ -181,7 +181,7 @@ fn run_peer(python: &Path, work: &Work<'_>, compiled: bool) -> anyhow::Result<Va
 }
 
 /// Nothing is shown of a run that is timed.
-struct Silent;
+pub(crate) struct Silent;
 
 impl Observer for Silent {
     fn on(&self, _event: &Event) {}

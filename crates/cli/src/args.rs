@@ -218,7 +218,7 @@ pub(crate) struct ModelArgs {
 pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// JSONL, JSON or text file
+    /// Data: a file, a directory, a pattern or a data set of the hub
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     #[arg(
@@ -236,6 +236,10 @@ pub(crate) struct EvaluateArgs {
     /// Count the prompt's tokens too
     #[arg(long, conflicts_with = "tasks")]
     pub(crate) train_on_prompt: bool,
+    /// A key of `[data]`, as in a recipe, such as data.system=merge; may be
+    /// repeated
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "tasks")]
+    pub(crate) set: Vec<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -394,7 +398,8 @@ pub(crate) enum Combine {
 pub(crate) struct InspectArgs {
     /// What the path is
     pub(crate) what: What,
-    /// Checkpoint directory or GGUF file, adapter directory, or data file
+    /// Checkpoint directory or GGUF file, adapter directory, or data: a file, a
+    /// directory, a pattern or a data set of the hub
     pub(crate) path: PathBuf,
     /// For data: the checkpoint whose tokenizer and chat template to use
     #[arg(long)]
@@ -407,6 +412,13 @@ pub(crate) struct InspectArgs {
         help = format!("For data: longest sequence in tokens [default: {DEFAULT_MAX_LENGTH}]")
     )]
     pub(crate) max_length: Option<usize>,
+    /// For data: how many samples to show, from that one on [default: 1]
+    #[arg(long)]
+    pub(crate) samples: Option<usize>,
+    /// For data: a key of `[data]`, as in a recipe, such as data.system=merge;
+    /// may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -19,7 +19,7 @@ use burn::{
 };
 use olora_adapter::PeftAdapter;
 use olora_data::{
-    DEFAULT_MAX_LENGTH, DataOptions, Message, Padding, Schedule, Tokenizer, load_samples, loader,
+    DataOptions, Message, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
 };
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Sampling};
@@ -30,8 +30,8 @@ use serde_json::json;
 use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
-    devices,
-    models::{attached, base_of, locate},
+    devices, inspect_data,
+    models::{attached, base_of, data_files, locate, locate_data},
     progress::{Display, finished, say},
     tasks,
 };
@@ -116,6 +116,7 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
     let base = locate(&recipe.model.path.to_string_lossy())?;
     recipe.model.path = base.path;
     recipe.model.base_name = recipe.model.base_name.or(base.name);
+    locate_data(&mut recipe)?;
     Ok(recipe)
 }
 
@@ -139,12 +140,15 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         return tasks::evaluate(args, kernels);
     };
     let loaded = Loaded::new(&args.model, kernels)?;
+    let (files, first) = data_files(data)?;
+    let options = inspect_data::options(&args.set, args.max_length)?;
     let options = DataOptions {
-        format: None,
-        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
-        train_on_prompt: args.train_on_prompt,
+        first,
+        train_on_prompt: args.train_on_prompt || options.train_on_prompt,
+        ..options
     };
-    let data = load_samples(data, &loaded.tokenizer, &options)?;
+    let cache = TokenCache::from_env();
+    let data = load_files(&files, &loaded.tokenizer, &options, cache.as_ref())?;
     check_samples(&data.samples, &loaded.config, &loaded.tokenizer)?;
     say(&data.report.to_string());
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
@@ -169,7 +173,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         let result = json!({
             "loss": evaluation.loss,
             "perplexity": evaluation.perplexity,
-            "tokens": evaluation.count,
+            "tokens": olora_runs::whole(evaluation.count),
             "seconds": seconds,
         });
         writeln!(out, "{result}")?;
@@ -237,20 +241,14 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
         }
         let line = line.trim().to_owned();
         let ids = if loaded.tokenizer.has_chat_template() && !args.raw {
-            history.push(Message {
-                role: "user".to_owned(),
-                content: line,
-            });
+            history.push(Message::new("user", line));
             let text = loaded.tokenizer.render_chat(&history, true)?;
             loaded.tokenizer.encode(&text, false)?
         } else {
             loaded.tokenizer.encode(&line, true)?
         };
         let content = loaded.stream(&ids, args.max_new_tokens, sampling)?;
-        history.push(Message {
-            role: "assistant".to_owned(),
-            content,
-        });
+        history.push(Message::new("assistant", content));
     }
 }
 

@@ -1,14 +1,9 @@
 //! `olora inspect`: what a model, an adapter or a data file holds.
 
-use std::{
-    collections::BTreeMap,
-    io::{IsTerminal, Write},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::{module::Module, tensor::Device};
-use olora_data::{DEFAULT_MAX_LENGTH, DataOptions, Tokenizer, describe_sample, load_samples};
 use olora_gguf::{GgufFile, is_gguf};
 use olora_model::ModelConfig;
 use serde_json::{Value, json};
@@ -17,21 +12,26 @@ use crate::{
     Usage,
     args::{InspectArgs, What},
     commands::read_adapter,
+    inspect_data,
     models::locate,
     progress::{parameters, say},
 };
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
-    let for_data = args.model.is_some() || args.sample.is_some() || args.max_length.is_some();
+    let for_data = args.model.is_some()
+        || args.sample.is_some()
+        || args.samples.is_some()
+        || args.max_length.is_some()
+        || !args.set.is_empty();
     if for_data && !matches!(args.what, What::Data) {
         return Err(Usage::new(
-            "--model, --sample and --max-length are for `inspect data`",
+            "--model, --sample, --samples, --max-length and --set are for `inspect data`",
         ));
     }
     match args.what {
         What::Model => model(args),
         What::Adapter => adapter(args),
-        What::Data => data(args),
+        What::Data => inspect_data::data(args),
     }
 }
 
@@ -113,62 +113,6 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
             writeln!(out, "  {path}  lora_A {a:?}  lora_B {b:?}")?;
         }
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn data(args: &InspectArgs) -> Result<ExitCode> {
-    let Some(model) = &args.model else {
-        return Err(Usage::new(
-            "give the checkpoint whose tokenizer to use with --model",
-        ));
-    };
-    let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
-    let options = DataOptions {
-        max_length: args.max_length.unwrap_or(DEFAULT_MAX_LENGTH),
-        ..DataOptions::default()
-    };
-    let data = load_samples(&args.path, &tokenizer, &options)?;
-    let n_samples = data.samples.len();
-    let index = args.sample.unwrap_or(0);
-    let sample = data.samples.get(index).with_context(|| {
-        format!("there is no sample {index}: the file has {n_samples}, counted from 0")
-    })?;
-    let pieces = describe_sample(sample, &tokenizer)?;
-    let mut out = std::io::stdout();
-    if args.json {
-        let pieces: Vec<_> = pieces
-            .iter()
-            .map(|(text, trained)| json!({ "text": text, "trained": trained }))
-            .collect();
-        writeln!(
-            out,
-            "{}",
-            json!({ "report": data.report.to_string(), "samples": n_samples, "pieces": pieces })
-        )?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    say(&data.report.to_string());
-    say(&format!(
-        "sample {} of {n_samples}: {} tokens, the {} marked ones are trained on",
-        index,
-        sample.len(),
-        sample.n_trained()
-    ));
-    // Green on a terminal, brackets where colour would be lost.
-    let (open, close) = if out.is_terminal() {
-        ("\u{1b}[32;1m", "\u{1b}[0m")
-    } else {
-        ("⟦", "⟧")
-    };
-    let mut inside = false;
-    for (text, trained) in &pieces {
-        if *trained != inside {
-            write!(out, "{}", if *trained { open } else { close })?;
-            inside = *trained;
-        }
-        write!(out, "{text}")?;
-    }
-    writeln!(out, "{}", if inside { close } else { "" })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,6 +10,7 @@ mod convert;
 mod devices;
 mod doctor;
 mod inspect;
+mod inspect_data;
 mod merge;
 mod models;
 mod progress;

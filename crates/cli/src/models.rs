@@ -8,8 +8,10 @@ use std::{
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use olora_adapter::PeftAdapter;
-use olora_hub::{HubOptions, Progress, Resolved};
+use olora_data::find;
+use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
 use olora_model::Llama;
+use olora_runs::{Located, Recipe};
 
 use crate::progress::say;
 
@@ -40,6 +42,56 @@ pub(crate) fn locate(spec: &str) -> Result<Base> {
         spec.to_owned()
     });
     Ok(Base { path, name })
+}
+
+/// Finds the data sets that a recipe names on the hub, downloading them if need
+/// be.
+pub(crate) fn locate_data(recipe: &mut Recipe) -> Result<()> {
+    for name in recipe.data.names() {
+        if let Some(located) = locate_set(&name)? {
+            recipe.data.located.insert(name, located);
+        }
+    }
+    Ok(())
+}
+
+/// The files of data, and how many of their records are meant if not all: of a
+/// file, a directory, a pattern or a data set of the hub.
+pub(crate) fn data_files(path: &Path) -> Result<(Vec<PathBuf>, Option<usize>)> {
+    let name = path.to_string_lossy();
+    if let Some(set) = locate_set(&name)? {
+        return Ok((set.files, set.first));
+    }
+    Ok(match name.rsplit_once('#') {
+        Some((of, first)) if !path.exists() && first.parse::<usize>().is_ok() => {
+            (find(of)?, first.parse().ok())
+        }
+        _ => (find(&name)?, None),
+    })
+}
+
+/// A data set of the hub; `None` for what is on this machine by its name.
+fn locate_set(name: &str) -> Result<Option<Located>> {
+    let DatasetName::Hub(set) = DatasetName::parse(name)? else {
+        return Ok(None);
+    };
+    let mut bars = Bars::default();
+    let options = HubOptions::from_env();
+    let found = olora_hub::resolve_dataset(&set, &options, &mut |progress| bars.on(progress))?;
+    bars.finish();
+    say(&format!(
+        "{name}: data set of the hub, commit {}, configuration {}, split {}",
+        found.commit.get(..12).unwrap_or(&found.commit),
+        found.config,
+        found.split,
+    ));
+    for note in &found.notes {
+        say(&format!("note: {note}"));
+    }
+    Ok(Some(Located {
+        files: found.files,
+        first: found.first,
+    }))
 }
 
 /// The model named on the command line, or else by the adapter.

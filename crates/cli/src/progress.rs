@@ -230,9 +230,8 @@ fn describe(plan: &RunPlan) -> String {
             plan.attach_seconds
         ),
     };
-    let epochs = plan.total_steps as f64 * plan.sequences_per_step as f64 / plan.n_samples as f64;
     format!(
-        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} sequences, {epochs:.2} epochs over {} samples\nrun directory: {}",
+        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} sequences, {:.2} epochs over {} samples\nrun directory: {}",
         parameters(plan.n_trained_params),
         parameters(plan.n_params),
         plan.precision,
@@ -242,6 +241,7 @@ fn describe(plan: &RunPlan) -> String {
             .unwrap_or_default(),
         plan.total_steps,
         plan.sequences_per_step,
+        plan.epochs,
         plan.n_samples,
         plan.directory.display()
     )

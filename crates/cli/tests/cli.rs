@@ -191,8 +191,12 @@ fn bad_data_is_named_with_its_line() {
         (format!("{good}\n{{\"prompt\": \"x\", \n"), "line 2"),
         (format!("{good}\n\n{{\"prompt\": \"x\"}}\n"), "line 3"),
         (
-            format!("{good}\n{{\"prompt\": \"x\", \"completion\": \"\"}}\n"),
-            "line 2",
+            "{\"prompt\": \"x\", \"completion\": \"\"}\n".to_owned(),
+            "line 1",
+        ),
+        (
+            format!("{good}\n{{\"prompt\": \"x\", \"completion\": \"y\", \"label\": false}}\n"),
+            "`label` (1 record, the first record 2 (line 2)",
         ),
         ("{\"question\": 1}\n".to_owned(), "question"),
     ];
@@ -208,7 +212,7 @@ fn bad_data_is_named_with_its_line() {
     let missing = format!("data.train=\"{}\"", out.path().join("none.jsonl").display());
     let text = refused_before_writing(&out, &train(&out, &[&missing]), 1);
     assert!(text.contains("none.jsonl"), "{text}");
-    assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+    assert_eq!(text.matches("does not exist").count(), 1, "{text}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use burn::data::dataset::{Dataset, DatasetError};
 use olora_data::{
-    Batch, DataOptions, MicroBatch, Padding, Sample, Schedule, TokenCache, Tokenizer,
+    Batch, Corpus, DataOptions, MicroBatch, Padding, Schedule, TokenCache, Tokenizer,
     load_samples_cached,
 };
 use tempfile::TempDir;
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// On several threads, each the best of three times; then through a cache.
-fn reading(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>, Box<dyn Error>> {
+fn reading(path: &Path, tokenizer: &Tokenizer) -> Result<Corpus, Box<dyn Error>> {
     let options = DataOptions {
         max_length: MAX_LENGTH,
         ..DataOptions::default()
@@ -53,6 +53,7 @@ fn reading(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Sample>, Box<dyn Er
     let cache = TokenCache {
         directory: dir.path().to_owned(),
         min_bytes: 0,
+        max_bytes: u64::MAX,
     };
     let (data, seconds) = timed(|| load(Some(&cache)));
     let data = data?;
@@ -79,13 +80,13 @@ fn best<E>(mut work: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     Ok(least)
 }
 
-fn batching(samples: &[Sample]) -> Result<(), Box<dyn Error>> {
+fn batching(samples: &Corpus) -> Result<(), Box<dyn Error>> {
     let n = samples.len().div_ceil(BATCH_SIZE);
     let schedule = Schedule::new(samples, BATCH_SIZE, 42, n)?;
     println!(
         "  padding at batch {BATCH_SIZE}: {:.2} %, least possible {:.2} %",
-        100.0 * schedule.padding_share()?,
-        100.0 * Schedule::sequential(samples, BATCH_SIZE)?.padding_share()?,
+        100.0 * schedule.padding_share(),
+        100.0 * Schedule::sequential(samples.clone(), BATCH_SIZE)?.padding_share(),
     );
     batches(&schedule, n)?;
     let (schedule, seconds) = timed(|| Schedule::packed(samples, BATCH_SIZE, MAX_LENGTH, 42, n));

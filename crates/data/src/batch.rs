@@ -13,7 +13,7 @@ use crate::{MicroBatch, Sample};
 /// padded one, and no padded one is a target. In a packed batch a row holds
 /// several samples, and attention has to keep to each of them: see
 /// [`segments`](Self::segments).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// `[n_rows, seq_len]`, row-major: all tokens but the last of each sample.
     pub inputs: Vec<i32>,
@@ -26,10 +26,15 @@ pub struct Batch {
     pub target_positions: Vec<i32>,
     /// That next token, for each of `target_positions`.
     pub targets: Vec<i32>,
+    /// What the loss of each of `targets` counts, 0 after the first
+    /// `n_trained`; `None`: 1 for each of those.
+    pub target_weights: Option<Vec<f32>>,
     /// Number of inputs that are not padding.
     pub n_tokens: usize,
     /// Number of tokens the loss is taken on: the first of `targets`.
     pub n_trained: usize,
+    /// What they count together: `n_trained` without weights.
+    pub weight_sum: f64,
     /// Of a packed batch, for each row the number of inputs of each of its
     /// samples, in order and none of them 0; what is left of the row is padding.
     /// A sample's inputs may attend to each other alone, and their positions
@@ -64,6 +69,13 @@ impl From<u32> for Padding {
     }
 }
 
+impl Padding {
+    /// A length, padded.
+    pub(crate) fn round_up(self, n: usize) -> usize {
+        n.next_multiple_of(self.multiple.max(1))
+    }
+}
+
 impl Batch {
     /// Pads on the right: with a plain id to the longest row, with a
     /// [`Padding`] to a multiple of its length.
@@ -88,38 +100,57 @@ impl Batch {
         }
     }
 
-    fn from_rows(rows: &[&[Sample]], Padding { id, multiple }: Padding) -> Self {
-        let round_up = |n: usize| n.next_multiple_of(multiple.max(1));
+    fn from_rows(rows: &[&[Sample]], padding: Padding) -> Self {
+        let (id, round_up) = (padding.id, |n| padding.round_up(n));
         let lengths = rows.iter().map(|row| n_inputs(row));
         let n_tokens = lengths.clone().sum();
         let seq_len = round_up(lengths.max().unwrap_or(0));
         let mut inputs = vec![id.cast_signed(); rows.len() * seq_len];
         let (mut target_positions, mut targets) = (Vec::new(), Vec::new());
+        let is_weighted = rows.iter().copied().flatten().any(Sample::is_weighted);
+        let mut target_weights = is_weighted.then(Vec::new);
         for (row, samples) in rows.iter().enumerate() {
             let mut at = row * seq_len;
             for sample in *samples {
-                let next = sample.tokens.iter().zip(&sample.trained).skip(1);
-                for (&token, (&target, &trained)) in sample.tokens.iter().zip(next) {
+                let next = sample
+                    .tokens
+                    .iter()
+                    .zip(&sample.trained)
+                    .enumerate()
+                    .skip(1);
+                for (&token, (i, (&target, &trained))) in sample.tokens.iter().zip(next) {
                     inputs[at] = token.cast_signed();
                     if trained {
                         target_positions.push((at as u32).cast_signed());
                         targets.push(target.cast_signed());
+                        if let Some(weights) = &mut target_weights {
+                            weights.push(sample.weight(i));
+                        }
                     }
                     at += 1;
                 }
             }
         }
         let n_trained = targets.len();
+        let weight_sum = match &target_weights {
+            Some(weights) => weights.iter().copied().map(f64::from).sum(),
+            None => n_trained as f64,
+        };
         target_positions.resize(round_up(n_trained), 0);
         targets.resize(round_up(n_trained), 0);
+        if let Some(weights) = &mut target_weights {
+            weights.resize(round_up(n_trained), 0.0);
+        }
         Self {
             inputs,
             n_rows: rows.len(),
             seq_len,
             target_positions,
             targets,
+            target_weights,
             n_tokens,
             n_trained,
+            weight_sum,
             segments: None,
         }
     }
@@ -139,6 +170,36 @@ impl Batch {
             }
         }
         all
+    }
+}
+
+/// The size of a [`Batch`]: see [`Schedule::size`](crate::Schedule::size).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Number of rows.
+    pub n_rows: usize,
+    /// Length of every row, padding included.
+    pub seq_len: usize,
+    /// Trained positions, padding included.
+    pub n_targets: usize,
+    /// Inputs that are not padding.
+    pub n_tokens: usize,
+}
+
+impl BatchSize {
+    /// That of a batch.
+    pub fn of(batch: &Batch) -> Self {
+        Self {
+            n_rows: batch.n_rows,
+            seq_len: batch.seq_len,
+            n_targets: batch.targets.len(),
+            n_tokens: batch.n_tokens,
+        }
+    }
+
+    /// Inputs, padding included.
+    pub fn n_inputs(self) -> usize {
+        self.n_rows * self.seq_len
     }
 }
 
@@ -172,10 +233,7 @@ mod tests {
     use super::*;
 
     fn sample(tokens: &[u32], trained: &[u8]) -> Sample {
-        Sample {
-            tokens: tokens.to_vec(),
-            trained: trained.iter().map(|&t| t == 1).collect(),
-        }
+        Sample::new(tokens.to_vec(), trained.iter().map(|&t| t == 1).collect())
     }
 
     #[test]
@@ -241,5 +299,26 @@ mod tests {
         let batch = Batch::from_samples(&[sample(&[5, 6, 7], &[0, 1, 1]), sample(&[5], &[0])], 0);
         assert_eq!(batch.segments, None);
         assert_eq!(batch.sample_positions(), [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn weights_are_those_of_the_targets() {
+        let weighted = Sample {
+            weights: Some(vec![9.0, 9.0, 0.5, 0.25]),
+            ..sample(&[5, 6, 7, 2], &[0, 0, 1, 1])
+        };
+        let rows = [vec![weighted.clone(), sample(&[8, 2], &[0, 1])]];
+        let batch = Batch::packed(&rows, Padding { id: 0, multiple: 4 });
+        assert_eq!(batch.targets, [7, 2, 2, 0]);
+        assert_eq!(batch.target_weights, Some(vec![0.5, 0.25, 1.0, 0.0]));
+        assert_eq!((batch.n_trained, batch.weight_sum), (3, 1.75));
+
+        // Where all count 1, nothing is said of it.
+        let plain = Sample {
+            weights: Some(vec![9.0, 9.0, 1.0, 1.0]),
+            ..weighted
+        };
+        let batch = Batch::from_samples(&[plain], 0);
+        assert_eq!((batch.target_weights, batch.weight_sum), (None, 2.0));
     }
 }

@@ -6,48 +6,55 @@ mod key;
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use olora_files::write_atomically;
+use olora_files::make_readable;
+use tempfile::NamedTempFile;
 
-use crate::{Format, Sample};
+use crate::{
+    corpus::store::{Layout, Store},
+    encode::ReadReport,
+};
 
 pub(crate) use key::{Fields, Key, key};
 
-/// The least size of a data file, in bytes, that [`TokenCache::from_env`]
-/// keeps the samples of. A smaller one is tokenised in about the time that it
+/// The least size of a source's files, in bytes, that [`TokenCache::from_env`]
+/// keeps the samples of. Smaller ones are tokenised in about the time that it
 /// takes to read the tokenizer itself, or less (`BENCHMARKS.md`): nobody would
 /// notice.
 pub const MIN_CACHED_BYTES: u64 = 256 << 10;
 
-/// What all files of a cache may take together, in bytes. Beyond it, those that
-/// were used least recently go.
+/// What all files of a cache may take together, in bytes, unless something else
+/// is asked for.
 const LIMIT: u64 = 2 << 30;
+
+/// What the names of files that are being written begin with.
+const UNFINISHED: &str = ".unfinished-";
 
 /// A directory of tokenised data files.
 ///
 /// A file in it is found by a hash of everything that its samples depend on:
-/// the data file's bytes, the tokenizer and the chat template, not its name or
-/// date. Nothing depends on the cache: one that cannot be read or written, or a
+/// the data files' bytes, the tokenizer and the chat template, not names or
+/// dates. Nothing depends on the cache: one that cannot be read or written, or a
 /// file in it that is damaged, costs the time that it would have saved.
+///
+/// A file is mapped while its samples are in use, and locked as in use, so that
+/// no run takes it away from another's next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenCache {
     /// Where its files are. Made when there is something to put there.
     pub directory: PathBuf,
-    /// Data files smaller than this, in bytes, are tokenised every time.
+    /// Sources smaller than this, in bytes, are tokenised every time, and stay
+    /// in memory.
     pub min_bytes: u64,
-}
-
-/// What the records of a data file became, in its order, before any limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Encoded {
-    pub format: Format,
-    /// One for each record, empty ones included.
-    pub samples: Vec<Sample>,
+    /// What its files may take together, in bytes. Beyond it, those that were
+    /// used least recently go, but none that is in use. A file that alone takes
+    /// more is kept while it is in use, without a name.
+    pub max_bytes: u64,
 }
 
 impl TokenCache {
@@ -59,31 +66,61 @@ impl TokenCache {
         Some(Self {
             directory: root(own, xdg, home)?.join("tokens"),
             min_bytes: MIN_CACHED_BYTES,
+            max_bytes: LIMIT,
         })
     }
 
-    pub(crate) fn get(&self, key: &Key) -> Option<Encoded> {
+    pub(crate) fn get(&self, key: &Key) -> Option<(Store, ReadReport)> {
         let path = self.path(key);
-        let encoded = file::decode(&fs::read(&path).ok()?, key)?;
+        let file = File::open(&path).ok()?;
+        // Not every file system has locks; without them the oldest may go.
+        file.try_lock_shared().ok();
+        let found = file::open(file, key)?;
         // The date of its last use decides when it has to go. That it could not
         // be set is no reason to tokenise again.
         let touched = File::options().write(true).open(&path);
         touched
             .and_then(|file| file.set_modified(SystemTime::now()))
             .ok();
-        Some(encoded)
+        Some(found)
     }
 
-    /// Keeps samples if that is possible.
-    pub(crate) fn put(&self, key: &Key, encoded: &Encoded) {
-        let Some(bytes) = file::encode(encoded, key) else {
-            return;
+    /// Begins a file, under another name, so that a run beside this one sees all
+    /// or nothing. It is locked for as long as it is written.
+    pub(crate) fn begin(&self) -> io::Result<NamedTempFile> {
+        fs::create_dir_all(&self.directory)?;
+        let mut builder = tempfile::Builder::new();
+        let file = builder.prefix(UNFINISHED).tempfile_in(&self.directory)?;
+        file.as_file().try_lock().ok();
+        Ok(file)
+    }
+
+    /// Maps a file that was begun here and written, and keeps it under `key` if
+    /// that is possible: without one, or where it takes more than the cache may,
+    /// it has no name any more, and goes with the samples.
+    pub(crate) fn keep(
+        &self,
+        file: NamedTempFile,
+        layout: Layout,
+        key: Option<&Key>,
+    ) -> io::Result<Store> {
+        let n_bytes = file.as_file().metadata()?.len();
+        let Some(key) = key.filter(|_| n_bytes <= self.max_bytes) else {
+            return Store::mapped(file.into_file(), layout);
         };
+        // No wait for the disk: what a crash leaves half-written is not what its
+        // checksum says.
+        make_readable(file.as_file())?;
         let path = self.path(key);
-        // Under another name first, so that a run beside this one sees all or nothing.
-        if write_atomically(&path, |file| file.write_all(&bytes)).is_ok() {
-            make_room(&self.directory, &path, LIMIT).ok();
-        }
+        let file = match file.persist(&path) {
+            Ok(file) => file,
+            Err(error) => return Store::mapped(error.file.into_file(), layout),
+        };
+        file.unlock().ok();
+        file.try_lock_shared().ok();
+        let store = Store::mapped(file, layout)?;
+        make_room(&self.directory, &path, self.max_bytes).ok();
+        Ok(store)
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -111,14 +148,18 @@ fn root(own: Option<OsString>, xdg: Option<OsString>, home: Option<OsString>) ->
 }
 
 /// Removes the files that were used least recently until the rest take no more
-/// than `limit` bytes, but never `newest`. What a killed run left half-written
-/// ages and goes like the others.
+/// than `limit` bytes, but never `newest`, nor any that is in use. What a killed
+/// run left half-written goes too: it is locked no more.
 fn make_room(directory: &Path, newest: &Path, limit: u64) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let about = entry.metadata()?;
-        if about.is_file() {
+        let name = entry.file_name();
+        let unfinished = name.to_string_lossy().starts_with(UNFINISHED);
+        if unfinished && use_of(&entry.path()) == Use::Free {
+            fs::remove_file(entry.path()).ok();
+        } else if about.is_file() {
             files.push((about.modified()?, entry.path(), about.len()));
         }
     }
@@ -128,12 +169,31 @@ fn make_room(directory: &Path, newest: &Path, limit: u64) -> io::Result<()> {
         if total <= limit {
             break;
         }
-        if path != newest {
-            fs::remove_file(&path)?;
+        if path != newest && use_of(&path) != Use::Taken && fs::remove_file(&path).is_ok() {
             total -= size;
         }
     }
     Ok(())
+}
+
+#[derive(PartialEq, Eq)]
+enum Use {
+    Free,
+    /// Another run, or this one, has it open.
+    Taken,
+    /// There are no locks here.
+    Unknown,
+}
+
+fn use_of(path: &Path) -> Use {
+    let Ok(file) = File::open(path) else {
+        return Use::Unknown;
+    };
+    match file.try_lock() {
+        Ok(()) => Use::Free,
+        Err(TryLockError::WouldBlock) => Use::Taken,
+        Err(TryLockError::Error(_)) => Use::Unknown,
+    }
 }
 
 #[cfg(test)]
@@ -143,11 +203,25 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::{
+        Corpus, Format, Sample,
+        corpus::{
+            Cut,
+            writer::{Place, Writer, Written},
+        },
+    };
 
-    fn encoded() -> Encoded {
-        Encoded {
-            format: Format::Alpaca,
-            samples: vec![Sample::all_trained(vec![1, 2, 3])],
+    const KEY: Key = [1; 32];
+
+    fn samples() -> Vec<Sample> {
+        vec![Sample::all_trained(vec![1, 2, 3])]
+    }
+
+    fn report() -> ReadReport {
+        ReadReport {
+            n_records: 1,
+            longest: 3,
+            ..ReadReport::new(Format::Alpaca)
         }
     }
 
@@ -155,30 +229,127 @@ mod tests {
         TokenCache {
             directory: directory.to_owned(),
             min_bytes: 0,
+            max_bytes: LIMIT,
         }
+    }
+
+    fn put(cache: &TokenCache, key: Option<&Key>) -> io::Result<Corpus> {
+        let place = Place::Cache(cache.begin()?, cache.directory.clone());
+        let mut writer = Writer::new(place, key.unwrap_or(&[0; 32]))?;
+        for sample in samples() {
+            writer.push(&sample)?;
+        }
+        let report = serde_json::to_vec(&report())?;
+        let Written::Cache(file, layout) = writer.finish(&report)? else {
+            panic!("it was to be a file");
+        };
+        Ok(corpus(cache.keep(file, layout, key)?))
+    }
+
+    fn corpus(store: Store) -> Corpus {
+        let max_length = usize::MAX;
+        Corpus::of(store.into(), Cut::Each { max_length }, false).0
+    }
+
+    fn get(cache: &TokenCache, key: &Key) -> Option<(Corpus, ReadReport)> {
+        let (store, report) = cache.get(key)?;
+        Some((corpus(store), report))
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect()
     }
 
     #[test]
     fn what_was_put_is_found_by_its_key_alone() {
         let dir = TempDir::new().unwrap();
         let cache = cache(&dir.path().join("made/when/needed"));
-        assert_eq!(cache.get(&[1; 32]), None);
-        cache.put(&[1; 32], &encoded());
-        assert_eq!(cache.get(&[1; 32]), Some(encoded()));
-        assert_eq!(cache.get(&[2; 32]), None);
+        assert_eq!(get(&cache, &KEY), None);
+        let put = put(&cache, Some(&KEY)).unwrap();
+        assert_eq!(put, samples().into());
+        assert!(put.is_mapped());
+        assert_eq!(get(&cache, &KEY), Some((put, report())));
+        assert_eq!(get(&cache, &[2; 32]), None);
         // Nothing is left of the way there.
-        assert_eq!(fs::read_dir(&cache.directory).unwrap().count(), 1);
+        assert_eq!(names(&cache.directory), ["01".repeat(32)]);
     }
 
     #[test]
-    fn a_cache_that_cannot_be_is_done_without() {
+    fn what_is_kept_under_no_key_or_is_too_large_has_no_name() {
+        let dir = TempDir::new().unwrap();
+        let small = TokenCache {
+            max_bytes: 100,
+            ..cache(dir.path())
+        };
+        for corpus in [put(&cache(dir.path()), None), put(&small, Some(&KEY))] {
+            let corpus = corpus.unwrap();
+            assert!(corpus.is_mapped());
+            assert_eq!(corpus, samples().into());
+            assert!(names(dir.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_half_written_leaves_nothing() {
+        let dir = TempDir::new().unwrap();
+        let cache = cache(dir.path());
+        let place = Place::Cache(cache.begin().unwrap(), dir.path().to_owned());
+        let mut writer = Writer::new(place, &KEY).unwrap();
+        writer.push(&samples()[0]).unwrap();
+        assert_eq!(names(dir.path()).len(), 1);
+        drop(writer);
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_says_so() {
         let dir = TempDir::new().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "in the way").unwrap();
         let cache = cache(&file);
-        cache.put(&[1; 32], &encoded());
-        assert_eq!(cache.get(&[1; 32]), None);
+        assert!(put(&cache, Some(&KEY)).is_err());
+        assert_eq!(get(&cache, &KEY), None);
         assert_eq!(fs::read(&file).unwrap(), b"in the way");
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_and_what_is_being_written_stays() {
+        let dir = TempDir::new().unwrap();
+        let cache = cache(dir.path());
+        let writing = cache.begin().unwrap();
+        let (left, path) = cache.begin().unwrap().keep().unwrap();
+        drop(left);
+        assert!(path.exists());
+        put(&cache, Some(&KEY)).unwrap();
+        assert!(!path.exists() && writing.path().exists());
+    }
+
+    #[test]
+    fn what_is_in_use_stays_whatever_the_limit() {
+        let dir = TempDir::new().unwrap();
+        let first = cache(dir.path());
+        let in_use = put(&first, Some(&KEY)).unwrap();
+        let n_bytes = fs::metadata(first.path(&KEY)).unwrap().len();
+        let tight = TokenCache {
+            max_bytes: n_bytes,
+            ..first
+        };
+        put(&tight, Some(&[2; 32])).unwrap();
+        assert!(get(&tight, &KEY).is_some() && get(&tight, &[2; 32]).is_some());
+        drop(in_use);
+        put(&tight, Some(&[3; 32])).unwrap();
+        assert!(get(&tight, &KEY).is_none() && get(&tight, &[3; 32]).is_some());
+    }
+
+    #[test]
+    fn samples_outlive_their_files_name() {
+        let dir = TempDir::new().unwrap();
+        let cache = cache(dir.path());
+        let corpus = put(&cache, Some(&KEY)).unwrap();
+        fs::remove_file(cache.path(&KEY)).unwrap();
+        assert_eq!(corpus, samples().into());
     }
 
     #[test]

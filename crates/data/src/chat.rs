@@ -1,56 +1,67 @@
 //! Conversations, rendered by a checkpoint's own chat template.
 
+mod json;
+mod values;
+
 use std::{collections::BTreeMap, ops::Range};
 
-use minijinja::{
-    Environment, Error, ErrorKind, Value, context,
-    value::{Kwargs, ValueKind},
-};
+use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat;
-use serde::{Deserialize, Serialize};
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use crate::{DataError, clock};
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
-    }
-
-    pub(crate) fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
-}
+use crate::{Conversation, DataError, clock, message::Message};
 
 /// A Jinja template with what Hugging Face's `apply_chat_template` gives it.
 #[derive(Clone, Debug)]
-pub(crate) struct ChatTemplate {
+pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// Whether the template marks the assistant's words itself.
+    has_generation_tags: bool,
+    /// Whether it goes through the turns from the last.
+    turns_around: bool,
 }
 
+/// What thoughts are under: a template is given them under each of these.
+const THOUGHT_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 const NAME: &str = "chat_template";
+/// The same with what is within `{% generation %}` marked.
+const MARKED: &str = "marked";
+
+/// What begins and ends the assistant's words in a rendering. Neither is a
+/// character that a text may hold: Unicode has no such characters.
+const BEGIN: char = '\u{10fffe}';
+const END: char = '\u{10ffff}';
+
+/// The turns that a template is given, converted once for many renderings.
+pub(crate) struct Turns<'a> {
+    template: &'a ChatTemplate,
+    messages: Vec<Value>,
+    variables: BTreeMap<String, Value>,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub text: String,
+    /// The parts of it within `{% generation %}` tags.
+    pub generated: Vec<Range<usize>>,
+}
 
 impl ChatTemplate {
-    /// `specials`: the special tokens by their names, such as `bos_token`.
+    /// Parses a template. `specials` are the special tokens by their names, such
+    /// as `bos_token`.
+    ///
+    /// # Errors
+    ///
+    /// When the template is not valid Jinja.
     pub fn new(source: &str, specials: &BTreeMap<String, String>) -> Result<Self, DataError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
+        values::as_in_jinja2(&mut environment);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_filter(GENERATION, |words: String| format!("{BEGIN}{words}{END}"));
         environment.add_function(
             "raise_exception",
             |message: String| -> Result<Value, Error> {
@@ -63,55 +74,164 @@ impl ChatTemplate {
         for (name, token) in specials {
             environment.add_global(name.clone(), token.clone());
         }
+        // Jinja2 reads all line ends as one.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let plain = with_generation(&source, "with", "endwith");
+        let has_generation_tags = plain != source;
+        if has_generation_tags {
+            let begin = format!("with %}}{{% filter {GENERATION}");
+            let marked = with_generation(&source, &begin, "endfilter %}{% endwith");
+            environment
+                .add_template_owned(MARKED, marked)
+                .map_err(failed)?;
+        }
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, plain)
             .map_err(failed)?;
-        Ok(Self { environment })
+        Ok(Self {
+            environment,
+            has_generation_tags,
+            turns_around: source.contains("::-1"),
+        })
     }
 
+    /// A conversation as text. With `add_generation_prompt` it ends where the
+    /// assistant is to go on.
+    ///
+    /// # Errors
+    ///
+    /// When the template refuses the conversation.
     pub fn render(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<String, DataError> {
-        // Templates test `tools is not none`, so `tools` has to be there.
-        let none = Value::from(());
-        let context =
-            context! { messages, add_generation_prompt, tools => none, documents => none };
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(context))
-            .map_err(failed)
+        let turns = self.turns(conversation);
+        let n = conversation.messages.len();
+        // Of nothing there is nothing to turn around, which minijinja fails on.
+        if n == 0 && self.turns_around {
+            return Err(DataError::ChatTemplate("there are no turns".to_owned()));
+        }
+        Ok(turns.render(n, add_generation_prompt)?.text)
     }
 
-    /// Renders a conversation, with the byte range of each assistant turn: what
-    /// follows the generation prompt, up to and with the token that closes the
-    /// turn, without white space after that.
-    pub fn render_marked(
-        &self,
-        messages: &[Message],
-    ) -> Result<(String, Vec<Range<usize>>), DataError> {
-        let text = self.render(messages, false)?;
-        let mut spans = Vec::new();
-        for (i, _) in messages
+    /// Prepares a conversation for rendering.
+    pub(crate) fn turns(&self, conversation: &Conversation) -> Turns<'_> {
+        let mut variables: BTreeMap<_, _> = conversation
+            .variables
             .iter()
-            .enumerate()
-            .filter(|(_, message)| message.is_assistant())
-        {
-            let prompt = self.render(&messages[..i], true)?;
-            let through = self.render(&messages[..=i], false)?;
-            for (what, rendered) in [
-                ("its end", &through),
-                ("the generation prompt before it", &prompt),
-            ] {
-                if !text.starts_with(rendered.as_str()) {
-                    return Err(DataError::NotAPrefix { turn: i + 1, what });
+            .map(|(name, value)| (name.clone(), values::value(value)))
+            .collect();
+        // Templates test `tools is not none`, so `tools` has to be there.
+        let tools = conversation.tools.as_ref();
+        let tools = tools.map_or_else(|| Value::from(()), values::value);
+        variables.insert("tools".to_owned(), tools);
+        variables.insert("documents".to_owned(), Value::from(()));
+        let messages = conversation.messages.iter();
+        Turns {
+            template: self,
+            messages: messages.map(turn).collect(),
+            variables,
+        }
+    }
+}
+
+impl Turns<'_> {
+    /// The first `n` turns.
+    pub fn render(&self, n: usize, add_generation_prompt: bool) -> Result<Rendered, DataError> {
+        self.render_messages(self.messages[..n].to_vec(), add_generation_prompt)
+    }
+
+    /// The first `n` turns, one of them replaced.
+    pub fn render_with(
+        &self,
+        n: usize,
+        turn: usize,
+        message: &Message,
+    ) -> Result<Rendered, DataError> {
+        let mut messages = self.messages[..n].to_vec();
+        messages[turn] = self::turn(message);
+        self.render_messages(messages, false)
+    }
+
+    /// The first `n` turns, without tools.
+    pub fn render_without_tools(&self, n: usize) -> Result<Rendered, DataError> {
+        let mut variables = self.variables.clone();
+        variables.insert("tools".to_owned(), Value::from(()));
+        let without = Turns {
+            template: self.template,
+            messages: self.messages.clone(),
+            variables,
+        };
+        without.render(n, false)
+    }
+
+    fn render_messages(
+        &self,
+        messages: Vec<Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
+        let mut context = self.variables.clone();
+        context.insert("messages".to_owned(), values::list(messages));
+        context.insert(
+            "add_generation_prompt".to_owned(),
+            Value::from(add_generation_prompt),
+        );
+        let environment = &self.template.environment;
+        let render = |name: &str| {
+            environment
+                .get_template(name)
+                .and_then(|template| template.render(&context))
+                .map_err(failed)
+        };
+        let text = render(NAME)?;
+        if self.template.has_generation_tags {
+            let marked = unmarked(&render(MARKED)?);
+            // A template may have measured its own words, marks and all.
+            if marked.text == text {
+                return Ok(marked);
+            }
+        }
+        Ok(Rendered {
+            text,
+            generated: Vec::new(),
+        })
+    }
+}
+
+/// A turn as transformers gives it to a template: without keys that are null,
+/// and with a thought under each name that templates look under.
+fn turn(message: &Message) -> Value {
+    let mut fields = message.0.clone();
+    fields.retain(|_, value| !value.is_null());
+    let thought = THOUGHT_KEYS
+        .into_iter()
+        .find_map(|key| fields.get(key))
+        .cloned();
+    if let Some(thought) = thought {
+        for key in THOUGHT_KEYS {
+            fields.entry(key).or_insert_with(|| thought.clone());
+        }
+    }
+    values::value(&serde_json::Value::Object(fields))
+}
+
+/// Takes the marks of generated words out.
+fn unmarked(marked: &str) -> Rendered {
+    let mut rendered = Rendered::default();
+    let mut begin = None;
+    for c in marked.chars() {
+        match c {
+            BEGIN => begin = Some(rendered.text.len()),
+            END => {
+                if let Some(begin) = begin.take() {
+                    rendered.generated.push(begin..rendered.text.len());
                 }
             }
-            spans.push(prompt.len()..through.trim_end().len().max(prompt.len()));
+            c => rendered.text.push(c),
         }
-        Ok((text, spans))
     }
+    rendered
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
@@ -119,10 +239,12 @@ fn failed(error: Error) -> DataError {
     DataError::ChatTemplate(error.to_string())
 }
 
-/// Turns the tags `generation` and `endgeneration`, with which some templates
-/// mark the assistant's words for transformers, into ones that every Jinja
-/// knows. Where training begins and ends is told from renderings instead.
-fn without_generation_tags(source: &str) -> String {
+const GENERATION: &str = "olora_generation";
+
+/// Puts other tags in the place of `generation` and `endgeneration`, with which
+/// some templates mark the assistant's words for transformers. What is set
+/// between them does not leave them.
+fn with_generation(source: &str, begin: &str, end_tag: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(end) = rest
@@ -133,64 +255,13 @@ fn without_generation_tags(source: &str) -> String {
         let tag = &rest[start..end];
         out.push_str(&rest[..start]);
         match tag.trim_matches(['{', '%', '}', '-', '+', ' ', '\n']) {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            "generation" => out.push_str(&tag.replace("generation", begin)),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", end_tag)),
             _ => out.push_str(tag),
         }
         rest = &rest[end..];
     }
     out + rest
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, as in
-/// transformers. Jinja's own `tojson` would escape `<`, `>`, `&` and `'`.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "minijinja passes `Kwargs` by value"
-)]
-fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
-    let indent: Option<Value> = kwargs.get("indent")?;
-    kwargs.assert_all_used()?;
-    let mut out = Vec::new();
-    let written = match indent.filter(|indent| indent.kind() == ValueKind::Number) {
-        Some(indent) => {
-            let indent = " ".repeat(usize::try_from(indent)?);
-            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut out, formatter))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    let bad = |reason: String| Error::new(ErrorKind::BadSerialization, reason);
-    written.map_err(|error| bad(error.to_string()))?;
-    String::from_utf8(out).map_err(|error| bad(error.to_string()))
-}
-
-/// `", "` and `": "` between things, as Python writes them.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-    ) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
 }
 
 #[cfg(test)]
@@ -249,13 +320,13 @@ mod tests {
         ] {
             let messages = messages(&[("user", " a <b>"), ("assistant", "c")]);
             assert_eq!(
-                template(source).render(&messages, false).unwrap(),
+                template(source).render(&messages.into(), false).unwrap(),
                 expected,
                 "{source}"
             );
         }
         let year = template("{{ strftime_now('%Y') }}")
-            .render(&[], false)
+            .render(&Conversation::default(), false)
             .unwrap();
         assert!(year.parse::<u32>().unwrap() >= 2025, "{year}");
     }
@@ -263,7 +334,10 @@ mod tests {
     #[test]
     fn a_template_that_refuses_or_does_not_parse_says_why() {
         let refuses = template("{{ raise_exception('roles must alternate') }}");
-        let error = refuses.render(&[], false).unwrap_err().to_string();
+        let error = refuses
+            .render(&Conversation::default(), false)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with("chat template: invalid operation: roles must alternate"),
             "{error}"
@@ -272,52 +346,5 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("chat template: syntax error"), "{error}");
-    }
-
-    #[test]
-    fn assistant_turns_are_marked_with_what_closes_them() {
-        let template = template(
-            "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>\n{% endfor %}\
-             {% if add_generation_prompt %}[assistant]{% endif %}",
-        );
-        let messages = messages(&[
-            ("user", "é"),
-            ("assistant", "b"),
-            ("user", "b"),
-            ("assistant", "d\n"),
-        ]);
-        let (text, spans) = template.render_marked(&messages).unwrap();
-        assert_eq!(
-            text,
-            "[user]é</s>\n[assistant]b</s>\n[user]b</s>\n[assistant]d\n</s>\n"
-        );
-        let trained: Vec<_> = spans.into_iter().map(|span| &text[span]).collect();
-        assert_eq!(trained, ["b</s>", "d\n</s>"]);
-    }
-
-    #[test]
-    fn a_template_that_rewrites_earlier_turns_is_refused() {
-        let hides = template(
-            "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m.content }};{% endfor %}",
-        );
-        let turns = messages(&[
-            ("user", "a"),
-            ("assistant", "b"),
-            ("user", "c"),
-            ("assistant", "d"),
-        ]);
-        let error = hides.render_marked(&turns).unwrap_err().to_string();
-        assert!(
-            error.contains("which tokens are turn 2: the template renders the turns up to its end"),
-            "{error}"
-        );
-        let thinks = template(
-            "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
-        );
-        let error = thinks.render_marked(&turns).unwrap_err().to_string();
-        assert!(
-            error.contains("turn 2: the template renders the turns up to the generation prompt"),
-            "{error}"
-        );
     }
 }

@@ -1,30 +1,11 @@
 //! The errors of this crate. Each names the file and record, what was expected
 //! and what was found.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
+
+use olora_records::{Location, RecordsError};
 
 use crate::Format;
-
-/// Where a record is: what a user needs to open the file at the right place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The data file.
-    pub path: PathBuf,
-    /// The record's number, from 1.
-    pub record: usize,
-    /// Its line, from 1, where every record has a line of its own.
-    pub line: Option<usize>,
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, record {}", self.path.display(), self.record)?;
-        match self.line {
-            Some(line) => write!(f, " (line {line})"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// Why data could not be read, rendered, tokenised or put into batches.
 #[derive(Debug, thiserror::Error)]
@@ -37,31 +18,12 @@ pub enum DataError {
         /// The cause.
         source: std::io::Error,
     },
-    /// A data file is not UTF-8 text.
-    #[error("{path}, line {line}: not valid UTF-8; save the file as UTF-8")]
-    NotUtf8 {
-        /// The file.
-        path: PathBuf,
-        /// The line of the first bad byte, from 1.
-        line: usize,
-    },
+    /// Data files could not be found, or read as records.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
     /// A data file holds no records.
     #[error("{0} is empty: there is nothing to train on")]
     Empty(PathBuf),
-    /// A data file or one of its lines is not JSON.
-    #[error(
-        "{path}, line {line}, column {column}: malformed JSON: {reason} (expected a list of objects, or one object per line)"
-    )]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The column, from 1.
-        column: usize,
-        /// What the parser says.
-        reason: String,
-    },
     /// A record could not be used.
     #[error("{at}: {problem}")]
     Record {
@@ -70,12 +32,10 @@ pub enum DataError {
         /// What is wrong with it.
         problem: Box<DataError>,
     },
-    /// A record is something other than a JSON object.
-    #[error("expected a JSON object such as {{\"prompt\": …, \"completion\": …}}, found {0}")]
-    NotAnObject(&'static str),
     /// The first record's keys fit no format.
     #[error(
-        "its keys ({}) fit no known format. Known are {}",
+        "its keys ({}) fit no known format. Say what they are, such as \
+         data.columns = {{ prompt = \"…\", completion = \"…\" }}. Known are {}",
         quoted(.found),
         Format::ALL.map(|format| format!("{format} with {}", format.keys())).join("; ")
     )]
@@ -85,8 +45,8 @@ pub enum DataError {
     },
     /// A plain-text file was to be read as records.
     #[error(
-        "{path} is read as plain text, because its name ends in neither .json nor .jsonl, \
-         but the format asked for is {format}"
+        "{path} is read as plain text, because it is neither JSON, CSV nor Parquet, but the format asked for is \
+         {format}"
     )]
     PlainText {
         /// The file.
@@ -119,9 +79,169 @@ pub enum DataError {
         "`{0}` is not supported, and leaving it out would change what is trained: remove the key or the record"
     )]
     UnsupportedKey(String),
+    /// Keys of a file that nothing uses.
+    #[error(
+        "{path}: nothing uses {keys}, and leaving that out in silence could change what is learnt. \
+         Say what it is (data.columns), that it may be ignored (data.ignore = [{names}]), or remove it",
+        keys = .keys.iter().map(|key| format!(
+            "`{}` ({}, the first {}{})",
+            key.name, counted(key.n_records, "record"), key.first, why(&key.name),
+        )).collect::<Vec<_>>().join(", "),
+        names = .keys.iter().map(|key| format!("\"{}\"", key.name)).collect::<Vec<_>>().join(", "),
+    )]
+    UnusedKeys {
+        /// The data.
+        path: PathBuf,
+        /// The keys.
+        keys: Vec<UnusedKey>,
+    },
+    /// `data.columns` and the file do not go together.
+    #[error("data.columns: {0}")]
+    Columns(String),
+    /// A record with two answers, of which one is better.
+    #[error(
+        "it has `chosen` and `rejected`: it is preference data, and there is no training on preferences yet. \
+         To train on the better answer alone: data.columns = {{ {name} = \"chosen\" }} and \
+         data.ignore = [\"rejected\"]{}",
+        if *.name == "messages" { ", and \"prompt\" if there is one: the turns have it" } else { "" }
+    )]
+    Preferences {
+        /// What the better answer would be named.
+        name: &'static str,
+    },
+    /// What a prompt that was rendered already has no place for.
+    #[error(
+        "its prompt was rendered by a template already, so there is no place for {0} beside it: give the \
+         prompt as the user's words, or put it into the rendering"
+    )]
+    RenderedAlready(String),
+    /// A prompt was rendered by another model's template.
+    #[error(
+        "its prompt begins with `{0}`, as another model's template writes it, which is no token of this \
+         tokenizer: give the prompt as the user's words"
+    )]
+    OthersMarkup(&'static str),
+    /// A record with two system prompts that differ.
+    #[error("it has a system turn and a `{0}` with other words: remove one")]
+    TwoSystems(&'static str),
+    /// There is no turn that the system prompt could go into.
+    #[error("its system turn cannot be merged: there is no turn of the user")]
+    NoUserTurn,
+    /// A turn lacks a part.
+    #[error("turn {turn} has no {what}; its keys are {}", quoted(.found))]
+    TurnLacks {
+        /// The turn, from 1.
+        turn: usize,
+        /// The part.
+        what: &'static str,
+        /// The keys found.
+        found: Vec<String>,
+    },
+    /// A call of no function.
+    #[error(
+        "`{0}` must be a call such as {{\"function\": {{\"name\": …, \"arguments\": …}}}}; it has no name"
+    )]
+    NoFunctionName(String),
+    /// A part of a turn that is no text.
+    #[error(
+        "`{at}` has a part that is no text, `{of}`: only text is trained. Remove the record, or use a \
+         tool that trains on images and sounds"
+    )]
+    UnsupportedPart {
+        /// Where.
+        at: String,
+        /// What it is.
+        of: String,
+    },
+    /// A weight that is none.
+    #[error(
+        "`{at}` is {found}, but a weight must be between 0 and 1e6, and a record's `loss` true or false"
+    )]
+    Weight {
+        /// Where.
+        at: String,
+        /// The value.
+        found: String,
+    },
+    /// A turn that is to be trained is not the assistant's.
+    #[error(
+        "turn {turn} has `{key}`, which asks to train it, but is the {role}'s: only the assistant's turns are \
+         trained. If it means nothing: data.ignore = [\"messages[].{key}\"]"
+    )]
+    NotTheAssistants {
+        /// The turn, from 1.
+        turn: usize,
+        /// Whose it is.
+        role: String,
+        /// The key.
+        key: String,
+    },
+    /// All is to be trained, and some is not.
+    #[error(
+        "{path}: data.train_on_prompt trains everything, but {} say by weights, flags or earlier turns that not all \
+         is to be trained: remove one or the other",
+        counted(*.n_records, "record")
+    )]
+    PromptsWithWeights {
+        /// The data.
+        path: PathBuf,
+        /// Records with weights.
+        n_records: usize,
+    },
+    /// What only a chat template has a place for.
+    #[error(
+        "there is no place for {0}: that takes a chat template. Use an instruction-tuned checkpoint"
+    )]
+    NeedsTemplate(String),
+    /// The template refuses the roles or their order.
+    #[error(
+        "the chat template refuses these turns ({}): {reason}. As it seems, {advice}",
+        .roles.join(", ")
+    )]
+    TemplateRefuses {
+        /// The roles, in order.
+        roles: Vec<String>,
+        /// What the template says.
+        reason: String,
+        /// What may help.
+        advice: &'static str,
+    },
+    /// The template leaves something out.
+    #[error(
+        "{path}: the chat template leaves out {}. What is left out is not learnt: change the records or the \
+         template, or set data.allow_omissions = true",
+        .parts.iter().map(|part| format!(
+            "{} of {} (the first {}: \"{}\")",
+            part.what, counted(part.n_records, "record"), part.first, part.text,
+        )).collect::<Vec<_>>().join(", ")
+    )]
+    Omitted {
+        /// The data.
+        path: PathBuf,
+        /// What is left out.
+        parts: Vec<OmittedPart>,
+    },
+    /// Too many records have nothing to train.
+    #[error(
+        "{path}: {n_skipped} of {n_records} records have nothing to train, more than data.max_skipped = {limit} allows: {}",
+        first_of(.first)
+    )]
+    TooManySkipped {
+        /// The data.
+        path: PathBuf,
+        /// How many.
+        n_skipped: usize,
+        /// Of how many.
+        n_records: usize,
+        /// The share that is allowed.
+        limit: f64,
+        /// The first of them, with reasons.
+        first: Vec<String>,
+    },
     /// A `ShareGPT` turn comes from nobody we know.
     #[error(
-        "turn {turn} is from `{found}`; known are human, user, gpt, chatgpt, assistant and system"
+        "turn {turn} is from `{found}`; known are human, user, gpt, chatgpt, assistant, system, tool, \
+         function_call and observation"
     )]
     UnknownRole {
         /// The turn, from 1.
@@ -159,18 +279,6 @@ pub enum DataError {
     /// The chat template does not parse, or refuses a conversation.
     #[error("chat template: {0}")]
     ChatTemplate(String),
-    /// The chat template renders the first turns differently once more turns follow.
-    #[error(
-        "chat template: cannot tell which tokens are turn {turn}: the template renders the turns up to {what} \
-         differently when more follow. Split the conversation so that each record ends with one assistant turn, \
-         or use another template"
-    )]
-    NotAPrefix {
-        /// The assistant turn, from 1.
-        turn: usize,
-        /// Which rendering is no prefix.
-        what: &'static str,
-    },
     /// No end-of-sequence token is known.
     #[error(
         "no end-of-sequence token is known for the checkpoint in {dir}: a model trained without one never stops. \
@@ -194,6 +302,17 @@ pub enum DataError {
     /// The tokenizer failed on a text or on ids.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The tokens of data files cannot be written to a temporary file.
+    #[error(
+        "cannot keep the tokens of the data in a temporary file in {directory}: {source}. Make room there, \
+         or name another directory with the environment variable TMPDIR, or OLORA_CACHE"
+    )]
+    NoRoom {
+        /// The directory.
+        directory: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A sample fits no row of a packed batch.
     #[error(
         "sample {sample} takes {n_inputs} positions, but a packed row has only {max_length}: \
@@ -218,6 +337,53 @@ pub enum DataError {
         /// What is allowed.
         expected: String,
     },
+}
+
+/// A key that nothing uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusedKey {
+    /// Its name, of a turn with that of its list: `messages[].score`.
+    pub name: String,
+    /// In how many records it says something.
+    pub n_records: usize,
+    /// The first of them, as a user would look it up.
+    pub first: String,
+}
+
+/// What a template leaves out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OmittedPart {
+    /// Such as `the system turn`.
+    pub what: String,
+    /// Of how many records.
+    pub n_records: usize,
+    /// The first of them.
+    pub first: String,
+    /// How it begins there.
+    pub text: String,
+}
+
+/// What a key is known for, where it is known for changing what is learnt.
+fn why(key: &str) -> &'static str {
+    match key.rsplit('.').next().unwrap_or(key) {
+        "label" | "labels" | "is_correct" | "correct" => {
+            "; such a label may say that an answer is wrong"
+        }
+        "images" | "image" | "audio" | "audios" | "video" | "videos" => {
+            "; only text is trained here"
+        }
+        "chosen" | "rejected" => "; preferences are not trained here",
+        _ => "",
+    }
+}
+
+/// A few of a list, as a sentence goes on.
+pub(crate) fn first_of(names: &[String]) -> String {
+    names.join("; ")
+}
+
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 impl DataError {

@@ -1,6 +1,8 @@
 //! The layouts of records, and how they are told from their keys.
 
+mod fields;
 mod parse;
+mod turns;
 
 use std::fmt;
 
@@ -9,16 +11,18 @@ use serde_json::{Map, Value};
 
 use crate::DataError;
 
+pub use fields::{HARMLESS, KeyUse};
+pub(crate) use fields::{ignored, renamed};
 pub use parse::alpaca_prompt;
-pub(crate) use parse::{Example, kind};
+pub(crate) use parse::{Example, Parsed};
 
 /// How records are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `instruction`, `output` and optionally `input`.
+    /// `instruction` with an `output` or `response`, and optionally an `input`.
     Alpaca,
-    /// `prompt` and `completion`, or `prompt` and `response`, or `question` and `answer`.
+    /// A `prompt` and a `completion`, by these or other names: see `docs/data.md`.
     PromptCompletion,
     /// `messages`: turns with `role` and `content`.
     Messages,
@@ -29,11 +33,45 @@ pub enum Format {
     Text,
 }
 
-const PAIRS: [(&str, &str); 3] = [
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
+/// What turns may be under.
+const LISTS: [&str; 7] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "chat",
+    "turns",
 ];
+/// What a prompt may be under. The first that says something is it.
+const PROMPTS: [&str; 10] = [
+    "instruction",
+    "prompt",
+    "question",
+    "query",
+    "problem",
+    "input",
+    "inputs",
+    "user",
+    "human",
+    // Of what is translated.
+    "source",
+];
+/// What the answer may be under.
+const REPLIES: [&str; 10] = [
+    "output",
+    "completion",
+    "response",
+    "solution",
+    "answer",
+    "answerKey",
+    "target",
+    "targets",
+    "assistant",
+    "reply",
+];
+/// What text may be under.
+const TEXTS: [&str; 2] = ["text", "content"];
 
 type Record = Map<String, Value>;
 
@@ -53,7 +91,7 @@ impl Format {
         match self {
             Self::Alpaca => "`instruction`, `output` and optionally `input`",
             Self::PromptCompletion => {
-                "`prompt` and `completion` (or `prompt` and `response`, or `question` and `answer`)"
+                "`prompt` and `completion` (or `prompt` and `response`, `question` and `answer`, and other pairs)"
             }
             Self::Messages => "`messages`, a list of turns with `role` and `content`",
             Self::ShareGpt => "`conversations`, a list of turns with `from` and `value`",
@@ -63,20 +101,68 @@ impl Format {
 
     /// The first format whose keys the record has.
     pub(crate) fn detect(record: &Record) -> Result<Self, DataError> {
-        let has = |key| record.contains_key(key);
-        let fits = |format: &Self| match format {
-            Self::Messages => has("messages"),
-            Self::ShareGpt => has("conversations"),
-            Self::Alpaca => has("instruction") && has("output"),
-            Self::PromptCompletion => PAIRS
-                .iter()
-                .any(|&(prompt, reply)| has(prompt) && has(reply)),
-            Self::Text => has("text"),
+        let any = |keys: &[&str]| keys.iter().any(|key| record.contains_key(*key));
+        let turns = LISTS
+            .into_iter()
+            .find(|key| record.get(*key).is_some_and(is_turns));
+        let pair = any(&PROMPTS) && any(&REPLIES);
+        // Beside a pair, no turns are nothing.
+        let is_empty = |key: &&str| {
+            record
+                .get(*key)
+                .and_then(Value::as_array)
+                .is_some_and(Vec::is_empty)
         };
-        let format = Self::ALL.into_iter().find(fits);
-        format.ok_or_else(|| DataError::UnknownFormat {
-            found: keys(record),
-        })
+        if let Some(key) = turns.filter(|key| !(pair && is_empty(key))) {
+            return Ok(if key == "messages" {
+                Self::Messages
+            } else {
+                Self::ShareGpt
+            });
+        }
+        if record.contains_key("chosen") && record.contains_key("rejected") && !any(&REPLIES) {
+            let is_dialogue = record.get("chosen").is_some_and(Value::is_array);
+            return Err(DataError::Preferences {
+                name: if is_dialogue {
+                    "messages"
+                } else {
+                    "completion"
+                },
+            });
+        }
+        if record.contains_key("instruction") && any(&REPLIES) {
+            Ok(Self::Alpaca)
+        } else if pair {
+            Ok(Self::PromptCompletion)
+        } else if any(&TEXTS) {
+            Ok(Self::Text)
+        } else if record.contains_key("messages") {
+            Ok(Self::Messages)
+        } else if record.contains_key("conversations") {
+            Ok(Self::ShareGpt)
+        } else {
+            Err(DataError::UnknownFormat {
+                found: record.keys().cloned().collect(),
+            })
+        }
+    }
+}
+
+/// Whether a value is a list of turns, or the text of one.
+fn is_turns(value: &Value) -> bool {
+    match value {
+        Value::Array(_) => true,
+        Value::String(text) => text.trim_start().starts_with("[{"),
+        _ => false,
+    }
+}
+
+pub(crate) fn quoted<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 
@@ -90,10 +176,6 @@ impl fmt::Display for Format {
             Self::Text => "text",
         })
     }
-}
-
-fn keys(record: &Record) -> Vec<String> {
-    record.keys().cloned().collect()
 }
 
 #[cfg(test)]
@@ -110,26 +192,29 @@ mod tests {
             Format::Alpaca
         );
         assert_eq!(
-            detect(json!({"messages": [], "prompt": "", "response": ""})),
+            detect(json!({"messages": [{}], "prompt": "", "response": ""})),
             Format::Messages
         );
         assert_eq!(
             detect(json!({"conversations": [], "id": 1})),
             Format::ShareGpt
         );
-        for (prompt, reply) in PAIRS {
-            assert_eq!(
-                detect(json!({prompt: "", reply: ""})),
-                Format::PromptCompletion
-            );
+        for prompt in &PROMPTS[1..] {
+            for reply in REPLIES {
+                assert_eq!(
+                    detect(json!({*prompt: "", reply: ""})),
+                    Format::PromptCompletion
+                );
+            }
         }
         assert_eq!(detect(json!({"text": "", "meta": {}})), Format::Text);
-        let unknown = json!({"query": "", "gold": 1});
+        let unknown = json!({"article": "", "gold": 1});
         let error = Format::detect(unknown.as_object().unwrap())
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with("its keys (`query`, `gold`) fit no known format. Known are"),
+            error
+                .starts_with("its keys (`article`, `gold`) fit no known format. Say what they are"),
             "{error}"
         );
         assert!(

@@ -3,10 +3,12 @@
 //!
 //! - [`Tokenizer`] loads a checkpoint's tokenizer, special tokens and chat
 //!   template.
-//! - [`load_samples`] reads JSON, JSONL or plain text, tells the [`Format`] from
-//!   the keys, and gives [`Sample`]s: tokens, and by position which of them the
-//!   loss is taken on. The prompt is masked and the end-of-sequence is trained
+//! - [`load_samples`] reads JSON, CSV, Parquet or text, tells the [`Format`] from
+//!   the keys, and gives a [`Corpus`] of [`Sample`]s: tokens, and by position
+//!   which of them the loss is taken on. The prompt is masked and the end-of-sequence is trained
 //!   unless asked otherwise; [`describe_sample`] shows the outcome.
+//! - [`load_files`] does so with several files, which may be larger than memory,
+//!   and a [`Mixture`] takes several sources together, each with a weight.
 //! - [`Schedule`] is the order of a whole run as a pure function of its seed: a
 //!   Burn `Dataset` whose item `i` is micro-batch `i`. [`loader`] turns it into
 //!   a Burn `DataLoader` of [`Batch`]es, and resuming at `k` is a `slice`.
@@ -26,7 +28,7 @@
 //! let tokenizer = Tokenizer::from_dir(directory)?;
 //! let data = load_samples(&directory.join("train.jsonl"), &tokenizer, &DataOptions::default())?;
 //! // The answer and the end of the sequence.
-//! assert_eq!(data.samples[0].n_trained(), 3);
+//! assert_eq!(data.samples.n_trained(0), 3);
 //!
 //! // A run of 10 micro-batches of up to 8 rows, in an order that the seed 42 decides.
 //! let schedule = Schedule::new(data.samples, 8, 42, 10)?;
@@ -38,7 +40,7 @@
 //! ```
 //!
 //! This crate knows no model and makes no tensors: batches are host vectors. It
-//! reads a file into memory whole and downloads nothing.
+//! downloads nothing.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -46,26 +48,40 @@ mod batch;
 mod cache;
 mod chat;
 mod clock;
+mod contexts;
+mod corpus;
+mod encode;
 mod error;
 mod format;
 mod load;
+mod message;
+mod mixture;
+mod omitted;
+mod options;
 mod pack;
-mod read;
 mod report;
 mod sample;
 mod schedule;
+mod split;
 mod tokenizer;
 
-pub use batch::{Batch, BatchCollator, Padding};
+pub use batch::{Batch, BatchCollator, BatchSize, Padding};
 pub use cache::{MIN_CACHED_BYTES, TokenCache};
-pub use chat::Message;
-pub use error::{DataError, Location};
-pub use format::{Format, alpaca_prompt};
-pub use load::{DEFAULT_MAX_LENGTH, DataOptions, Samples, load_samples, load_samples_cached};
+pub use chat::ChatTemplate;
+pub use corpus::Corpus;
+pub use encode::{KeyReport, OmissionReport, ReadReport};
+pub use error::{DataError, OmittedPart, UnusedKey};
+pub use format::{Format, HARMLESS, KeyUse, alpaca_prompt};
+pub use load::{Samples, load_files, load_samples, load_samples_cached};
+pub use message::{Conversation, Message};
+pub use mixture::Mixture;
+pub use olora_records::{Location, RecordsError, find};
+pub use options::{DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, SystemTurn};
 pub use pack::pack;
 pub use report::{DataReport, PromptStyle};
-pub use sample::{Sample, ValidationSplit, describe_sample, split};
+pub use sample::{Piece, Sample, describe_sample};
 pub use schedule::{MicroBatch, Schedule, loader};
+pub use split::{ValidationSplit, split};
 pub use tokenizer::{DecodeStream, Tokenizer};
 
 /// Has the examples of `README.md` compiled and run.

@@ -1,48 +1,39 @@
-//! A data file to samples, with a report of what became of it.
+//! Data files to samples, with a report of what became of them.
 
-use std::path::Path;
-
-use rayon::prelude::*;
-
-use crate::{
-    DataError, DataReport, Format, PromptStyle, Sample, TokenCache, Tokenizer,
-    cache::{self, Encoded},
-    format::Example,
-    read::{self, Record},
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    slice,
+    sync::Arc,
+    time::SystemTime,
 };
 
-/// The most tokens of a sample where nothing else is asked for: in
-/// [`DataOptions`], in a recipe without `data.max_length` and on the command line.
-pub const DEFAULT_MAX_LENGTH: usize = 512;
+use olora_records::{self as records, Form, Record, RecordsError};
+use tempfile::tempfile_in;
 
-/// How to read a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataOptions {
-    /// The format, where it is not to be told from the first record's keys.
-    pub format: Option<Format>,
-    /// The most tokens of a sample. A longer one keeps its first `max_length`;
-    /// text is cut into blocks of `max_length`.
-    pub max_length: usize,
-    /// Whether the loss is taken on prompts too. Turns after the assistant's
-    /// last are left out either way.
-    pub train_on_prompt: bool,
-}
+use crate::{
+    Corpus, DataError, DataOptions, DataReport, Format, MIN_CACHED_BYTES, PromptStyle, TokenCache,
+    Tokenizer,
+    cache::{self, Key},
+    corpus::{
+        Cut,
+        store::Store,
+        writer::{Place, Writer, Written},
+    },
+    encode::{Encoder, ReadReport},
+};
 
-impl Default for DataOptions {
-    fn default() -> Self {
-        Self {
-            format: None,
-            max_length: DEFAULT_MAX_LENGTH,
-            train_on_prompt: false,
-        }
-    }
-}
+/// Records that are encoded together.
+const BATCH: usize = 4096;
 
-/// A data file as samples.
+/// The bytes of text, roughly, after which fewer are.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Data files as samples.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// In the order of the file.
-    pub samples: Vec<Sample>,
+    /// In the order of the files and of the records in each.
+    pub samples: Corpus,
     /// How the records were laid out.
     pub format: Format,
     /// What a user should be told.
@@ -51,13 +42,12 @@ pub struct Samples {
     pub from_cache: bool,
 }
 
-/// Reads, renders and tokenises a data file, on all threads of rayon's pool, or
-/// finds it tokenised in the user's cache ([`TokenCache::from_env`]).
+/// Reads, renders and tokenises one data file: [`load_files`] of it, with the
+/// user's cache ([`TokenCache::from_env`]).
 ///
 /// # Errors
 ///
-/// When the file cannot be read, or a record not be used: of several, the first
-/// in the file is named. When no sample is left.
+/// Those of [`load_files`].
 pub fn load_samples(
     path: &Path,
     tokenizer: &Tokenizer,
@@ -66,166 +56,327 @@ pub fn load_samples(
     load_samples_cached(path, tokenizer, options, TokenCache::from_env().as_ref())
 }
 
-/// [`load_samples`] with a cache of the caller's choice, or none. The samples
-/// are the same.
+/// [`load_files`] of one file.
 ///
 /// # Errors
 ///
-/// Those of [`load_samples`]; the cache adds none.
+/// Those of [`load_files`].
 pub fn load_samples_cached(
     path: &Path,
     tokenizer: &Tokenizer,
     options: &DataOptions,
     cache: Option<&TokenCache>,
 ) -> Result<Samples, DataError> {
-    if options.max_length < 2 {
-        return Err(DataError::OutOfRange {
-            key: "maximum length",
-            found: options.max_length.to_string(),
-            expected: "at least 2: one token to read, one to predict".to_owned(),
-        });
-    }
-    if let Some(format) = options
-        .format
-        .filter(|&format| format != Format::Text && !read::is_json(path))
-    {
-        return Err(DataError::PlainText {
-            path: path.to_owned(),
-            format,
-        });
-    }
-    let bytes = read::bytes(path)?;
-    // A tokenizer without identity makes other samples tomorrow.
-    let cache = cache
-        .filter(|cache| bytes.len() as u64 >= cache.min_bytes)
-        .zip(tokenizer.identity())
-        .map(|(cache, tokenizer)| {
-            let key = cache::key(&bytes, read::is_json(path), options.format, tokenizer);
-            (cache, key)
-        });
-    if let Some(encoded) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
-        return within_limit(path, encoded, tokenizer, options, true);
-    }
-    let encoded = encode(path, bytes, tokenizer, options.format)?;
-    if let Some((cache, key)) = cache {
-        cache.put(&key, &encoded);
-    }
-    within_limit(path, encoded, tokenizer, options, false)
+    load_files(slice::from_ref(&path.to_owned()), tokenizer, options, cache)
 }
 
-/// The part that takes time.
-fn encode(
-    path: &Path,
-    bytes: Vec<u8>,
-    tokenizer: &Tokenizer,
-    format: Option<Format>,
-) -> Result<Encoded, DataError> {
-    let records = read::records(path, bytes)?;
-    let format = match (format, records.first()) {
-        (Some(format), _) => format,
-        (None, Some(first)) => {
-            Format::detect(&first.fields).map_err(|error| error.at(&first.at))?
-        }
-        (None, None) => return Err(DataError::Empty(path.to_owned())),
-    };
-    let read = |record: &Record| {
-        let example = format.parse(&record.fields, tokenizer.has_chat_template());
-        example
-            .and_then(|example| tokenise(&example, tokenizer))
-            .map_err(|error| error.at(&record.at))
-    };
-    // In two steps, so that of several bad records the first is named.
-    let samples: Vec<_> = records.par_iter().map(read).collect();
-    let samples = samples.into_iter().collect::<Result<_, _>>()?;
-    Ok(Encoded { format, samples })
-}
-
-/// Cuts what is too long and counts what became of it.
-fn within_limit(
-    path: &Path,
-    encoded: Encoded,
+/// Reads, renders and tokenises the data files of one source, on all threads of
+/// rayon's pool, or finds them tokenised in the cache. The samples are the same,
+/// and the records of all files are laid out alike.
+///
+/// Records are read one after the other and their tokens written to a file,
+/// which is mapped: a source may be larger than memory. The file is the cache's,
+/// or one without a name, in the system's directory for temporary files, where
+/// there is no cache. The samples of small sources ([`TokenCache::min_bytes`])
+/// stay in memory.
+///
+/// # Errors
+///
+/// When a file cannot be read, or a record not be used: of several, the first in
+/// the files is named. When no sample is left. When there is no room for the
+/// tokens.
+pub fn load_files(
+    paths: &[PathBuf],
     tokenizer: &Tokenizer,
     options: &DataOptions,
-    from_cache: bool,
+    cache: Option<&TokenCache>,
 ) -> Result<Samples, DataError> {
-    let Encoded {
-        format,
-        samples: encoded,
-    } = encoded;
-    let n_records = encoded.len();
-    let longest = encoded.iter().map(Sample::len).max().unwrap_or(0);
-    let n_empty = encoded.iter().filter(|sample| sample.is_empty()).count();
-    let (mut n_truncated, mut n_dropped) = (0, 0);
-    let samples: Vec<_> = if format == Format::Text {
-        let stream: Vec<_> = encoded
-            .into_iter()
-            .flat_map(|document| document.tokens)
-            .collect();
-        let blocks = stream
-            .chunks(options.max_length)
-            .filter(|block| block.len() > 1);
-        blocks
-            .map(|block| Sample::all_trained(block.to_vec()))
-            .collect()
-    } else {
-        let within_limit = |mut sample: Sample| {
-            if options.train_on_prompt {
-                sample = Sample::all_trained(sample.tokens);
-            }
-            if sample.len() > options.max_length {
-                n_truncated += 1;
-                sample.truncate(options.max_length);
-            }
-            let trains = sample.n_trained() > 0;
-            n_dropped += usize::from(!trains);
-            trains.then_some(sample)
-        };
-        encoded.into_iter().filter_map(within_limit).collect()
+    check(paths, options)?;
+    let source = Source {
+        paths,
+        tokenizer,
+        options,
     };
-    if samples.is_empty() {
-        let (path, max_length) = (path.to_owned(), options.max_length);
-        return Err(if n_dropped == 0 {
-            DataError::Empty(path)
-        } else {
-            DataError::AllDropped {
-                path,
-                n_records,
-                max_length,
-                longest,
-            }
-        });
+    let before = source.state()?;
+    let n_bytes: u64 = before.iter().map(|(size, _)| size).sum();
+    if n_bytes < cache.map_or(MIN_CACHED_BYTES, |cache| cache.min_bytes) {
+        let (written, report) = source.encode(Place::Memory, &[0; 32])?;
+        let store = Source::store(written, &env::temp_dir())?;
+        return source.within_limit(store, &report, false);
     }
-    let report = DataReport {
-        format,
-        prompt_style: match format {
-            Format::Text => PromptStyle::Verbatim,
-            _ if tokenizer.has_chat_template() => PromptStyle::ChatTemplate,
-            Format::Alpaca => PromptStyle::AlpacaPrompt,
-            _ => PromptStyle::Verbatim,
-        },
-        max_length: options.max_length,
-        n_records,
-        n_samples: samples.len(),
-        n_tokens: samples.iter().map(Sample::len).sum(),
-        n_trained_tokens: samples.iter().map(Sample::n_trained).sum(),
-        n_truncated,
-        n_dropped,
-        n_empty,
-        longest,
+    // A tokenizer without identity makes other samples tomorrow.
+    let key = match cache.and(tokenizer.identity()) {
+        Some(identity) => Some(source.key(identity)?),
+        None => None,
     };
-    Ok(Samples {
-        samples,
-        format,
-        report,
-        from_cache,
-    })
+    let found = cache.zip(key.as_ref());
+    if let Some((store, report)) = found.and_then(|(cache, key)| cache.get(key)) {
+        return source.within_limit(store, &report, true);
+    }
+    // A cache that cannot be written to is done without: of what was tokenised
+    // by then, nothing can be had back.
+    if let Some(cache) = cache
+        && let Ok(file) = cache.begin()
+    {
+        let place = Place::Cache(file, cache.directory.clone());
+        match source.encode(place, key.as_ref().unwrap_or(&[0; 32])) {
+            Ok((Written::Cache(file, layout), report)) => {
+                // Files that were written to meanwhile are not what the key says.
+                let key = key.filter(|_| source.state().is_ok_and(|after| after == before));
+                if let Ok(store) = cache.keep(file, layout, key.as_ref()) {
+                    return source.within_limit(store, &report, false);
+                }
+            }
+            Ok(_) | Err(Halt::Write(_)) => {}
+            Err(halt) => return Err(halt.into()),
+        }
+    }
+    let directory = env::temp_dir();
+    // Where no file can be made at all, there is memory.
+    let place = match tempfile_in(&directory) {
+        Ok(_) => Place::Unnamed(directory.clone()),
+        Err(_) => Place::Memory,
+    };
+    let (written, report) = source.encode(place, &[0; 32])?;
+    let store = Source::store(written, &directory)?;
+    source.within_limit(store, &report, false)
 }
 
-fn tokenise(example: &Example, tokenizer: &Tokenizer) -> Result<Sample, DataError> {
-    match example {
-        Example::Text(text) if text.is_empty() => Ok(Sample::all_trained(Vec::new())),
-        Example::Text(text) => Ok(Sample::all_trained(tokenizer.document(text)?)),
-        Example::Pair { prompt, completion } => tokenizer.pair_sample(prompt, completion),
-        Example::Chat(messages) => tokenizer.chat_sample(messages),
+fn check(paths: &[PathBuf], options: &DataOptions) -> Result<(), DataError> {
+    let out_of_range = |key, found: usize, expected: &str| DataError::OutOfRange {
+        key,
+        found: found.to_string(),
+        expected: expected.to_owned(),
+    };
+    if paths.is_empty() {
+        return Err(out_of_range("number of data files", 0, "at least 1"));
+    }
+    if options.max_length < 2 {
+        let expected = "at least 2: one token to read, one to predict";
+        return Err(out_of_range("maximum length", options.max_length, expected));
+    }
+    if options.first == Some(0) {
+        return Err(out_of_range("number of records", 0, "at least 1"));
+    }
+    if let Some(format) = options.format.filter(|format| *format != Format::Text) {
+        for path in paths {
+            if records::kind(path)?.form == Form::Text {
+                return Err(DataError::PlainText {
+                    path: path.clone(),
+                    format,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why reading ended before the files did.
+enum Halt {
+    /// As many records as were asked for have been read.
+    Enough,
+    Data(DataError),
+    /// The tokens could not be written.
+    Write(io::Error),
+}
+
+impl From<RecordsError> for Halt {
+    fn from(error: RecordsError) -> Self {
+        Self::Data(error.into())
+    }
+}
+
+impl From<DataError> for Halt {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
+}
+
+impl From<Halt> for DataError {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Data(error) => error,
+            Halt::Write(source) => no_room(&env::temp_dir(), source),
+            Halt::Enough => no_room(&env::temp_dir(), io::Error::other("nothing was written")),
+        }
+    }
+}
+
+fn no_room(directory: &Path, source: io::Error) -> DataError {
+    DataError::NoRoom {
+        directory: directory.to_owned(),
+        source,
+    }
+}
+
+/// Files that are read together, and how.
+struct Source<'a> {
+    paths: &'a [PathBuf],
+    tokenizer: &'a Tokenizer,
+    options: &'a DataOptions,
+}
+
+impl Source<'_> {
+    /// The size and date of each file.
+    fn state(&self) -> Result<Vec<(u64, Option<SystemTime>)>, DataError> {
+        let state = |path: &PathBuf| {
+            let about = fs::metadata(path).map_err(|source| DataError::Read {
+                path: path.clone(),
+                source,
+            })?;
+            Ok((about.len(), about.modified().ok()))
+        };
+        self.paths.iter().map(state).collect()
+    }
+
+    fn key(&self, tokenizer: &Key) -> Result<Key, DataError> {
+        cache::key(self.paths, self.options, tokenizer)
+    }
+
+    /// The part that takes time.
+    fn encode(&self, place: Place, key: &Key) -> Result<(Written, ReadReport), Halt> {
+        let mut writer = Writer::new(place, key).map_err(Halt::Write)?;
+        let mut encoder = Encoder::new(self.tokenizer, self.options);
+        let mut flush = |records: &mut Vec<Record>| -> Result<(), Halt> {
+            for sample in encoder.encode(std::mem::take(records))? {
+                writer.push(&sample).map_err(Halt::Write)?;
+            }
+            Ok(())
+        };
+        let (mut records, mut n_bytes, mut n_records) = (Vec::new(), 0, 0);
+        for path in self.paths {
+            let read = records::for_each(path, &mut |record: Record| {
+                n_records += 1;
+                n_bytes += record.fields.values().map(text_bytes).sum::<usize>();
+                records.push(record);
+                // What comes after them is not so much as looked at.
+                if self.options.first == Some(n_records) {
+                    return Err(Halt::Enough);
+                }
+                if records.len() >= BATCH || n_bytes >= BATCH_BYTES {
+                    n_bytes = 0;
+                    flush(&mut records)?;
+                }
+                Ok(())
+            });
+            match read {
+                Ok(()) => {}
+                Err(Halt::Enough) => break,
+                Err(halt) => {
+                    // An earlier record that is bad goes first.
+                    flush(&mut records)?;
+                    return Err(halt);
+                }
+            }
+        }
+        flush(&mut records)?;
+        if n_records == 0 {
+            return Err(DataError::Empty(self.name()).into());
+        }
+        let report = encoder.finish()?;
+        let json = serde_json::to_vec(&report).map_err(|error| Halt::Write(error.into()))?;
+        let written = writer.finish(&json).map_err(Halt::Write)?;
+        Ok((written, report))
+    }
+
+    /// What lies in memory or in a file without a name.
+    fn store(written: Written, directory: &Path) -> Result<Store, DataError> {
+        let store = match written {
+            Written::Memory(store) => Ok(store),
+            Written::Unnamed(file, layout) => Store::mapped(file, layout),
+            Written::Cache(file, layout) => Store::mapped(file.into_file(), layout),
+        };
+        store.map_err(|source| no_room(directory, source))
+    }
+
+    /// Cuts what is too long and counts what became of it.
+    fn within_limit(
+        &self,
+        store: Store,
+        read: &ReadReport,
+        from_cache: bool,
+    ) -> Result<Samples, DataError> {
+        let ReadReport {
+            format,
+            n_records,
+            n_empty,
+            longest,
+            ..
+        } = *read;
+        if self.options.train_on_prompt && read.n_weighted > 0 {
+            return Err(DataError::PromptsWithWeights {
+                path: self.name(),
+                n_records: read.n_weighted,
+            });
+        }
+        let max_length = self.options.max_length;
+        let cut = match format {
+            Format::Text => Cut::Blocks { length: max_length },
+            _ => Cut::Each { max_length },
+        };
+        let (samples, counts) = Corpus::of(Arc::new(store), cut, self.options.train_on_prompt);
+        if samples.is_empty() {
+            let path = self.name();
+            return Err(if counts.n_dropped == 0 {
+                DataError::Empty(path)
+            } else {
+                DataError::AllDropped {
+                    path,
+                    n_records,
+                    max_length,
+                    longest,
+                }
+            });
+        }
+        let report = DataReport {
+            format,
+            prompt_style: match format {
+                Format::Text => PromptStyle::Verbatim,
+                _ if self.tokenizer.has_chat_template() => PromptStyle::ChatTemplate,
+                Format::Alpaca => PromptStyle::AlpacaPrompt,
+                _ => PromptStyle::Verbatim,
+            },
+            max_length,
+            n_records,
+            n_samples: samples.len(),
+            n_tokens: counts.n_tokens,
+            n_trained_tokens: counts.n_trained,
+            n_truncated: counts.n_truncated,
+            n_dropped: counts.n_dropped,
+            n_empty,
+            longest,
+            reading: read.clone(),
+        };
+        Ok(Samples {
+            samples,
+            format,
+            report,
+            from_cache,
+        })
+    }
+
+    /// For errors about all files.
+    fn name(&self) -> PathBuf {
+        match self.paths {
+            [] => PathBuf::new(),
+            [path] => path.clone(),
+            [first, rest @ ..] => {
+                let mut name = first.clone().into_os_string();
+                let s = if rest.len() == 1 { "" } else { "s" };
+                name.push(format!(" with {} other file{s}", rest.len()));
+                name.into()
+            }
+        }
+    }
+}
+
+/// The text in a value, roughly, in bytes.
+fn text_bytes(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.values().map(text_bytes).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
     }
 }

@@ -22,29 +22,93 @@ pub fn pack(
     seed: u64,
     epoch: usize,
 ) -> Result<Vec<Vec<usize>>, DataError> {
-    let lengths: Vec<_> = samples.iter().map(Sample::n_inputs).collect();
-    if let Some(i) = lengths.iter().position(|&length| length > max_length) {
-        return Err(DataError::TooLongToPack {
-            sample: i + 1,
-            n_inputs: lengths[i],
+    let lengths = samples.iter().map(Sample::n_inputs);
+    check_lengths(lengths.clone(), max_length)?;
+    let lengths: Vec<_> = lengths.map(saturated).collect();
+    let rows = pack_lengths(&lengths, max_length, seed, epoch);
+    let row = |r| rows.row(r).iter().map(|&i| i as usize).collect();
+    Ok((0..rows.len()).map(row).collect())
+}
+
+/// A number of inputs in 32 bits: there is no sample of more.
+pub(crate) fn saturated(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Refuses what fits no row.
+pub(crate) fn check_lengths(
+    mut lengths: impl Iterator<Item = usize>,
+    max_length: usize,
+) -> Result<(), DataError> {
+    let mut sample = 0;
+    let too_long = lengths.find(|&length| {
+        sample += 1;
+        length > max_length
+    });
+    match too_long {
+        None => Ok(()),
+        Some(n_inputs) => Err(DataError::TooLongToPack {
+            sample,
+            n_inputs,
             max_length,
-        });
+        }),
     }
-    let mut order: Vec<_> = (0..samples.len()).collect();
+}
+
+/// Indices in rows, one row behind the other.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub items: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl Rows {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn row(&self, r: usize) -> &[u32] {
+        let start = r.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.items[start as usize..self.ends[r] as usize]
+    }
+}
+
+/// [`pack`] of inputs of which none is longer than `max_length`.
+pub(crate) fn pack_lengths(lengths: &[u32], max_length: usize, seed: u64, epoch: usize) -> Rows {
+    let mut order: Vec<_> = (0..lengths.len() as u32).collect();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(epoch as u64);
     order.shuffle(&mut random);
-    order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
-    let mut room = Room::new(samples.len(), max_length);
-    let mut rows: Vec<Vec<usize>> = Vec::new();
-    for i in order {
-        let row = room.take(lengths[i]);
-        if row >= rows.len() {
-            rows.resize_with(row + 1, Vec::new);
+    order.sort_by_key(|&i| std::cmp::Reverse(lengths[i as usize]));
+    // Two rows hold more than one has room for, or the second would not have
+    // been begun. So there are at most twice as many as the inputs fill.
+    let total: usize = lengths.iter().map(|&length| length as usize).sum();
+    let most_rows = (2 * total / max_length.max(1) + 2).min(lengths.len());
+    let mut room = Room::new(most_rows, max_length);
+    // How many are in each row, and in which each is.
+    let mut ends: Vec<u32> = Vec::new();
+    let mut row_of = Vec::with_capacity(order.len());
+    for &i in &order {
+        let row = room.take(lengths[i as usize] as usize);
+        if row >= ends.len() {
+            ends.resize(row + 1, 0);
         }
-        rows[row].push(i);
+        ends[row] += 1;
+        row_of.push(row as u32);
     }
-    Ok(rows)
+    // From how many there are to where each row begins; then, with each that is
+    // put there, to where it ends.
+    let mut start = 0;
+    for n in &mut ends {
+        start += std::mem::replace(n, start);
+    }
+    let mut items = vec![0; order.len()];
+    for (i, row) in order.into_iter().zip(row_of) {
+        let at = &mut ends[row as usize];
+        items[*at as usize] = i;
+        *at += 1;
+    }
+    Rows { items, ends }
 }
 
 /// The room left in each of many rows, as a tree in which every node holds the
@@ -52,19 +116,20 @@ pub fn pack(
 /// many steps as the tree is high.
 struct Room {
     /// Node `k` has the children `2k` and `2k + 1`; the rows are the last half.
-    tree: Vec<usize>,
+    tree: Vec<u32>,
 }
 
 impl Room {
     fn new(n_rows: usize, room: usize) -> Self {
         Self {
-            tree: vec![room; 2 * n_rows.max(1).next_power_of_two()],
+            tree: vec![saturated(room); 2 * n_rows.max(1).next_power_of_two()],
         }
     }
 
     /// Takes `length` from the first row that has it, and says which. There
-    /// must be such a row: there are as many rows as samples, and none is longer.
+    /// must be such a row.
     fn take(&mut self, length: usize) -> usize {
+        let length = saturated(length);
         let first_row = self.tree.len() / 2;
         let mut node = 1;
         while node < first_row {
@@ -128,6 +193,40 @@ mod tests {
             .iter()
             .map(|row| row.iter().map(|&i| samples[i].n_inputs()).sum());
         assert_eq!(sums.collect::<Vec<usize>>(), plain);
+    }
+
+    /// As rows were made before they were kept in so little room: what a run that
+    /// was begun then must go on with.
+    fn plainly(lengths: &[usize], max_length: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(epoch);
+        order.shuffle(&mut random);
+        order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+        let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
+        for i in order {
+            let fits = |(length, _): &&mut (usize, Vec<usize>)| *length + lengths[i] <= max_length;
+            match rows.iter_mut().find(fits) {
+                Some((length, row)) => {
+                    *length += lengths[i];
+                    row.push(i);
+                }
+                None => rows.push((lengths[i], vec![i])),
+            }
+        }
+        rows.into_iter().map(|(_, row)| row).collect()
+    }
+
+    #[test]
+    fn the_rows_are_those_of_versions_before() {
+        for (n, most) in [(1, 100), (500, 100), (2000, 7), (300, 1)] {
+            let lengths: Vec<_> = (0..n).map(|i| i * i % (most + 1)).collect();
+            for (max_length, epoch) in [(most, 0), (128, 1), (1000, 2)] {
+                let rows = pack(&samples(&lengths), max_length.max(most), 3, epoch).unwrap();
+                let plain = plainly(&lengths, max_length.max(most), 3, epoch as u64);
+                assert_eq!(rows, plain, "{n} up to {most} in {max_length}");
+            }
+        }
     }
 
     #[test]

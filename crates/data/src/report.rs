@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::Format;
+use crate::{Format, KeyUse, ReadReport, error::counted};
 
 /// What a prompt looks like to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,6 +43,8 @@ pub struct DataReport {
     pub n_empty: usize,
     /// Tokens of the longest sample (of text, the longest document), before truncation.
     pub longest: usize,
+    /// What became of records and keys.
+    pub reading: ReadReport,
 }
 
 impl fmt::Display for PromptStyle {
@@ -87,10 +89,69 @@ impl fmt::Display for DataReport {
         if self.n_empty > 0 {
             write!(f, "\n{} left out", counted(self.n_empty, "empty record"))?;
         }
-        Ok(())
+        write_reading(f, &self.reading)
     }
 }
 
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+fn write_reading(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Result {
+    if reading.n_skipped > 0 {
+        let more = if reading.n_skipped > reading.skipped.len() {
+            "; …"
+        } else {
+            ""
+        };
+        write!(
+            f,
+            "\n{} left out, with nothing to train: {}{more}",
+            counted(reading.n_skipped, "record"),
+            reading.skipped.join("; "),
+        )?;
+    }
+    for (use_, what) in [
+        (KeyUse::Harmless, "without a part in what is learnt"),
+        (KeyUse::Repeated, "said again elsewhere"),
+        (KeyUse::Ignored, "ignored, as asked"),
+    ] {
+        let keys = reading.keys.iter().filter(|key| key.use_ == use_);
+        let keys: Vec<_> = keys.map(|key| format!("`{}`", key.key)).collect();
+        if !keys.is_empty() {
+            write!(f, "\nkeys {what}: {}", keys.join(", "))?;
+        }
+    }
+    if reading.n_weighted > 0 {
+        let what = counted(reading.n_weighted, "record");
+        write!(f, "\n{what} with weights or flags of what to train")?;
+    }
+    if reading.n_split > 0 {
+        write!(
+            f,
+            "\n{} became {} samples, since the template renders earlier turns otherwise than the last: \
+             {} more tokens",
+            counted(reading.n_split, "conversation"),
+            reading.n_split_samples,
+            reading.n_split_tokens,
+        )?;
+    }
+    if reading.n_rendered > 0 {
+        let what = counted(reading.n_rendered, "prompt");
+        write!(f, "\n{what} rendered already, taken without a template")?;
+    }
+    if reading.n_other_beginnings > 0 {
+        write!(
+            f,
+            "\n{} beginning otherwise than the template's generation prompt says: trained from where they differ",
+            counted(reading.n_other_beginnings, "turn"),
+        )?;
+    }
+    for part in &reading.omitted {
+        write!(
+            f,
+            "\nthe template leaves out {} of {} (the first {}: \"{}\")",
+            part.what,
+            counted(part.n_records, "record"),
+            part.first,
+            part.text
+        )?;
+    }
+    Ok(())
 }

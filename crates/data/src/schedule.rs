@@ -2,7 +2,7 @@
 
 mod grouping;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::data::{
     dataloader::{DataLoader, DataLoaderBuilder},
@@ -11,24 +11,31 @@ use burn::data::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Batch, BatchCollator, DataError, Padding, Sample, pack};
+use crate::{
+    Batch, BatchCollator, BatchSize, Corpus, DataError, Mixture, Padding, Sample,
+    pack::{Rows, check_lengths, pack_lengths, saturated},
+};
 
 /// The order of a whole run: item `i` is its `i`-th micro-batch, all epochs back
-/// to back. Nothing but the samples, the batch size and the seed decides it, so
-/// a run resumed at micro-batch `k` reads items `k..`.
+/// to back. Nothing but the samples, their weights, the batch size and the seed
+/// decides it, so a run resumed at micro-batch `k` reads items `k..`.
 ///
-/// Each epoch holds every sample exactly once, in rows of their own or several
-/// in one, and rows of similar length in a batch. Where the batch size does not
-/// divide the number of rows, one batch of each epoch is smaller.
+/// Each epoch holds every sample as often as the [`Mixture`] says, exactly once
+/// where nothing is mixed, in rows of their own or several in one, and rows of
+/// similar length in a batch. Where the batch size does not divide the number of
+/// rows, one batch of each epoch is smaller.
+///
+/// An epoch's order takes 4 bytes a sample, or 8 where it is packed or mixed,
+/// and as much again while it is made.
 #[derive(Debug)]
 pub struct Schedule {
-    samples: Arc<[Sample]>,
+    mixture: Mixture,
     batch_size: usize,
     order: Order,
+    /// Rows of the first epoch.
     n_rows: usize,
     n_batches: usize,
-    /// The epoch last asked for, and its batches.
-    plan: Mutex<Option<(usize, Plan)>>,
+    state: Mutex<State>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,17 +45,66 @@ enum Order {
     ByLength,
 }
 
+/// What is remembered of what has been worked out.
+#[derive(Debug, Default)]
+struct State {
+    /// The number of batches up to the end of each epoch, as far as it was
+    /// needed. Only of epochs that differ.
+    ends: Vec<usize>,
+    /// The epoch last asked for, and its batches.
+    plan: Option<(usize, Plan)>,
+}
+
 /// What one epoch holds.
 #[derive(Debug)]
 struct Plan {
-    /// Indices into the samples; one each unless they are packed.
-    rows: Vec<Vec<usize>>,
-    /// Indices into the rows.
-    batches: Vec<Vec<usize>>,
+    rows: EpochRows,
+    /// Of indices into the rows.
+    batches: grouping::Batches,
+}
+
+/// The samples of each row, by their index.
+#[derive(Debug)]
+enum EpochRows {
+    /// Row `r` is sample `r`.
+    All(usize),
+    /// Each row is one sample.
+    Each(Vec<u32>),
+    Packed(Rows),
+}
+
+impl EpochRows {
+    fn len(&self) -> usize {
+        match self {
+            Self::All(n) => *n,
+            Self::Each(rows) => rows.len(),
+            Self::Packed(rows) => rows.len(),
+        }
+    }
+
+    fn row(&self, r: usize) -> Vec<usize> {
+        match self {
+            Self::All(_) => vec![r],
+            Self::Each(rows) => vec![rows[r] as usize],
+            Self::Packed(rows) => rows.row(r).iter().map(|&i| i as usize).collect(),
+        }
+    }
+
+    /// Inputs of each row.
+    fn lengths(&self, corpus: &Corpus) -> Vec<u32> {
+        let length = |&i: &u32| corpus.n_inputs(i as usize);
+        match self {
+            Self::All(n) => (0..*n).map(|i| saturated(corpus.n_inputs(i))).collect(),
+            Self::Each(rows) => rows.iter().map(|i| saturated(length(i))).collect(),
+            Self::Packed(rows) => (0..rows.len())
+                .map(|r| saturated(rows.row(r).iter().map(length).sum()))
+                .collect(),
+        }
+    }
 }
 
 /// An item of a [`Schedule`]: what becomes one [`Batch`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MicroBatch {
     /// The samples of each row.
     pub rows: Vec<Vec<Sample>>,
@@ -59,7 +115,7 @@ pub struct MicroBatch {
 impl Schedule {
     /// A training run of `n_batches` micro-batches, over as many epochs as that takes.
     pub fn new(
-        samples: impl Into<Arc<[Sample]>>,
+        samples: impl Into<Mixture>,
         batch_size: usize,
         seed: u64,
         n_batches: usize,
@@ -71,15 +127,15 @@ impl Schedule {
         })
     }
 
-    /// Like [`new`](Self::new), but with as many samples in a row as [`pack`]
-    /// puts into `max_length` inputs; `batch_size` counts rows. Every epoch has
-    /// as many of them, so that a run of whole epochs is known beforehand.
+    /// Like [`new`](Self::new), but with as many samples in a row as
+    /// [`pack`](crate::pack()) puts into `max_length` inputs; `batch_size` counts
+    /// rows. Every epoch of the same samples has as many of them.
     ///
     /// # Errors
     ///
     /// When a sample alone is longer than a row, as well.
     pub fn packed(
-        samples: impl Into<Arc<[Sample]>>,
+        samples: impl Into<Mixture>,
         batch_size: usize,
         max_length: usize,
         seed: u64,
@@ -87,7 +143,9 @@ impl Schedule {
     ) -> Result<Self, DataError> {
         let order = Order::Packed { seed, max_length };
         let schedule = Self::with_order(samples.into(), batch_size, order)?;
-        let n_rows = pack(&schedule.samples, max_length, seed, 0)?.len();
+        let corpus = schedule.mixture.corpus();
+        check_lengths((0..corpus.len()).map(|i| corpus.n_inputs(i)), max_length)?;
+        let n_rows = schedule.rows_of(0).len();
         Ok(Self {
             n_rows,
             n_batches,
@@ -96,21 +154,15 @@ impl Schedule {
     }
 
     /// Every sample once, shortest first: for evaluation.
-    pub fn sequential(
-        samples: impl Into<Arc<[Sample]>>,
-        batch_size: usize,
-    ) -> Result<Self, DataError> {
-        Self::with_order(samples.into(), batch_size, Order::ByLength)
+    pub fn sequential(samples: impl Into<Corpus>, batch_size: usize) -> Result<Self, DataError> {
+        let corpus: Corpus = samples.into();
+        Self::with_order(corpus.into(), batch_size, Order::ByLength)
     }
 
-    fn with_order(
-        samples: Arc<[Sample]>,
-        batch_size: usize,
-        order: Order,
-    ) -> Result<Self, DataError> {
+    fn with_order(mixture: Mixture, batch_size: usize, order: Order) -> Result<Self, DataError> {
         for (key, found) in [
             ("batch size", batch_size),
-            ("number of samples", samples.len()),
+            ("number of samples", mixture.len()),
         ] {
             if found == 0 {
                 let expected = "at least 1".to_owned();
@@ -121,50 +173,80 @@ impl Schedule {
                 });
             }
         }
-        let n_rows = samples.len();
+        let n_rows = mixture.n_samples_in(0);
         Ok(Self {
-            samples,
+            mixture,
             batch_size,
             order,
             n_rows,
             n_batches: n_rows.div_ceil(batch_size),
-            plan: Mutex::new(None),
+            state: Mutex::default(),
         })
     }
 
-    /// Rows in one pass over the samples.
+    /// Rows in the first epoch. In mixtures with weights that are not whole,
+    /// others may have one more or fewer of each source.
     pub fn n_rows_per_epoch(&self) -> usize {
         self.n_rows
     }
 
-    /// Micro-batches in one pass over the samples.
+    /// Micro-batches in the first epoch.
     pub fn n_batches_per_epoch(&self) -> usize {
         self.n_rows.div_ceil(self.batch_size)
     }
 
+    /// Micro-batches in a number of epochs from the first on, of which the last
+    /// may be a part: rounded to the nearest whole number.
+    ///
+    /// Where epochs differ and are packed, each is packed for this.
+    pub fn n_batches_in(&self, epochs: f64) -> usize {
+        if self.mixture.is_even() {
+            return (self.n_batches_per_epoch() as f64 * epochs).round() as usize;
+        }
+        let whole = epochs.floor();
+        let mut state = self.state();
+        let before = match whole as usize {
+            0 => 0,
+            n => self.end_of(n - 1, &mut state),
+        };
+        let last = self.end_of(whole as usize, &mut state) - before;
+        before + (last as f64 * (epochs - whole)).round() as usize
+    }
+
     /// The share of a batch's positions that is padding, over the first epoch,
     /// if rows are padded no further than the longest.
-    pub fn padding_share(&self) -> Result<f64, DataError> {
-        let plan = self.plan_of(0)?;
-        let lengths = self.lengths(&plan.rows);
-        let batches = plan.batches.iter().map(Vec::as_slice);
-        Ok(grouping::padding_share(batches, &lengths))
+    pub fn padding_share(&self) -> f64 {
+        let plan = self.plan_of(0);
+        let lengths = plan.rows.lengths(self.mixture.corpus());
+        grouping::padding_share(plan.batches.all(), &lengths)
     }
 
-    /// Inputs of each row.
-    fn lengths(&self, rows: &[Vec<usize>]) -> Vec<usize> {
-        let length = |row: &Vec<usize>| row.iter().map(|&i| self.samples[i].n_inputs()).sum();
-        rows.iter().map(length).collect()
-    }
-
-    fn plan_of(&self, epoch: usize) -> Result<Plan, DataError> {
-        let rows = match self.order {
-            Order::Packed { seed, max_length } => pack(&self.samples, max_length, seed, epoch)?,
-            Order::Shuffled { .. } | Order::ByLength => {
-                (0..self.samples.len()).map(|i| vec![i]).collect()
-            }
+    fn rows_of(&self, epoch: usize) -> EpochRows {
+        let (seed, max_length) = match self.order {
+            Order::ByLength => return EpochRows::All(self.mixture.len()),
+            Order::Shuffled { seed } => (seed, None),
+            Order::Packed { seed, max_length } => (seed, Some(max_length)),
         };
-        let lengths = self.lengths(&rows);
+        let one_each = match self.mixture.indices(seed, epoch) {
+            None => EpochRows::All(self.mixture.len()),
+            Some(indices) => EpochRows::Each(indices),
+        };
+        let Some(max_length) = max_length else {
+            return one_each;
+        };
+        let lengths = one_each.lengths(self.mixture.corpus());
+        let mut rows = pack_lengths(&lengths, max_length, seed, epoch);
+        if let EpochRows::Each(indices) = one_each {
+            for item in &mut rows.items {
+                *item = indices[*item as usize];
+            }
+        }
+        EpochRows::Packed(rows)
+    }
+
+    fn plan_of(&self, epoch: usize) -> Plan {
+        let rows = self.rows_of(epoch);
+        let lengths = rows.lengths(self.mixture.corpus());
         let batches = match self.order {
             Order::ByLength => grouping::by_length(&lengths, self.batch_size),
             Order::Shuffled { seed } | Order::Packed { seed, .. } => {
@@ -173,43 +255,103 @@ impl Schedule {
                 grouping::grouped(&lengths, self.batch_size, &mut random)
             }
         };
-        Ok(Plan { rows, batches })
+        Plan { rows, batches }
+    }
+
+    /// A plan is a value, never half-written, and so are the ends: what a
+    /// panicking thread left is whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of batches up to the end of an epoch.
+    fn end_of(&self, epoch: usize, state: &mut State) -> usize {
+        if self.mixture.is_even() {
+            return (epoch + 1).saturating_mul(self.n_batches_per_epoch());
+        }
+        for epoch in state.ends.len()..=epoch {
+            let n_rows = match self.order {
+                Order::Packed { .. } => self.rows_of(epoch).len(),
+                Order::Shuffled { .. } | Order::ByLength => self.mixture.n_samples_in(epoch),
+            };
+            let before = state.ends.last().copied().unwrap_or(0);
+            state.ends.push(before + n_rows.div_ceil(self.batch_size));
+        }
+        state.ends[epoch]
+    }
+
+    /// The epoch of a micro-batch, and which of the epoch's it is.
+    fn locate(&self, index: usize, state: &mut State) -> (usize, usize) {
+        if self.mixture.is_even() {
+            let per_epoch = self.n_batches_per_epoch();
+            return (index / per_epoch, index % per_epoch);
+        }
+        // No epoch is without a batch.
+        while state.ends.last().is_none_or(|&end| end <= index) {
+            self.end_of(state.ends.len(), state);
+        }
+        let epoch = state.ends.partition_point(|&end| end <= index);
+        let before = epoch.checked_sub(1).map_or(0, |before| state.ends[before]);
+        (epoch, index - before)
+    }
+}
+
+impl Schedule {
+    /// The size that micro-batch `index` has as a [`Batch`]. Its tokens are not
+    /// read for that.
+    ///
+    /// # Errors
+    ///
+    /// When there are not as many.
+    pub fn size(&self, index: usize, padding: impl Into<Padding>) -> Result<BatchSize, DataError> {
+        let padding = padding.into();
+        let corpus = self.mixture.corpus();
+        let rows = self.rows(index)?;
+        let (mut longest, mut n_tokens, mut n_trained) = (0, 0, 0);
+        for row in &rows {
+            let n_inputs = row.iter().map(|&i| corpus.n_inputs(i)).sum();
+            longest = longest.max(n_inputs);
+            n_tokens += n_inputs;
+            n_trained += row.iter().map(|&i| corpus.n_trained(i)).sum::<usize>();
+        }
+        Ok(BatchSize {
+            n_rows: rows.len(),
+            seq_len: padding.round_up(longest),
+            n_targets: padding.round_up(n_trained),
+            n_tokens,
+        })
+    }
+
+    /// The samples of each row of a micro-batch.
+    fn rows(&self, index: usize) -> Result<Vec<Vec<usize>>, DataError> {
+        let out_of_range = || DataError::OutOfRange {
+            key: "micro-batch",
+            found: index.to_string(),
+            expected: format!("below {}", self.n_batches),
+        };
+        if index >= self.n_batches {
+            return Err(out_of_range());
+        }
+        let mut state = self.state();
+        let (epoch, within) = self.locate(index, &mut state);
+        // Another epoch's goes before this one's is made: two need not be in memory at once.
+        let known = state.plan.take().filter(|(planned, _)| *planned == epoch);
+        let plan = known.unwrap_or_else(|| (epoch, self.plan_of(epoch)));
+        let (_, plan) = state.plan.insert(plan);
+        let batch = plan.batches.get(within).ok_or_else(out_of_range)?;
+        let row = |&row: &u32| plan.rows.row(row as usize);
+        Ok(batch.iter().map(row).collect())
     }
 }
 
 impl Dataset<MicroBatch> for Schedule {
     fn get(&self, index: usize) -> Result<MicroBatch, DatasetError> {
-        let out_of_range = || {
-            DatasetError::new(DataError::OutOfRange {
-                key: "micro-batch",
-                found: index.to_string(),
-                expected: format!("below {}", self.n_batches),
-            })
-        };
-        if index >= self.n_batches {
-            return Err(out_of_range());
-        }
-        let per_epoch = self.n_batches_per_epoch();
-        let epoch = index / per_epoch;
-        // A plan is a value, never half-written: one that a panicking thread left is whole.
-        let mut cached = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, plan) = match cached.take() {
-            Some((planned, plan)) if planned == epoch => cached.insert((epoch, plan)),
-            _ => {
-                let plan = self.plan_of(epoch).map_err(DatasetError::new)?;
-                cached.insert((epoch, plan))
-            }
-        };
-        let batch = plan
-            .batches
-            .get(index % per_epoch)
-            .ok_or_else(out_of_range)?;
-        let row = |&row: &usize| {
-            let samples = plan.rows[row].iter().map(|&i| self.samples[i].clone());
-            samples.collect()
-        };
+        let corpus = self.mixture.corpus();
+        let sample = |i| corpus.sample(i);
+        let row = |row: Vec<usize>| row.into_iter().map(sample).collect();
+        let rows = self.rows(index).map_err(DatasetError::new)?;
         Ok(MicroBatch {
-            rows: batch.iter().map(row).collect(),
+            rows: rows.into_iter().map(row).collect(),
             is_packed: matches!(self.order, Order::Packed { .. }),
         })
     }

@@ -18,7 +18,7 @@ use files::{Config, Files};
 use olora_gguf::is_gguf;
 
 use crate::{
-    DataError, Message,
+    Conversation, DataError, Message,
     cache::{Fields, Key},
     chat::ChatTemplate,
 };
@@ -34,6 +34,8 @@ pub struct Tokenizer {
     pad_id: u32,
     eos_id: Option<u32>,
     stop_ids: Vec<u32>,
+    /// What closes a turn of the assistant in the chat template.
+    turn_end: Option<u32>,
     n_vocab: usize,
     identity: Option<Key>,
 }
@@ -133,10 +135,12 @@ impl Tokenizer {
             pad_id,
             eos_id,
             stop_ids: Vec::new(),
+            turn_end: None,
             n_vocab,
             identity: None,
         };
-        stop_ids.extend(tokenizer.turn_end());
+        tokenizer.turn_end = tokenizer.find_turn_end();
+        stop_ids.extend(tokenizer.turn_end);
         for id in stop_ids {
             if !tokenizer.stop_ids.contains(&id) {
                 tokenizer.stop_ids.push(id);
@@ -200,11 +204,7 @@ impl Tokenizer {
         if !self.has_chat_template() {
             return self.encode(prompt, true);
         }
-        let message = Message {
-            role: "user".to_owned(),
-            content: prompt.to_owned(),
-        };
-        let text = self.render_chat(&[message], true)?;
+        let text = self.render_chat(&[Message::new("user", prompt)], true)?;
         self.encode(&text, false)
     }
 
@@ -230,6 +230,11 @@ impl Tokenizer {
         self.n_bytes
     }
 
+    /// Whether a text is one token.
+    pub(crate) fn has_token(&self, text: &str) -> bool {
+        self.inner.token_to_id(text).is_some()
+    }
+
     /// The spelling of one token, as in `tokenizer.json`.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -247,7 +252,9 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, DataError> {
-        self.template()?.render(messages, add_generation_prompt)
+        let conversation = Conversation::from(messages.to_vec());
+        self.template()?
+            .render(&conversation, add_generation_prompt)
     }
 
     fn template(&self) -> Result<&ChatTemplate, DataError> {

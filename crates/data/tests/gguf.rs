@@ -114,6 +114,7 @@ fn another_template_in_the_file_is_another_key_of_the_cache() {
     let cache = TokenCache {
         directory: world.path("cache"),
         min_bytes: 0,
+        max_bytes: u64::MAX,
     };
     let cached = || {
         let tokenizer = Tokenizer::from_path(&file(&world)).unwrap();

@@ -62,12 +62,15 @@ fn without_a_template_the_completion_and_the_end_are_trained() {
     let data = world
         .load("data.jsonl", r#"{"prompt": "Q: ", "completion": "A"}"#)
         .unwrap();
-    assert_eq!(mark(&data.samples[0], &world.tokenizer()), "<s>Q: ⟦A</s>⟧");
+    assert_eq!(
+        mark(&data.samples.sample(0), &world.tokenizer()),
+        "<s>Q: ⟦A</s>⟧"
+    );
     assert_eq!(data.report.prompt_style, PromptStyle::Verbatim);
     let data = world
         .load("data.jsonl", r#"{"instruction": "I", "output": "O"}"#)
         .unwrap();
-    let text = mark(&data.samples[0], &world.tokenizer());
+    let text = mark(&data.samples.sample(0), &world.tokenizer());
     assert!(
         text.starts_with("<s>Below is an instruction that describes a task. Write"),
         "{text}"
@@ -86,7 +89,7 @@ fn the_end_is_trained_although_it_is_also_the_padding() {
     assert_eq!(tokenizer.eos_id(), Some(tokenizer.pad_id()));
     let lines = "{\"prompt\": \"Q\", \"completion\": \"A\"}\n{\"prompt\": \"Q\", \"completion\": \"AAA\"}\n";
     let data = world.load("data.jsonl", lines).unwrap();
-    let batch = Batch::from_samples(&data.samples, tokenizer.pad_id());
+    let batch = Batch::from_samples(&data.samples.iter().collect::<Vec<_>>(), tokenizer.pad_id());
     let ends = batch.targets.iter().filter(|&&target| target == 1).count();
     assert_eq!(
         (
@@ -171,7 +174,7 @@ fn prompts_are_trained_on_request() {
         )
         .unwrap();
     let expected = "<|im_start|>⟦user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n⟧";
-    assert_eq!(mark(&data.samples[0], &world.tokenizer()), expected);
+    assert_eq!(mark(&data.samples.sample(0), &world.tokenizer()), expected);
 }
 
 #[test]
@@ -186,7 +189,7 @@ fn text_is_cut_into_blocks_across_documents() {
     let blocks: Vec<_> = data
         .samples
         .iter()
-        .map(|block| mark(block, &world.tokenizer()))
+        .map(|block| mark(&block, &world.tokenizer()))
         .collect();
     // 5 and 8 tokens: a last block of 3.
     assert_eq!(blocks, ["<s>⟦abc</s>⟧", "<s>⟦defg⟧", "h⟦i</s>⟧"]);
@@ -205,7 +208,11 @@ fn text_is_cut_into_blocks_across_documents() {
     // A last block of one token has nothing to predict.
     let data = world.load_with("story.txt", "abcd", &options).unwrap();
     assert_eq!(
-        (data.format, data.samples.len(), data.samples[0].len()),
+        (
+            data.format,
+            data.samples.len(),
+            data.samples.sample(0).len()
+        ),
         (Format::Text, 1, 5)
     );
 }

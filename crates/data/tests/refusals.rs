@@ -36,7 +36,7 @@ fn longer_samples_are_cut_and_counted_and_dropped_if_nothing_trained_is_left() {
         (11, 5, 8)
     );
     assert_eq!(
-        data.samples[1].trained,
+        data.samples.sample(1).trained,
         [false, false, false, true, true, true]
     );
     assert_eq!(
@@ -95,27 +95,28 @@ fn a_bad_file_is_named_with_line_and_record() {
         (
             "a.json",
             format!("[{good}, {{\"prompt\": \"Q\"}}]"),
-            "a.json, record 2: the key `completion` is missing: prompt and completion has `prompt` and `completion` \
-             (or `prompt` and `response`, or `question` and `answer`); found `prompt`",
+            "a.json, record 2 (line 1): the key `completion` is missing: prompt and completion has `prompt` and `completion` \
+             (or `prompt` and `response`, `question` and `answer`, and other pairs); found `prompt`",
         ),
         (
             // Of several bad records the first is named.
             "a.jsonl",
             format!("{good}\n{{\"text\": \"t\"}}\n{{\"prompt\": 1}}"),
             "a.jsonl, record 2 (line 2): the key `prompt` is missing: prompt and completion has `prompt` and \
-             `completion` (or `prompt` and `response`, or `question` and `answer`); found `text`",
+             `completion` (or `prompt` and `response`, `question` and `answer`, and other pairs); found `text`",
         ),
         (
             "a.jsonl",
-            format!("{good}\n{{\"prompt\": \"Q\", \"completion\": \"\"}}"),
-            "a.jsonl, record 2 (line 2): no token of this record would be trained: its `completion` is empty",
+            "{\"prompt\": \"Q\", \"completion\": \"\"}".to_owned(),
+            "a.jsonl: 1 of 1 records have nothing to train, more than data.max_skipped = 0.5 allows: record 1 \
+             (line 1): its `completion` is empty",
         ),
     ] {
         assert_eq!(world.load(name, &text).unwrap_err(), expected);
     }
-    let error = world.load("a.jsonl", r#"{"query": "Q"}"#).unwrap_err();
+    let error = world.load("a.jsonl", r#"{"article": "Q"}"#).unwrap_err();
     assert!(
-        error.starts_with("a.jsonl, record 1 (line 1): its keys (`query`) fit no known format"),
+        error.starts_with("a.jsonl, record 1 (line 1): its keys (`article`) fit no known format"),
         "{error}"
     );
 
@@ -128,7 +129,7 @@ fn a_bad_file_is_named_with_line_and_record() {
         )
         .unwrap_err()
     };
-    assert!(matches!(load("b.txt"), DataError::NotUtf8 { line: 2, .. }));
+    assert!(matches!(load("b.txt"), DataError::Records(_)));
     assert!(matches!(load("nowhere.json"), DataError::Read { .. }));
 }
 
@@ -161,7 +162,7 @@ fn a_format_asked_for_must_fit() {
     );
     assert_eq!(
         world.load_with("a.txt", "words", &alpaca).unwrap_err(),
-        "a.txt is read as plain text, because its name ends in neither .json nor .jsonl, but the format asked for is Alpaca"
+        "a.txt is read as plain text, because it is neither JSON, CSV nor Parquet, but the format asked for is Alpaca"
     );
     // What detection would take for Alpaca can be read as text.
     let text = DataOptions {
@@ -175,7 +176,7 @@ fn a_format_asked_for_must_fit() {
             &text,
         )
         .unwrap();
-    assert_eq!(data.samples[0].tokens.len(), 3);
+    assert_eq!(data.samples.sample(0).len(), 3);
     let error = world
         .load_with(
             "a.txt",

@@ -406,7 +406,7 @@ fn layer_gradients(bench: &Bench, name: &str, length: usize, layer: &Linear) -> 
 
 fn clip(bench: &Bench, length: usize) -> Outputs {
     let (layer, mut gradients) = layer_and_gradients(bench, "clip", length);
-    let Some(norm) = average_and_clip(&layer, &mut gradients, 2, 0.01) else {
+    let Some(norm) = average_and_clip(&layer, &mut gradients, 2.0, 0.01) else {
         return Vec::new();
     };
     let mut outputs = vec![read("norm", norm)];

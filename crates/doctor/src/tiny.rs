@@ -127,7 +127,7 @@ fn batch(length: usize, packed: bool) -> Batch {
             .map(|x| ((x + 1.0) * 64.0) as u32 % VOCAB)
             .collect();
         let trained = (0..=length).map(|i| i > length / 4).collect();
-        Sample { tokens, trained }
+        Sample::new(tokens, trained)
     };
     let samples = [
         sample("long row", length),

@@ -51,10 +51,7 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
         millions(summary.n_trained_params),
         millions(summary.n_params)
     ));
-    line(format_args!(
-        "| data | {} |\n",
-        file_name(&recipe.data.train)
-    ));
+    line(format_args!("| data | {} |\n", data_names(recipe)));
     line(format_args!(
         "| steps | {} of {} sequences, {} tokens |\n",
         summary.steps,
@@ -114,8 +111,20 @@ fn variants(recipe: &Recipe) -> String {
     variants
 }
 
-/// Where a file lies on the machine that trained is nobody else's business.
-fn file_name(path: &std::path::Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    name.to_string_lossy().into_owned()
+/// What was trained on. Where a file lies on the machine that trained is nobody
+/// else's business; a name on the hub is.
+fn data_names(recipe: &Recipe) -> String {
+    let sources = recipe.data.all_sources();
+    let names = sources
+        .iter()
+        .flat_map(|source| &source.path.0)
+        .map(|name| {
+            let is_local = !recipe.data.located.contains_key(name);
+            let file = std::path::Path::new(name).file_name();
+            match file.filter(|_| is_local) {
+                Some(file) => file.to_string_lossy().into_owned(),
+                None => name.clone(),
+            }
+        });
+    names.collect::<Vec<_>>().join(", ")
 }

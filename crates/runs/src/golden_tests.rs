@@ -18,7 +18,7 @@ use burn::{
     train::{Interrupter, Learner},
 };
 use olora_adapter::{LayerFactors, PeftAdapter, factors};
-use olora_data::{Batch, Sample};
+use olora_data::{Batch, DataOptions, Sample, Tokenizer, load_samples_cached};
 use olora_model::{Dtype, Llama};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -95,10 +95,10 @@ fn batches(run: &Path) -> Vec<Batch> {
         .enumerate()
         .map(|(row, &length)| {
             let cells = row * width..row * width + length as usize;
-            Sample {
-                tokens: ids[cells.clone()].iter().map(|&id| id as u32).collect(),
-                trained: labels[cells].iter().map(|&label| label != -100).collect(),
-            }
+            Sample::new(
+                ids[cells.clone()].iter().map(|&id| id as u32).collect(),
+                labels[cells].iter().map(|&label| label != -100).collect(),
+            )
         })
         .collect();
     samples
@@ -125,6 +125,16 @@ struct Outcome {
 
 /// Runs our loop, through Burn's learner, as the reference was run.
 fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Path) -> Outcome {
+    run_on(&fixture("llama"), reference, batches, accumulation, initial)
+}
+
+fn run_on(
+    base: &Path,
+    reference: &Value,
+    batches: Vec<Batch>,
+    accumulation: usize,
+    initial: &Path,
+) -> Outcome {
     let out = tempfile::tempdir().unwrap();
     let optimiser = &reference["optimiser"];
     let ratio = optimiser["loraplus_lr_ratio"].as_f64();
@@ -140,7 +150,7 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     );
     let recipe = Recipe::parse(&text, "golden", &[]).unwrap();
     let device = Device::flex();
-    let (llama, _) = olora_model::load(&fixture("llama"), Dtype::F32, &device).unwrap();
+    let (llama, _) = olora_model::load(base, Dtype::F32, &device).unwrap();
     let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
     let passes = Passes::new(recipe.objective(), &llama).unwrap();
@@ -182,6 +192,15 @@ fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Pa
     Outcome { steps, llama }
 }
 
+fn numbers(reference: &Value, key: &str) -> Vec<f64> {
+    reference[key]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap())
+        .collect()
+}
+
 fn check(name: &str, accumulation: usize) {
     let directory = fixture("peft").join(name);
     let reference: Value =
@@ -196,15 +215,10 @@ fn check(name: &str, accumulation: usize) {
         accumulation,
         &directory.join("initial"),
     );
-    let numbers = |key: &str| -> Vec<f64> {
-        reference[key]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|x| x.as_f64().unwrap())
-            .collect()
-    };
-    let (losses, norms) = (numbers("losses"), numbers("grad_norms"));
+    let (losses, norms) = (
+        numbers(&reference, "losses"),
+        numbers(&reference, "grad_norms"),
+    );
     assert_eq!(outcome.steps.len(), losses.len());
     for (step, ((loss, norm), (loss_ref, norm_ref))) in outcome
         .steps
@@ -378,6 +392,74 @@ fn three_steps_of_two_unequal_micro_batches_equal_torchs() {
     check("train-accumulate", 2);
 }
 
+/// The reference's samples: their tokens, and which of them are trained.
+fn samples(reference: &Value) -> Vec<(Vec<u32>, Vec<bool>)> {
+    let sample = |sample: &Value| {
+        let ids: Vec<u32> = serde_json::from_value(sample["ids"].clone()).unwrap();
+        let runs: Vec<(usize, usize)> = serde_json::from_value(sample["trained"].clone()).unwrap();
+        let is_trained = |at: usize| runs.iter().any(|&(begin, end)| (begin..end).contains(&at));
+        let trained = (0..ids.len()).map(is_trained).collect();
+        (ids, trained)
+    };
+    reference["samples"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(sample)
+        .collect()
+}
+
+#[test]
+fn ten_steps_on_chats_whose_template_rewrites_turns_equal_torchs() {
+    let directory = fixture("chat-losses");
+    let reference: Value =
+        serde_json::from_slice(&fs::read(directory.join("reference.json")).unwrap()).unwrap();
+    let base = directory.join("model");
+    let tokenizer = Tokenizer::from_dir(&base).unwrap();
+    let options = DataOptions::default();
+    let found = load_samples_cached(&directory.join("chats.jsonl"), &tokenizer, &options, None)
+        .unwrap()
+        .samples;
+    let expected = samples(&reference);
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, (tokens, trained))) in found.iter().zip(&expected).enumerate() {
+        // What follows the last trained token teaches nothing, and may be cut.
+        let n = trained.iter().rposition(|&trained| trained).unwrap() + 1;
+        assert_eq!(&found.tokens[..n], &tokens[..n], "sample {}", i + 1);
+        assert_eq!(&found.trained[..n], &trained[..n], "sample {}", i + 1);
+        assert!(!found.trained[n..].contains(&true), "sample {}", i + 1);
+    }
+
+    let rows = usize::try_from(reference["rows"].as_u64().unwrap()).unwrap();
+    let (losses, norms) = (
+        numbers(&reference, "losses"),
+        numbers(&reference, "grad_norms"),
+    );
+    let batches = (0..losses.len())
+        .map(|step| {
+            let rows: Vec<Sample> = (step * rows..(step + 1) * rows)
+                .map(|row| found.sample(row % found.len()))
+                .collect();
+            Batch::from_samples(&rows, tokenizer.pad_id())
+        })
+        .collect();
+    let outcome = run_on(&base, &reference, batches, 1, &directory.join("initial"));
+    assert_eq!(outcome.steps.len(), losses.len());
+    for (step, (loss, norm)) in outcome.steps.iter().enumerate() {
+        let (loss_ref, norm_ref) = (losses[step], norms[step]);
+        assert!(
+            (loss - loss_ref).abs() < 1e-5,
+            "step {}: loss {loss}, torch {loss_ref}",
+            step + 1
+        );
+        assert!(
+            (norm - norm_ref).abs() < 1e-4,
+            "step {}: norm {norm}, torch {norm_ref}",
+            step + 1
+        );
+    }
+}
+
 #[test]
 fn unequal_micro_batches_are_one_batch() {
     let directory = fixture("peft/train-lora");
@@ -420,8 +502,10 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
                 n_rows: 1,
                 seq_len: batch.seq_len,
                 n_trained: targets.len(),
+                weight_sum: targets.len() as f64,
                 target_positions,
                 targets,
+                target_weights: None,
                 n_tokens: batch.seq_len,
                 segments: None,
             }

@@ -180,8 +180,8 @@ fn in_order_of_size(prepared: &Prepared) -> Result<Vec<usize>, RunError> {
     let schedule = schedule(&prepared.recipe, &prepared.data.train, n_seen)?;
     let mut sizes = (0..n_seen)
         .map(|index| {
-            let batch = batch(&schedule, index, prepared.padding)?;
-            Ok((BatchSize::of(&batch).n_inputs(), index))
+            let size = schedule.size(index, prepared.padding)?;
+            Ok((size.n_inputs(), index))
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     sizes.sort_unstable();

@@ -1,12 +1,12 @@
 //! Everything that is known of a run before its weights are in memory.
 
 use burn::tensor::Device;
-use olora_data::{Padding, Tokenizer};
+use olora_data::{Corpus, Padding, Tokenizer};
 use olora_model::ModelConfig;
 
 use crate::{
-    MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts, estimate::Workload,
-    run_data::Data, steps::Steps,
+    Event, MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts,
+    estimate::Workload, run_data::Data, steps::Steps,
 };
 
 /// A recipe with its data, its steps and what it will take.
@@ -41,6 +41,15 @@ impl Prepared {
             multiple: recipe.training.pad_to_multiple_of.unwrap_or(1),
         };
         let steps = Steps::new(&recipe, &data.train, padding)?;
+        let training = &recipe.training;
+        let warmup = training.warmup(steps.total);
+        if warmup != training.warmup_steps {
+            observer.on(&Event::Note(format!(
+                "training.warmup_steps = {} is no less than the run's {} steps: shortened to {warmup}, so that \
+                 learning_rate is reached",
+                training.warmup_steps, steps.total
+            )));
+        }
         let counts = Counts::expected(&recipe, &config)?;
         Ok(Self {
             recipe,
@@ -63,12 +72,10 @@ impl Prepared {
     /// The memory that the run takes, of a model of these parameters.
     pub(crate) fn memory(&self, counts: &Counts) -> MemoryEstimate {
         let recipe = &self.recipe;
-        let validation = self.data.validation.iter().flat_map(|all| all.iter());
-        let samples = self.data.train.iter().chain(validation);
-        // Four bytes and one for each token, and two vectors' headers.
-        let samples = samples
-            .map(|sample| 5 * sample.tokens.len() as u64 + 48)
-            .sum();
+        let (train, validation) = (&self.data.train, &self.data.validation);
+        let all = [train.corpus()].into_iter().chain(validation).cloned();
+        // The tokens, and the order of an epoch.
+        let samples = Corpus::join(all).resident_bytes() as u64 + 12 * train.len() as u64;
         let workload = Workload {
             counts: *counts,
             dora: recipe.adapter.config.dora,

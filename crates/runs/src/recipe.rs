@@ -1,18 +1,19 @@
 //! The recipe: everything that decides a run, in one TOML file.
 
 mod adapter;
+mod data;
 mod differences;
 mod parse;
 
 use std::{path::PathBuf, sync::Arc};
 
-use olora_data::{DEFAULT_MAX_LENGTH, Format};
 use olora_model::Dtype;
 use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     adapter::{AdapterSection, Trained},
+    data::{DataSection, Located, Paths, SourceSection},
     differences::differences,
 };
 
@@ -106,42 +107,6 @@ pub enum Weights {
     Timing,
 }
 
-/// `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSection {
-    /// JSONL, JSON or plain text, relative to the working directory.
-    pub train: PathBuf,
-    /// Data that the model is evaluated on and never trained on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<PathBuf>,
-    /// Without `validation`: the number of training samples to hold out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_samples: Option<usize>,
-    /// The seed that chooses which samples are held out; the recipe's if not
-    /// given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split_seed: Option<u64>,
-    /// The records' layout; detected from the keys if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<Format>,
-    /// Longest sequence in tokens; longer ones are cut at the end.
-    #[serde(default = "default_max_length")]
-    pub max_length: usize,
-    /// Whether the loss covers the prompt too.
-    #[serde(default)]
-    pub train_on_prompt: bool,
-    /// Whether a row of `max_length` holds as many whole samples as fit, each
-    /// seeing itself alone and counted from position zero; `batch_size` then
-    /// counts rows. Fewer and fuller rows, so less padding, but larger steps.
-    #[serde(default)]
-    pub packing: bool,
-}
-
-fn default_max_length() -> usize {
-    DEFAULT_MAX_LENGTH
-}
-
 /// The update rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -175,7 +140,8 @@ pub struct TrainingSection {
     /// times the learning rate; 1 if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loraplus_ratio: Option<f64>,
-    /// Steps of linear warm-up.
+    /// Steps of linear warm-up. If the run has no more than these, a tenth of
+    /// the run's, so that the learning rate is reached.
     pub warmup_steps: usize,
     /// The decay after warm-up.
     pub schedule: Decay,
@@ -242,9 +208,19 @@ impl TrainingSection {
         LearningRate {
             peak: self.learning_rate,
             min: self.min_learning_rate,
-            warmup_steps: self.warmup_steps,
+            warmup_steps: self.warmup(total_steps),
             total_steps,
             decay: self.schedule,
+        }
+    }
+
+    /// Steps of warm-up in a run of `total_steps`: those asked for, if the run
+    /// goes on after them, and a tenth of it otherwise.
+    pub fn warmup(&self, total_steps: usize) -> usize {
+        if self.warmup_steps < total_steps || self.warmup_steps <= 1 {
+            self.warmup_steps
+        } else {
+            total_steps.div_ceil(10)
         }
     }
 }

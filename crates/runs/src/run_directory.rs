@@ -4,6 +4,7 @@
 //! runs/<name>/
 //!   recipe.toml      resolved: every default written out
 //!   ranks.json       the rank of each adapted layer
+//!   data.json        what became of each data set's records and keys
 //!   adapter/         the result, for PEFT (model/ if all weights were trained)
 //!   checkpoints/     step-000200/ …
 //!   metrics.jsonl    one line per logged step or evaluation
@@ -25,7 +26,7 @@ use olora_training::Evaluation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Recipe, RunError, StepReport, checkpoint, differences, plot};
+use crate::{DataRead, Recipe, RunError, StepReport, checkpoint, differences, plot};
 
 const RANKS: &str = "ranks.json";
 
@@ -85,6 +86,14 @@ impl RunDirectory {
         Ok(checkpoint::list(&self.checkpoints())?.pop())
     }
 
+    /// Writes what became of the data.
+    pub(crate) fn write_data(&self, reports: &[DataRead]) -> Result<(), RunError> {
+        let text = serde_json::to_vec_pretty(reports).map_err(|error| {
+            RunError::mismatch(format!("the report on the data cannot be written: {error}"))
+        })?;
+        self.write("data.json", &text)
+    }
+
     /// Notes the ranks that the adapter has, which a method may have chosen.
     pub(crate) fn write_ranks(&self, ranks: &BTreeMap<String, usize>) -> Result<(), RunError> {
         if ranks.is_empty() {
@@ -120,7 +129,7 @@ impl RunDirectory {
             "step": step,
             "validation_loss": evaluation.loss,
             "validation_perplexity": evaluation.perplexity,
-            "validation_tokens": evaluation.count,
+            "validation_tokens": whole(evaluation.count),
         });
         if !evaluation.measures.is_empty() {
             line["validation_measures"] = json!(evaluation.measures);
@@ -191,5 +200,15 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<(), RunError> {
         Err(RunError::RunExists(path.to_owned()))
     } else {
         Ok(())
+    }
+}
+
+/// A count as it is written to files: without a point, unless weights make it a
+/// fraction.
+pub fn whole(count: f64) -> Value {
+    if count.fract() == 0.0 {
+        json!(count as u64)
+    } else {
+        json!(count)
     }
 }

@@ -23,6 +23,8 @@ pub struct RunPlan {
     pub total_steps: usize,
     /// Micro-batches in one pass over the data.
     pub batches_per_epoch: usize,
+    /// Passes over the data.
+    pub epochs: f64,
     /// Sequences per step.
     pub sequences_per_step: usize,
     /// Training sequences.

@@ -82,6 +82,7 @@ impl<'a> Session<'a> {
                 };
                 let directory = RunDirectory::create(recipe)?;
                 directory.write_ranks(&ranks)?;
+                directory.write_data(&data.reports)?;
                 (directory, state, trainee, optimizer)
             }
             Some(directory) => {
@@ -100,6 +101,7 @@ impl<'a> Session<'a> {
             attach_seconds: seconds,
             total_steps: steps.total,
             batches_per_epoch: steps.batches_per_epoch,
+            epochs: steps.epochs(),
             sequences_per_step: recipe.training.batch_size * recipe.training.accumulation,
             n_samples: data.train.len(),
             precision: prepared.precision.clone(),
@@ -208,7 +210,7 @@ impl<'a> Session<'a> {
         let validation = data
             .validation
             .clone()
-            .unwrap_or_else(|| data.train[..1].into());
+            .unwrap_or_else(|| data.train.corpus().select(|i| i == 0));
         let validation = Schedule::sequential(validation, recipe.training.batch_size)?;
         let valid = loader(validation, *padding);
 
@@ -250,7 +252,7 @@ fn checkpoint_to_resume(
         return Err(RunError::mismatch(format!(
             "cannot resume {}: {} or the weights in {} are not what the run was started on",
             recipe.run_directory().display(),
-            recipe.data.train.display(),
+            recipe.data.described(),
             recipe.model.path.display()
         )));
     }

@@ -28,7 +28,7 @@ pub(crate) struct RunState {
 pub(crate) struct Window {
     pub(crate) loss_sum: f64,
     /// What `loss_sum` is to be divided by.
-    pub(crate) n_trained: usize,
+    pub(crate) n_trained: f64,
     pub(crate) tokens: u64,
     pub(crate) seconds: f64,
     /// An objective's other sums.

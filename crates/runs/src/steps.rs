@@ -1,16 +1,15 @@
 //! How many steps a run takes, over which micro-batches of which size.
 
-use std::sync::Arc;
-
 use burn::data::dataset::Dataset;
-use olora_data::{Batch, Padding, Sample, Schedule};
+pub(crate) use olora_data::BatchSize;
+use olora_data::{Batch, Mixture, Padding, Schedule};
 
 use crate::{Recipe, RunError};
 
 /// The run's micro-batches, in order.
 pub(crate) fn schedule(
     recipe: &Recipe,
-    samples: &Arc<[Sample]>,
+    samples: &Mixture,
     n_batches: usize,
 ) -> Result<Schedule, RunError> {
     let (samples, batch_size) = (samples.clone(), recipe.training.batch_size);
@@ -20,33 +19,6 @@ pub(crate) fn schedule(
     } else {
         Schedule::new(samples, batch_size, recipe.seed, n_batches)?
     })
-}
-
-/// The size of a micro-batch.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct BatchSize {
-    pub(crate) n_rows: usize,
-    pub(crate) seq_len: usize,
-    /// Trained positions, padding included.
-    pub(crate) n_targets: usize,
-    /// Inputs that are not padding.
-    pub(crate) n_tokens: usize,
-}
-
-impl BatchSize {
-    pub(crate) fn of(batch: &Batch) -> Self {
-        Self {
-            n_rows: batch.n_rows,
-            seq_len: batch.seq_len,
-            n_targets: batch.targets.len(),
-            n_tokens: batch.n_tokens,
-        }
-    }
-
-    /// Inputs, padding included.
-    pub(crate) fn n_inputs(self) -> usize {
-        self.n_rows * self.seq_len
-    }
 }
 
 /// How many steps, over how many micro-batches of which size.
@@ -67,16 +39,17 @@ pub(crate) struct Steps {
 impl Steps {
     pub(crate) fn new(
         recipe: &Recipe,
-        samples: &Arc<[Sample]>,
+        samples: &Mixture,
         padding: Padding,
     ) -> Result<Self, RunError> {
         let training = &recipe.training;
-        let batches_per_epoch = schedule(recipe, samples, 1)?.n_batches_per_epoch();
+        let first = schedule(recipe, samples, 1)?;
+        let batches_per_epoch = first.n_batches_per_epoch();
         let (total, n_batches) = match training.max_steps {
             Some(steps) => (steps, steps * training.accumulation),
             None => {
                 let epochs = training.epochs.unwrap_or(1.0);
-                let n_batches = ((batches_per_epoch as f64 * epochs).round() as usize).max(1);
+                let n_batches = first.n_batches_in(epochs).max(1);
                 // The last step takes the micro-batches that are left.
                 (n_batches.div_ceil(training.accumulation), n_batches)
             }
@@ -93,7 +66,7 @@ impl Steps {
             n_seen,
         };
         for index in 0..n_seen {
-            let size = BatchSize::of(&batch(&schedule, index, padding)?);
+            let size = schedule.size(index, padding)?;
             steps.n_inputs += size.n_inputs();
             steps.n_tokens += size.n_tokens;
             if size.n_inputs() > steps.largest.n_inputs() {
@@ -101,6 +74,11 @@ impl Steps {
             }
         }
         Ok(steps)
+    }
+
+    /// Passes over the data, a last batch that is not full counting as one.
+    pub(crate) fn epochs(&self) -> f64 {
+        self.n_batches as f64 / self.batches_per_epoch.max(1) as f64
     }
 
     /// Inputs of the whole run, padding included, as far as one epoch tells.

@@ -319,7 +319,11 @@ impl Run<'_> {
 
     fn log(&mut self, grad_norm: f64) -> Result<(), RunError> {
         let window = std::mem::take(&mut self.state.window);
-        let count = window.n_trained.max(1) as f64;
+        let count = if window.n_trained > 0.0 {
+            window.n_trained
+        } else {
+            1.0
+        };
         let loss = window.loss_sum / count;
         let measures = window.measures.into_iter();
         let learning_rate = self.learner.lr_current();

@@ -64,7 +64,7 @@ pub struct StepOutput {
     /// Other sums, `[1]` each, without autodiff.
     pub measures: Vec<Measure>,
     /// What the sums are divided by.
-    pub count: usize,
+    pub count: f64,
 }
 
 impl StepOutput {
@@ -73,7 +73,7 @@ impl StepOutput {
         Self {
             loss_sum: Tensor::from_data([loss as f32], &device.clone().inner()),
             measures: Vec::new(),
-            count: 1,
+            count: 1.0,
         }
     }
 }
@@ -163,6 +163,7 @@ impl ItemLazy for StepOutput {
 
 impl Adaptor<LossInput> for StepOutput {
     fn adapt(&self) -> LossInput {
-        LossInput::new(self.loss_sum.clone().div_scalar(self.count.max(1) as f64))
+        let count = if self.count > 0.0 { self.count } else { 1.0 };
+        LossInput::new(self.loss_sum.clone().div_scalar(count))
     }
 }

@@ -18,7 +18,7 @@ use std::{
 use burn::tensor::Device;
 use common::{GENERATOR, Losses, recipe, root, run};
 use olora_adapter::PeftAdapter;
-use olora_data::{DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
+use olora_data::{Corpus, DataOptions, Sample, Schedule, Tokenizer, load_samples, loader};
 use olora_model::{Dtype, ModelConfig};
 use olora_runs::{
     Event, Observer, Recipe, RunError, TrainOptions, check_samples,
@@ -200,8 +200,8 @@ fn the_best_adapter_is_kept_where_asked() {
     let settings = [
         "training.max_steps=32",
         "training.evaluate_every=4",
-        "training.learning_rate=0.3",
-        "training.warmup_steps=100",
+        "training.learning_rate=0.093",
+        "training.warmup_steps=31",
         "output.keep=best",
     ];
     let recipe = recipe(out.path(), "best", &settings);
@@ -555,10 +555,7 @@ fn a_sequence_may_predict_one_token_beyond_the_last_position() {
     let config = ModelConfig::from_dir(&base).unwrap();
     let tokenizer = Tokenizer::from_dir(&base).unwrap();
     let check = |n| {
-        let samples = [Sample {
-            tokens: vec![5; n],
-            trained: vec![true; n],
-        }];
+        let samples = Corpus::from(vec![Sample::new(vec![5; n], vec![true; n])]);
         check_samples(&samples, &config, &tokenizer)
     };
     check(config.max_position_embeddings + 1).unwrap();

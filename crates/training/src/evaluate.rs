@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use olora_adapter::switched_off;
 use olora_data::Batch;
 use olora_model::{Llama, first_not_finite};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{
     TrainError,
@@ -21,8 +21,10 @@ pub struct Evaluation {
     pub loss: f64,
     /// `exp(loss)`: of cross-entropy, the perplexity.
     pub perplexity: f64,
-    /// What the sum was divided by: for cross-entropy, the trained tokens.
-    pub count: usize,
+    /// What the sum was divided by: for cross-entropy, the trained tokens, or the
+    /// sum of their weights.
+    #[serde(serialize_with = "whole_if_it_is")]
+    pub count: f64,
     /// The objective's other means, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub measures: BTreeMap<String, f64>,
@@ -43,7 +45,7 @@ pub fn evaluate<E: ToString>(
 ) -> Result<Evaluation, TrainError> {
     let compares = objective.needs_reference();
     let base = compares.then(|| switched_off(llama.clone())).transpose()?;
-    let (mut sum, mut count) = (0.0, 0);
+    let (mut sum, mut count) = (0.0, 0.0);
     let mut measures = BTreeMap::<String, f64>::new();
     for batch in batches {
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
@@ -61,7 +63,7 @@ pub fn evaluate<E: ToString>(
             *measures.entry(name.to_owned()).or_default() += read(sum)?;
         }
     }
-    let divisor = count.max(1) as f64;
+    let divisor = if count > 0.0 { count } else { 1.0 };
     let loss = sum / divisor;
     let measures = measures.into_iter();
     Ok(Evaluation {
@@ -70,6 +72,16 @@ pub fn evaluate<E: ToString>(
         count,
         measures: measures.map(|(name, sum)| (name, sum / divisor)).collect(),
     })
+}
+
+/// A count of tokens is written without a point.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+fn whole_if_it_is<S: Serializer>(count: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if count.fract() == 0.0 {
+        serializer.serialize_u64(*count as u64)
+    } else {
+        serializer.serialize_f64(*count)
+    }
 }
 
 fn read(sum: Tensor<1>) -> Result<f64, TrainError> {

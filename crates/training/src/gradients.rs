@@ -17,7 +17,7 @@ use olora_adapter::{Place, VisitParams, visit_params};
 pub fn average_and_clip<M: Module>(
     module: &M,
     grads: &mut GradientsParams,
-    count: usize,
+    count: f64,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = Squares {
@@ -29,7 +29,7 @@ pub fn average_and_clip<M: Module>(
     if squares.is_empty() {
         return None;
     }
-    let mean = 1.0 / count.max(1) as f64;
+    let mean = if count > 0.0 { 1.0 / count } else { 1.0 };
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
     let factor = if max_norm > 0.0 {
         let clip = norm

@@ -28,11 +28,11 @@
 //!     Ok::<_, TrainError>(Some(Backward {
 //!         loss: loss.clone().inner(),
 //!         measures: Vec::new(),
-//!         count: n,
+//!         count: n as f64,
 //!         grads: GradientsParams::from_grads(loss.backward(), &learner.module),
 //!     }))
 //! })?;
-//! assert_eq!(result.count, 6);
+//! assert_eq!(result.count, 6.0);
 //! # Ok::<(), TrainError>(())
 //! ```
 //!

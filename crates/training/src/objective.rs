@@ -31,8 +31,9 @@ pub trait Objective: std::fmt::Debug + Send + Sync {
     fn loss(&self, outputs: &Outputs<'_>) -> Loss;
 
     /// What sums over this micro-batch are divided by in the end: trained
-    /// tokens, sequences or pairs. A micro-batch of which it is 0 is refused.
-    fn count(&self, batch: &Batch) -> usize;
+    /// tokens, or what they count together; sequences or pairs. A micro-batch of
+    /// which it is 0 is refused.
+    fn count(&self, batch: &Batch) -> f64;
 
     /// Whether [`Outputs::reference_log_likelihoods`] is asked for: the base's,
     /// with the adapter switched off, by a forward pass of its own.
@@ -116,11 +117,18 @@ impl<'a> Outputs<'a> {
             .select(0, Tensor::<1, Int>::from_data(at, &device))
     }
 
-    /// The cross-entropy summed over the trained tokens, `[1]`, f32, in nats.
+    /// The cross-entropy summed over the trained tokens, `[1]`, f32, in nats;
+    /// of a batch with weights, each token's times its weight.
     /// The vocabulary projection is computed at their positions only, some at a
     /// time, and its logits are not kept.
     pub fn cross_entropy(&self) -> Tensor<1> {
         let batch = self.batch;
+        if let Some(weights) = &batch.target_weights {
+            let log_likelihoods = self.token_log_likelihoods();
+            let weights = TensorData::new(weights[..batch.n_trained].to_vec(), [batch.n_trained]);
+            let weights = Tensor::<1>::from_data(weights, &log_likelihoods.device());
+            return (log_likelihoods * weights).sum().neg();
+        }
         let trained = self.hidden();
         match self.llama.output_weight(trained.dtype()) {
             Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
@@ -235,7 +243,8 @@ impl HeadShape {
     }
 }
 
-/// The cross-entropy of the trained tokens; its count is their number.
+/// The cross-entropy of the trained tokens; its count is their number, or the
+/// sum of their weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CrossEntropy;
 
@@ -248,7 +257,7 @@ impl Objective for CrossEntropy {
         outputs.cross_entropy().into()
     }
 
-    fn count(&self, batch: &Batch) -> usize {
-        batch.n_trained
+    fn count(&self, batch: &Batch) -> f64 {
+        batch.weight_sum
     }
 }

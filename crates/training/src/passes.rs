@@ -366,6 +366,7 @@ mod tests {
         let sample = |seed: u32, n: u32| Sample {
             tokens: (0..n).map(|i| (i * seed + 3) % 64).collect(),
             trained: (0..n).map(|i| i > 2).collect(),
+            weights: None,
         };
         vec![sample(7, 9), sample(5, 14), sample(11, 6)]
     }

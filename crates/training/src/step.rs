@@ -17,7 +17,7 @@ pub struct Backward {
     /// Other sums, `[1]` each, without autodiff.
     pub measures: Vec<Measure>,
     /// What the sums are to be divided by.
-    pub count: usize,
+    pub count: f64,
     /// The gradients of the summed loss.
     pub grads: GradientsParams,
 }
@@ -30,7 +30,7 @@ pub struct StepResult {
     /// Other sums over them, `[1]` each.
     pub measures: Vec<Measure>,
     /// What the sums are divided by.
-    pub count: usize,
+    pub count: f64,
     /// The global norm of the averaged gradients before clipping, `[1]`, f32.
     pub norm: Tensor<1>,
 }
@@ -106,12 +106,12 @@ pub fn step<L: Learns, E: From<TrainError>>(
 ) -> Result<StepResult, E> {
     let mut accumulator = GradientsAccumulator::new();
     let mut sums: Option<(Tensor<1>, Vec<Measure>)> = None;
-    let mut count = 0;
+    let mut count = 0.0;
     for micro_batch in 0..accumulation {
         let Some(pass) = backward(learner, micro_batch)? else {
             break;
         };
-        if pass.count == 0 {
+        if pass.count <= 0.0 {
             return Err(mismatch(
                 "a micro-batch has nothing that its loss is divided by, such as trained tokens: it \
                  would be 0 / 0"

@@ -47,14 +47,14 @@ impl Objective for Preference {
         true
     }
 
-    fn count(&self, batch: &Batch) -> usize {
-        batch.n_rows / 2
+    fn count(&self, batch: &Batch) -> f64 {
+        (batch.n_rows / 2) as f64
     }
 
     fn loss(&self, outputs: &Outputs<'_>) -> Loss {
         let reference = outputs.reference_log_likelihoods();
         let gained = outputs.sum_by_row(outputs.token_log_likelihoods() - reference);
-        let pairs = gained.reshape([self.count(outputs.batch()), 2]);
+        let pairs = gained.reshape([outputs.batch().n_rows / 2, 2]);
         let margin = pairs.clone().narrow(1, 0, 1) - pairs.narrow(1, 1, 1);
         Loss {
             sum: log_sigmoid(margin.clone().mul_scalar(BETA)).sum().neg(),
@@ -101,6 +101,7 @@ fn samples() -> Vec<Sample> {
     let sample = |seed: u32, n: u32| Sample {
         tokens: (0..n).map(|i| (i * seed + 3) % 64).collect(),
         trained: (0..n).map(|i| i > 2).collect(),
+        weights: None,
     };
     vec![sample(7, 9), sample(5, 14), sample(11, 6), sample(13, 8)]
 }
@@ -243,7 +244,7 @@ fn a_step_of_several_micro_batches_is_that_of_one_batch() {
             Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
         })
         .unwrap();
-        assert_eq!(result.count, 2);
+        assert_eq!(result.count, 2.0);
         let margin = result.measures[0].1.clone().into_scalar::<f32>();
         let loss = result.loss.into_scalar::<f32>();
         (loss, margin, trained_values(&learner.module))
@@ -265,7 +266,7 @@ fn evaluation_is_its_mean_over_pairs() {
     let batches = halves.chunks(2).map(|rows| Batch::from_samples(rows, 0));
     let batches = batches.map(Ok::<_, TrainError>);
     let evaluation = evaluate(&Preference, &llama, batches).unwrap();
-    assert_eq!(evaluation.count, 2);
+    assert_eq!(evaluation.count, 2.0);
     let trained = moved(adapted(0.0, &[]));
     let passes = Passes::new(Arc::new(Preference), &trained).unwrap();
     let (sum, margin, _) = found(&trained, passes.run(&trained, &batch()));
@@ -295,10 +296,7 @@ fn a_step_without_anything_to_divide_by_is_refused_and_updates_nothing() {
     let passes = Passes::new(Arc::new(CrossEntropy), &llama).unwrap();
     let before = trained_values(&llama);
     let mut learner = Optimized::new(llama, SgdConfig::new().init(), 0.5);
-    let untrained = Sample {
-        tokens: vec![1, 2, 3],
-        trained: vec![false; 3],
-    };
+    let untrained = Sample::new(vec![1, 2, 3], vec![false; 3]);
     let empty = Batch::from_samples(&[untrained], 0);
     let error = step(&mut learner, 1, 1.0, |learner, _| {
         Ok::<_, TrainError>(Some(passes.run(&learner.module, &empty)))
@@ -309,7 +307,7 @@ fn a_step_without_anything_to_divide_by_is_refused_and_updates_nothing() {
     let named = |name: &'static str| Backward {
         loss: Tensor::ones([1], &Device::flex()),
         measures: vec![(name, Tensor::ones([1], &Device::flex()))],
-        count: 1,
+        count: 1.0,
         grads: GradientsParams::new(),
     };
     let error = step(&mut learner, 1, 1.0, |_, _| {

@@ -32,8 +32,9 @@ fn main() -> anyhow::Result<()> {
         arguments.next().context(usage)?,
     );
     let tokenizer = Tokenizer::from_path(&checkpoint)?;
-    let samples = load_samples(&data, &tokenizer, &DataOptions::default())?.samples;
-    let batch = Batch::from_samples(&samples[..samples.len().min(4)], tokenizer.pad_id());
+    let data = load_samples(&data, &tokenizer, &DataOptions::default())?;
+    let samples: Vec<_> = data.samples.iter().take(4).collect();
+    let batch = Batch::from_samples(&samples, tokenizer.pad_id());
 
     let gradients = |dtype, scale| -> anyhow::Result<(f64, Gradients)> {
         let (llama, _) = load(&checkpoint, dtype, &Device::default())?;

@@ -57,7 +57,7 @@ impl Report {
         let recipe = &trial.recipe;
         let training = &recipe.training;
         let held_out = match (&recipe.data.validation, recipe.data.validation_samples) {
-            (Some(path), _) => format!("`{}`", path.display()),
+            (Some(path), _) => format!("`{path}`"),
             (None, n) => format!("{} samples held out of it", n.unwrap_or(0)),
         };
         let distinct = |of: &dyn Fn(&Trial) -> String| {
@@ -79,11 +79,7 @@ impl Report {
         let n_sequences = training.batch_size * training.accumulation;
         writeln!(text, "| | |\n|---|---|")?;
         writeln!(text, "| base | `{}` |", recipe.model.path.display())?;
-        writeln!(
-            text,
-            "| training data | `{}` |",
-            recipe.data.train.display()
-        )?;
+        writeln!(text, "| training data | `{}` |", recipe.data.described())?;
         writeln!(text, "| validation data | {held_out} |")?;
         writeln!(
             text,

@@ -1,14 +1,21 @@
 //! What tokenised samples depend on, as one number.
 
+use std::{fs::File, io::Read, path::PathBuf};
+
 use sha2::{Digest, Sha256};
 
-use crate::Format;
+use olora_records::kind;
+
+use crate::{DataError, DataOptions};
 
 /// Names a file of the cache.
 pub(crate) type Key = [u8; 32];
 
 /// To be raised whenever other samples are made of the same file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Bytes of a file that are hashed at once.
+const BUFFER: usize = 1 << 20;
 
 /// The crates that turn text into tokens and conversations into text, with
 /// their versions in this build: another version may do it otherwise. Such as
@@ -33,39 +40,114 @@ impl Fields {
     }
 }
 
-/// The key of a data file's samples before any limit: of its bytes, whether
-/// they are JSON, the format asked for, and the tokenizer's
-/// [identity](crate::Tokenizer). How long samples may be and whether prompts
-/// are trained is decided after the cache, and is no part of it.
-pub(crate) fn key(data: &[u8], json: bool, format: Option<Format>, tokenizer: &Key) -> Key {
+/// The key of a source's samples before any limit: of its files' bytes, what
+/// they are read as, the options that decide what is read, and the tokenizer's
+/// [identity](crate::Tokenizer). How long samples may be and whether prompts are
+/// trained is decided after the cache, and is no part of it. Files are read in
+/// pieces.
+pub(crate) fn key(
+    paths: &[PathBuf],
+    options: &DataOptions,
+    tokenizer: &Key,
+) -> Result<Key, DataError> {
     let mut fields = Fields::default();
     fields.add(VERSION.to_le_bytes());
     fields.add(MADE_BY);
-    fields.add([u8::from(json)]);
+    // Another option has to be put here, or it is none of the cache's business.
+    let DataOptions {
+        format,
+        first,
+        max_length: _,
+        train_on_prompt: _,
+        columns,
+        ignore,
+        system,
+        first_turn,
+        allow_omissions,
+        max_skipped,
+        template_variables,
+    } = options;
     fields.add(format.map(|format| format.to_string()).unwrap_or_default());
+    fields.add(format!(
+        "{first:?} {columns:?} {ignore:?} {system:?} {first_turn:?}"
+    ));
+    fields.add(format!(
+        "{allow_omissions} {max_skipped} {template_variables:?}"
+    ));
     fields.add(tokenizer);
-    fields.add(data);
-    fields.finish()
+    let mut buffer = vec![0; BUFFER];
+    for path in paths {
+        fields.add(kind(path)?.to_string());
+        let mut hash = Sha256::new();
+        let failed = |source| DataError::Read {
+            path: path.clone(),
+            source,
+        };
+        let mut file = File::open(path).map_err(failed)?;
+        loop {
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+        fields.add(hash.finalize());
+    }
+    Ok(fields.finish())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::Format;
 
     #[test]
     fn everything_that_decides_the_samples_changes_the_key() {
+        let dir = TempDir::new().unwrap();
+        let [data, datum, text] = [("a.jsonl", "data"), ("b.jsonl", "datum"), ("c.txt", "data")]
+            .map(|(name, content)| {
+                let path = dir.path().join(name);
+                fs::write(&path, content).unwrap();
+                path
+            });
+        let plain = DataOptions::default();
+        let format = |format| DataOptions {
+            format: Some(format),
+            ..plain.clone()
+        };
+        let first = |n| DataOptions {
+            first: Some(n),
+            ..plain.clone()
+        };
+        let key = |paths: &[&PathBuf], options: &DataOptions, tokenizer| {
+            let paths: Vec<_> = paths.iter().map(|&path| path.clone()).collect();
+            key(&paths, options, &[tokenizer; 32]).unwrap()
+        };
         let keys = [
-            key(b"data", true, None, &[0; 32]),
-            key(b"datum", true, None, &[0; 32]),
-            key(b"data", false, None, &[0; 32]),
-            key(b"data", true, Some(Format::Text), &[0; 32]),
-            key(b"data", true, Some(Format::Alpaca), &[0; 32]),
-            key(b"data", true, None, &[1; 32]),
+            key(&[&data], &plain, 0),
+            key(&[&datum], &plain, 0),
+            key(&[&text], &plain, 0),
+            key(&[&data, &datum], &plain, 0),
+            key(&[&datum, &data], &plain, 0),
+            key(&[&data], &format(Format::Text), 0),
+            key(&[&data], &format(Format::Alpaca), 0),
+            key(&[&data], &first(1), 0),
+            key(&[&data], &first(2), 0),
+            key(&[&data], &plain, 1),
         ];
         for (i, a) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(a), "{i}");
         }
-        assert_eq!(keys[0], key(b"data", true, None, &[0; 32]));
+        let other_limits = DataOptions {
+            max_length: 7,
+            train_on_prompt: true,
+            ..plain.clone()
+        };
+        assert_eq!(keys[0], key(&[&data], &other_limits, 0));
+        assert!(super::key(&[dir.path().join("none")], &plain, &[0; 32]).is_err());
     }
 
     #[test]
@@ -84,7 +166,7 @@ mod tests {
     #[test]
     fn the_crates_named_are_those_in_use() {
         let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
-        let lock = std::fs::read_to_string(lock).unwrap().replace('\r', "");
+        let lock = fs::read_to_string(lock).unwrap().replace('\r', "");
         let named: Vec<_> = MADE_BY
             .split(", ")
             .map(|named| named.split_once(' ').unwrap())

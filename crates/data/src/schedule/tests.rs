@@ -40,12 +40,10 @@ fn each_epoch_has_every_sample_once_and_an_order_of_its_own() {
 fn grouping_by_length_pads_less() {
     let grouped = Schedule::new(samples(1000), 8, 1, 125)
         .unwrap()
-        .padding_share()
-        .unwrap();
+        .padding_share();
     let best = Schedule::sequential(samples(1000), 8)
         .unwrap()
-        .padding_share()
-        .unwrap();
+        .padding_share();
     assert!(
         best > 0.0 && best < grouped && grouped < 0.05,
         "{best} {grouped}"
@@ -163,7 +161,7 @@ fn packed_batches_hold_what_unpacked_ones_do_and_nothing_across_samples() {
         .map(|i| {
             let tokens: Vec<_> = (0..2 + i * i % 50).map(|j| 1000 * i + j).collect();
             let trained = (0..tokens.len()).map(|j| j > tokens.len() / 3).collect();
-            Sample { tokens, trained }
+            Sample::new(tokens, trained)
         })
         .collect();
     let documents_of = |schedule: Schedule| {
@@ -192,10 +190,164 @@ fn a_packed_run_goes_on_in_the_middle_as_if_it_had_not_stopped() {
 
 #[test]
 fn packing_leaves_little_padding() {
-    let share = packed(1).padding_share().unwrap();
+    let share = packed(1).padding_share();
     assert!(share < 0.05, "{share}");
     // As many rows as the inputs fill, and few more.
     let n_inputs: usize = samples(103).iter().map(Sample::n_inputs).sum();
     let least = n_inputs.div_ceil(128);
     assert!(packed(1).n_rows_per_epoch() <= least + 1, "{least}");
+}
+
+/// Two sources of which the first tokens tell: below 100, and from 1000 on.
+fn mixed(weights: [f64; 2]) -> Mixture {
+    let second = samples(40).into_iter().map(|sample| {
+        let tokens = sample.tokens.iter().map(|token| 1000 + token);
+        Sample::all_trained(tokens.collect())
+    });
+    let sources = [Corpus::from(samples(30)), second.collect()];
+    Mixture::new(sources.into_iter().zip(weights)).unwrap()
+}
+
+#[test]
+fn mixed_epochs_hold_what_their_weights_say_and_end_where_they_say() {
+    let mixture = mixed([0.3, 0.26]);
+    for batch_size in [1, 4] {
+        let n = |n_epochs: usize| {
+            let rows = (0..n_epochs).map(|epoch| mixture.n_samples_in(epoch));
+            rows.map(|n| n.div_ceil(batch_size)).sum::<usize>()
+        };
+        let schedule = Schedule::new(mixture.clone(), batch_size, 7, n(100)).unwrap();
+        for epochs in [0, 1, 2, 17, 100] {
+            assert_eq!(schedule.n_batches_in(epochs as f64), n(epochs), "{epochs}");
+        }
+        let half = ((n(4) - n(3)) as f64 * 0.5).round() as usize;
+        assert_eq!(schedule.n_batches_in(3.5), n(3) + half);
+        let mut counts = std::collections::BTreeMap::new();
+        for epoch in 0..100 {
+            let firsts = firsts(&schedule, n(epoch)..n(epoch + 1));
+            assert_eq!(firsts.len(), mixture.n_samples_in(epoch));
+            for first in firsts {
+                *counts.entry(first).or_insert(0) += 1;
+            }
+        }
+        let expected = |first: u32| if first < 1000 { 30 } else { 26 };
+        assert_eq!(counts.len(), 70);
+        for (first, n) in counts {
+            assert_eq!(n, expected(first), "{first}");
+        }
+    }
+}
+
+#[test]
+fn one_source_of_weight_1_is_in_the_order_of_no_mixture() {
+    let plain = Schedule::new(samples(103), 4, 42, 78).unwrap();
+    let sources = [(Corpus::from(samples(103)), 1.0)];
+    let mixture = Mixture::new(sources).unwrap();
+    let mixed = Schedule::new(mixture, 4, 42, 78).unwrap();
+    assert_eq!(firsts(&mixed, 0..78), firsts(&plain, 0..78));
+    assert_eq!(plain.n_batches_in(2.5), 65);
+}
+
+#[test]
+fn a_mixed_run_goes_on_in_the_middle_as_if_it_had_not_stopped() {
+    for packed in [false, true] {
+        let schedule = || {
+            let mixture = mixed([1.5, 0.26]);
+            if packed {
+                Schedule::packed(mixture, 4, 64, 3, 100).unwrap()
+            } else {
+                Schedule::new(mixture, 4, 3, 100).unwrap()
+            }
+        };
+        let all: Vec<_> = loader(schedule(), 0).iter().map(Result::unwrap).collect();
+        let tail = loader(schedule(), 0).slice(61, 100);
+        let tail: Vec<_> = tail.iter().map(Result::unwrap).collect();
+        assert_eq!(tail, all[61..]);
+        let other = Schedule::new(mixed([1.5, 0.26]), 4, 4, 100).unwrap();
+        assert_ne!(firsts(&other, 0..5), firsts(&schedule(), 0..5));
+    }
+}
+
+#[test]
+fn packed_mixtures_hold_each_epochs_samples_once_in_rows_that_fit() {
+    let mixture = mixed([1.5, 0.26]);
+    let schedule = Schedule::packed(mixture.clone(), 2, 64, 3, 1000).unwrap();
+    let mut end = 0;
+    for epoch in 0..10 {
+        let start = end;
+        end = schedule.n_batches_in((epoch + 1) as f64);
+        let mut found = firsts(&schedule, start..end);
+        found.sort_unstable();
+        let expected = mixture.indices(3, epoch).unwrap().into_iter();
+        let expected = expected.map(|i| mixture.corpus().sample(i as usize).tokens[0]);
+        assert_eq!(found, expected.collect::<Vec<_>>());
+        for i in start..end {
+            for row in schedule.get(i).unwrap().rows {
+                let length: usize = row.iter().map(Sample::n_inputs).sum();
+                assert!(length <= 64, "{length}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_go_with_their_samples() {
+    let samples: Vec<_> = (0..9_u32)
+        .map(|i| Sample {
+            weights: (i % 2 == 1).then(|| vec![1.0, 0.5 * i as f32, 2.0]),
+            ..Sample::all_trained(vec![i, i, i])
+        })
+        .collect();
+    let batches = [
+        loader(Schedule::new(samples.clone(), 3, 1, 3).unwrap(), 0),
+        loader(Schedule::packed(samples, 3, 4, 1, 2).unwrap(), 0),
+    ];
+    for loader in batches {
+        let mut n = 0;
+        for batch in loader.iter().map(Result::unwrap) {
+            let ones = vec![1.0; batch.targets.len()];
+            let weights = batch.target_weights.unwrap_or(ones);
+            for (pair, token) in weights.chunks(2).zip(batch.targets.chunks(2)) {
+                let expected = match token[0] {
+                    i if i % 2 == 1 => [0.5 * i as f32, 2.0],
+                    _ => [1.0, 1.0],
+                };
+                assert_eq!(pair, expected);
+                n += 1;
+            }
+        }
+        assert_eq!(n, 9);
+    }
+}
+
+#[test]
+fn the_size_of_a_batch_is_known_without_its_tokens() {
+    let masked: Vec<_> = samples(103)
+        .into_iter()
+        .map(|mut sample| {
+            let n = sample.len();
+            sample.trained = (0..n).map(|i| i > n / 2).collect();
+            sample
+        })
+        .collect();
+    let padding = Padding {
+        id: 0,
+        multiple: 16,
+    };
+    for schedule in [
+        Schedule::new(masked.clone(), 4, 7, 40).unwrap(),
+        Schedule::packed(masked, 4, 128, 7, 20).unwrap(),
+    ] {
+        for i in 0..schedule.len() {
+            let item = schedule.get(i).unwrap();
+            let batch = if item.is_packed {
+                Batch::packed(&item.rows, padding)
+            } else {
+                Batch::from_samples(&item.rows.concat(), padding)
+            };
+            let expected = BatchSize::of(&batch);
+            assert_eq!(schedule.size(i, padding).unwrap(), expected, "{i}");
+        }
+        assert!(schedule.size(schedule.len(), padding).is_err());
+    }
 }

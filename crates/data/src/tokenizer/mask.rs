@@ -1,32 +1,83 @@
 //! Text to tokens of which some are trained.
 
-use std::{ops::Range, slice};
+use std::ops::Range;
 
 use super::{Tokenizer, failed};
-use crate::{DataError, Message, Sample};
+use crate::{
+    Conversation, DataError, Message, Sample,
+    contexts::Contexts,
+    omitted::{Omission, omitted},
+};
+
+/// A part of a text that is trained, and what its loss counts.
+type Span = (Range<usize>, f32);
+
+/// What a conversation became.
+pub(crate) struct ChatSamples {
+    pub samples: Vec<Sample>,
+    /// What the template left out.
+    pub omitted: Vec<Omission>,
+    pub n_other_beginnings: usize,
+}
 
 impl Tokenizer {
-    /// A conversation with the assistant's turns trained.
-    pub(crate) fn chat_sample(&self, messages: &[Message]) -> Result<Sample, DataError> {
-        let (text, spans) = self.template()?.render_marked(messages)?;
-        let mut sample = self.marked(&text, &spans, false)?;
-        self.close(&mut sample)?;
-        Ok(sample)
+    /// A conversation with the assistant's turns trained, each in the context
+    /// that inference gives it.
+    pub(crate) fn chat_samples(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<ChatSamples, DataError> {
+        let template = self.template()?;
+        let turns = template.turns(conversation);
+        let Contexts {
+            samples,
+            n_other_beginnings,
+        } = Contexts::of(template, conversation, &turns)?;
+        let omitted = omitted(conversation, &turns, &samples);
+        let samples = samples.iter().map(|marked| {
+            let mut sample = self.marked(&marked.text, &marked.spans, false)?;
+            self.close(&mut sample)?;
+            Ok(sample)
+        });
+        Ok(ChatSamples {
+            samples: samples.collect::<Result<_, DataError>>()?,
+            omitted,
+            n_other_beginnings,
+        })
     }
 
     /// A prompt and its completion, joined with nothing between, the latter trained.
-    pub(crate) fn pair_sample(&self, prompt: &str, completion: &str) -> Result<Sample, DataError> {
+    /// One that a template rendered has its special tokens already, and ends as
+    /// the template ends turns.
+    pub(crate) fn pair_sample(
+        &self,
+        prompt: &str,
+        completion: &str,
+        weight: f32,
+        is_rendered: bool,
+    ) -> Result<Sample, DataError> {
         let text = [prompt, completion].concat();
-        let completion = prompt.len()..text.len();
-        let add_special_tokens = !self.begins_with_bos(&text);
-        let mut sample = self.marked(&text, slice::from_ref(&completion), add_special_tokens)?;
-        self.close(&mut sample)?;
+        let completion = (prompt.len()..text.len(), weight);
+        let add_special_tokens = !is_rendered && !self.begins_with_bos(&text);
+        let mut sample = self.marked(&text, &[completion], add_special_tokens)?;
+        let end = self.turn_end.filter(|_| is_rendered).or(self.eos_id);
+        self.close_with(&mut sample, end)?;
         Ok(sample)
     }
 
     /// A whole document, ended.
     pub(crate) fn document(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut ids = self.encode(text, !self.begins_with_bos(text))?;
+        // A rendered chat ends with its last turn, whatever line break follows.
+        let trimmed = text.trim_end();
+        let ids = self.encode(trimmed, !self.begins_with_bos(text))?;
+        if ids.last().is_some_and(|id| self.turn_end == Some(*id)) {
+            return Ok(ids);
+        }
+        let mut ids = if trimmed.len() == text.len() {
+            ids
+        } else {
+            self.encode(text, !self.begins_with_bos(text))?
+        };
         let eos = self.required_eos()?;
         if ids.last() != Some(&eos) {
             ids.push(eos);
@@ -36,11 +87,11 @@ impl Tokenizer {
 
     /// The whole text is tokenised at once, as it will be in use: tokenised
     /// apart, its parts would meet in other tokens than the text has there. A
-    /// token is trained if any of it lies within a span.
+    /// token is trained if any of it lies within a span, as much as the span says.
     fn marked(
         &self,
         text: &str,
-        spans: &[Range<usize>],
+        spans: &[Span],
         add_special_tokens: bool,
     ) -> Result<Sample, DataError> {
         let encoding = self
@@ -48,7 +99,7 @@ impl Tokenizer {
             .encode(text, add_special_tokens)
             .map_err(failed)?;
         let mut before = 0;
-        let is_trained = |&(start, end): &(usize, usize)| {
+        let weight = |&(start, end): &(usize, usize)| {
             // Some tokenizers trim the spaces from a token's offsets: of a token
             // that is only spaces, its end is left. One that was added around the
             // text has (0, 0) and lies within nothing.
@@ -58,22 +109,29 @@ impl Tokenizer {
                 start
             };
             before = end;
-            spans
+            let mut within = spans
                 .iter()
-                .any(|span| start < span.end && span.start < end)
+                .filter(|(span, _)| start < span.end && span.start < end);
+            within.next().map_or(0.0, |(_, weight)| *weight)
         };
-        let mut trained: Vec<_> = encoding.get_offsets().iter().map(is_trained).collect();
-        if let Some(first) = trained.first_mut() {
-            *first = false;
+        let mut weights: Vec<f32> = encoding.get_offsets().iter().map(weight).collect();
+        if let Some(first) = weights.first_mut() {
+            *first = 0.0;
         }
-        Ok(Sample {
-            tokens: encoding.get_ids().to_vec(),
-            trained,
-        })
+        let trained = weights.iter().map(|weight| *weight > 0.0).collect();
+        let mut sample = Sample::new(encoding.get_ids().to_vec(), trained);
+        if weights.iter().any(|weight| ![0.0, 1.0].contains(weight)) {
+            sample.weights = Some(weights);
+        }
+        Ok(sample)
     }
 
     /// Makes sure that the last thing trained is to stop.
     fn close(&self, sample: &mut Sample) -> Result<(), DataError> {
+        self.close_with(sample, self.eos_id)
+    }
+
+    fn close_with(&self, sample: &mut Sample, end: Option<u32>) -> Result<(), DataError> {
         let n = sample
             .trained
             .iter()
@@ -81,10 +139,17 @@ impl Tokenizer {
             .map_or(sample.len(), |last| last + 1);
         let ended = n > 0 && sample.trained[n - 1] && self.stop_ids.contains(&sample.tokens[n - 1]);
         if !ended {
-            let eos = self.required_eos()?;
+            let eos = match end {
+                Some(end) => end,
+                None => self.required_eos()?,
+            };
             // What follows is white space, or an end-of-sequence that the tokenizer added.
+            let weight = n.checked_sub(1).map_or(1.0, |last| sample.weight(last));
             sample.truncate(n);
             sample.push_trained(eos);
+            if let Some(last) = sample.weights.as_mut().and_then(|all| all.last_mut()) {
+                *last = weight;
+            }
         }
         if sample.n_trained() == 0 {
             return Err(DataError::NothingToTrain(
@@ -95,10 +160,13 @@ impl Tokenizer {
     }
 
     /// The special token with which the chat template closes a turn.
-    pub(super) fn turn_end(&self) -> Option<u32> {
-        let probe = [Message::new("user", "a"), Message::new("assistant", "b")];
-        let (text, spans) = self.chat.as_ref()?.render_marked(&probe).ok()?;
-        let sample = self.marked(&text, &spans, false).ok()?;
+    pub(super) fn find_turn_end(&self) -> Option<u32> {
+        let probe = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let probe = Conversation::from(probe);
+        let template = self.chat.as_ref()?;
+        let contexts = Contexts::of(template, &probe, &template.turns(&probe)).ok()?;
+        let marked = contexts.samples.first()?;
+        let sample = self.marked(&marked.text, &marked.spans, false).ok()?;
         let last = sample.trained.iter().rposition(|&trained| trained)?;
         let id = sample.tokens[last];
         let added = self.inner.get_added_tokens_decoder();

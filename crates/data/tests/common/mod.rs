@@ -106,19 +106,43 @@ impl World {
     pub fn marked(&self, record: &Value) -> String {
         let data = self.load("data.jsonl", &record.to_string()).unwrap();
         assert_eq!(data.samples.len(), 1);
-        mark(&data.samples[0], &self.tokenizer())
+        mark(&data.samples.sample(0), &self.tokenizer())
+    }
+
+    /// Every sample of a file, marked, with what its reading found.
+    pub fn all_marked(
+        &self,
+        name: &str,
+        text: &str,
+        options: &DataOptions,
+    ) -> Result<(Vec<String>, Samples), String> {
+        let data = self.load_with(name, text, options)?;
+        let tokenizer = self.tokenizer();
+        let samples = data.samples.iter();
+        let marked = samples.map(|sample| mark(&sample, &tokenizer)).collect();
+        Ok((marked, data))
     }
 }
 
+/// Records as JSON Lines.
+pub fn lines(records: &[Value]) -> String {
+    let lines: Vec<_> = records.iter().map(Value::to_string).collect();
+    lines.join("\n")
+}
+
+/// A sample as text with the trained parts in ⟦ ⟧, and what they count behind
+/// that if it is not 1: `⟦half⟧×0.5`.
 pub fn mark(sample: &Sample, tokenizer: &Tokenizer) -> String {
     let pieces = describe_sample(sample, tokenizer).unwrap();
     pieces
         .into_iter()
-        .map(|(text, trained)| {
-            if trained {
-                format!("⟦{text}⟧")
+        .map(|piece| {
+            if !piece.trained {
+                piece.text
+            } else if piece.weight == 1.0 {
+                format!("⟦{}⟧", piece.text)
             } else {
-                text
+                format!("⟦{}⟧×{}", piece.text, piece.weight)
             }
         })
         .collect()

@@ -118,6 +118,14 @@ impl Recipe {
             "`name` must be a directory name",
         );
         check(
+            self.data.train.is_empty() != self.data.sources.is_empty(),
+            "give `data.train` or `[[data.sources]]`, one of the two",
+        );
+        check(
+            (0.0..=1.0).contains(&self.data.max_skipped),
+            "`data.max_skipped` must be between 0 and 1",
+        );
+        check(
             self.data.max_length >= 2,
             "`data.max_length` must be at least 2",
         );

@@ -1,0 +1,228 @@
+//! `olora inspect data`: what becomes of a data file.
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use olora_data::{
+    Corpus, DataOptions, DataReport, KeyUse, Piece, Sample, TokenCache, Tokenizer, describe_sample,
+    load_files,
+};
+use olora_runs::Recipe;
+use serde_json::{Value, json};
+
+use crate::{
+    Usage,
+    args::InspectArgs,
+    models::{data_files, locate},
+    progress::say,
+};
+
+/// Bars of the histogram of lengths.
+const BARS: usize = 8;
+/// Characters of the longest of them.
+const WIDTH: usize = 32;
+
+pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
+    let Some(model) = &args.model else {
+        return Err(Usage::new(
+            "give the checkpoint whose tokenizer to use with --model",
+        ));
+    };
+    let options = options(&args.set, args.max_length)?;
+    let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
+    let (files, first) = data_files(&args.path)?;
+    let options = DataOptions { first, ..options };
+    let cache = TokenCache::from_env();
+    let data = load_files(&files, &tokenizer, &options, cache.as_ref())?;
+    let n_samples = data.samples.len();
+    let begin = args.sample.unwrap_or(0);
+    if begin >= n_samples {
+        anyhow::bail!("there is no sample {begin}: the file has {n_samples}, counted from 0");
+    }
+    let end = begin
+        .saturating_add(args.samples.unwrap_or(1))
+        .min(n_samples);
+    let shown = (begin..end).map(|index| {
+        let sample = data.samples.get(index).context("a sample in range")?;
+        let pieces = describe_sample(&sample, &tokenizer)?;
+        Ok((index, sample, pieces))
+    });
+    let shown: Vec<(usize, Sample, Vec<Piece>)> = shown.collect::<Result<_>>()?;
+    let lengths = Lengths::of(&data.samples);
+    let duplicates = duplicates(&data.samples);
+    if args.json {
+        return as_json(&data.report, &lengths, duplicates, &shown);
+    }
+    say(&data.report.to_string());
+    let keys = &data.report.reading.keys;
+    let used: Vec<_> = keys
+        .iter()
+        .filter(|key| key.use_ == KeyUse::Used)
+        .map(|key| match key.n_records {
+            n if n == data.report.n_records => format!("`{}`", key.key),
+            n => format!("`{}` (in {n})", key.key),
+        })
+        .collect();
+    if !used.is_empty() {
+        say(&format!("keys used: {}", used.join(", ")));
+    }
+    if duplicates > 0 {
+        say(&format!(
+            "{duplicates} of {n_samples} samples are the same as one before them"
+        ));
+    }
+    say(&lengths.drawn());
+    let mut out = std::io::stdout();
+    for (index, sample, pieces) in &shown {
+        say(&format!(
+            "sample {index} of {n_samples}: {} tokens, the {} marked ones are trained on",
+            sample.len(),
+            sample.n_trained()
+        ));
+        print(&mut out, pieces)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The options of `[data]` that `--set` gives.
+pub(crate) fn options(set: &[String], max_length: Option<usize>) -> Result<DataOptions> {
+    if let Some(other) = set
+        .iter()
+        .find(|set| !set.trim_start().starts_with("data."))
+    {
+        return Err(Usage::new(&format!(
+            "--set here is for `[data]`, such as data.ignore='[\"score\"]'; found `{other}`"
+        )));
+    }
+    let minimal = "name = \"inspect\"\n[model]\npath = \".\"\n[data]\ntrain = \".\"\n";
+    let recipe = Recipe::parse(minimal, "--set", set)?;
+    let options = recipe.data.options(None);
+    Ok(DataOptions {
+        max_length: max_length.unwrap_or(options.max_length),
+        ..options
+    })
+}
+
+/// Green on a terminal, brackets where colour would be lost; with the weight of
+/// what does not count 1.
+fn print(out: &mut std::io::Stdout, pieces: &[Piece]) -> Result<()> {
+    let (open, close) = if out.is_terminal() {
+        ("\u{1b}[32;1m", "\u{1b}[0m")
+    } else {
+        ("⟦", "⟧")
+    };
+    let mut inside: Option<f32> = None;
+    let mut turn = |out: &mut std::io::Stdout, now: Option<f32>| -> Result<()> {
+        if now != inside {
+            if let Some(weight) = inside {
+                write!(out, "{close}")?;
+                if weight != 1.0 {
+                    write!(out, "×{weight}")?;
+                }
+            }
+            if now.is_some() {
+                write!(out, "{open}")?;
+            }
+            inside = now;
+        }
+        Ok(())
+    };
+    for piece in pieces {
+        turn(out, piece.trained.then_some(piece.weight))?;
+        write!(out, "{}", piece.text)?;
+    }
+    turn(out, None)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn as_json(
+    report: &DataReport,
+    lengths: &Lengths,
+    duplicates: usize,
+    shown: &[(usize, Sample, Vec<Piece>)],
+) -> Result<ExitCode> {
+    let pieces = |pieces: &[Piece]| -> Vec<Value> {
+        let piece = |piece: &Piece| json!({ "text": piece.text, "trained": piece.trained, "weight": piece.weight });
+        pieces.iter().map(piece).collect()
+    };
+    let first = shown.first().map(|(_, _, all)| pieces(all));
+    let samples: Vec<_> = shown
+        .iter()
+        .map(|(index, sample, all)| {
+            json!({
+                "index": index,
+                "tokens": sample.tokens,
+                "trained": sample.n_trained(),
+                "pieces": pieces(all),
+            })
+        })
+        .collect();
+    let facts = json!({
+        "report": report.to_string(),
+        "data": report,
+        "samples": report.n_samples,
+        "duplicates": duplicates,
+        "lengths": lengths.bars,
+        "pieces": first,
+        "shown": samples,
+    });
+    writeln!(std::io::stdout(), "{facts}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Samples that are the same as one before them. Two that differ are taken for
+/// the same once in 2⁶⁴ pairs.
+fn duplicates(samples: &Corpus) -> usize {
+    let mut seen = HashSet::with_capacity(samples.len());
+    let fresh = samples.iter().filter(|sample| {
+        let mut hash = DefaultHasher::new();
+        (&sample.tokens, &sample.trained).hash(&mut hash);
+        seen.insert(hash.finish())
+    });
+    samples.len() - fresh.count()
+}
+
+/// How many samples are how long.
+struct Lengths {
+    /// From, to, and how many.
+    bars: Vec<[usize; 3]>,
+}
+
+impl Lengths {
+    fn of(samples: &Corpus) -> Self {
+        let lengths: Vec<_> = (0..samples.len())
+            .map(|i| samples.n_inputs(i) + 1)
+            .collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let step = longest.div_ceil(BARS).max(1);
+        let mut bars: Vec<_> = (0..longest.div_ceil(step))
+            .map(|bar| [bar * step + 1, (bar + 1) * step, 0])
+            .collect();
+        for length in lengths {
+            if let Some(bar) = bars.get_mut(length.saturating_sub(1) / step) {
+                bar[2] += 1;
+            }
+        }
+        Self { bars }
+    }
+
+    fn drawn(&self) -> String {
+        let most = self.bars.iter().map(|bar| bar[2]).max().unwrap_or(0).max(1);
+        let line = |[from, to, n]: &[usize; 3]| {
+            let bar = "█".repeat((n * WIDTH).div_ceil(most));
+            format!("{:>10} {n:>7} {bar}", format!("{from}-{to}"))
+        };
+        let lines = self.bars.iter().map(line);
+        let head = format!("{:>10} samples", "tokens");
+        std::iter::once(head)
+            .chain(lines)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}

@@ -1,0 +1,229 @@
+//! `[data]`: what is trained on, and how it is read.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use olora_data::{
+    DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, Format, SystemTurn,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// What is trained on: files, directories, patterns, or data sets of the hub,
+    /// one or a list. Give this or `sources`.
+    #[serde(default, skip_serializing_if = "Paths::is_empty")]
+    pub train: Paths,
+    /// Data that the model is evaluated on and never trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Paths>,
+    /// Without `validation`: the number of training samples to hold out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_samples: Option<usize>,
+    /// The seed that chooses which samples are held out; the recipe's if not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
+    /// The records' layout; detected from the keys if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Longest sequence in tokens; longer ones are cut at the end.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Whether the loss covers the prompt too.
+    #[serde(default)]
+    pub train_on_prompt: bool,
+    /// Whether a row of `max_length` holds as many whole samples as fit, each
+    /// seeing itself alone and counted from position zero; `batch_size` then
+    /// counts rows. Fewer and fuller rows, so less padding, but larger steps.
+    #[serde(default)]
+    pub packing: bool,
+    /// Keys of records that may be left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
+    /// What becomes of system prompts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub system: SystemTurn,
+    /// What becomes of what the assistant says before the user.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub first_turn: FirstTurn,
+    /// Whether the chat template may leave parts of a record out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_omissions: bool,
+    /// The share of records that may have nothing to train.
+    #[serde(
+        default = "default_max_skipped",
+        skip_serializing_if = "is_default_max_skipped"
+    )]
+    pub max_skipped: f64,
+    /// The file's own names of `prompt`, `completion` and so on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
+    /// Variables of the chat template, such as `enable_thinking`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_variables: Map<String, Value>,
+    /// `[[data.sources]]`: several sets, mixed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceSection>,
+    /// Where data sets of the hub are, by what the recipe calls them. Whoever
+    /// knows the hub fills it in.
+    #[serde(skip)]
+    pub located: BTreeMap<String, Located>,
+}
+
+/// A data set that is on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Located {
+    /// Its files, in order.
+    pub files: Vec<PathBuf>,
+    /// Only as many records, from the first on.
+    pub first: Option<usize>,
+}
+
+/// One of several sets that are mixed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceSection {
+    /// As `data.train`.
+    pub path: Paths,
+    /// How often it is gone through in an epoch: 2 is twice, 0.25 a quarter,
+    /// and another quarter in the next epoch.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+    /// In the place of `data.format`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Beside `data.ignore`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
+    /// In the place of `data.columns`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<BTreeMap<String, String>>,
+}
+
+/// One name or several. `#500` at its end means the first 500 records.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
+pub struct Paths(pub Vec<String>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Paths {
+    fn from(paths: OneOrMany) -> Self {
+        Self(match paths {
+            OneOrMany::One(path) => vec![path],
+            OneOrMany::Many(paths) => paths,
+        })
+    }
+}
+
+impl From<Paths> for OneOrMany {
+    fn from(Paths(mut paths): Paths) -> Self {
+        match paths.len() {
+            1 => Self::One(paths.remove(0)),
+            _ => Self::Many(paths),
+        }
+    }
+}
+
+impl From<&str> for Paths {
+    fn from(path: &str) -> Self {
+        Self(vec![path.to_owned()])
+    }
+}
+
+impl Paths {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+impl DataSection {
+    /// All that is trained on: `sources`, or `train` as the only one.
+    pub fn all_sources(&self) -> Vec<SourceSection> {
+        if self.sources.is_empty() {
+            vec![SourceSection {
+                path: self.train.clone(),
+                weight: default_weight(),
+                format: None,
+                ignore: Vec::new(),
+                columns: None,
+            }]
+        } else {
+            self.sources.clone()
+        }
+    }
+
+    /// What is trained on, as a person would say it.
+    pub fn described(&self) -> String {
+        let sources = self.all_sources();
+        let names: Vec<_> = sources
+            .iter()
+            .map(|source| source.path.to_string())
+            .collect();
+        names.join(", ")
+    }
+
+    /// Every name of data in the recipe.
+    pub fn names(&self) -> Vec<String> {
+        let sources = self.all_sources().into_iter().map(|source| source.path);
+        let paths = sources.chain(self.validation.clone());
+        paths.flat_map(|Paths(paths)| paths).collect()
+    }
+
+    /// How a source is read, or validation data without one.
+    pub fn options(&self, source: Option<&SourceSection>) -> DataOptions {
+        let mut ignore = self.ignore.clone();
+        ignore.extend(source.iter().flat_map(|source| source.ignore.clone()));
+        DataOptions {
+            format: source.and_then(|source| source.format).or(self.format),
+            first: None,
+            max_length: self.max_length,
+            train_on_prompt: self.train_on_prompt,
+            columns: source
+                .and_then(|source| source.columns.clone())
+                .unwrap_or_else(|| self.columns.clone()),
+            ignore,
+            system: self.system,
+            first_turn: self.first_turn,
+            allow_omissions: self.allow_omissions,
+            max_skipped: self.max_skipped,
+            template_variables: self.template_variables.clone(),
+        }
+    }
+}
+
+fn default_max_length() -> usize {
+    DEFAULT_MAX_LENGTH
+}
+
+fn default_max_skipped() -> f64 {
+    DEFAULT_MAX_SKIPPED
+}
+
+fn default_weight() -> f64 {
+    1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+fn is_default_max_skipped(share: &f64) -> bool {
+    *share == DEFAULT_MAX_SKIPPED
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
