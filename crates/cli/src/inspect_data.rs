@@ -4,13 +4,14 @@ use std::{
     collections::HashSet,
     hash::{DefaultHasher, Hash, Hasher},
     io::{IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::{Context, Result};
 use olora_data::{
-    Corpus, DataOptions, DataReport, KeyUse, Piece, Sample, TokenCache, Tokenizer, describe_sample,
-    load_files,
+    Corpus, DataError, DataOptions, DataReport, KeyUse, Piece, Sample, Samples, TokenCache,
+    Tokenizer, describe_sample, load_files,
 };
 use olora_runs::Recipe;
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     let (files, first) = data_files(&args.path)?;
     let options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
-    let data = load_files(&files, &tokenizer, &options, cache.as_ref())?;
+    let (data, refusals) = load(&files, &tokenizer, options, cache.as_ref())?;
     let n_samples = data.samples.len();
     let begin = args.sample.unwrap_or(0);
     if begin >= n_samples {
@@ -55,8 +56,14 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     let shown: Vec<(usize, Sample, Vec<Piece>)> = shown.collect::<Result<_>>()?;
     let lengths = Lengths::of(&data.samples);
     let duplicates = duplicates(&data.samples);
+    let code = if refusals.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
     if args.json {
-        return as_json(&data.report, &lengths, duplicates, &shown);
+        as_json(&data.report, &lengths, duplicates, &refusals, &shown)?;
+        return Ok(code);
     }
     say(&data.report.to_string());
     let keys = &data.report.reading.keys;
@@ -86,7 +93,48 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
         ));
         print(&mut out, pieces)?;
     }
-    Ok(ExitCode::SUCCESS)
+    for refusal in &refusals {
+        say(&format!("error: a run is refused: {refusal}"));
+    }
+    Ok(code)
+}
+
+/// Reads data, also what a run would refuse: what is in the way is then left out
+/// to show the rest, and the refusals are returned.
+fn load(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    mut options: DataOptions,
+    cache: Option<&TokenCache>,
+) -> Result<(Samples, Vec<String>)> {
+    let mut refusals = Vec::new();
+    loop {
+        let error = match load_files(files, tokenizer, &options, cache) {
+            Ok(data) => return Ok((data, refusals)),
+            Err(error) => error,
+        };
+        match &error {
+            DataError::UnusedKeys { keys, .. } => {
+                let known = options.ignore.len();
+                let names = keys.iter().map(|key| key.name.clone());
+                let new: Vec<_> = names
+                    .filter(|name| !options.ignore.contains(name))
+                    .collect();
+                options.ignore.extend(new);
+                if options.ignore.len() == known {
+                    return Err(error.into());
+                }
+            }
+            DataError::Omitted { .. } if !options.allow_omissions => options.allow_omissions = true,
+            DataError::TooManySkipped {
+                n_skipped,
+                n_records,
+                ..
+            } if n_skipped < n_records && options.max_skipped < 1.0 => options.max_skipped = 1.0,
+            _ => return Err(error.into()),
+        }
+        refusals.push(error.to_string());
+    }
 }
 
 /// The options of `[data]` that `--set` gives.
@@ -145,8 +193,9 @@ fn as_json(
     report: &DataReport,
     lengths: &Lengths,
     duplicates: usize,
+    refusals: &[String],
     shown: &[(usize, Sample, Vec<Piece>)],
-) -> Result<ExitCode> {
+) -> Result<()> {
     let pieces = |pieces: &[Piece]| -> Vec<Value> {
         let piece = |piece: &Piece| json!({ "text": piece.text, "trained": piece.trained, "weight": piece.weight });
         pieces.iter().map(piece).collect()
@@ -168,12 +217,13 @@ fn as_json(
         "data": report,
         "samples": report.n_samples,
         "duplicates": duplicates,
+        "refused": refusals,
         "lengths": lengths.bars,
         "pieces": first,
         "shown": samples,
     });
     writeln!(std::io::stdout(), "{facts}")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Samples that are the same as one before them. Two that differ are taken for

@@ -177,7 +177,8 @@ impl Place<'_> {
         }
         let mut other = message.clone();
         other.set_content(message.content().replace(part, ""));
-        self.changes_nothing(&other)
+        // What cannot be compared with is not there: nothing of it was found.
+        self.same(&other).unwrap_or(true)
     }
 
     /// Whether a text is in the rendering as it is, or as JSON has it.
@@ -190,10 +191,15 @@ impl Place<'_> {
         self.text.contains(json.trim_matches('"'))
     }
 
+    /// Whether the rendering is the same with another turn in the place of this
+    /// one. That a template refuses the other says that it looked at this one.
     fn changes_nothing(&self, other: &Message) -> bool {
-        // What fails cannot be compared with, and the words are not there.
+        self.same(other).unwrap_or(false)
+    }
+
+    fn same(&self, other: &Message) -> Option<bool> {
         let rendered = self.turns.render_with(self.n, self.turn, other);
-        rendered.map_or(true, |rendered| rendered.text.trim_end() == self.text)
+        Some(rendered.ok()?.text.trim_end() == self.text)
     }
 }
 
