@@ -49,7 +49,7 @@ pub(crate) fn locate(spec: &str) -> Result<Base> {
 pub(crate) fn locate_data(recipe: &mut Recipe) -> Result<()> {
     for name in recipe.data.names() {
         if let Some(located) = locate_set(&name)? {
-            recipe.data.located.insert(name, located);
+            recipe.data.located.0.insert(name, located);
         }
     }
     Ok(())

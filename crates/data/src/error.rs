@@ -178,8 +178,8 @@ pub enum DataError {
     },
     /// All is to be trained, and some is not.
     #[error(
-        "{path}: data.train_on_prompt trains everything, but {} say by weights, flags or earlier turns that not all \
-         is to be trained: remove one or the other",
+        "{path}: data.train_on_prompt trains everything, but weights, flags or earlier turns of {} leave something \
+         out: remove one or the other",
         counted(*.n_records, "record")
     )]
     PromptsWithWeights {

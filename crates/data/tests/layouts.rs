@@ -684,7 +684,7 @@ fn all_is_trained_as_asked() {
             json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo", "weight": 0.5}]}),
             json!({"question": "c", "answer": "d", "history": [["a", "b"]]}),
         ],
-        "data.train_on_prompt trains everything, but 1 record",
+        "data.train_on_prompt trains everything, but weights, flags or earlier turns of 1 record",
     );
 }
 

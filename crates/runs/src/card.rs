@@ -119,7 +119,7 @@ fn data_names(recipe: &Recipe) -> String {
         .iter()
         .flat_map(|source| &source.path.0)
         .map(|name| {
-            let is_local = !recipe.data.located.contains_key(name);
+            let is_local = !recipe.data.located.0.contains_key(name);
             let file = std::path::Path::new(name).file_name();
             match file.filter(|_| is_local) {
                 Some(file) => file.to_string_lossy().into_owned(),

@@ -70,7 +70,7 @@ pub use memory::{device_reserved_bytes, forget_peak, peak_resident_bytes};
 pub use options::TrainOptions;
 pub use plan::{Forecast, Probe, plan};
 pub use precision::{Precision, choose_dtype};
-pub use recipe::{DataSection, Located, Paths, Recipe, SourceSection, differences};
+pub use recipe::{DataSection, Located, Paths, Places, Recipe, SourceSection, differences};
 pub use run::train;
 pub use run_data::{Data, DataRead, check_samples, fingerprint};
 pub use run_directory::whole;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     adapter::{AdapterSection, Trained},
-    data::{DataSection, Located, Paths, SourceSection},
+    data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
 };
 

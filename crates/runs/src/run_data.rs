@@ -54,7 +54,7 @@ fn find(name: &str) -> Result<Vec<PathBuf>, RunError> {
 fn parts(paths: &Paths, section: &DataSection) -> Result<Vec<Part>, RunError> {
     let mut parts = Vec::new();
     for name in &paths.0 {
-        let (files, first) = match section.located.get(name) {
+        let (files, first) = match section.located.0.get(name) {
             Some(Located { files, first }) => (files.clone(), *first),
             None => match split_first(name) {
                 Some((path, first)) => (find(path)?, Some(first)),

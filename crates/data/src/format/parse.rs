@@ -302,6 +302,18 @@ impl Format {
             } else {
                 turns.asked_weights()
             };
+            // Whole dialogues, as preferences have them, begin with the prompt.
+            let is_again = |said: &Message, first: &Message| {
+                said.role() == first.role() && said.content().trim() == first.content().trim()
+            };
+            if trained
+                && let ([said], Some(first)) =
+                    (conversation.messages.as_slice(), turns.messages.first())
+                && is_again(said, first)
+            {
+                conversation.messages.clear();
+                conversation.weights.clear();
+            }
             conversation.weights.extend(weights);
             conversation.messages.extend(turns.messages);
             found.of_turns.extend(turns.keys);
@@ -726,6 +738,7 @@ mod tests {
                                 {"role": "Assistant", "content": "In Oxmere."}]}),
             json!({"prompt": [messages[0]], "completion": [messages[1]]}),
             json!({"prompt": [messages[0]], "completion": "In Oxmere."}),
+            json!({"prompt": "Where is Alder?", "completion": messages}),
             json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "Where is Alder?"}]},
                                 {"role": "assistant", "content": "In Oxmere.", "tool_calls": null}]}),
         ] {

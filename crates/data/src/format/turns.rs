@@ -290,6 +290,8 @@ pub(super) fn weight_of(at: &str, value: &Value) -> Result<f32, DataError> {
         Value::String(text) => match text.trim().to_lowercase().as_str() {
             "true" => 1.0,
             "false" => 0.0,
+            // What a table of numbers has where there is nothing.
+            "nan" => 1.0,
             number => number.parse().unwrap_or(f64::NAN),
         },
         other => return Err(wrong_type(at, "true, false or a number", other)),

@@ -70,7 +70,19 @@ pub struct DataSection {
     /// Where data sets of the hub are, by what the recipe calls them. Whoever
     /// knows the hub fills it in.
     #[serde(skip)]
-    pub located: BTreeMap<String, Located>,
+    pub located: Places,
+}
+
+/// Where data sets of the hub are on this machine. It is no part of a recipe:
+/// any two are equal, so that a run is the same wherever its data lie. What lies
+/// there is compared by its samples.
+#[derive(Clone, Debug, Default)]
+pub struct Places(pub BTreeMap<String, Located>);
+
+impl PartialEq for Places {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// A data set that is on this machine.
@@ -226,4 +238,29 @@ fn is_default_max_skipped(share: &f64) -> bool {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Located, Recipe};
+
+    #[test]
+    fn where_a_set_lies_is_no_part_of_the_recipe() {
+        let text = "name = \"a\"\nmodel.path = \"base\"\ndata.train = \"village/set#20\"\n";
+        let recipe = Recipe::parse(text, "recipe.toml", &[]).unwrap();
+        let mut located = recipe.clone();
+        let place = Located {
+            files: vec!["cache/train.jsonl".into()],
+            first: Some(20),
+        };
+        located
+            .data
+            .located
+            .0
+            .insert("village/set#20".to_owned(), place);
+        assert_eq!(recipe, located);
+        let written = located.to_toml().unwrap();
+        assert!(written.contains("train = \"village/set#20\""), "{written}");
+        assert!(!written.contains("cache"), "{written}");
+    }
 }
