@@ -258,6 +258,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::message::chat;
 
     fn samples(source: &str, conversation: &Conversation) -> Vec<String> {
         let template = ChatTemplate::new(source, &BTreeMap::new()).unwrap();
@@ -278,14 +279,6 @@ mod tests {
             text.insert(span.start, '⟦');
         }
         text
-    }
-
-    fn chat(turns: &[(&str, &str)]) -> Conversation {
-        let turns = turns.iter();
-        turns
-            .map(|(role, content)| Message::new(*role, *content))
-            .collect::<Vec<_>>()
-            .into()
     }
 
     const PLAIN: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>\n{% endfor %}\

@@ -1,5 +1,6 @@
 //! The layouts of records, and how they are told from their keys.
 
+mod beside;
 mod fields;
 mod parse;
 mod turns;

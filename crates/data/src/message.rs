@@ -103,3 +103,13 @@ impl From<Vec<Message>> for Conversation {
         }
     }
 }
+
+/// Turns of roles and words, for tests.
+#[cfg(test)]
+pub(crate) fn chat(turns: &[(&str, &str)]) -> Conversation {
+    let turns = turns.iter();
+    turns
+        .map(|(role, content)| Message::new(*role, *content))
+        .collect::<Vec<_>>()
+        .into()
+}

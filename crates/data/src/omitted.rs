@@ -242,7 +242,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{ChatTemplate, contexts::Contexts};
+    use crate::{ChatTemplate, contexts::Contexts, message::chat};
 
     fn found(source: &str, conversation: &Conversation) -> Vec<String> {
         let template = ChatTemplate::new(source, &BTreeMap::new()).unwrap();
@@ -252,14 +252,6 @@ mod tests {
         found
             .map(|part| format!("{}: {}", part.what, part.text))
             .collect()
-    }
-
-    fn chat(turns: &[(&str, &str)]) -> Conversation {
-        let turns = turns.iter();
-        turns
-            .map(|(role, content)| Message::new(*role, *content))
-            .collect::<Vec<_>>()
-            .into()
     }
 
     /// Knows two roles, and cuts thoughts off.
