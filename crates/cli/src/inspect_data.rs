@@ -131,7 +131,11 @@ fn load(
                 n_records,
                 ..
             } if n_skipped < n_records && options.max_skipped < 1.0 => options.max_skipped = 1.0,
-            _ => return Err(error.into()),
+            // What a run says first is what is told.
+            _ => {
+                let first = refusals.into_iter().next();
+                return Err(first.map_or_else(|| error.into(), anyhow::Error::msg));
+            }
         }
         refusals.push(error.to_string());
     }
