@@ -1,0 +1,487 @@
+//! All formats but the rare by AVX2 and AVX-512: the loops of [`crate::kernels`] with
+//! the instructions named. The compiler finds vectors in those too, but shuffles values
+//! about; named, they are two to four times as fast (`examples/speed.rs`).
+//!
+//! Sixteen quants are worked on as bytes, then widened to `f32`, scaled and stored.
+
+use std::arch::x86_64::{__m128i, __m256, __m512};
+
+use pulp::{
+    cast,
+    core_arch::x86::Sse2,
+    x86::{V3, V4},
+};
+
+use crate::{
+    blocks::scale_and_least,
+    kernels,
+    nf4::CODE,
+    vector::{LANES, half, total},
+};
+
+/// Sixteen values of `f32`.
+pub(crate) trait Sixteen: Copy {
+    /// Where they are.
+    type Values: Copy;
+
+    fn sse2(self) -> Sse2;
+    fn splat(self, value: f32) -> Self::Values;
+    /// Signed bytes as values.
+    fn widen(self, bytes: __m128i) -> Self::Values;
+    /// Unsigned bytes as values.
+    fn widen_unsigned(self, bytes: __m128i) -> Self::Values;
+    /// Values of NF4's code book, by the lowest four bits of bytes.
+    fn look_up(self, places: __m128i) -> Self::Values;
+    fn mul(self, a: Self::Values, b: Self::Values) -> Self::Values;
+    fn add(self, a: Self::Values, b: Self::Values) -> Self::Values;
+    fn sub(self, a: Self::Values, b: Self::Values) -> Self::Values;
+    fn load(self, values: [f32; 16]) -> Self::Values;
+    fn store(self, values: Self::Values) -> [f32; 16];
+}
+
+impl Sixteen for V4 {
+    type Values = __m512;
+
+    #[inline(always)]
+    fn sse2(self) -> Sse2 {
+        self.sse2
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        self.avx512f._mm512_set1_ps(value)
+    }
+
+    #[inline(always)]
+    fn widen(self, bytes: __m128i) -> __m512 {
+        let avx512 = self.avx512f;
+        avx512._mm512_cvtepi32_ps(avx512._mm512_cvtepi8_epi32(bytes))
+    }
+
+    #[inline(always)]
+    fn widen_unsigned(self, bytes: __m128i) -> __m512 {
+        let avx512 = self.avx512f;
+        avx512._mm512_cvtepi32_ps(avx512._mm512_cvtepu8_epi32(bytes))
+    }
+
+    #[inline(always)]
+    fn look_up(self, places: __m128i) -> __m512 {
+        let avx512 = self.avx512f;
+        // It looks at the lowest four bits.
+        avx512._mm512_permutexvar_ps(avx512._mm512_cvtepu8_epi32(places), cast(CODE))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        self.avx512f._mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        self.avx512f._mm512_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        self.avx512f._mm512_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn load(self, values: [f32; 16]) -> __m512 {
+        cast(values)
+    }
+
+    #[inline(always)]
+    fn store(self, values: __m512) -> [f32; 16] {
+        cast(values)
+    }
+}
+
+impl Sixteen for V3 {
+    type Values = [__m256; 2];
+
+    #[inline(always)]
+    fn sse2(self) -> Sse2 {
+        self.sse2
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [__m256; 2] {
+        [self.avx._mm256_set1_ps(value); 2]
+    }
+
+    #[inline(always)]
+    fn widen(self, bytes: __m128i) -> [__m256; 2] {
+        let (avx, avx2) = (self.avx, self.avx2);
+        let high = self.sse2._mm_unpackhi_epi64(bytes, bytes);
+        [
+            avx._mm256_cvtepi32_ps(avx2._mm256_cvtepi8_epi32(bytes)),
+            avx._mm256_cvtepi32_ps(avx2._mm256_cvtepi8_epi32(high)),
+        ]
+    }
+
+    #[inline(always)]
+    fn widen_unsigned(self, bytes: __m128i) -> [__m256; 2] {
+        let (avx, avx2) = (self.avx, self.avx2);
+        let high = self.sse2._mm_unpackhi_epi64(bytes, bytes);
+        [
+            avx._mm256_cvtepi32_ps(avx2._mm256_cvtepu8_epi32(bytes)),
+            avx._mm256_cvtepi32_ps(avx2._mm256_cvtepu8_epi32(high)),
+        ]
+    }
+
+    #[inline(always)]
+    fn look_up(self, places: __m128i) -> [__m256; 2] {
+        let (avx, avx2) = (self.avx, self.avx2);
+        let [low, high]: [__m256; 2] = cast(CODE);
+        [places, self.sse2._mm_unpackhi_epi64(places, places)].map(
+            #[inline(always)]
+            |places| {
+                let places = avx2._mm256_cvtepu8_epi32(places);
+                // It looks at the lowest three bits; the fourth says in which half.
+                let lows = avx2._mm256_permutevar8x32_ps(low, places);
+                let highs = avx2._mm256_permutevar8x32_ps(high, places);
+                let fourth = cast(avx2._mm256_slli_epi32::<28>(places));
+                avx._mm256_blendv_ps(lows, highs, fourth)
+            },
+        )
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        let avx = self.avx;
+        [avx._mm256_mul_ps(a[0], b[0]), avx._mm256_mul_ps(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        let avx = self.avx;
+        [avx._mm256_add_ps(a[0], b[0]), avx._mm256_add_ps(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        let avx = self.avx;
+        [avx._mm256_sub_ps(a[0], b[0]), avx._mm256_sub_ps(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    fn load(self, values: [f32; 16]) -> [__m256; 2] {
+        cast(values)
+    }
+
+    #[inline(always)]
+    fn store(self, values: [__m256; 2]) -> [f32; 16] {
+        cast(values)
+    }
+}
+
+/// [`kernels::each`].
+#[inline(always)]
+pub(crate) fn each<S: Sixteen, const BYTES: usize, const N: usize>(
+    _simd: S,
+    bytes: &[u8],
+    output: &mut [f32],
+    one: impl Fn(&[u8; BYTES], &mut [f32; N]),
+) {
+    kernels::each(bytes, output, one);
+}
+
+/// [`kernels::each_dot`] with the sums in registers.
+#[inline(always)]
+pub(crate) fn each_dot<S: Sixteen, const BYTES: usize, const N: usize>(
+    simd: S,
+    bytes: &[u8],
+    vector: &[f32],
+    one: impl Fn(&[u8; BYTES], &mut [f32; N]),
+) -> f32 {
+    let mut sums = Sums::new(simd);
+    let blocks = bytes.as_chunks::<BYTES>().0.iter();
+    for (block, vector) in blocks.zip(vector.as_chunks::<N>().0) {
+        let mut values = [0.0; N];
+        one(block, &mut values);
+        sums.add(simd, vector, &values);
+    }
+    sums.total(simd)
+}
+
+/// The sums of [`LANES`] lanes.
+pub(crate) struct Sums<S: Sixteen>([S::Values; 2]);
+
+impl<S: Sixteen> Sums<S> {
+    #[inline(always)]
+    pub(crate) fn new(simd: S) -> Self {
+        Self([simd.splat(0.0); 2])
+    }
+
+    /// [`crate::vector::add_products`].
+    #[inline(always)]
+    pub(crate) fn add<const N: usize>(&mut self, simd: S, left: &[f32; N], right: &[f32; N]) {
+        let (left, right) = (left.as_chunks::<16>().0, right.as_chunks::<16>().0);
+        for (i, (left, right)) in left.iter().zip(right).enumerate() {
+            let product = simd.mul(simd.load(*left), simd.load(*right));
+            self.0[i % 2] = simd.add(self.0[i % 2], product);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn total(self, simd: S) -> f32 {
+        let mut lanes = [0.0; LANES];
+        put(&mut lanes, 0, simd.store(self.0[0]));
+        put(&mut lanes, 16, simd.store(self.0[1]));
+        total(lanes)
+    }
+}
+
+#[inline(always)]
+fn low<S: Sixteen>(simd: S, quants: __m128i) -> __m128i {
+    let sse2 = simd.sse2();
+    sse2._mm_and_si128(quants, sse2._mm_set1_epi8(15))
+}
+
+#[inline(always)]
+fn high<S: Sixteen>(simd: S, quants: __m128i) -> __m128i {
+    low(simd, simd.sse2()._mm_srli_epi16::<4>(quants))
+}
+
+/// Signed quants, scaled.
+#[inline(always)]
+fn scaled<S: Sixteen>(simd: S, quants: __m128i, scale: f32) -> [f32; 16] {
+    simd.store(simd.mul(simd.widen(quants), simd.splat(scale)))
+}
+
+/// Signed quants, scaled, with something added.
+#[inline(always)]
+fn raised<S: Sixteen>(simd: S, quants: __m128i, scale: f32, least: f32) -> [f32; 16] {
+    let values = simd.mul(simd.widen(quants), simd.splat(scale));
+    simd.store(simd.add(values, simd.splat(least)))
+}
+
+/// Signed quants, scaled, with something subtracted.
+#[inline(always)]
+fn lowered<S: Sixteen>(simd: S, quants: __m128i, scale: f32, offset: f32) -> [f32; 16] {
+    let values = simd.mul(simd.widen(quants), simd.splat(scale));
+    simd.store(simd.sub(values, simd.splat(offset)))
+}
+
+/// Sixteen bytes of a block.
+#[inline(always)]
+fn sixteen(bytes: &[u8], at: usize) -> __m128i {
+    let all = bytes[at..].first_chunk::<16>();
+    cast(all.copied().unwrap_or_default())
+}
+
+/// Sixteen values of a block.
+#[inline(always)]
+fn put(out: &mut [f32], at: usize, values: [f32; 16]) {
+    out[at..at + 16].copy_from_slice(&values);
+}
+
+#[inline(always)]
+pub(crate) fn q4_0<S: Sixteen>(simd: S, block: &[u8; 18], out: &mut [f32; 32]) {
+    let sse2 = simd.sse2();
+    let scale = half([block[0], block[1]]);
+    let (quants, zero) = (sixteen(block, 2), sse2._mm_set1_epi8(8));
+    put(
+        out,
+        0,
+        scaled(simd, sse2._mm_sub_epi8(low(simd, quants), zero), scale),
+    );
+    put(
+        out,
+        16,
+        scaled(simd, sse2._mm_sub_epi8(high(simd, quants), zero), scale),
+    );
+}
+
+#[inline(always)]
+pub(crate) fn q4_1<S: Sixteen>(simd: S, block: &[u8; 20], out: &mut [f32; 32]) {
+    let (scale, least) = (half([block[0], block[1]]), half([block[2], block[3]]));
+    let quants = sixteen(block, 4);
+    put(out, 0, raised(simd, low(simd, quants), scale, least));
+    put(out, 16, raised(simd, high(simd, quants), scale, least));
+}
+
+/// Sixteen bits, from two bytes on, as bytes of 16 or 0.
+#[inline(always)]
+fn fifth<S: Sixteen>(simd: S, bits: [u8; 2]) -> __m128i {
+    let sse2 = simd.sse2();
+    let [a, b] = bits;
+    let bytes: __m128i = cast([a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b]);
+    let mask: __m128i = cast([0x8040_2010_0804_0201_u64; 2]);
+    let set = sse2._mm_cmpeq_epi8(sse2._mm_and_si128(bytes, mask), mask);
+    sse2._mm_and_si128(set, sse2._mm_set1_epi8(16))
+}
+
+#[inline(always)]
+pub(crate) fn q5_0<S: Sixteen>(simd: S, block: &[u8; 22], out: &mut [f32; 32]) {
+    let sse2 = simd.sse2();
+    let scale = half([block[0], block[1]]);
+    let (quants, zero) = (sixteen(block, 6), sse2._mm_set1_epi8(16));
+    let first = sse2._mm_or_si128(low(simd, quants), fifth(simd, [block[2], block[3]]));
+    let second = sse2._mm_or_si128(high(simd, quants), fifth(simd, [block[4], block[5]]));
+    put(out, 0, scaled(simd, sse2._mm_sub_epi8(first, zero), scale));
+    put(
+        out,
+        16,
+        scaled(simd, sse2._mm_sub_epi8(second, zero), scale),
+    );
+}
+
+#[inline(always)]
+pub(crate) fn q5_1<S: Sixteen>(simd: S, block: &[u8; 24], out: &mut [f32; 32]) {
+    let sse2 = simd.sse2();
+    let (scale, least) = (half([block[0], block[1]]), half([block[2], block[3]]));
+    let quants = sixteen(block, 8);
+    let first = sse2._mm_or_si128(low(simd, quants), fifth(simd, [block[4], block[5]]));
+    let second = sse2._mm_or_si128(high(simd, quants), fifth(simd, [block[6], block[7]]));
+    put(out, 0, raised(simd, first, scale, least));
+    put(out, 16, raised(simd, second, scale, least));
+}
+
+#[inline(always)]
+pub(crate) fn q8_0<S: Sixteen>(simd: S, block: &[u8; 34], out: &mut [f32; 32]) {
+    let scale = half([block[0], block[1]]);
+    put(out, 0, scaled(simd, sixteen(block, 2), scale));
+    put(out, 16, scaled(simd, sixteen(block, 18), scale));
+}
+
+#[inline(always)]
+pub(crate) fn q4_k<S: Sixteen>(simd: S, block: &[u8; 144], out: &mut [f32; 256]) {
+    let (scale, least) = (half([block[0], block[1]]), half([block[2], block[3]]));
+    let packed = &block[4..16];
+    for pair in 0..4 {
+        let (first, first_least) = scale_and_least(packed, 2 * pair);
+        let (second, second_least) = scale_and_least(packed, 2 * pair + 1);
+        let (first, first_least) = (scale * first, least * first_least);
+        let (second, second_least) = (scale * second, least * second_least);
+        for side in [0, 16] {
+            let quants = sixteen(block, 16 + pair * 32 + side);
+            let at = pair * 64 + side;
+            put(
+                out,
+                at,
+                lowered(simd, low(simd, quants), first, first_least),
+            );
+            put(
+                out,
+                at + 32,
+                lowered(simd, high(simd, quants), second, second_least),
+            );
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q5_k<S: Sixteen>(simd: S, block: &[u8; 176], out: &mut [f32; 256]) {
+    let sse2 = simd.sse2();
+    let (scale, least) = (half([block[0], block[1]]), half([block[2], block[3]]));
+    let packed = &block[4..16];
+    let sixteens = sse2._mm_set1_epi8(16);
+    let bit = |bytes: __m128i, group: usize| {
+        let mask = sse2._mm_set1_epi8((1_u8 << group).cast_signed());
+        let set = sse2._mm_cmpeq_epi8(sse2._mm_and_si128(bytes, mask), mask);
+        sse2._mm_and_si128(set, sixteens)
+    };
+    for pair in 0..4 {
+        let (first, first_least) = scale_and_least(packed, 2 * pair);
+        let (second, second_least) = scale_and_least(packed, 2 * pair + 1);
+        let (first, first_least) = (scale * first, least * first_least);
+        let (second, second_least) = (scale * second, least * second_least);
+        for side in [0, 16] {
+            let (fifth, quants) = (
+                sixteen(block, 16 + side),
+                sixteen(block, 48 + pair * 32 + side),
+            );
+            let at = pair * 64 + side;
+            let lows = sse2._mm_or_si128(low(simd, quants), bit(fifth, 2 * pair));
+            put(out, at, lowered(simd, lows, first, first_least));
+            let highs = sse2._mm_or_si128(high(simd, quants), bit(fifth, 2 * pair + 1));
+            put(out, at + 32, lowered(simd, highs, second, second_least));
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q6_k<S: Sixteen>(simd: S, block: &[u8; 210], out: &mut [f32; 256]) {
+    let sse2 = simd.sse2();
+    let scale = half([block[208], block[209]]);
+    let zero = sse2._mm_set1_epi8(32);
+    for part in 0..2 {
+        for side in 0..2 {
+            let first = sixteen(block, part * 64 + side * 16);
+            let second = sixteen(block, part * 64 + 32 + side * 16);
+            let highs = sixteen(block, 128 + part * 32 + side * 16);
+            // Two bits of each, moved to where they belong.
+            let two = |bits: i8| sse2._mm_and_si128(highs, sse2._mm_set1_epi8(bits));
+            let quarters = [
+                (low(simd, first), sse2._mm_slli_epi16::<4>(two(0x03))),
+                (low(simd, second), sse2._mm_slli_epi16::<2>(two(0x0c))),
+                (high(simd, first), two(0x30)),
+                (
+                    high(simd, second),
+                    sse2._mm_srli_epi16::<2>(two(0xc0_u8.cast_signed())),
+                ),
+            ];
+            for (quarter, (four, two)) in quarters.into_iter().enumerate() {
+                let factor = block[192 + part * 8 + quarter * 2 + side].cast_signed();
+                let quants = sse2._mm_sub_epi8(sse2._mm_or_si128(four, two), zero);
+                let at = part * 128 + quarter * 32 + side * 16;
+                put(out, at, scaled(simd, quants, scale * f32::from(factor)));
+            }
+        }
+    }
+}
+
+/// Nibbles of MLX: the first value in the low bits of a byte.
+#[inline(always)]
+pub(crate) fn affine_4<S: Sixteen>(
+    simd: S,
+    quants: &[u8; 16],
+    scale: f32,
+    bias: f32,
+    out: &mut [f32; 32],
+) {
+    let sse2 = simd.sse2();
+    let quants = sixteen(quants, 0);
+    let (lows, highs) = (low(simd, quants), high(simd, quants));
+    let first = sse2._mm_unpacklo_epi8(lows, highs);
+    let second = sse2._mm_unpackhi_epi8(lows, highs);
+    put(out, 0, raised(simd, first, scale, bias));
+    put(out, 16, raised(simd, second, scale, bias));
+}
+
+#[inline(always)]
+pub(crate) fn affine_8<S: Sixteen>(
+    simd: S,
+    quants: &[u8; 32],
+    scale: f32,
+    bias: f32,
+    out: &mut [f32; 32],
+) {
+    for at in [0, 16] {
+        let values = simd.mul(simd.widen_unsigned(sixteen(quants, at)), simd.splat(scale));
+        put(out, at, simd.store(simd.add(values, simd.splat(bias))));
+    }
+}
+
+/// A block of NF4: two values a byte, the first in the high bits.
+#[inline(always)]
+pub(crate) fn nf4<S: Sixteen>(simd: S, quants: &[u8; 32], scale: f32, out: &mut [f32; 64]) {
+    let sse2 = simd.sse2();
+    let scale = simd.splat(scale);
+    for half in 0..2 {
+        let lows = sixteen(quants, half * 16);
+        let highs = sse2._mm_srli_epi16::<4>(lows);
+        for (i, places) in [
+            sse2._mm_unpacklo_epi8(highs, lows),
+            sse2._mm_unpackhi_epi8(highs, lows),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let values = simd.mul(simd.look_up(places), scale);
+            put(out, half * 32 + i * 16, simd.store(values));
+        }
+    }
+}
