@@ -1,10 +1,17 @@
 //! What to attach, and where: the configuration of an adapter.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 
-use crate::AdapterError;
+use crate::{AdapterError, target::Patterns};
+
+/// The largest rank that can be asked for: no side of a layer that has one is
+/// longer, vocabularies aside.
+pub const MAX_RANK: usize = 65_536;
+/// The most power iterations of a randomised decomposition. A handful makes it
+/// nearly exact (Halko et al. 2011, section 4.5).
+pub const MAX_ITERATIONS: usize = 1000;
 
 /// How the factors start. Everything after the start is the same for all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +99,10 @@ pub enum Placement {
     /// (the papers' and PEFT's form).
     Residual,
 }
+
+/// The alphas that a scale in f32 follows from. Those of published adapters are
+/// between 1 and some thousands.
+pub(crate) const ALPHAS: RangeInclusive<f64> = 1e-9..=1e9;
 
 /// What to attach. The field names are those of the recipe's `[adapter]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,21 +209,27 @@ impl AdapterConfig {
         };
         let ranks = self.rank_pattern.values().copied().chain([self.rank]);
         for rank in ranks.clone() {
-            if rank == 0 {
-                return out_of_range("rank", "0".to_owned(), "at least 1");
+            if !(1..=MAX_RANK).contains(&rank) {
+                let expected = "between 1 and 65536: no larger than the layer's smaller side";
+                return out_of_range("rank", rank.to_string(), expected);
             }
         }
+        // In 32 bits, as devices compute it.
+        let is_single = |number: f64| number > 0.0 && (number as f32).is_normal();
         let alphas = self.alpha_pattern.values().copied().chain([self.alpha]);
         for alpha in alphas {
-            if !alpha.is_finite() || alpha <= 0.0 {
-                return out_of_range("alpha", alpha.to_string(), "a positive number");
+            let mut scales = ranks.clone().map(|rank| self.shape(rank, alpha).scale);
+            if !is_single(alpha) || !scales.all(is_single) {
+                let expected = "above 0 and finite, and its scale too, in 32 bits";
+                return out_of_range("alpha", format!("{alpha:?}"), expected);
             }
         }
-        if !(0.0..1.0).contains(&self.dropout) {
+        // Rounded to 1, it would divide by zero.
+        if !(self.dropout >= 0.0 && (self.dropout as f32) < 1.0) {
             return out_of_range(
                 "dropout",
-                self.dropout.to_string(),
-                "at least 0 and below 1",
+                format!("{:?}", self.dropout),
+                "at least 0 and below 1, in 32 bits too",
             );
         }
         if !self.method.is_anchored() && self.placement == Placement::Residual {
@@ -225,6 +242,10 @@ impl AdapterConfig {
         if self.iterations.is_some() && self.method != Method::Pissa {
             let expected = "left out: only `method = \"pissa\"` has a randomised form";
             return out_of_range("iterations", format!("{:?}", self.iterations), expected);
+        }
+        if let Some(iterations) = self.iterations.filter(|n| *n > MAX_ITERATIONS) {
+            let expected = "at most 1000: a handful makes the decomposition nearly exact";
+            return out_of_range("iterations", iterations.to_string(), expected);
         }
         if self.method == Method::LoraOrthogonal {
             for rank in ranks {
@@ -239,5 +260,24 @@ impl AdapterConfig {
             return out_of_range("rank_pattern", "given".to_owned(), expected);
         }
         Ok(())
+    }
+
+    /// Checks what can be checked of the patterns without a model: that there
+    /// are targets, and that all can be read.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::NoTargets`] and [`AdapterError::BadPattern`].
+    pub fn check_patterns(&self) -> Result<(), AdapterError> {
+        if self.targets.is_empty() {
+            return Err(AdapterError::NoTargets(
+                "the list of targets is empty".to_owned(),
+            ));
+        }
+        let lists = self.targets.iter().chain(&self.exclude);
+        let all = lists
+            .chain(self.rank_pattern.keys())
+            .chain(self.alpha_pattern.keys());
+        Patterns::new(all).map(|_| ())
     }
 }

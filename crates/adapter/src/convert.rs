@@ -35,6 +35,29 @@ pub enum Combination {
     Linear,
 }
 
+/// Whether a number can be an adapter's weight among others: zero leaves it
+/// out, and anything else must be a number in f32 too.
+pub fn is_weight(weight: f64) -> bool {
+    weight == 0.0 || (weight as f32).is_normal()
+}
+
+/// What [`is_weight`] allows, in words.
+pub const WEIGHTS: &str = "0 or a number that float32 can hold, 1.2e-38 to 3.4e38 in size";
+
+/// Computed in f64, a factor may be beyond f32.
+fn refuse_not_finite(path: &str, layer: &Layer) -> Result<(), AdapterError> {
+    let mut all = layer.a.values.iter().chain(&layer.b.values);
+    if all.all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(AdapterError::Impossible {
+        path: path.to_owned(),
+        what: "this result".to_owned(),
+        reason: "its factors are beyond what float32 can hold, 3.4e38: give smaller weights"
+            .to_owned(),
+    })
+}
+
 impl PeftAdapter {
     /// The adapter with at most this rank in each layer: the best approximation
     /// of each update, by its singular value decomposition.
@@ -56,6 +79,7 @@ impl PeftAdapter {
         let mut worst = (String::new(), 0.0);
         for (path, layer) in &mut self.layers {
             let (kept, cut) = reduce(layer, rank);
+            refuse_not_finite(path, layer)?;
             // The scale is the same before and after, and weighs layers against each other.
             let weight = layer.scale * layer.scale;
             lost += weight * cut;
@@ -77,18 +101,19 @@ impl PeftAdapter {
     /// [`AdapterError::Impossible`] names what is not plain LoRA, and, for
     /// [`Combination::Linear`], a layer that one of them lacks or has with
     /// another rank; [`AdapterError::OutOfRange`] if there is none, or for a
-    /// weight that is not finite.
+    /// weight that is none ([`is_weight`]); a sum that f32 does not hold is
+    /// impossible too.
     pub fn combined(
         adapters: Vec<(Self, f64)>,
         combination: Combination,
     ) -> Result<Self, AdapterError> {
         for (adapter, weight) in &adapters {
             adapter.refuse_unless_plain("a combination")?;
-            if !weight.is_finite() {
+            if !is_weight(*weight) {
                 return Err(AdapterError::OutOfRange {
                     key: "weights",
-                    found: weight.to_string(),
-                    expected: "finite numbers",
+                    found: format!("{weight:?}"),
+                    expected: WEIGHTS,
                 });
             }
         }
@@ -106,6 +131,7 @@ impl PeftAdapter {
                 Combination::Cat => side_by_side(&path, &parts)?,
                 Combination::Linear => summed(&path, &parts, adapters.len())?,
             };
+            refuse_not_finite(&path, &layer)?;
             combined.insert(path, layer);
         }
         let notes = adapters.iter().map(|(adapter, _)| adapter.notes.clone());
@@ -215,6 +241,8 @@ impl PeftAdapter {
     }
 
     fn refuse_unless_plain(&self, purpose: &str) -> Result<(), AdapterError> {
+        // What follows computes with the rank that the configuration says, embeddings too.
+        self.ensure_sound()?;
         // Embeddings have factors like any other layer.
         let linear = Self {
             layers: self
@@ -426,5 +454,20 @@ mod tests {
         let other = layer(2, 7, 5, 3);
         let error = side_by_side("up_proj", &[(&first, 1.0), (&other, 1.0)]).unwrap_err();
         assert!(error.to_string().contains("different models"), "{error}");
+    }
+
+    #[test]
+    fn weights_that_no_one_means_and_sums_beyond_f32_are_refused() {
+        for weight in [0.0, 1.0, -0.5, 1e-6] {
+            assert!(is_weight(weight), "{weight}");
+        }
+        for weight in [1e300, -1e39, 1e-300, f64::NAN, f64::INFINITY] {
+            assert!(!is_weight(weight), "{weight}");
+        }
+        let mut large = layer(2, 6, 5, 3);
+        large.a.values[7] = 3e38;
+        let sum = side_by_side("Oxmere", &[(&large, 100.0)]).unwrap();
+        let error = refuse_not_finite("Oxmere", &sum).unwrap_err();
+        assert!(error.to_string().contains("Oxmere"), "{error}");
     }
 }

@@ -74,6 +74,22 @@ pub enum AdapterError {
     /// A weight or factor holds NaN or infinity.
     #[error("`{0}` holds values that are not finite")]
     NotFinite(String),
+    /// A value is too large for the number format that it was to be written in.
+    #[error(
+        "`{path}` has the value {value:e}, which does not fit {dtype} (its largest is {limit:e}): nothing \
+         was written. Choose {} instead",
+        if *.dtype == "float16" { "bfloat16 or float32" } else { "float32" }
+    )]
+    DoesNotFit {
+        /// The tensor's name.
+        path: String,
+        /// The first such value.
+        value: f32,
+        /// The number format.
+        dtype: &'static str,
+        /// The largest magnitude that the format holds.
+        limit: f32,
+    },
     /// An adapter's tensors are not those that the model and configuration call for.
     #[error("{file} does not fit the model:{}", listed(.problems))]
     Mismatch {

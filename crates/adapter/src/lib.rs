@@ -46,6 +46,7 @@ mod dora;
 mod error;
 mod eva;
 mod factors;
+mod header;
 pub mod init;
 mod low_rank;
 mod merge;
@@ -58,12 +59,13 @@ mod summary;
 mod target;
 
 pub use attach::{attach, attach_along, attach_empty};
-pub use config::{AdapterConfig, LayerShape, Method, Placement};
-pub use convert::{Combination, Reduction};
+pub use config::{AdapterConfig, LayerShape, MAX_ITERATIONS, MAX_RANK, Method, Placement};
+pub use convert::{Combination, Reduction, WEIGHTS, is_weight};
 pub use dora::Dora;
 pub use error::AdapterError;
 pub use eva::{Directions, Rows};
 pub use factors::{LayerFactors, factors};
+pub use header::{UniqueMap, check_header};
 pub use low_rank::{Anchor, LowRank, to_dtype};
 pub use merge::{has_moved, merge, switched_off, without_adapter};
 pub use params::{

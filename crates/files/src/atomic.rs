@@ -8,6 +8,8 @@ use std::{
 
 use tempfile::NamedTempFile;
 
+use crate::leftovers;
+
 /// Enough that a file which is written number by number costs few calls of the
 /// system.
 const BUFFER: usize = 256 << 10;
@@ -16,7 +18,8 @@ const BUFFER: usize = 256 << 10;
 ///
 /// Until [`commit`](Self::commit) it is a temporary file in the same directory.
 /// Dropped without it, after an error, the temporary file is gone and what was
-/// at the path before is still there. Writes are buffered.
+/// at the path before is still there. That of a killed process is removed by
+/// the next that writes to the path. Writes are buffered.
 #[derive(Debug)]
 pub struct AtomicFile {
     output: BufWriter<NamedTempFile>,
@@ -33,8 +36,10 @@ impl AtomicFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         let directory = parent(path);
         fs::create_dir_all(directory)?;
+        leftovers::clear_leftovers(path);
+        let file = leftovers::file(path)?;
         Ok(Self {
-            output: BufWriter::with_capacity(BUFFER, NamedTempFile::new_in(directory)?),
+            output: BufWriter::with_capacity(BUFFER, file),
             path: path.to_owned(),
         })
     }

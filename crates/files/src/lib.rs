@@ -6,6 +6,9 @@
 //!   for, synced to disk, then renamed. Whoever looks sees what was there
 //!   before or all of what is new; a full disk or a killed process changes
 //!   nothing.
+//! - [`read_bounded`] reads a small file that somebody else made, and refuses one that is not small.
+//! - [`DirectoryLock`] keeps other processes out of a directory, as long as its
+//!   process lives.
 //! - [`Fnv1a`] and [`fnv1a`] are 64-bit FNV-1a, for identities that are stored:
 //!   they are equal on every machine and in every version.
 //!
@@ -30,14 +33,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod atomic;
+mod bounded;
 mod fnv;
+mod leftovers;
+mod lock;
 mod size;
 mod staged;
 
 pub use atomic::{AtomicFile, make_readable, write_atomically};
+pub use bounded::read_bounded;
 pub use fnv::{Fnv1a, fnv1a};
+pub use leftovers::{clear_leftovers, remove_directory, remove_leftovers};
+pub use lock::{DirectoryLock, Holder, LockError};
 pub use size::size;
-pub use staged::{StagedDirectory, remove_leftovers};
+pub use staged::StagedDirectory;
 
 /// Has the examples of `README.md` compiled and run.
 #[cfg(doctest)]

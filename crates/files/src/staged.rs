@@ -9,10 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::atomic::parent;
+use crate::{atomic::parent, leftovers};
 
-/// What names of directories that are being written begin with.
-const STAGED: &str = ".staged-";
 /// What a directory is called while another takes its place, before its name.
 const ASIDE: &str = ".replaced-";
 
@@ -24,11 +22,13 @@ const ASIDE: &str = ".replaced-";
 /// without either, after an error, it is gone and its place is as it was.
 ///
 /// One process at a time may write to a place. A killed one leaves what it had
-/// staged: see [`remove_leftovers`].
+/// staged, which the next that writes to the place removes.
 #[derive(Debug)]
 pub struct StagedDirectory {
     /// Removed with everything in it when it is dropped.
     temporary: TempDir,
+    /// Locked, so that others see that it is being written.
+    _lock: File,
     staged: PathBuf,
     place: PathBuf,
 }
@@ -38,7 +38,8 @@ impl StagedDirectory {
     /// that `place` lies in.
     ///
     /// If a process was killed in the middle of [`replace`](Self::replace), the
-    /// old directory is put back first.
+    /// old directory is put back first. What a killed process had written for
+    /// the place is removed.
     ///
     /// # Errors
     ///
@@ -49,13 +50,15 @@ impl StagedDirectory {
         let parent = parent(place);
         fs::create_dir_all(parent)?;
         put_back(place)?;
-        let temporary = tempfile::Builder::new().prefix(STAGED).tempdir_in(parent)?;
+        leftovers::clear_leftovers(place);
+        let (temporary, lock) = leftovers::directory(place)?;
         // One level further down, with the permissions that directories usually
         // get: the temporary one is for its owner alone.
         let staged = temporary.path().join(name);
         fs::create_dir(&staged)?;
         Ok(Self {
             temporary,
+            _lock: lock,
             staged,
             place: place.to_owned(),
         })
@@ -107,24 +110,6 @@ impl StagedDirectory {
         }
         self.temporary.close()
     }
-}
-
-/// Removes what killed processes have staged in `directory`. Only for whoever
-/// knows that no other process is writing there: what that one has staged would
-/// go too.
-///
-/// # Errors
-///
-/// When the directory cannot be read or a leftover not be removed.
-pub fn remove_leftovers(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let is_staged = entry.file_name().to_string_lossy().starts_with(STAGED);
-        if is_staged && entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Puts `new` in the place of the directory there, which goes, or stays if that
@@ -313,18 +298,6 @@ mod tests {
         fs::create_dir(aside(&place).unwrap()).unwrap();
         drop(StagedDirectory::new(&place).unwrap());
         assert_eq!(content(&place), "new");
-        assert_eq!(names(parent.path()), ["place"]);
-    }
-
-    #[test]
-    fn leftovers_go_and_other_things_stay() {
-        let parent = tempfile::tempdir().unwrap();
-        let place = parent.path().join("place");
-        staged(&place, "old").commit().unwrap();
-        // As of a process that was killed.
-        std::mem::forget(staged(&place, "half"));
-        assert_eq!(names(parent.path()).len(), 2);
-        remove_leftovers(parent.path()).unwrap();
         assert_eq!(names(parent.path()), ["place"]);
     }
 

@@ -21,6 +21,8 @@ pub(crate) const VERSION: u32 = 3;
 pub(crate) const ALIGNMENT: usize = 32;
 /// Arrays of arrays are allowed; nobody has a use for many levels.
 const DEEPEST: usize = 4;
+/// How much of a text that is none a message shows.
+const SHOWN: usize = 64;
 /// `GGML_MAX_DIMS`.
 const MOST_DIMENSIONS: u32 = 4;
 
@@ -135,8 +137,28 @@ impl Header {
                 return Err(cursor.malformed(format!("it has the tensor `{name}` twice")));
             }
         }
+        refuse_overlaps(path, &tensors)?;
         Ok(Self { fields, tensors })
     }
+}
+
+/// Tensors that share bytes would take more memory than the file has bytes, as
+/// many times as there are tensors.
+fn refuse_overlaps(path: &Path, tensors: &BTreeMap<String, TensorInfo>) -> Result<(), GgufError> {
+    let mut places: Vec<_> = tensors.iter().collect();
+    places.sort_unstable_by_key(|(_, info)| info.bytes.start);
+    for pair in places.windows(2) {
+        let [(first, a), (second, b)] = pair else {
+            continue;
+        };
+        if a.bytes.end > b.bytes.start {
+            return Err(GgufError::malformed(
+                path,
+                format!("the tensors `{first}` and `{second}` overlap"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn alignment(
@@ -287,8 +309,14 @@ impl<'a> Cursor<'a> {
         let length = self.u64(what)?;
         let bytes = self.take(length, what)?;
         std::str::from_utf8(bytes).map_err(|_| {
-            let lossy = String::from_utf8_lossy(bytes).into_owned();
-            self.malformed(format!("{what} is not UTF-8: \"{lossy}\""))
+            let shown = &bytes[..bytes.len().min(SHOWN)];
+            let lossy = String::from_utf8_lossy(shown).into_owned();
+            let more = if shown.len() < bytes.len() {
+                " …"
+            } else {
+                ""
+            };
+            self.malformed(format!("{what} is not UTF-8: \"{lossy}\"{more}"))
         })
     }
 

@@ -109,7 +109,10 @@ impl Change {
     /// Whether rows can be rearranged like this.
     pub(crate) fn fits(self, rows: usize) -> bool {
         match self {
-            Self::Interleaved { heads } => heads > 0 && rows.is_multiple_of(2 * heads),
+            Self::Interleaved { heads } => {
+                // Zero heads are none that rows could be divided among.
+                heads > 0 && heads.checked_mul(2).is_some_and(|n| rows.is_multiple_of(n))
+            }
             Self::None | Self::PlusOne => true,
         }
     }

@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
+use olora_packed::{Bytes, Packed};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -28,7 +30,7 @@ pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    mapped: Mmap,
+    mapped: Arc<Mmap>,
     header: Header,
     family: &'static Family,
     heads: Heads,
@@ -47,7 +49,7 @@ impl GgufFile {
     /// or 3; [`GgufError::Unsupported`] for another architecture, a tensor
     /// format without a reader, a LoRA adapter, or one part of a split file.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let mapped = map(path)?;
+        let mapped = Arc::new(map(path)?);
         let header = Header::parse(path, &mapped)?;
         let metadata = Metadata {
             path,
@@ -73,6 +75,11 @@ impl GgufFile {
         };
         file.check_rows()?;
         Ok(file)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What a `config.json` would hold.
@@ -132,6 +139,52 @@ impl GgufFile {
         }
         self.release(info);
         Ok(read)
+    }
+
+    /// A matrix as it lies in the file, if it is stored in blocks; `None` if it is not.
+    ///
+    /// It shares the file's mapping, and may outlive this. Where llama.cpp interleaves the
+    /// rows of heads, the rows are copied in the order of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NoTensor`]; [`GgufError::Malformed`] for blocks with scales that are
+    /// infinite or not a number.
+    pub fn packed(&self, name: &str) -> Result<Option<Packed>, GgufError> {
+        let (stored, info) = self
+            .names
+            .get(name)
+            .and_then(|stored| self.header.tensors.get_key_value(stored))
+            .ok_or_else(|| GgufError::NoTensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            })?;
+        let (Some(format), &[rows, columns]) = (info.kind.blocks(), info.shape.as_slice()) else {
+            return Ok(None);
+        };
+        let change = self.change(name);
+        let packed = Bytes::part(self.mapped.clone(), info.bytes.clone())
+            .and_then(|bytes| Packed::from_blocks(format, [rows, columns], bytes))
+            .and_then(|packed| match change {
+                Change::None => Ok(packed),
+                // The row of the file that is a checkpoint's.
+                Change::Interleaved { .. } => {
+                    let mut sources = vec![0; rows];
+                    for row in 0..rows {
+                        sources[change.source_row(row, rows)] = row;
+                    }
+                    packed.rearranged(|row| sources[row])
+                }
+                // Norms, which are vectors: should one be a matrix, it is not what the file holds.
+                Change::PlusOne => Err(olora_packed::PackedError::Unsupported {
+                    what: "a norm",
+                    found: format.name().to_owned(),
+                    supported: "norms that are vectors",
+                }),
+            });
+        let malformed =
+            |error| GgufError::malformed(&self.path, format!("in the tensor `{stored}`, {error}"));
+        packed.map(Some).map_err(malformed)
     }
 
     /// The tokenizer that the metadata describes.

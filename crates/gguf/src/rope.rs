@@ -79,6 +79,10 @@ pub(crate) fn from_factors(
     if factors.iter().all(|&factor| factor == 1.0) {
         return Some(None);
     }
+    // Before as many are computed as the metadata claims.
+    if factors.len() != head_dim / 2 {
+        return None;
+    }
     let factor = f64::from(factors.iter().copied().fold(0.0, f32::max));
     let usual = Llama3 {
         factor,

@@ -341,6 +341,17 @@ fn sentence_piece(stored: &Stored<'_>, family: &Family) -> Result<Tokenizer, Ggu
     let added = stored.added();
     let prefix = stored.flag("add_space_prefix")?.unwrap_or(true);
 
+    // Each place where a token could be split is tried, which takes the square of its length.
+    if let Some(id) = (stored.tokens.iter()).position(|token| token.len() > pieces::LONGEST) {
+        return Err(GgufError::malformed(
+            metadata.path,
+            format!(
+                "the token {id} has {} bytes, but at most {} are read",
+                stored.tokens[id].len(),
+                pieces::LONGEST
+            ),
+        ));
+    }
     // llama.cpp has real spaces in the user-defined tokens.
     let spelled: Vec<String> = stored
         .tokens

@@ -292,3 +292,49 @@ fn missing_keys_are_named() {
     ));
     assert!(message.contains("llama.embedding_length"), "{message}");
 }
+
+/// A key of the fixture's metadata with another value, as 32 bits.
+fn with_size(key: &str, value: u32) -> Vec<u8> {
+    let mut bytes = whole();
+    let mut text = Vec::new();
+    push_text(&mut text, key);
+    let at = bytes.windows(text.len()).position(|window| window == text);
+    let at = at.expect("the fixture has it") + text.len();
+    assert_eq!(bytes[at..at + 4], 4_u32.to_le_bytes(), "its kind");
+    bytes[at + 4..at + 8].copy_from_slice(&value.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn heads_that_do_not_divide_or_are_none_are_errors() {
+    for heads in [0, 3, 1 << 31, u32::MAX] {
+        let message = message(&with_size("llama.attention.head_count", heads));
+        assert!(
+            message.contains("head_count") || message.contains("heads"),
+            "{heads}: {message}"
+        );
+    }
+}
+
+#[test]
+fn tensors_that_share_bytes_are_refused_with_both_names() {
+    let mut bytes = whole();
+    // The second tensor of those listed begins where the first does.
+    let offset = |bytes: &[u8], name: &str| {
+        let mut text = Vec::new();
+        push_text(&mut text, name);
+        let at = bytes.windows(text.len()).position(|window| window == text);
+        let at = at.expect("the fixture has it") + text.len();
+        let n = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        at + 4 + 8 * n + 4
+    };
+    let (first, second) = ("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight");
+    let from = offset(&bytes, first);
+    let to = offset(&bytes, second);
+    bytes.copy_within(from..from + 8, to);
+    let message = message(&bytes);
+    assert!(
+        message.contains("overlap") && message.contains(first) && message.contains(second),
+        "{message}"
+    );
+}

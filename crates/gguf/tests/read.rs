@@ -9,6 +9,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::{fixture, json, safetensors};
 use olora_gguf::{GgufError, GgufFile};
 use serde_json::json;
@@ -28,6 +30,58 @@ fn every_format_gives_the_numbers_of_the_reference_implementation() {
         let differing = read.iter().zip(values).position(|(a, b)| a != b);
         assert_eq!(differing, None, "{name} as {}", kinds[name]);
     }
+}
+
+#[test]
+fn packed_matrices_are_those_of_the_reference_implementation() {
+    let file = open("types.gguf");
+    let expected = safetensors(&fixture("gguf/types.safetensors"));
+    let mut found = Vec::new();
+    let packed: Vec<_> = expected
+        .keys()
+        .filter_map(|name| Some((name, file.packed(name).unwrap()?)))
+        .collect();
+    // What is mapped stays so for as long as it is used.
+    drop(file);
+    for (name, packed) in packed {
+        let (shape, values) = &expected[name];
+        assert_eq!(packed.shape().as_slice(), shape, "{name}");
+        let [rows, columns] = packed.shape();
+        let mut unpacked = vec![0.0; values.len()];
+        packed
+            .unpack(0..rows, 0..columns, &mut unpacked, columns)
+            .unwrap();
+        assert_eq!(&unpacked, values, "{name}");
+        found.push(packed.format().to_string());
+    }
+    found.sort();
+    found.dedup();
+    assert_eq!(
+        found,
+        [
+            "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "Q8_K"
+        ]
+    );
+}
+
+#[test]
+fn a_packed_matrix_with_an_infinite_scale_is_refused_by_name() {
+    let mut bytes = fs::read(fixture("gguf/types.gguf")).unwrap();
+    let name = "model.layers.1.self_attn.v_proj.weight";
+    let file = open("types.gguf");
+    let block = file.packed(name).unwrap().unwrap();
+    let (format, block) = block.as_blocks().unwrap();
+    let at = bytes.windows(block.len()).position(|part| part == block);
+    assert_eq!(format.name(), "Q4_K");
+    let scale = at.unwrap();
+    bytes[scale..scale + 2].copy_from_slice(&0x7c00_u16.to_le_bytes());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("infinite.gguf");
+    fs::write(&path, bytes).unwrap();
+    let error = GgufFile::open(&path).unwrap().packed(name).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("blk.1.attn_v.weight"), "{error}");
+    assert!(error.contains("scale of block 0"), "{error}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod config;
 mod convert;
 mod identity;
 mod load;
+mod pickle;
 mod pytorch;
 mod safetensors;
 mod save;
@@ -20,7 +21,7 @@ use olora_operations::Dtype;
 pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
 pub use load::load;
-pub use save::{SaveOptions, save};
+pub use save::{Companions, SaveOptions, save};
 pub use save_gguf::save_gguf;
 pub use source::weight_files;
 

@@ -1,7 +1,8 @@
 //! `config.json` as Hugging Face transformers writes it, versions 4 and 5.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
+use olora_files::read_bounded;
 use serde_json::{Map, Value};
 
 mod keys;
@@ -112,9 +113,12 @@ impl ModelConfig {
         let generation = directory.join("generation_config.json");
         if generation.exists() {
             let json = read_object(&generation)?;
-            config
-                .eos_token_ids
-                .extend(token_ids(json.get("eos_token_id")));
+            let keys = Keys {
+                json: &json,
+                path: &generation,
+            };
+            let ids = keys.token_ids("eos_token_id", config.vocab_size)?;
+            config.eos_token_ids.extend(ids);
             config.eos_token_ids.sort_unstable();
             config.eos_token_ids.dedup();
         }
@@ -140,13 +144,66 @@ impl ModelConfig {
         let family = Family::of(&keys)?;
         keys.refuse_what_no_family_computes()?;
         let config = (family.read)(&keys)?;
+        config.refuse_impossible_sizes(&keys)?;
         Ok(Self {
-            eos_token_ids: token_ids(json.get("eos_token_id")),
+            eos_token_ids: keys.token_ids("eos_token_id", config.vocab_size)?,
             json,
             ..config
         })
     }
+
+    /// Refuses what would be too large before anything is made of it, each size
+    /// being possible by itself.
+    fn refuse_impossible_sizes(&self, keys: &Keys<'_>) -> Result<(), ModelError> {
+        // The frequencies of a head are a list.
+        const WIDEST_HEAD: usize = 1 << 16;
+        if self.head_dim > WIDEST_HEAD {
+            return Err(keys.malformed(&format!(
+                "its heads have {} dimensions, but must have at most {WIDEST_HEAD}",
+                self.head_dim
+            )));
+        }
+        let n_params = self.least_params();
+        if n_params > MOST_PARAMS {
+            return Err(keys.malformed(&format!(
+                "it asks for {:.1e} parameters, more than any model has (vocab_size {}, hidden_size {}, \
+                 intermediate_size {}, num_hidden_layers {}, num_attention_heads {}, head_dim {}, \
+                 max_position_embeddings {})",
+                n_params as f64,
+                self.vocab_size,
+                self.hidden_size,
+                self.intermediate_size,
+                self.num_hidden_layers,
+                self.num_attention_heads,
+                self.head_dim,
+                self.max_position_embeddings,
+            )));
+        }
+        Ok(())
+    }
+
+    /// Elements of all matrices, without biases and norms: what a checkpoint
+    /// must have at least.
+    pub(crate) fn least_params(&self) -> u128 {
+        let wide = |size: usize| size as u128;
+        let hidden = wide(self.hidden_size);
+        let head_dim = wide(self.head_dim);
+        let queries = wide(self.num_attention_heads) * head_dim;
+        let keys = wide(self.num_key_value_heads) * head_dim;
+        let feed_forward = wide(self.intermediate_size) * if self.gated { 3 } else { 2 };
+        let block = (2 * queries + 2 * keys + feed_forward).saturating_mul(hidden);
+        let positions = self.position_limit().map_or(0, wide);
+        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        let outside = (wide(self.vocab_size) * heads + positions) * hidden;
+        block
+            .saturating_mul(wide(self.num_hidden_layers))
+            .saturating_add(outside)
+    }
 }
+
+/// Two hundred times the largest model that is known; counts in bytes and in
+/// parameters of a model within it cannot overflow.
+const MOST_PARAMS: u128 = 1 << 48;
 
 impl ModelConfig {
     /// A configuration of the same layers under the same names, whose weights
@@ -191,17 +248,12 @@ impl ModelConfig {
     }
 }
 
+/// Bytes of the largest configuration: published ones have some kilobytes.
+pub(crate) const MOST_BYTES: u64 = 4 << 20;
+
 fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError> {
-    let bytes = fs::read(path).map_err(|source| ModelError::io("reading", path, source))?;
+    let bytes =
+        read_bounded(path, MOST_BYTES).map_err(|source| ModelError::io("reading", path, source))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| ModelError::malformed(path, "JSON configuration", &error))
-}
-
-fn token_ids(value: Option<&Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
 }

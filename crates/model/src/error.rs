@@ -79,6 +79,44 @@ pub enum ModelError {
         /// The largest magnitude that the format holds.
         limit: f32,
     },
+    /// A weight is too large for the number format that it was to be held in.
+    #[error(
+        "`{tensor}` in {path} has values up to {largest:e}, which do not fit {dtype} (its largest is \
+         {}): choose {} for it (--dtype, or model.dtype in a recipe)",
+        number(*.limit),
+        if *.dtype == "float16" { "bfloat16 or float32" } else { "float32" }
+    )]
+    DoesNotFit {
+        /// The tensor's name.
+        tensor: String,
+        /// The file that it is in.
+        path: PathBuf,
+        /// The largest finite magnitude in it.
+        largest: f32,
+        /// The number format.
+        dtype: &'static str,
+        /// The largest magnitude that the format holds.
+        limit: f32,
+    },
+    /// A weight is NaN or infinite: nothing can be computed with it.
+    #[error(
+        "`{tensor}`{} holds {value} at {at:?}{}. Either its file is damaged, or its training diverged{}",
+        .path.as_ref().map_or_else(String::new, |path| format!(" in {}", path.display())),
+        if *.n > 1 { format!(", one of {} values that are not finite", .n) } else { String::new() },
+        if .path.is_none() { ": nothing was written" } else { ": get the file again, or another one" }
+    )]
+    NotFiniteWeight {
+        /// The tensor's name.
+        tensor: String,
+        /// The file that it is in; `None` if it was to be written.
+        path: Option<PathBuf>,
+        /// The first such value in it.
+        value: f32,
+        /// Where that is, as the file has the tensor.
+        at: Vec<usize>,
+        /// How many of its values are not finite.
+        n: usize,
+    },
     /// What would be written exists already, and is no empty directory.
     #[error("{0} exists already and is not empty: give another name, or remove it first")]
     Exists(PathBuf),
@@ -136,6 +174,15 @@ impl ModelError {
     }
 }
 
+/// Whole where that is short.
+fn number(number: f32) -> String {
+    if number < 1e7 {
+        number.to_string()
+    } else {
+        format!("{number:e}")
+    }
+}
+
 fn cause(first: Option<&NotFinite>) -> String {
     match first {
         Some(first) => first.to_string(),
@@ -154,7 +201,10 @@ fn hint(supported: &str) -> String {
 }
 
 fn listed(problems: &[String]) -> String {
-    problems
-        .iter()
-        .fold(String::new(), |list, problem| list + "\n  " + problem)
+    // A screen of them: of a model of another kind, every weight is one.
+    const SHOWN: usize = 40;
+    let more = problems.len().saturating_sub(SHOWN);
+    let last = (more > 0).then(|| format!("and {more} more"));
+    let shown = problems.iter().take(SHOWN).chain(&last);
+    shown.fold(String::new(), |list, problem| list + "\n  " + problem)
 }

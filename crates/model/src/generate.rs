@@ -157,6 +157,27 @@ fn check_positions(
 }
 
 impl ModelConfig {
+    /// Whether a prompt of `n_prompt` tokens is within the positions that the
+    /// model was made for, rotary ones included; for those who ask before a
+    /// model is loaded. What is generated may go beyond them, and gets worse.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::OutOfRange`], saying how many there are.
+    pub fn check_prompt(&self, n_prompt: usize) -> Result<(), ModelError> {
+        let limit = self.max_position_embeddings;
+        if n_prompt <= limit {
+            return Ok(());
+        }
+        Err(ModelError::OutOfRange {
+            key: "prompt",
+            found: format!("{n_prompt} tokens long"),
+            expected: format!(
+                "at most {limit}: the model was made for as many positions, and reads nothing beyond them"
+            ),
+        })
+    }
+
     /// Whether [`generate`] has the positions for `max_new_tokens` after a prompt
     /// of `n_prompt` tokens; for those who ask before a model is loaded.
     ///

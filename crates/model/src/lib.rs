@@ -48,7 +48,7 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    SaveOptions, config_bytes, load, sample_weights, save, save_gguf, weight_files,
+    Companions, SaveOptions, config_bytes, load, sample_weights, save, save_gguf, weight_files,
     weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};

@@ -9,7 +9,7 @@
 
 mod common;
 
-use std::{fs, ops::ControlFlow};
+use std::{fs, ops::ControlFlow, path::Path};
 
 use burn::{
     module::{Module, ModuleMapper, Param},
@@ -18,12 +18,14 @@ use burn::{
 use common::fixture;
 use olora_adapter::{AdapterConfig, attach};
 use olora_model::{
-    Dtype, Llama, ModelError, NotFinite, Sampling, first_not_finite, generate, load,
+    Dtype, Llama, ModelConfig, ModelError, NotFinite, Sampling, first_not_finite, generate, load,
+    save,
 };
 use safetensors::SafeTensors;
+use tempfile::TempDir;
 
-/// A fixture with one value of one tensor replaced.
-fn spoilt(name: &str, tensor: &str, element: usize, value: f32) -> Llama {
+/// A copy of a fixture with one value of one tensor replaced.
+fn damaged(name: &str, tensor: &str, element: usize, value: f32) -> TempDir {
     let copied = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         fs::copy(fixture(name).join(file), copied.path().join(file)).unwrap();
@@ -37,8 +39,103 @@ fn spoilt(name: &str, tensor: &str, element: usize, value: f32) -> Llama {
     let start = data.data().as_ptr() as usize - bytes.as_ptr() as usize + 4 * element;
     bytes[start..start + 4].copy_from_slice(&value.to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    let loaded = load(copied.path(), Dtype::F32, &Device::flex());
-    loaded.unwrap().0
+    copied
+}
+
+/// The same, in memory: a file with such a value is not loaded.
+fn spoilt(name: &str, tensor: &'static str, element: usize, value: f32) -> Llama {
+    struct Spoil {
+        path: Vec<String>,
+        tensor: &'static str,
+        element: usize,
+        value: f32,
+    }
+    impl ModuleMapper for Spoil {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if self.path.join(".") != self.tensor {
+                return param;
+            }
+            param.map(|weight| {
+                let (shape, device) = (weight.shape(), weight.device());
+                let mut values: Vec<f32> = weight.into_data().try_into_vec().unwrap();
+                values[self.element] = self.value;
+                Tensor::from_data(TensorData::new(values, shape), &device)
+            })
+        }
+    }
+    let (model, _) = load(&fixture(name), Dtype::F32, &Device::flex()).unwrap();
+    model.map(&mut Spoil {
+        path: Vec::new(),
+        tensor,
+        element,
+        value,
+    })
+}
+
+fn load_error(directory: &Path, dtype: Dtype) -> String {
+    let loaded = load(directory, dtype, &Device::flex());
+    loaded.map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_file_with_what_is_no_number_is_not_loaded_and_its_place_is_named() {
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let tensor = "model.layers.1.mlp.down_proj.weight";
+        // The second row, of 48 columns.
+        let directory = damaged("llama", tensor, 48 + 5, value);
+        let message = load_error(directory.path(), Dtype::F32);
+        for part in [
+            format!("`{tensor}` in "),
+            "model.safetensors".to_owned(),
+            format!("holds {shown} at [1, 5]"),
+        ] {
+            assert!(message.contains(&part), "{part}: {message}");
+        }
+    }
+}
+
+#[test]
+fn finite_weights_that_float16_does_not_hold_are_said_as_that() {
+    let directory = damaged("llama", "model.norm.weight", 3, -1.2e5);
+    let message = load_error(directory.path(), Dtype::F16);
+    for part in [
+        "`model.norm.weight`",
+        "1.2e5",
+        "float16",
+        "65504",
+        "bfloat16 or float32",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        load(directory.path(), dtype, &Device::flex()).unwrap();
+    }
+}
+
+#[test]
+fn a_model_with_what_is_no_number_is_not_written() {
+    let tensor = "model.layers.0.self_attn.q_proj.weight";
+    // In memory the matrix is the other way around: row 1 is column 1 of the file's.
+    let model = spoilt("llama", tensor, 32 + 4, f32::INFINITY);
+    let config = ModelConfig::from_dir(&fixture("llama")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let place = out.path().join("written");
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let error = save(&model, &config, dtype, None, &place).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains(&format!("`{tensor}` holds inf at [4, 1]"))
+                && message.contains("nothing was written"),
+            "{message}"
+        );
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    }
 }
 
 /// The error of generating, and how many tokens came before it.

@@ -14,7 +14,9 @@ use std::{fs, path::Path};
 use burn::tensor::Device;
 use common::{fixture, floats, host, ids, max_diff};
 use olora_gguf::GgufType;
-use olora_model::{Dtype, ModelConfig, config_bytes, load, save, save_gguf, weight_files};
+use olora_model::{
+    Companions, Dtype, ModelConfig, config_bytes, load, save, save_gguf, weight_files,
+};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -132,7 +134,8 @@ fn a_directory_saved_from_a_file_has_all_that_transformers_needs() {
     let file = written(from.path(), GgufType::F32, out.path());
     let (model, config) = load(&file, Dtype::F32, &Device::flex()).unwrap();
     let saved = out.path().join("saved");
-    save(&model, &config, Dtype::F32, Some(&file), &saved).unwrap();
+    let companions = Companions::read(&file).unwrap();
+    save(&model, &config, Dtype::F32, Some(&companions), &saved).unwrap();
     assert_eq!(logits(&saved, "llama-tied"), logits(&file, "llama-tied"));
     let json = |name: &str| -> Value {
         serde_json::from_slice(&fs::read(saved.join(name)).unwrap()).unwrap()

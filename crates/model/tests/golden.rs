@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::{fixture, floats, host, ids, max_diff, tokens};
-use olora_model::{Dtype, KvCache, Sampling, generate, load, save};
+use olora_model::{Companions, Dtype, KvCache, Sampling, generate, load, save};
 
 /// Logits within 1e-4 and the same 16 greedy tokens, all through the cache.
 fn check(name: &str) {
@@ -312,7 +312,8 @@ fn what_is_saved_loads_with_the_same_logits_and_config() {
         let (model, config) = load(&directory, Dtype::F32, &device).unwrap();
         let out = tempfile::tempdir().unwrap();
         let saved = out.path().join("saved");
-        save(&model, &config, dtype, Some(&directory), &saved).unwrap();
+        let companions = Companions::read(&directory).unwrap();
+        save(&model, &config, dtype, Some(&companions), &saved).unwrap();
         let (again, config_again) = load(&saved, Dtype::F32, &device).unwrap();
         let input = ids(&golden, "input_ids", &device);
         assert_eq!(

@@ -132,3 +132,63 @@ fn a_directory_without_weights_says_what_was_looked_for() {
         "{message}"
     );
 }
+
+/// An archive of one stored entry.
+fn archive_of(pickle: &[u8]) -> Vec<u8> {
+    const NAME: &[u8] = b"archive/data.pkl";
+    let mut crc = !0_u32;
+    for byte in pickle {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+        }
+    }
+    let length = pickle.len() as u32;
+    let mut about = Vec::new();
+    for part in [0_u16, 0, 0, 0] {
+        about.extend(part.to_le_bytes());
+    }
+    for part in [!crc, length, length] {
+        about.extend(part.to_le_bytes());
+    }
+    about.extend((NAME.len() as u16).to_le_bytes());
+    about.extend(0_u16.to_le_bytes());
+    let local = [b"PK\x03\x04\x14\0", &about[..], NAME].concat();
+    let mut central = [b"PK\x01\x02\x14\0\x14\0", &about[..]].concat();
+    central.extend([0; 14]);
+    central.extend(NAME);
+    let mut end = b"PK\x05\x06\0\0\0\0\x01\0\x01\0".to_vec();
+    end.extend((central.len() as u32).to_le_bytes());
+    end.extend(((local.len() + pickle.len()) as u32).to_le_bytes());
+    end.extend(0_u16.to_le_bytes());
+    [&local[..], pickle, &central, &end].concat()
+}
+
+#[test]
+fn a_pickle_of_countless_objects_is_refused_before_they_are_made() {
+    let nothing = error(with_file(&archive_of(b"}.")).path()).to_string();
+    assert!(
+        nothing.contains("0 tensors"),
+        "the archive is whole: {nothing}"
+    );
+    let many = [vec![b'}'; 1_500_000], b".".to_vec()].concat();
+    for bytes in [archive_of(&many), many] {
+        let message = error(with_file(&bytes).path()).to_string();
+        assert!(
+            message.contains(FILE) && message.contains("instructions"),
+            "{message}"
+        );
+    }
+}
+
+/// `expand` makes a matrix of any size out of one number.
+#[test]
+fn views_that_are_larger_than_the_file_are_refused() {
+    // A storage of one f32, seen as 2²⁰ by 2¹⁰ with strides of zero.
+    let mut pickle = b"}(X\x06\0\0\0Oxmerectorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\0".to_vec();
+    pickle.extend(b"J\0\0\x10\0M\0\x04\x86K\0K\0\x86\x89}tRu.");
+    let mut bytes = vec![0x80, 2];
+    bytes.extend(pickle);
+    let error = error(with_file(&archive_of(&bytes)).path());
+    assert!(matches!(error, ModelError::Malformed { .. }), "{error}");
+}

@@ -236,6 +236,11 @@ fn more_tokens_than_positions_are_refused_before_the_first() {
     );
     let (_, rotary) = load(&fixture("gemma"), Dtype::F32, &Device::flex()).unwrap();
     assert!(rotary.check_generation(4000, 4000).is_ok());
+    let limit = rotary.max_position_embeddings;
+    assert!(rotary.check_prompt(limit).is_ok());
+    let error = rotary.check_prompt(60_000).unwrap_err().to_string();
+    let expected = format!("60000 tokens long, but must be at most {limit}");
+    assert!(error.contains(&expected), "{error}");
 }
 
 #[test]
@@ -375,4 +380,93 @@ fn impossible_generation_requests_are_named() {
         )
         .contains("top-p")
     );
+}
+
+#[test]
+fn sizes_that_no_model_has_are_refused_before_anything_is_made() {
+    let most = u64::MAX;
+    for (key, value, expected) in [
+        ("num_hidden_layers", json!(1_000_000_000), "is 1000000000"),
+        ("num_hidden_layers", json!(9_999), "21 tensors"),
+        ("vocab_size", json!(most), "is 18446744073709551615"),
+        ("vocab_size", json!(u32::MAX), "parameters"),
+        ("hidden_size", json!(1_u64 << 63), "is 9223372036854775808"),
+        ("hidden_size", json!(u32::MAX), "parameters"),
+        ("intermediate_size", json!(1_u64 << 31), "parameters"),
+        ("num_attention_heads", json!(0), "is 0"),
+        ("num_key_value_heads", json!(0), "is 0"),
+        ("num_attention_heads", json!(u32::MAX - 1), "parameters"),
+        ("head_dim", json!(1_u64 << 30), "dimensions"),
+        ("rms_norm_eps", json!(1e300), "1e"),
+        (
+            "max_position_embeddings",
+            json!(1_u64 << 40),
+            "is 1099511627776",
+        ),
+    ] {
+        let copied = copy("llama");
+        let path = copied.path().join("config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json[key] = value.clone();
+        if key == "num_attention_heads" {
+            json["num_key_value_heads"] = value.clone();
+            json["head_dim"] = json!(8);
+        }
+        fs::write(&path, json.to_string()).unwrap();
+        let message = ModelConfig::from_path(copied.path())
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(expected), "{key} = {value}: {message}");
+    }
+}
+
+#[test]
+fn a_configuration_without_end_is_refused() {
+    let copied = copy("llama");
+    let config = format!("{{\"model_type\": \"{}\"}}", "x".repeat(5 << 20));
+    fs::write(copied.path().join("config.json"), config).unwrap();
+    let message = error(copied.path());
+    assert!(
+        message.contains("config.json") && message.contains("at most"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_stop_that_is_no_token_is_refused_by_name() {
+    for value in [
+        json!(-1),
+        json!("</s>"),
+        json!(64),
+        json!([2, -1]),
+        json!([[2]]),
+        json!(2.5),
+    ] {
+        let message = config_error("llama", "eos_token_id", value.clone());
+        assert!(
+            message.contains(&format!("`eos_token_id` is {value}"))
+                && message.contains("config.json"),
+            "{message}"
+        );
+        let copied = copy("llama");
+        let generation = json!({"eos_token_id": value});
+        let path = copied.path().join("generation_config.json");
+        fs::write(path, generation.to_string()).unwrap();
+        let message = ModelConfig::from_dir(copied.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("`eos_token_id` is") && message.contains("generation_config.json"),
+            "{message}"
+        );
+    }
+    for (value, expected) in [(json!(null), vec![]), (json!([5, 63]), vec![5, 63])] {
+        let copied = copy("llama");
+        let path = copied.path().join("config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json["eos_token_id"] = value;
+        fs::write(&path, json.to_string()).unwrap();
+        let config = ModelConfig::from_dir(copied.path()).unwrap();
+        assert_eq!(config.eos_token_ids, expected);
+    }
 }

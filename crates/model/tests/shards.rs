@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs};
 
 use burn::tensor::Device;
 use common::{fixture, host, ids};
-use olora_model::{Dtype, SaveOptions, load, save};
+use olora_model::{Companions, Dtype, SaveOptions, load, save};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -29,7 +29,8 @@ fn shards_and_their_index_hold_the_whole_model() {
         shard_bytes: LIMIT,
         ..Dtype::F32.into()
     };
-    save(&model, &config, options, Some(&directory), &saved).unwrap();
+    let companions = Companions::read(&directory).unwrap();
+    save(&model, &config, options, Some(&companions), &saved).unwrap();
     assert!(!saved.join("model.safetensors").exists());
 
     let index = fs::read(saved.join("model.safetensors.index.json")).unwrap();
@@ -96,4 +97,86 @@ fn a_decoder_saved_without_its_prefix_loads() {
         host(model.forward(ids(&golden, "input_ids", &device)))
     };
     assert_eq!(logits(copied.path()), logits(&directory));
+}
+
+/// A directory with the fixture's weights in two files, an index that says so,
+/// and what `change` does to the second file's tensors and to the index.
+fn in_two(change: impl FnOnce(&mut Vec<String>, &mut Value)) -> tempfile::TempDir {
+    let directory = fixture("llama");
+    let made = tempfile::tempdir().unwrap();
+    let config = "config.json";
+    fs::copy(directory.join(config), made.path().join(config)).unwrap();
+    let bytes = fs::read(directory.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut names: Vec<String> = tensors.names().into_iter().map(str::to_owned).collect();
+    names.sort();
+    let mut second = names.split_off(9);
+    let files = ["alder.safetensors", "thornby.safetensors"];
+    let mut index = serde_json::json!({"weight_map": {}});
+    for (names, file) in [(&names, files[0]), (&second, files[1])] {
+        for name in names {
+            index["weight_map"][name] = file.into();
+        }
+    }
+    change(&mut second, &mut index);
+    for (names, file) in [(&names, files[0]), (&second, files[1])] {
+        let views = names
+            .iter()
+            .map(|name| (name, tensors.tensor(name).unwrap()));
+        let bytes = safetensors::serialize(views, None).unwrap();
+        fs::write(made.path().join(file), bytes).unwrap();
+    }
+    let path = made.path().join("model.safetensors.index.json");
+    fs::write(path, index.to_string()).unwrap();
+    made
+}
+
+fn error(made: &tempfile::TempDir) -> String {
+    let loaded = load(made.path(), Dtype::F32, &Device::flex());
+    loaded.map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_tensor_in_two_files_is_refused_with_both() {
+    load(in_two(|_, _| {}).path(), Dtype::F32, &Device::flex()).unwrap();
+    let made = in_two(|second, _| second.push("lm_head.weight".to_owned()));
+    let message = error(&made);
+    for part in [
+        "`lm_head.weight`",
+        "alder.safetensors",
+        "thornby.safetensors",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+#[test]
+fn an_index_of_files_that_are_not_there_is_refused_with_their_names() {
+    for (file, expected) in [
+        ("jorun.safetensors", "not there"),
+        ("../alder.safetensors", "within the directory"),
+        ("/alder.safetensors", "within the directory"),
+    ] {
+        let made = in_two(|_, index| index["weight_map"]["model.norm.weight"] = file.into());
+        let message = error(&made);
+        assert!(
+            message.contains(file) && message.contains(expected) && message.contains("model.norm"),
+            "{message}"
+        );
+    }
+    let made = in_two(|_, index| index["weight_map"] = serde_json::json!({}));
+    assert!(error(&made).contains("names no tensor"));
+    let twice = r#"{"weight_map": {"zora": "alder.safetensors", "zora": "thornby.safetensors"}}"#;
+    fs::write(made.path().join("model.safetensors.index.json"), twice).unwrap();
+    assert!(error(&made).contains("`zora` is there twice"));
+}
+
+#[test]
+fn a_base_that_is_gone_is_not_one_without_a_tokenizer() {
+    let out = tempfile::tempdir().unwrap();
+    let gone = out.path().join("oxmere");
+    let message = Companions::read(&gone).unwrap_err().to_string();
+    assert!(message.contains("oxmere"), "{message}");
+    fs::create_dir(&gone).unwrap();
+    Companions::read(&gone).unwrap();
 }

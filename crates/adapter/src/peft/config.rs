@@ -1,11 +1,14 @@
 //! `adapter_config.json`, in and out.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value, json};
 
 use super::{PeftAdapter, TaskType, matching::strings, read::malformed};
-use crate::{AdapterConfig, AdapterError, Method};
+use crate::{
+    AdapterConfig, AdapterError, Method,
+    config::{ALPHAS, MAX_RANK},
+};
 
 /// Keys that change what the tensors mean and that only PEFT's default is
 /// supported for. A key that is absent has its default.
@@ -28,6 +31,9 @@ const DEFAULTS_ONLY: &[&str] = &[
 /// Power iterations beyond those that a `pissa_niter` adapter was made with:
 /// PEFT's start cannot be had again, and the exact one is nearest to all.
 const MORE_ITERATIONS: usize = 16;
+
+/// PEFT's own examples have 4 to 16.
+const MOST_ITERATIONS: usize = 1000;
 
 /// The configuration without its patterns, and what to say of it.
 pub(super) fn read(
@@ -72,7 +78,7 @@ pub(super) fn read(
         "pissa" => (Method::Pissa, None),
         "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
         other => match other.strip_prefix("pissa_niter_").map(str::parse::<usize>) {
-            Some(Ok(iterations)) => {
+            Some(Ok(iterations)) if iterations <= MOST_ITERATIONS => {
                 notes.push(format!(
                     "`init_lora_weights: {other}` was started from a random decomposition that \
                      nothing can repeat, PEFT neither; it is measured from one that is nearly exact"
@@ -82,14 +88,20 @@ pub(super) fn read(
             _ => return Err(unsupported(format!("`init_lora_weights: {other}`"))),
         },
     };
-    let number = |key: &str, default: f64| match json.get(key) {
+    let number = |key: &str, default: f64, allowed: RangeInclusive<f64>| match json.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(value) => value
             .as_f64()
-            .filter(|x| x.is_finite() && *x > 0.0)
-            .ok_or_else(|| refuse(format!("`{key}` is {value}, but must be a positive number"))),
+            .filter(|number| allowed.contains(number))
+            .ok_or_else(|| {
+                refuse(format!(
+                    "`{key}` is {value}, but must be a positive number from {:?} to {:?}",
+                    allowed.start(),
+                    allowed.end()
+                ))
+            }),
     };
-    let rank = number("r", 8.0)?;
+    let rank = number("r", 8.0, 1.0..=MAX_RANK as f64)?;
     if rank.fract() != 0.0 {
         return Err(refuse(format!("`r` is {rank}, but must be a whole number")));
     }
@@ -116,7 +128,7 @@ pub(super) fn read(
         method,
         iterations,
         rank: rank as usize,
-        alpha: number("lora_alpha", 8.0)?,
+        alpha: number("lora_alpha", 8.0, ALPHAS)?,
         rslora: flag("use_rslora")?,
         dora: flag("use_dora")?,
         dropout,

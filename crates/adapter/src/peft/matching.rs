@@ -3,9 +3,9 @@
 //! They are regular expressions of Python's, of which the common part is
 //! Rust's too.
 
-use std::path::Path;
+use std::{ops::RangeInclusive, path::Path};
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::read::malformed;
@@ -82,12 +82,18 @@ impl Rules {
                 ))
             })?,
         };
+        if names_of_lists.len() > MOST_PATTERNS {
+            return Err(refuse(format!(
+                "`layers_pattern` has {} names, but at most {MOST_PATTERNS} are read",
+                names_of_lists.len()
+            )));
+        }
         let mut patterns = Vec::new();
         for name in &names_of_lists {
-            patterns.push(Regex::new(&format!(r"^(?:|.*?\.)(?:{name})\.(\d+)\.")));
+            patterns.push(small(&format!(r"^(?:|.*?\.)(?:{name})\.(\d+)\.")));
         }
         if patterns.is_empty() {
-            patterns.push(Regex::new(r"^.*?\.[^.]*\.(\d+)\."));
+            patterns.push(small(r"^.*?\.[^.]*\.(\d+)\."));
         }
         let patterns = patterns
             .into_iter()
@@ -152,8 +158,21 @@ impl Names {
 
 /// Python's `re.fullmatch`.
 fn full_match(pattern: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!("^(?:{pattern})$"))
+    small(&format!("^(?:{pattern})$"))
 }
+
+/// An expression that is small when it is compiled: a few letters can stand for
+/// millions of states, and a file may have many of them.
+fn small(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern)
+        .size_limit(256 << 10)
+        .dfa_size_limit(256 << 10)
+        .build()
+}
+
+/// The most expressions that one key may have: an adapter with a rank for each
+/// layer has some hundreds.
+const MOST_PATTERNS: usize = 4096;
 
 /// The keys of `rank_pattern` or `alpha_pattern`, in the file's order.
 pub(super) struct PatternKeys(Vec<(Regex, f64)>);
@@ -162,6 +181,7 @@ impl PatternKeys {
     pub(super) fn read(
         json: &Map<String, Value>,
         key: &str,
+        allowed: &RangeInclusive<f64>,
         file: &Path,
     ) -> Result<Self, AdapterError> {
         let refuse = |reason: String| malformed(file, "adapter configuration", &reason);
@@ -172,15 +192,23 @@ impl PatternKeys {
                 return Err(refuse(format!("`{key}` is {other}, but must be an object")));
             }
         };
+        if map.len() > MOST_PATTERNS {
+            return Err(refuse(format!(
+                "`{key}` has {} entries, but at most {MOST_PATTERNS} are read",
+                map.len()
+            )));
+        }
         let entries = map.iter().map(|(pattern, value)| {
-            let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+            let number = value.as_f64().filter(|number| allowed.contains(number));
             let number = number.ok_or_else(|| {
                 refuse(format!(
-                    "`{key}.{pattern}` is {value}, but must be a positive number"
+                    "`{key}.{pattern}` is {value}, but must be a positive number from {:?} to {:?}",
+                    allowed.start(),
+                    allowed.end()
                 ))
             })?;
             // `re.match(rf"(.*\.)?({key})$", path)`.
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|error| {
+            let regex = small(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|error| {
                 refuse(format!(
                     "`{key}` has {pattern:?}, no regular expression we read: {error}"
                 ))
@@ -283,9 +311,31 @@ mod tests {
         let file = Path::new("adapter_config.json");
         let json =
             json!({"rank_pattern": {"q_proj": 6, "layers.1.self_attn.q_proj": 2, "^k_proj": 3}});
-        let keys = PatternKeys::read(json.as_object().unwrap(), "rank_pattern", file).unwrap();
+        let json = json.as_object().unwrap();
+        let keys = PatternKeys::read(json, "rank_pattern", &(1.0..=9.0), file).unwrap();
         assert_eq!(keys.of(Q1), Some(6.0), "not the longest, the first");
         assert_eq!(keys.of(Q0), Some(6.0));
         assert_eq!(keys.of("model.layers.0.self_attn.k_proj"), None);
+    }
+
+    #[test]
+    fn expressions_that_would_be_large_and_numbers_out_of_range_are_refused() {
+        let file = Path::new("adapter_config.json");
+        let read = |json: Value| {
+            let read = PatternKeys::read(
+                json.as_object().unwrap(),
+                "rank_pattern",
+                &(1.0..=9.0),
+                file,
+            );
+            read.map(|_| ()).unwrap_err().to_string()
+        };
+        let message = read(json!({"rank_pattern": {r"\w{500}": 6}}));
+        assert!(message.contains(r"\\w{500}"), "{message}");
+        let message = read(json!({"rank_pattern": {"q_proj": 1e300}}));
+        assert!(message.contains("`rank_pattern.q_proj` is 1e"), "{message}");
+        let many: Map<String, Value> = (0..5000).map(|i| (i.to_string(), json!(2))).collect();
+        let message = read(json!({"rank_pattern": many}));
+        assert!(message.contains("5000 entries"), "{message}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use olora_files::read_bounded;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value};
 
@@ -10,7 +11,15 @@ use super::{
     matching::{PatternKeys, Rules},
     write::names,
 };
-use crate::{AdapterError, LayerShape, saved::Stored, target::Kind};
+use crate::{
+    AdapterError, LayerShape, check_header,
+    config::{ALPHAS, MAX_RANK},
+    saved::Stored,
+    target::Kind,
+};
+
+/// Bytes of the largest configuration: published ones have some kilobytes.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// What a tensor of the file is to a layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,16 +88,19 @@ impl PeftAdapter {
     /// is only known in [`attach`](Self::attach).
     pub fn read(directory: &Path) -> Result<Self, AdapterError> {
         let config_file = directory.join(CONFIG_FILE);
-        let text = fs::read(&config_file).map_err(|source| io("reading", &config_file, source))?;
+        let text = read_bounded(&config_file, MOST_BYTES)
+            .map_err(|source| io("reading", &config_file, source))?;
         let json: Map<String, Value> = serde_json::from_slice(&text)
             .map_err(|error| malformed(&config_file, "adapter configuration", &error))?;
         let (config, notes) = config::read(&json, &config_file)?;
         let rules = Rules::read(&json, &config_file)?;
-        let ranks = PatternKeys::read(&json, "rank_pattern", &config_file)?;
-        let alphas = PatternKeys::read(&json, "alpha_pattern", &config_file)?;
+        let whole = 1.0..=MAX_RANK as f64;
+        let ranks = PatternKeys::read(&json, "rank_pattern", &whole, &config_file)?;
+        let alphas = PatternKeys::read(&json, "alpha_pattern", &ALPHAS, &config_file)?;
 
         let file = directory.join(TENSOR_FILE);
         let bytes = fs::read(&file).map_err(|source| io("reading", &file, source))?;
+        check_header(&bytes).map_err(|reason| malformed(&file, "safetensors file", &reason))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|error| malformed(&file, "safetensors file", &error))?;
         let base_fingerprint = header
@@ -233,8 +245,13 @@ fn stored(view: &TensorView<'_>) -> Result<Stored, String> {
         }
         other => return Err(format!("has dtype {other:?}; expected F32, F16 or BF16")),
     };
-    if values.iter().any(|value| !value.is_finite()) {
-        return Err("holds values that are not finite".to_owned());
+    let mut odd = values.iter().enumerate();
+    if let Some((first, value)) = odd.find(|(_, value)| !value.is_finite()) {
+        return Err(format!(
+            "holds values that are not finite, the first of them {value} at element {first} of {:?}. Either \
+             the file is damaged, or its training diverged",
+            view.shape()
+        ));
     }
     Ok(Stored {
         shape: view.shape().to_vec(),

@@ -46,14 +46,26 @@ impl PeftAdapter {
     ///
     /// # Errors
     ///
-    /// [`AdapterError::Io`] names the file; [`AdapterError::NotFinite`] the layer
-    /// whose values do not fit the number format.
+    /// [`AdapterError::Io`] names the file; [`AdapterError::NotFinite`] and
+    /// [`AdapterError::DoesNotFit`] the tensor whose values are no numbers, or not
+    /// in the number format.
     pub fn write(&self, directory: &Path, options: &WriteOptions) -> Result<(), AdapterError> {
         self.ensure_sound()?;
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: &[usize], values: &[f32], dtype: Dtype| {
-            let bytes =
-                encode(values, dtype).ok_or_else(|| AdapterError::NotFinite(name.clone()))?;
+            let unfit = |value: f32| {
+                if value.is_finite() {
+                    AdapterError::DoesNotFit {
+                        path: name.clone(),
+                        value,
+                        dtype: dtype.name(),
+                        limit: dtype.limit(),
+                    }
+                } else {
+                    AdapterError::NotFinite(name.clone())
+                }
+            };
+            let bytes = encode(values, dtype).map_err(unfit)?;
             tensors.push((name, shape.to_vec(), bytes, dtype));
             Ok(())
         };
@@ -116,29 +128,25 @@ pub(super) fn names(kind: Kind) -> [&'static str; 2] {
     }
 }
 
-/// Little-endian; `None` if a value becomes infinite.
-fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
-    let fits = |value: f32| value.is_finite();
-    Some(match dtype {
-        Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::F16 => {
-            if !values.iter().all(|x| fits(f16::from_f32(*x).to_f32())) {
-                return None;
-            }
-            values
-                .iter()
-                .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                .collect()
-        }
-        Dtype::Bf16 => {
-            if !values.iter().all(|x| fits(bf16::from_f32(*x).to_f32())) {
-                return None;
-            }
-            values
-                .iter()
-                .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-                .collect()
-        }
+/// Little-endian; the first value that is or becomes no number is the error.
+fn encode(values: &[f32], dtype: Dtype) -> Result<Vec<u8>, f32> {
+    let fits = |value: f32| match dtype {
+        Dtype::F32 => value.is_finite(),
+        Dtype::F16 => f16::from_f32(value).is_finite(),
+        Dtype::Bf16 => bf16::from_f32(value).is_finite(),
+    };
+    if let Some(value) = values.iter().find(|value| !fits(**value)) {
+        return Err(*value);
+    }
+    let values = values.iter();
+    Ok(match dtype {
+        Dtype::F32 => values.flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => values
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect(),
+        Dtype::Bf16 => values
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect(),
     })
 }
 

@@ -9,6 +9,10 @@ use super::token_type;
 /// What `SentencePiece` writes for a space.
 pub(crate) const SPACE: &str = "▁";
 
+/// Bytes of the longest token that is split in search of merges. `SentencePiece`
+/// itself stops at sixteen characters unless told otherwise.
+pub(crate) const LONGEST: usize = 2048;
+
 /// A token as `tokenizer.json` has it: runs of spaces with `▁`.
 pub(crate) fn spelled(token: &str) -> String {
     if !token.is_empty() && token.trim_matches(' ').is_empty() {

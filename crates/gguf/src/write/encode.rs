@@ -40,8 +40,13 @@ pub(super) fn rows(
 fn encode(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), GgufError> {
     match tensor.kind {
         TensorType::Bf16 => {
-            let halves = values.iter().map(|&value| bf16::from_f32(value));
-            bytes.extend(halves.flat_map(bf16::to_le_bytes));
+            for &value in values {
+                let half = bf16::from_f32(value);
+                if !half.is_finite() {
+                    return Err(beyond(tensor, value));
+                }
+                bytes.extend(half.to_le_bytes());
+            }
         }
         TensorType::F16 => {
             for &value in values {
@@ -54,7 +59,12 @@ fn encode(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), G
             }
         }
         // The only other one that is ever planned.
-        _ => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        _ => {
+            if let Some(&value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(beyond(tensor, value));
+            }
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
     }
     Ok(())
 }
@@ -83,8 +93,22 @@ fn in_range(tensor: &Planned, stored: f32, value: f32) -> Result<f16, GgufError>
     if half.is_finite() {
         return Ok(half);
     }
-    Err(GgufError::unwritable(
-        format!("`{}` as {}", tensor.name, tensor.kind.name()),
-        format!("it contains {value}, which the format does not hold; use bf16 or f32"),
-    ))
+    Err(beyond(tensor, value))
+}
+
+fn beyond(tensor: &Planned, value: f32) -> GgufError {
+    let what = format!("`{}` as {}", tensor.name, tensor.kind.name());
+    if !value.is_finite() {
+        let reason = format!("it holds {value}, from which nothing can be computed");
+        return GgufError::unwritable(what, reason);
+    }
+    let (largest, instead) = match tensor.kind {
+        TensorType::Bf16 => ("3.3895e38", "f32"),
+        TensorType::Q8_0 => ("8.3e6", "bf16 or f32"),
+        _ => ("65504", "bf16 or f32"),
+    };
+    GgufError::unwritable(
+        what,
+        format!("it contains {value:e}, and the format ends at {largest}; use {instead}"),
+    )
 }

@@ -121,28 +121,86 @@ fn ordered<const N: usize, T: Element>(
     output
 }
 
-/// How many of the elements are infinite or not a number.
-pub(super) fn count_not_finite(bytes: &[u8], format: Dtype) -> usize {
-    // All bits of the exponent set, which is what those values are in all three formats.
-    fn count<const N: usize>(bytes: &[u8], exponent: [u8; N]) -> usize {
-        let odd = |element: &[u8; N]| (0..N).all(|i| element[i] & exponent[i] == exponent[i]);
-        let elements = bytes.as_chunks::<N>().0;
-        elements.par_iter().filter(|element| odd(element)).count()
+/// Why elements cannot be had in a format.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Unfit {
+    /// Some are infinite or not a number: the first of them, its place and how
+    /// many there are.
+    NotFinite { value: f32, first: usize, n: usize },
+    /// All are finite, and the largest magnitude is beyond the format.
+    TooLarge { largest: f32 },
+}
+
+/// Refuses elements that are not finite, or would not be in the format `to`.
+///
+/// One pass with integers, whose order is that of the magnitudes: each weight
+/// that is read or written goes through it.
+pub(super) fn check(bytes: &[u8], from: Dtype, to: Dtype) -> Result<(), Unfit> {
+    let largest = largest(bytes, from);
+    if !largest.is_finite() {
+        return Err(not_finite(bytes, from));
     }
-    match format {
-        Dtype::F32 => count(bytes, 0x7f80_0000_u32.to_le_bytes()),
-        Dtype::Bf16 => count(bytes, 0x7f80_u16.to_le_bytes()),
-        Dtype::F16 => count(bytes, 0x7c00_u16.to_le_bytes()),
+    let fits = match to {
+        Dtype::F32 => true,
+        Dtype::Bf16 => bf16::from_f32(largest).is_finite(),
+        Dtype::F16 => f16::from_f32(largest).is_finite(),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(Unfit::TooLarge { largest })
     }
 }
 
-/// The largest finite magnitude among the elements.
-pub(super) fn largest(bytes: &[u8], format: Dtype) -> f32 {
-    elements::<f32>(bytes, format, None)
-        .into_par_iter()
-        .map(f32::abs)
-        .filter(|magnitude| magnitude.is_finite())
-        .reduce(|| 0.0, f32::max)
+/// Elements that are looked at by one thread at a time.
+const PIECE: usize = 64 * 1024;
+
+/// The largest magnitude: a NaN is larger than infinity.
+fn largest(bytes: &[u8], format: Dtype) -> f32 {
+    /// Without their signs, numbers of each format are ordered as integers are.
+    fn halves(bytes: &[u8]) -> u16 {
+        let pieces = bytes.as_chunks::<2>().0.par_chunks(PIECE);
+        let of_piece = pieces.map(|piece| {
+            let magnitudes = piece.iter().map(|&b| u16::from_le_bytes(b) & 0x7fff);
+            magnitudes.fold(0, u16::max)
+        });
+        of_piece.reduce(|| 0, u16::max)
+    }
+    match format {
+        Dtype::F32 => {
+            let pieces = bytes.as_chunks::<4>().0.par_chunks(PIECE);
+            let of_piece = pieces.map(|piece| {
+                let magnitudes = piece.iter().map(|&b| u32::from_le_bytes(b) & 0x7fff_ffff);
+                magnitudes.fold(0, u32::max)
+            });
+            f32::from_bits(of_piece.reduce(|| 0, u32::max))
+        }
+        Dtype::Bf16 => bf16::from_bits(halves(bytes)).to_f32(),
+        Dtype::F16 => f16::from_bits(halves(bytes)).to_f32(),
+    }
+}
+
+/// What is wrong with elements of which some are not finite.
+fn not_finite(bytes: &[u8], format: Dtype) -> Unfit {
+    let values = elements::<f32>(bytes, format, None);
+    let mut odd = values.iter().enumerate();
+    let mut odd = odd.by_ref().filter(|(_, value)| !value.is_finite());
+    let (first, value) = odd.next().map_or((0, f32::NAN), |(i, value)| (i, *value));
+    Unfit::NotFinite {
+        value,
+        first,
+        n: 1 + odd.count(),
+    }
+}
+
+/// The place of an element in a tensor of this shape.
+pub(super) fn place(mut element: usize, shape: &[usize]) -> Vec<usize> {
+    let mut at = vec![0; shape.len()];
+    for (at, &size) in at.iter_mut().zip(shape).rev() {
+        let size = size.max(1);
+        (*at, element) = (element % size, element / size);
+    }
+    at
 }
 
 #[cfg(test)]
@@ -182,12 +240,47 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_infinite_or_no_number_is_counted() {
-        let values = [0.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 6e4];
+    fn what_is_infinite_or_no_number_is_found_and_counted() {
+        // Beyond the end of a piece.
+        let mut values = vec![-6e4; PIECE + 9];
         for format in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            assert_eq!(count_not_finite(&bytes(&values, format), format), 3);
-            assert!((largest(&bytes(&values, format), format) - 6e4).abs() < 200.0);
+            values[PIECE + 1..][..3].fill(-6e4);
+            let sound = bytes(&values, format);
+            assert_eq!(check(&sound, format, Dtype::F32), Ok(()));
+            assert!((largest(&sound, format) - 6e4).abs() < 200.0);
+            values[PIECE + 1] = f32::NEG_INFINITY;
+            values[PIECE + 3] = f32::NAN;
+            let found = Unfit::NotFinite {
+                value: f32::NEG_INFINITY,
+                first: PIECE + 1,
+                n: 2,
+            };
+            assert_eq!(check(&bytes(&values, format), format, format), Err(found));
         }
-        assert_eq!(count_not_finite(&f32::MAX.to_le_bytes(), Dtype::F32), 0);
+        assert_eq!(check(&[], Dtype::F32, Dtype::F16), Ok(()));
+    }
+
+    #[test]
+    fn what_the_format_does_not_hold_is_told_from_what_is_not_finite() {
+        let large = bytes(&[1.0, -1.2e5], Dtype::F32);
+        for to in [Dtype::F32, Dtype::Bf16] {
+            assert_eq!(check(&large, Dtype::F32, to), Ok(()));
+        }
+        let largest = 1.2e5;
+        let unfit = check(&large, Dtype::F32, Dtype::F16);
+        assert_eq!(unfit, Err(Unfit::TooLarge { largest }));
+        // What rounds to the largest that there is fits.
+        let edge = bytes(&[65519.0], Dtype::F32);
+        assert_eq!(check(&edge, Dtype::F32, Dtype::F16), Ok(()));
+        let most = f32::MAX.to_le_bytes();
+        assert_eq!(check(&most, Dtype::F32, Dtype::F32), Ok(()));
+        assert!(check(&most, Dtype::F32, Dtype::Bf16).is_err());
+    }
+
+    #[test]
+    fn a_place_counts_rows_first() {
+        assert_eq!(place(0, &[2, 3]), [0, 0]);
+        assert_eq!(place(5, &[2, 3]), [1, 2]);
+        assert_eq!(place(7, &[9]), [7]);
     }
 }

@@ -29,7 +29,9 @@ const PREFIX: &str = "model.";
 ///
 /// # Errors
 ///
-/// [`ModelError::Mismatch`] lists every missing, unused and misshapen tensor.
+/// [`ModelError::Mismatch`] lists every missing, unused and misshapen tensor;
+/// [`ModelError::NotFiniteWeight`] and [`ModelError::DoesNotFit`] name one whose
+/// values are no numbers, or not in `dtype`.
 pub fn load(
     path: &Path,
     dtype: Dtype,

@@ -13,18 +13,17 @@
 //!   out of the memo and the depth of nesting are limited, a zip archive's
 //!   pickle may take 100 MiB, and a tensor 10 GiB. There is no unsafe code.
 //!
-//! Two things are left to this module. The reader passes over markers, so that
+//! Three things are left to this module. The reader passes over markers, so that
 //! a file which would have run something loads as if it had not: here, anything
 //! but numbers, text, containers and tensors that is left in the result is an
 //! error which names it. (A call whose result the pickle throws away leaves no
 //! trace. It does not run either.) And a compressed storage may swell beyond the
 //! file, which `torch.save` never writes: such an archive is refused before any
 //! tensor is read, and so no tensor takes more than the file, or than the model's
-//! own shape.
-//!
-//! What remains is that parsing takes memory in proportion to the pickle, which
-//! is the whole of a file in the old format: a hostile file can exhaust memory,
-//! but no more than that.
+//! own shape. Tensors may share a storage, as tied weights do, but not many of
+//! them: together they may be twice as large as the file. And parsing takes
+//! about a hundred bytes for each byte of a pickle, so that its instructions are
+//! counted before it is parsed: [`super::pickle`].
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +34,10 @@ use std::{
 
 use pytorch_reader::{DType, FileFormat, PickleValue, PytorchError, PytorchReader, Tensor};
 
-use super::Dtype;
+use super::{
+    Dtype,
+    pickle::{self, Refusal},
+};
 use crate::ModelError;
 
 const KIND: &str = "PyTorch checkpoint";
@@ -55,17 +57,11 @@ impl Pickles {
             let size = fs::metadata(path)
                 .map_err(|source| ModelError::io("opening", path, source))?
                 .len();
-            let pickle = PytorchReader::read_pickle_data(path, None)
-                .map_err(|error| unreadable(path, error))?;
-            if let Some(object) = foreign(&pickle) {
-                let reason = format!(
-                    "it holds the Python object `{object}`, but only tensors are taken from such \
-                     a file, and nothing in it is run. If you trust where it came from, convert \
-                     it with transformers: \
-                     AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
-                );
-                return Err(ModelError::malformed(path, KIND, &reason));
-            }
+            pickle::check(path).map_err(|refusal| match refusal {
+                Refusal::Io(source) => ModelError::io("reading", path, source),
+                Refusal::Malformed(reason) => ModelError::malformed(path, KIND, &reason),
+            })?;
+            refuse_foreign(path)?;
             let reader = PytorchReader::new(path).map_err(|error| unreadable(path, error))?;
             let about = reader.metadata();
             let swollen = about.total_data_size.is_some_and(|data| data as u64 > size);
@@ -73,11 +69,31 @@ impl Pickles {
                 let reason = "its tensors are compressed or overlap, which torch.save never does";
                 return Err(ModelError::malformed(path, KIND, &reason));
             }
+            let mut claimed = 0_u128;
             for (name, tensor) in reader.into_tensors() {
-                tensors.insert(name, (i, tensor));
+                claimed = claimed.saturating_add(tensor.byte_len() as u128);
+                if let Some((other, _)) = tensors.insert(name.clone(), (i, tensor)) {
+                    let other = files.get(other).map(|path| path.display());
+                    let other = other.map_or_else(String::new, |path| path.to_string());
+                    let reason = format!("`{name}` is in it and in {other} too");
+                    return Err(ModelError::malformed(path, KIND, &reason));
+                }
+            }
+            if claimed > 2 * u128::from(size) {
+                let reason = format!(
+                    "its tensors would have {claimed} bytes, but it has {size}: they are views of the same \
+                     numbers, which the weights of a model are not"
+                );
+                return Err(ModelError::malformed(path, KIND, &reason));
             }
         }
         Ok(Self { files, tensors })
+    }
+
+    /// The file that a tensor is in.
+    pub(super) fn file(&self, name: &str) -> &Path {
+        let found = self.tensors.get(name);
+        found.map_or(Path::new(""), |(file, _)| &self.files[*file])
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -127,6 +143,21 @@ fn unreadable(path: &Path, error: PytorchError) -> ModelError {
             ModelError::malformed(path, KIND, &reason)
         }
     }
+}
+
+/// Refuses a file with anything but data and tensors in it.
+fn refuse_foreign(path: &Path) -> Result<(), ModelError> {
+    let pickle =
+        PytorchReader::read_pickle_data(path, None).map_err(|error| unreadable(path, error))?;
+    let Some(object) = foreign(&pickle) else {
+        return Ok(());
+    };
+    let reason = format!(
+        "it holds the Python object `{object}`, but only tensors are taken from such a file, and \
+         nothing in it is run. If you trust where it came from, convert it with transformers: \
+         AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+    );
+    Err(ModelError::malformed(path, KIND, &reason))
 }
 
 /// The first thing in a pickle that is neither data nor a tensor, by its

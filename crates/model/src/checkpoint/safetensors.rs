@@ -8,10 +8,13 @@ use std::{
 };
 
 use memmap2::Mmap;
+use olora_adapter::check_header;
 use safetensors::SafeTensors;
 
 use super::Dtype;
 use crate::ModelError;
+
+const KIND: &str = "safetensors file";
 
 /// The memory-mapped weight files of a checkpoint.
 pub(super) struct Shards {
@@ -42,7 +45,11 @@ impl Shards {
                     shape: view.shape().to_vec(),
                     bytes: start..start + view.data().len(),
                 };
-                tensors.insert(name.to_owned(), entry);
+                if let Some(other) = tensors.insert(name.to_owned(), entry) {
+                    let (other, _): &(PathBuf, Mmap) = &files[other.file];
+                    let reason = format!("`{name}` is in it and in {} too", other.display());
+                    return Err(ModelError::malformed(&path, KIND, &reason));
+                }
             }
             files.push((path, mapped));
         }
@@ -55,6 +62,12 @@ impl Shards {
 
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The file that a tensor is in.
+    pub(super) fn file(&self, name: &str) -> &Path {
+        let entry = self.tensors.get(name);
+        entry.map_or(Path::new(""), |entry| &self.files[entry.file].0)
     }
 
     /// The tensor's bytes and their format.
@@ -119,11 +132,12 @@ fn map_file(path: &Path) -> Result<Mmap, ModelError> {
 }
 
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ModelError> {
+    check_header(bytes).map_err(|reason| ModelError::malformed(path, KIND, &reason))?;
     SafeTensors::deserialize(bytes).map_err(|error| {
         let reason = format!(
             "{error}. Is the file complete? It has {} bytes",
             bytes.len()
         );
-        ModelError::malformed(path, "safetensors file", &reason)
+        ModelError::malformed(path, KIND, &reason)
     })
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, cell::RefCell, fs, path::Path, rc::Rc};
 
 use burn::tensor::{DType, TensorData};
 use olora_adapter::{AdapterError, params};
-use olora_files::{StagedDirectory, make_readable, write_atomically};
+use olora_files::{StagedDirectory, clear_leftovers, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
 use safetensors::View;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Dtype,
-    convert::{convert, count_not_finite, largest},
+    convert::{Unfit, check, convert, place},
     source::{INDEX, SINGLE},
 };
 use crate::{Llama, ModelConfig, ModelError};
@@ -52,8 +52,7 @@ impl From<Dtype> for SaveOptions {
 
 /// Writes a checkpoint directory that transformers loads: the weights as
 /// safetensors, `config.json` as it was read with only the dtype changed, and
-/// the tokenizer and generation files of `companions`: of a directory, or what
-/// the metadata of a GGUF file make of them.
+/// the tokenizer and generation files that `companions` are.
 ///
 /// Weights are taken from their device one at a time. The directory is written
 /// under a temporary name beside `directory` and renamed when it is complete.
@@ -61,15 +60,17 @@ impl From<Dtype> for SaveOptions {
 /// # Errors
 ///
 /// [`ModelError::Exists`] if `directory` is there already and not empty,
-/// [`ModelError::Overflow`] if a weight would become infinite in the format.
+/// [`ModelError::Overflow`] if a weight would become infinite in the format,
+/// [`ModelError::NotFiniteWeight`] if it is so already.
 pub fn save(
     model: &Llama,
     config: &ModelConfig,
     options: impl Into<SaveOptions>,
-    companions: Option<&Path>,
+    companions: Option<&Companions>,
     directory: &Path,
 ) -> Result<(), ModelError> {
     let options = options.into();
+    clear_leftovers(directory);
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ModelError::Exists(directory.to_owned()));
     }
@@ -87,33 +88,68 @@ pub fn save(
     json.insert(key.to_owned(), json!(options.dtype.name()));
     write_json(&json, &path.join("config.json"))?;
     if let Some(companions) = companions {
-        copy_companions(companions, path)?;
+        companions.write(path)?;
     }
     staged
         .commit()
         .map_err(|source| ModelError::io("writing", directory, source))
 }
 
-fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
-    if is_gguf(from) {
-        let tokenizer = GgufFile::open(from)?.tokenizer()?;
-        write_json(&tokenizer.json, &to.join("tokenizer.json"))?;
-        return write_json(&tokenizer.config, &to.join("tokenizer_config.json"));
-    }
-    for name in COMPANIONS {
-        let file = from.join(name);
-        if file.exists() {
-            fs::copy(&file, to.join(name))
-                .map_err(|source| ModelError::io("copying", &file, source))?;
+/// The tokenizer and generation files of a checkpoint, in memory: what a result
+/// takes along from its base, which may be gone when the result is written.
+#[derive(Clone, Debug, Default)]
+pub struct Companions(Vec<(&'static str, Vec<u8>)>);
+
+impl Companions {
+    /// Those of a directory, or what the metadata of a GGUF file make of them.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing at the path, or a file that is there cannot be read.
+    pub fn read(from: &Path) -> Result<Self, ModelError> {
+        if is_gguf(from) {
+            let tokenizer = GgufFile::open(from)?.tokenizer()?;
+            return Ok(Self(vec![
+                ("tokenizer.json", pretty(&tokenizer.json, from)?),
+                ("tokenizer_config.json", pretty(&tokenizer.config, from)?),
+            ]));
         }
+        // A directory without any of them is one thing, a directory that is gone another.
+        fs::metadata(from).map_err(|source| ModelError::io("reading", from, source))?;
+        let mut files = Vec::new();
+        for &name in COMPANIONS {
+            let file = from.join(name);
+            if file.exists() {
+                let bytes =
+                    fs::read(&file).map_err(|source| ModelError::io("reading", &file, source))?;
+                files.push((name, bytes));
+            }
+        }
+        Ok(Self(files))
     }
-    Ok(())
+
+    /// Writes them into a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Io`] names the file.
+    pub fn write(&self, to: &Path) -> Result<(), ModelError> {
+        for (name, bytes) in &self.0 {
+            let file = to.join(name);
+            fs::write(&file, bytes).map_err(|source| ModelError::io("writing", &file, source))?;
+        }
+        Ok(())
+    }
+}
+
+fn pretty(json: &impl Serialize, path: &Path) -> Result<Vec<u8>, ModelError> {
+    serde_json::to_vec_pretty(json)
+        .map_err(|error| ModelError::malformed(path, "JSON file", &error))
 }
 
 fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
-    let text = serde_json::to_string_pretty(json)
-        .map_err(|error| ModelError::malformed(path, "JSON file", &error))?;
-    write_atomically(path, |file| file.write_all(text.as_bytes()))
+    let text = pretty(json, path)?;
+    write_atomically(path, |file| file.write_all(&text))
         .map_err(|source| ModelError::io("writing", path, source))
 }
 
@@ -233,17 +269,43 @@ impl Weight {
             _ => (data.convert_dtype(DType::F32), Dtype::F32),
         };
         let bytes = data.as_bytes();
-        let converted = convert(bytes, held, self.dtype, &self.shape, self.transposed);
-        let became = count_not_finite(converted.as_bytes(), self.dtype);
-        if held != self.dtype && became > count_not_finite(bytes, held) {
-            return Err(ModelError::Overflow {
-                tensor: self.name.clone(),
-                largest: largest(bytes, held),
+        check(bytes, held, self.dtype).map_err(|unfit| self.unwritable(unfit))?;
+        Ok(convert(
+            bytes,
+            held,
+            self.dtype,
+            &self.shape,
+            self.transposed,
+        ))
+    }
+
+    fn unwritable(&self, unfit: Unfit) -> ModelError {
+        let tensor = self.name.clone();
+        match unfit {
+            Unfit::NotFinite { value, first, n } => {
+                let mut held = self.shape.clone();
+                if self.transposed {
+                    held.reverse();
+                }
+                let mut at = place(first, &held);
+                if self.transposed {
+                    at.reverse();
+                }
+                ModelError::NotFiniteWeight {
+                    tensor,
+                    path: None,
+                    value,
+                    at,
+                    n,
+                }
+            }
+            Unfit::TooLarge { largest } => ModelError::Overflow {
+                tensor,
+                largest,
                 dtype: self.dtype.name(),
                 limit: self.dtype.limit(),
-            });
+            },
         }
-        Ok(converted)
     }
 
     /// For a weight that is to be written as f32.

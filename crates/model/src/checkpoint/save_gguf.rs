@@ -2,6 +2,7 @@
 
 use std::{fs, io::ErrorKind, path::Path};
 
+use olora_files::clear_leftovers;
 use olora_gguf::{GgufFile, GgufType, TensorSpec, TokenizerFiles, is_gguf, write_model};
 
 use super::{Dtype, save::weights};
@@ -16,6 +17,7 @@ use crate::{Llama, ModelConfig, ModelError};
 /// # Errors
 ///
 /// [`ModelError::Exists`] if there is something at `path` already,
+/// [`ModelError::NotFiniteWeight`] if a weight is NaN or infinite,
 /// [`ModelError::Gguf`] if the model, a weight or the tokenizer has no form in
 /// such a file.
 pub fn save_gguf(
@@ -25,6 +27,7 @@ pub fn save_gguf(
     companions: &Path,
     path: &Path,
 ) -> Result<(), ModelError> {
+    clear_leftovers(path);
     if path.exists() {
         return Err(ModelError::Exists(path.to_owned()));
     }

@@ -2,15 +2,21 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Component, Path, PathBuf},
 };
 
 use burn::tensor::TensorData;
+use olora_adapter::UniqueMap;
+use olora_files::read_bounded;
 use olora_gguf::{GgufFile, is_gguf};
-use serde_json::Value;
+use serde::Deserialize;
 
-use super::{Dtype, convert::convert, pytorch::Pickles, safetensors::Shards};
+use super::{
+    Dtype,
+    convert::{Unfit, check, convert, place},
+    pytorch::Pickles,
+    safetensors::Shards,
+};
 use crate::ModelError;
 
 /// One file or several with an index, in the order in which transformers
@@ -72,19 +78,62 @@ impl Source {
         match self {
             Self::Safetensors(shards) => {
                 let (bytes, stored) = shards.read(name)?;
+                self.refuse_unfit(name, bytes, stored, dtype)?;
                 let data = convert(bytes, stored, dtype, shape, transposed);
                 shards.release(name);
                 Ok(data)
             }
             Self::Pytorch(pickles) => {
                 let (bytes, stored) = pickles.read(name)?;
+                self.refuse_unfit(name, &bytes, stored, dtype)?;
                 Ok(convert(&bytes, stored, dtype, shape, transposed))
             }
             Self::Gguf(file) => {
                 let values = file.read(name)?;
                 let bytes = bytemuck::cast_slice(&values);
+                self.refuse_unfit(name, bytes, Dtype::F32, dtype)?;
                 Ok(convert(bytes, Dtype::F32, dtype, shape, transposed))
             }
+        }
+    }
+
+    /// Refuses a tensor with values that are not finite, or would not be in
+    /// `dtype`.
+    fn refuse_unfit(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        stored: Dtype,
+        dtype: Dtype,
+    ) -> Result<(), ModelError> {
+        check(bytes, stored, dtype).map_err(|unfit| {
+            let tensor = name.to_owned();
+            let path = self.file(name).to_owned();
+            match unfit {
+                Unfit::NotFinite { value, first, n } => ModelError::NotFiniteWeight {
+                    tensor,
+                    path: Some(path),
+                    value,
+                    at: place(first, self.shape(name).unwrap_or_default()),
+                    n,
+                },
+                Unfit::TooLarge { largest } => ModelError::DoesNotFit {
+                    tensor,
+                    path,
+                    largest,
+                    dtype: dtype.name(),
+                    limit: dtype.limit(),
+                },
+            }
+        })
+    }
+
+    /// The file that a tensor is in.
+    fn file(&self, name: &str) -> &Path {
+        match self {
+            Self::Safetensors(shards) => shards.file(name),
+            Self::Pytorch(pickles) => pickles.file(name),
+            Self::Gguf(file) => file.path(),
         }
     }
 
@@ -145,26 +194,40 @@ fn files(directory: &Path, [single, index]: [&str; 2]) -> Result<Option<Vec<Path
     if !index.exists() {
         return Ok(None);
     }
-    let bytes = fs::read(&index).map_err(|source| ModelError::io("reading", &index, source))?;
+    let bytes = read_bounded(&index, MOST_INDEX)
+        .map_err(|source| ModelError::io("reading", &index, source))?;
     let malformed = |reason: &str| ModelError::malformed(&index, "index of weights", &reason);
-    let json: Value =
+    let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|error| malformed(&error.to_string()))?;
-    let map = json
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .ok_or_else(|| malformed("`weight_map` is missing"))?;
     let mut names = BTreeSet::new();
-    for (tensor, file) in map {
-        let name = file.as_str().filter(|name| is_below(name)).ok_or_else(|| {
-            malformed(&format!(
-                "`{tensor}` is said to be in {file}, which is no file name within the directory"
-            ))
-        })?;
-        names.insert(name);
+    for (tensor, name) in &weight_map.0 {
+        if !is_below(name) {
+            return Err(malformed(&format!(
+                "`{tensor}` is said to be in {name:?}, which is no file name within the directory"
+            )));
+        }
+        if names.insert(name.as_str()) && !directory.join(name).exists() {
+            return Err(malformed(&format!(
+                "`{tensor}` is said to be in {name:?}, which is not there. Copy or download it too"
+            )));
+        }
+    }
+    if names.is_empty() {
+        return Err(malformed("`weight_map` names no tensor"));
     }
     Ok(Some(
         names.into_iter().map(|name| directory.join(name)).collect(),
     ))
+}
+
+/// Bytes of the largest index; that of a model with a hundred thousand tensors
+/// has ten million.
+const MOST_INDEX: u64 = 32 << 20;
+
+/// What an index holds beside its totals.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueMap<String>,
 }
 
 /// Whether a path stays within the directory that it is relative to.

@@ -7,6 +7,12 @@ use serde_json::{Map, Value};
 
 use crate::{Activation, ModelError};
 
+/// The largest size that a model has in any direction: what is beyond does not
+/// come from a model, and products of two such still fit 64 bits.
+const LARGEST: u64 = u32::MAX as u64;
+/// Blocks of the deepest model; published ones have up to a few hundred.
+const MOST_LAYERS: usize = 10_000;
+
 /// Typed access to the file's keys, with errors that name them.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a> {
@@ -44,7 +50,13 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn expected(&self, key: &str, value: &Value, expected: &str) -> ModelError {
-        self.malformed(&format!("`{key}` is {value}, but must be {expected}"))
+        // A value may be as long as the file.
+        let mut shown = value.to_string();
+        if let Some((end, _)) = shown.char_indices().nth(100) {
+            shown.truncate(end);
+            shown.push('…');
+        }
+        self.malformed(&format!("`{key}` is {shown}, but must be {expected}"))
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<String>, ModelError> {
@@ -72,9 +84,12 @@ impl<'a> Keys<'a> {
             .map(|value| {
                 let size = value
                     .as_u64()
-                    .filter(|&size| size > 0)
+                    .filter(|size| (1..=LARGEST).contains(size))
                     .map(|size| size as usize);
-                size.ok_or_else(|| self.expected(key, value, "a positive whole number"))
+                size.ok_or_else(|| {
+                    let expected = format!("a positive whole number up to {LARGEST}");
+                    self.expected(key, value, &expected)
+                })
             })
             .transpose()
     }
@@ -88,13 +103,59 @@ impl<'a> Keys<'a> {
         Ok(self.optional_size(key)?.unwrap_or(default))
     }
 
+    /// How many blocks there are. Lists are made of that many, so that it is
+    /// bounded before anything else is known.
+    pub(crate) fn layers(&self) -> Result<usize, ModelError> {
+        let key = "num_hidden_layers";
+        let n_layers = self.size(key)?;
+        if n_layers > MOST_LAYERS {
+            let expected = format!("at most {MOST_LAYERS}");
+            return Err(self.expected(key, &n_layers.into(), &expected));
+        }
+        Ok(n_layers)
+    }
+
+    /// A whole number that may be zero.
+    pub(crate) fn index_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        self.get(key).map_or(Ok(default), |value| {
+            let index = value.as_u64().filter(|&index| index <= LARGEST);
+            let index = index.map(|index| index as usize);
+            index.ok_or_else(|| self.expected(key, value, "a whole number of 0 or more"))
+        })
+    }
+
+    /// The numbers enter computations in f32, where they must be neither zero nor
+    /// infinite.
     pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         self.get(key).map_or(Ok(default), |value| {
-            let number = value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number > 0.0);
-            number.ok_or_else(|| self.expected(key, value, "a positive number"))
+            let number = value.as_f64().filter(|number| {
+                let number = *number as f32;
+                number.is_finite() && number > 0.0
+            });
+            number.ok_or_else(|| self.expected(key, value, "a positive number of float32"))
         })
+    }
+
+    /// The tokens that a key names: one, a list or none. Each must be one of the
+    /// vocabulary, since a wrong one would be a stop that never comes.
+    pub(crate) fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>, ModelError> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let one = std::slice::from_ref(value);
+        let all = value.as_array().map_or(one, Vec::as_slice);
+        all.iter()
+            .map(|id| {
+                let known = id.as_u64().filter(|&id| id < vocab_size as u64);
+                known.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+                    let expected = format!(
+                        "a token, or a list of tokens, from 0 to {}",
+                        vocab_size.saturating_sub(1)
+                    );
+                    self.expected(key, value, &expected)
+                })
+            })
+            .collect()
     }
 
     /// The width of a head where the file does not give it.

@@ -36,7 +36,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
     let hidden_size = keys.size("hidden_size")?;
     refuse_what_is_not_computed(keys, hidden_size)?;
     let num_attention_heads = keys.size("num_attention_heads")?;
-    let num_hidden_layers = keys.size("num_hidden_layers")?;
+    let num_hidden_layers = keys.layers()?;
     let bias = keys.flag_or("enable_bias", true)?;
     let affine = keys.flag_or("layer_norm_elementwise_affine", true)?;
     Ok(ModelConfig {

@@ -36,7 +36,6 @@ pub(super) fn windows(keys: &Keys<'_>) -> Result<Vec<Option<usize>>, ModelError>
     } else {
         None
     };
-    let first = keys.get("max_window_layers");
-    let first = first.and_then(serde_json::Value::as_u64).unwrap_or(28) as usize;
+    let first = keys.index_or("max_window_layers", 28)?;
     sliding_windows(keys, window, |layer_idx| layer_idx >= first)
 }

@@ -67,7 +67,7 @@ pub(super) fn rotary(
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         intermediate_size: keys.size("intermediate_size")?,
-        num_hidden_layers: keys.size("num_hidden_layers")?,
+        num_hidden_layers: keys.layers()?,
         num_attention_heads,
         num_key_value_heads,
         head_dim,
@@ -179,7 +179,7 @@ pub(super) fn sliding_windows(
     window: Option<usize>,
     by_rule: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<usize>>, ModelError> {
-    let n_layers = keys.size("num_hidden_layers")?;
+    let n_layers = keys.layers()?;
     let Some(Value::Array(types)) = keys.get("layer_types") else {
         return Ok((0..n_layers)
             .map(|layer_idx| window.filter(|_| by_rule(layer_idx)))
