@@ -237,7 +237,7 @@ mod tests {
         let place = Place::Cache(cache.begin()?, cache.directory.clone());
         let mut writer = Writer::new(place, key.unwrap_or(&[0; 32]))?;
         for sample in samples() {
-            writer.push(&sample)?;
+            writer.push(&sample, false)?;
         }
         let report = serde_json::to_vec(&report())?;
         let Written::Cache(file, layout) = writer.finish(&report)? else {
@@ -297,7 +297,7 @@ mod tests {
         let cache = cache(dir.path());
         let place = Place::Cache(cache.begin().unwrap(), dir.path().to_owned());
         let mut writer = Writer::new(place, &KEY).unwrap();
-        writer.push(&samples()[0]).unwrap();
+        writer.push(&samples()[0], false).unwrap();
         assert_eq!(names(dir.path()).len(), 1);
         drop(writer);
         assert!(names(dir.path()).is_empty());

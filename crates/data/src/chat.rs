@@ -1,14 +1,18 @@
 //! Conversations, rendered by a checkpoint's own chat template.
 
+mod bounds;
 mod json;
+mod operations;
+mod source;
 mod values;
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, thread};
 
 use minijinja::{Environment, Error, ErrorKind, Value};
-use minijinja_contrib::pycompat;
 
-use crate::{Conversation, DataError, clock, message::Message};
+use crate::{Conversation, DataError, clock, message::Message, panics::caught};
+use source::Source;
+use values::Measure;
 
 /// A Jinja template with what Hugging Face's `apply_chat_template` gives it.
 #[derive(Clone, Debug)]
@@ -16,11 +20,12 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Whether the template marks the assistant's words itself.
     has_generation_tags: bool,
-    /// Whether it goes through the turns from the last.
-    turns_around: bool,
+    /// The file that it is from.
+    origin: Option<String>,
 }
 
-/// What thoughts are under: a template is given them under each of these.
+/// What thoughts are under. As in transformers, a template is given them under the
+/// first two.
 const THOUGHT_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 const NAME: &str = "chat_template";
@@ -58,10 +63,12 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-        values::as_in_jinja2(&mut environment);
+        operations::as_in_jinja2(&mut environment);
         environment.add_filter("tojson", json::tojson);
-        environment.add_filter(GENERATION, |words: String| format!("{BEGIN}{words}{END}"));
+        environment.add_filter(GENERATION, |words: String| {
+            bounds::make(words.len() as u64)?;
+            Ok::<_, Error>(format!("{BEGIN}{words}{END}"))
+        });
         environment.add_function(
             "raise_exception",
             |message: String| -> Result<Value, Error> {
@@ -69,30 +76,39 @@ impl ChatTemplate {
             },
         );
         environment.add_function("strftime_now", |format: &str| {
+            bounds::make(64 * format.len() as u64)?;
             clock::strftime_now(format).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
         });
         for (name, token) in specials {
             environment.add_global(name.clone(), token.clone());
         }
-        // Jinja2 reads all line ends as one.
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let plain = with_generation(&source, "with", "endwith");
-        let has_generation_tags = plain != source;
-        if has_generation_tags {
-            let begin = format!("with %}}{{% filter {GENERATION}");
-            let marked = with_generation(&source, &begin, "endfilter %}{% endwith");
+        let source = source.to_owned();
+        on_own_stack(move || {
+            let Source { plain, marked } =
+                source::rewritten(&source, GENERATION).map_err(DataError::ChatTemplate)?;
+            let has_generation_tags = marked.is_some();
+            if let Some(marked) = marked {
+                environment
+                    .add_template_owned(MARKED, marked)
+                    .map_err(|error| failed(&error))?;
+            }
             environment
-                .add_template_owned(MARKED, marked)
-                .map_err(failed)?;
-        }
-        environment
-            .add_template_owned(NAME, plain)
-            .map_err(failed)?;
-        Ok(Self {
-            environment,
-            has_generation_tags,
-            turns_around: source.contains("::-1"),
+                .add_template_owned(NAME, plain)
+                .map_err(|error| failed(&error))?;
+            Ok(Self {
+                environment,
+                has_generation_tags,
+                origin: None,
+            })
         })
+    }
+
+    /// Names the file that the template is from, for errors of what it does beyond
+    /// all bounds.
+    #[must_use]
+    pub fn of_file(mut self, file: impl Into<String>) -> Self {
+        self.origin = Some(file.into());
+        self
     }
 
     /// A conversation as text. With `add_generation_prompt` it ends where the
@@ -108,11 +124,42 @@ impl ChatTemplate {
     ) -> Result<String, DataError> {
         let turns = self.turns(conversation);
         let n = conversation.messages.len();
-        // Of nothing there is nothing to turn around, which minijinja fails on.
-        if n == 0 && self.turns_around {
-            return Err(DataError::ChatTemplate("there are no turns".to_owned()));
-        }
         Ok(turns.render(n, add_generation_prompt)?.text)
+    }
+
+    /// A conversation as the template can render it, and what was done for that.
+    ///
+    /// Some templates want the arguments of a call as text, or a content where
+    /// there is none. If the template fails on a conversation, it is tried with
+    /// these; if it fails on all, the conversation stays as it is.
+    pub(crate) fn adapted<'a>(
+        &self,
+        conversation: &'a Conversation,
+    ) -> (Cow<'a, Conversation>, Vec<Adaptation>) {
+        let as_it_is = (Cow::Borrowed(conversation), Vec::new());
+        let wanted: Vec<_> = [Adaptation::ArgumentsAsText, Adaptation::EmptyContent]
+            .into_iter()
+            .filter(|adaptation| conversation.messages.iter().any(|m| adaptation.is_for(m)))
+            .collect();
+        if wanted.is_empty() || self.render(conversation, false).is_ok() {
+            return as_it_is;
+        }
+        let mut tries: Vec<_> = wanted.iter().map(|one| vec![*one]).collect();
+        if wanted.len() > 1 {
+            tries.push(wanted);
+        }
+        for adaptations in tries {
+            let mut adapted = conversation.clone();
+            for message in &mut adapted.messages {
+                for adaptation in &adaptations {
+                    adaptation.apply(message);
+                }
+            }
+            if self.render(&adapted, false).is_ok() {
+                return (Cow::Owned(adapted), adaptations);
+            }
+        }
+        as_it_is
     }
 
     /// Prepares a conversation for rendering.
@@ -134,6 +181,100 @@ impl ChatTemplate {
             variables,
         }
     }
+}
+
+impl ChatTemplate {
+    /// Within the bounds of a rendering, and without a panic.
+    fn render_bounded(
+        &self,
+        name: &str,
+        context: &BTreeMap<String, Value>,
+        size: u64,
+    ) -> Result<String, DataError> {
+        bounds::begin(size);
+        let render = || {
+            let template = self.environment.get_template(name)?;
+            template.render(context)
+        };
+        let rendered = caught(render).map_err(|said| panicked(&said))?;
+        rendered.map_err(|error| {
+            let reached = bounds::reached().map(bounds::Bound::words);
+            let reached = reached.or_else(|| match error.kind() {
+                ErrorKind::OutOfFuel => Some(format!("it takes more than {} steps", bounds::FUEL)),
+                _ if error.to_string().contains("recursion limit exceeded") => {
+                    Some("its macros or loops call each other too deep".to_owned())
+                }
+                _ => None,
+            });
+            match reached {
+                Some(bound) => DataError::TemplateBound {
+                    template: self.origin.clone(),
+                    bound,
+                },
+                None => failed(&error),
+            }
+        })
+    }
+}
+
+/// What a conversation needs for some templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adaptation {
+    /// The arguments of its calls are JSON as text.
+    ArgumentsAsText,
+    /// A turn that says nothing has an empty content.
+    EmptyContent,
+}
+
+impl Adaptation {
+    /// For the report of what was read.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ArgumentsAsText => "arguments of calls given as JSON text",
+            Self::EmptyContent => "turns without content given an empty one",
+        }
+    }
+
+    fn is_for(self, message: &Message) -> bool {
+        match self {
+            Self::ArgumentsAsText => arguments(&message.0).any(|all| !all.is_string()),
+            Self::EmptyContent => message
+                .get("content")
+                .is_none_or(serde_json::Value::is_null),
+        }
+    }
+
+    fn apply(self, message: &mut Message) {
+        if !self.is_for(message) {
+            return;
+        }
+        match self {
+            Self::EmptyContent => message.set_content(String::new()),
+            Self::ArgumentsAsText => {
+                let calls = message.0.get_mut("tool_calls");
+                let calls = calls.and_then(serde_json::Value::as_array_mut);
+                for call in calls.into_iter().flatten() {
+                    let all = call
+                        .get_mut("function")
+                        .and_then(|of| of.get_mut("arguments"));
+                    if let Some(all) = all.filter(|all| !all.is_string()) {
+                        *all = json::python_text(all).into();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The arguments of a turn's calls.
+fn arguments(
+    fields: &serde_json::Map<String, serde_json::Value>,
+) -> impl Iterator<Item = &serde_json::Value> {
+    let calls = fields
+        .get("tool_calls")
+        .and_then(serde_json::Value::as_array);
+    let calls = calls.into_iter().flatten();
+    calls.filter_map(|call| call.get("function")?.get("arguments"))
 }
 
 impl Turns<'_> {
@@ -177,13 +318,8 @@ impl Turns<'_> {
             "add_generation_prompt".to_owned(),
             Value::from(add_generation_prompt),
         );
-        let environment = &self.template.environment;
-        let render = |name: &str| {
-            environment
-                .get_template(name)
-                .and_then(|template| template.render(&context))
-                .map_err(failed)
-        };
+        let size = context.values().map(|value| Measure::of(value).size).sum();
+        let render = |name: &str| self.template.render_bounded(name, &context, size);
         let text = render(NAME)?;
         if self.template.has_generation_tags {
             let marked = unmarked(&render(MARKED)?);
@@ -200,7 +336,7 @@ impl Turns<'_> {
 }
 
 /// A turn as transformers gives it to a template: without keys that are null,
-/// and with a thought under each name that templates look under.
+/// and with a thought under both names that most templates look under.
 fn turn(message: &Message) -> Value {
     let mut fields = message.0.clone();
     fields.retain(|_, value| !value.is_null());
@@ -209,9 +345,9 @@ fn turn(message: &Message) -> Value {
         .find_map(|key| fields.get(key))
         .cloned();
     if let Some(thought) = thought {
-        for key in THOUGHT_KEYS {
-            fields.entry(key).or_insert_with(|| thought.clone());
-        }
+        let [first, second, _] = THOUGHT_KEYS;
+        fields.entry(second).or_insert_with(|| thought.clone());
+        fields.insert(first.to_owned(), thought);
     }
     values::value(&serde_json::Value::Object(fields))
 }
@@ -234,34 +370,45 @@ fn unmarked(marked: &str) -> Rendered {
     rendered
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn failed(error: Error) -> DataError {
-    DataError::ChatTemplate(error.to_string())
+fn failed(error: &Error) -> DataError {
+    let error = error.to_string();
+    // A template may say what it likes.
+    let short: String = error.chars().take(2000).collect();
+    DataError::ChatTemplate(short)
 }
 
 const GENERATION: &str = "olora_generation";
 
-/// Puts other tags in the place of `generation` and `endgeneration`, with which
-/// some templates mark the assistant's words for transformers. What is set
-/// between them does not leave them.
-fn with_generation(source: &str, begin: &str, end_tag: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(end) = rest
-        .find("{%")
-        .and_then(|start| Some(start + rest[start..].find("%}")? + 2))
-    {
-        let start = rest.find("{%").unwrap_or_default();
-        let tag = &rest[start..end];
-        out.push_str(&rest[..start]);
-        match tag.trim_matches(['{', '%', '}', '-', '+', ' ', '\n']) {
-            "generation" => out.push_str(&tag.replace("generation", begin)),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", end_tag)),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
+/// Stack for reading and compiling a template, whose depth is bounded.
+const STACK: usize = 32 << 20;
+
+/// Runs what calls itself as deep as a template is nested, on a stack that is
+/// known to be enough, and makes an error of a panic.
+fn on_own_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, DataError> + Send,
+) -> Result<T, DataError> {
+    let result = thread::scope(|scope| {
+        let thread = thread::Builder::new().name("chat template".to_owned());
+        let thread = thread
+            .stack_size(STACK)
+            .spawn_scoped(scope, || caught(work));
+        thread.map(thread::ScopedJoinHandle::join)
+    });
+    match result {
+        Ok(Ok(Ok(result))) => result,
+        Ok(Ok(Err(said))) => Err(panicked(&said)),
+        Ok(Err(_)) => Err(panicked("nothing")),
+        Err(error) => Err(DataError::ChatTemplate(format!(
+            "no thread to read it on: {error}"
+        ))),
     }
-    out + rest
+}
+
+fn panicked(said: &str) -> DataError {
+    let said: String = said.chars().take(2000).collect();
+    DataError::ChatTemplate(format!(
+        "the template engine failed on it, which it should not: {said}"
+    ))
 }
 
 #[cfg(test)]

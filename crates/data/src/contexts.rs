@@ -13,6 +13,10 @@ use crate::{
     chat::{Rendered, Turns},
 };
 
+/// Turns that are rendered for one conversation, each time that each is: a
+/// conversation of some 1,400 turns, and some ten seconds.
+const MAX_TURNS_RENDERED: usize = 1_000_000;
+
 /// A text, and the parts of it that are trained, each with its weight.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Marked {
@@ -40,6 +44,15 @@ impl Contexts {
         turns: &Turns<'_>,
     ) -> Result<Self, DataError> {
         let mut contexts = Self::default();
+        // With what the model answers, and up to where it does.
+        let n_rendered: usize = conversation.trained_turns().map(|turn| 2 * turn + 1).sum();
+        if n_rendered > MAX_TURNS_RENDERED {
+            return Err(DataError::ChatTemplate(format!(
+                "a conversation of {} turns is too long: each answer is put into the context that the model \
+                 had for it, with all turns before it. Cut it into conversations of at most a thousand turns",
+                conversation.messages.len()
+            )));
+        }
         // From the last: what was rendered for a later turn serves those before it
         // that it leaves as they were.
         for turn in conversation.trained_turns().rev() {
@@ -242,7 +255,8 @@ pub(crate) fn refused(
         "it has no place for a system turn and wants the user to speak first: data.system = \"merge\" and \
          data.first_turn = \"drop\""
     } else if (1..n).any(|turn| role(turn) == role(turn - 1)) {
-        "user and assistant may have to speak in turn: here two turns of one role follow each other"
+        "user and assistant may have to speak in turn: here two turns of one role follow each \
+         other: join them into one, or leave such records out"
     } else {
         return error;
     };
@@ -302,6 +316,18 @@ mod tests {
             samples(PLAIN, &chat(&turns)),
             ["[user]é</s>\n[assistant]⟦b</s>⟧\n[user]b</s>\n[assistant]⟦d\n</s>⟧\n"]
         );
+    }
+
+    #[test]
+    fn a_conversation_that_would_take_minutes_is_refused_at_once() {
+        let turns = |n: usize| [("user", "a"), ("assistant", "b")].repeat(n);
+        let template = ChatTemplate::new(PLAIN, &BTreeMap::new()).unwrap();
+        let contexts = |conversation: Conversation| {
+            Contexts::of(&template, &conversation, &template.turns(&conversation))
+        };
+        assert!(contexts(chat(&turns(60))).is_ok());
+        let error = contexts(chat(&turns(1000))).unwrap_err().to_string();
+        assert!(error.contains("2000 turns"), "{error}");
     }
 
     #[test]

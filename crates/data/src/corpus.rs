@@ -89,6 +89,15 @@ impl Part {
         }
     }
 
+    /// Whether a sample and the one before it are of one record.
+    fn continues(&self, i: usize) -> bool {
+        if i == 0 || matches!(self.cut, Cut::Blocks { .. }) {
+            return false;
+        }
+        let mut since = self.number(i - 1) + 1..=self.number(i);
+        since.all(|k| self.store.continues(k))
+    }
+
     fn trains_all(&self) -> bool {
         self.train_on_prompt || matches!(self.cut, Cut::Blocks { .. })
     }
@@ -253,6 +262,17 @@ impl Corpus {
         part.n_trained(i)
     }
 
+    /// Whether sample `i` is of the same record as the sample before it, as where
+    /// a conversation became several samples.
+    ///
+    /// # Panics
+    ///
+    /// Like [`sample`](Self::sample).
+    pub fn continues(&self, i: usize) -> bool {
+        let (part, i) = self.locate(i);
+        part.continues(i)
+    }
+
     /// Every sample, each put together when it is asked for.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Sample> + '_ {
         (0..self.len()).map(|i| self.sample(i))
@@ -292,7 +312,7 @@ impl From<&[Sample]> for Corpus {
         let write = || {
             let mut writer = Writer::new(Place::Memory, &[0; 32])?;
             for sample in samples {
-                writer.push(sample)?;
+                writer.push(sample, false)?;
             }
             writer.finish(&[])
         };

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
+    chat::Adaptation,
     error::{OmittedPart, UnusedKey},
-    format::{Example, Parsed, ignored, renamed},
-    omitted::Omission,
+    format::{Example, Parsed, check_answers, has_key, ignored, in_small_letters, renamed},
+    tokenizer::Markup,
 };
 
 /// Reasons that are kept of the records that are left out.
@@ -20,6 +21,7 @@ const REASONS: usize = 10;
 pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     options: &'a DataOptions,
+    markup: Markup,
     /// What was asked for, or what the first record's keys say.
     format: Option<Format>,
     report: ReadReport,
@@ -28,6 +30,8 @@ pub(crate) struct Encoder<'a> {
     /// Whether a key was found that nothing uses: nothing is encoded any more,
     /// only counted.
     is_refused: bool,
+    /// Keys that the user names and no record had so far.
+    absent: Vec<String>,
 }
 
 /// What became of a source's records, before any limit. It is kept with the
@@ -61,8 +65,20 @@ pub struct ReadReport {
     pub n_other_beginnings: usize,
     /// Records with a weight or a flag that says what to train.
     pub n_weighted: usize,
+    /// What records were given that the template fails without.
+    #[serde(default)]
+    pub adapted: Vec<AdaptationReport>,
     /// What the template left out.
     pub omitted: Vec<OmissionReport>,
+    /// Answers that are true or false, as JSON writes them.
+    pub n_booleans: usize,
+    /// Turns whose end was written out, and is not doubled.
+    pub n_ended: usize,
+    /// Words with which the template tells turns apart, in turns.
+    pub markup: Vec<OmissionReport>,
+    /// Keys that `data.columns` or `data.ignore` names and no record has.
+    #[serde(default)]
+    pub absent: Vec<String>,
 }
 
 impl ReadReport {
@@ -82,7 +98,12 @@ impl ReadReport {
             n_rendered: 0,
             n_other_beginnings: 0,
             n_weighted: 0,
+            adapted: Vec::new(),
             omitted: Vec::new(),
+            n_booleans: 0,
+            n_ended: 0,
+            markup: Vec::new(),
+            absent: Vec::new(),
         }
     }
 }
@@ -101,7 +122,18 @@ pub struct KeyReport {
     pub first: String,
 }
 
-/// What the template left out of some records.
+/// What some records were given because the template fails without it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdaptationReport {
+    /// Such as `arguments of calls given as JSON text`.
+    pub what: String,
+    /// In how many records.
+    pub n_records: usize,
+    /// The first of them.
+    pub first: String,
+}
+
+/// What the template left out of some records, or is in some that it would write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OmissionReport {
     /// Such as `the system turn`.
@@ -122,8 +154,13 @@ struct Encoded {
     skipped: Option<String>,
     is_rendered: bool,
     is_weighted: bool,
+    is_boolean: bool,
     n_other_beginnings: usize,
-    omitted: Vec<Omission>,
+    n_ended: usize,
+    /// What, and how it begins.
+    omitted: Vec<(String, String)>,
+    markup: Vec<(String, String)>,
+    adaptations: Vec<Adaptation>,
 }
 
 impl<'a> Encoder<'a> {
@@ -131,25 +168,36 @@ impl<'a> Encoder<'a> {
         Self {
             tokenizer,
             options,
+            markup: tokenizer.markup(),
             format: options.format,
             // Of no records, which are refused elsewhere, any will do.
             report: ReadReport::new(Format::Text),
             path: None,
             is_refused: false,
+            absent: named(options),
         }
     }
 
     /// On all threads of rayon's pool, in order. A record may become no sample,
-    /// one or several.
+    /// one or several, of which all but the first continue it.
     ///
     /// # Errors
     ///
     /// When a record cannot be used: of several, the first is named.
-    pub fn encode(&mut self, records: Vec<Record>) -> Result<Vec<Sample>, DataError> {
+    pub fn encode(&mut self, records: Vec<Record>) -> Result<Vec<(Sample, bool)>, DataError> {
+        if let Some(first) = records.first().filter(|_| self.report.n_records == 0) {
+            let fields = records.iter().map(|record| &record.fields);
+            check_answers(fields, &self.options.columns).map_err(|error| error.at(&first.at))?;
+        }
+        self.absent.retain(|key| {
+            let has = |record: &Record| has_key(&record.fields, key);
+            !records.iter().any(has)
+        });
         let prepare = |Record { at, mut fields }: Record| {
             let ignored = ignored(&mut fields, &self.options.ignore);
             let fields = renamed(fields, &self.options.columns);
             let fields = fields.map_err(|error| error.at(&at))?;
+            let fields = in_small_letters(fields);
             Ok::<_, DataError>((Record { at, fields }, ignored))
         };
         let records: Vec<_> = records.into_par_iter().map(prepare).collect();
@@ -159,7 +207,7 @@ impl<'a> Encoder<'a> {
         };
         let format = match self.format {
             Some(format) => format,
-            None => Format::detect(&first.fields).map_err(|error| error.at(&first.at))?,
+            None => detect(&records).map_err(|error| error.at(&first.at))?,
         };
         self.format = Some(format);
         self.report.format = format;
@@ -177,7 +225,8 @@ impl<'a> Encoder<'a> {
         let encoded: Vec<_> = records.par_iter().map(encode).collect();
         let mut samples = Vec::with_capacity(records.len());
         for ((record, _), encoded) in records.iter().zip(encoded) {
-            samples.extend(self.count(&record.at, encoded?));
+            let of_record = self.count(&record.at, encoded?).into_iter().enumerate();
+            samples.extend(of_record.map(|(i, sample)| (sample, i > 0)));
         }
         Ok(samples)
     }
@@ -190,8 +239,10 @@ impl<'a> Encoder<'a> {
             keys,
             rendered,
             nothing,
+            is_boolean,
         } = format.parse(&record.fields, chat, self.options)?;
         (encoded.keys, encoded.is_rendered) = (keys, rendered.is_some());
+        encoded.is_boolean = is_boolean;
         let is_unknown = |(_, use_): &(String, KeyUse)| *use_ == KeyUse::Unknown;
         if only_keys || encoded.keys.iter().any(is_unknown) {
             return Ok(encoded);
@@ -201,7 +252,8 @@ impl<'a> Encoder<'a> {
             return Ok(encoded);
         }
         // Another model's markup would be letters here.
-        if let Some(markup) = rendered.filter(|markup| markup.starts_with('<'))
+        let is_text = matches!(example, Example::Text(_));
+        if let Some(markup) = rendered.filter(|markup| markup.starts_with('<') && !is_text)
             && !self.tokenizer.has_token(markup)
         {
             return Err(DataError::OthersMarkup(markup));
@@ -234,12 +286,18 @@ impl<'a> Encoder<'a> {
                 let sample = tokenizer.pair_sample(&prompt, &completion, weight, is_rendered)?;
                 encoded.samples.push(sample);
             }
-            Example::Chat(conversation) => {
+            Example::Chat(mut conversation) => {
+                if !self.options.allow_markup {
+                    encoded.n_ended = self.markup.take_ends(&mut conversation);
+                }
+                encoded.markup = self.markup.found(&conversation);
                 encoded.is_weighted = is_weighted(&conversation);
                 why_nothing(&conversation)?;
                 let samples = tokenizer.chat_samples(&conversation)?;
                 encoded.n_other_beginnings = samples.n_other_beginnings;
-                encoded.omitted = samples.omitted;
+                let omitted = samples.omitted.into_iter();
+                encoded.omitted = omitted.map(|part| (part.what, part.text)).collect();
+                encoded.adaptations = samples.adaptations;
                 encoded.samples = samples.samples;
             }
         }
@@ -281,23 +339,18 @@ impl<'a> Encoder<'a> {
         report.n_rendered += usize::from(encoded.is_rendered);
         report.n_weighted += usize::from(encoded.is_weighted);
         report.n_other_beginnings += encoded.n_other_beginnings;
-        let mut seen: Vec<String> = Vec::new();
-        for omission in encoded.omitted {
-            if seen.contains(&omission.what) {
-                continue;
-            }
-            seen.push(omission.what.clone());
-            let known = report
-                .omitted
-                .iter_mut()
-                .find(|known| known.what == omission.what);
-            match known {
+        report.n_booleans += usize::from(encoded.is_boolean);
+        report.n_ended += encoded.n_ended;
+        tally(&mut report.omitted, encoded.omitted, &place);
+        tally(&mut report.markup, encoded.markup, &place);
+        for what in encoded.adaptations.iter().map(|one| one.words()) {
+            let known = report.adapted.iter_mut();
+            match known.into_iter().find(|known| known.what == what) {
                 Some(known) => known.n_records += 1,
-                None => report.omitted.push(OmissionReport {
-                    what: omission.what,
+                None => report.adapted.push(AdaptationReport {
+                    what: what.to_owned(),
                     n_records: 1,
                     first: place.clone(),
-                    text: omission.text,
                 }),
             }
         }
@@ -321,7 +374,8 @@ impl<'a> Encoder<'a> {
     /// nothing uses, parts that the template leaves out, too many records with
     /// nothing to train.
     pub fn finish(self) -> Result<ReadReport, DataError> {
-        let (report, options) = (self.report, self.options);
+        let (mut report, options) = (self.report, self.options);
+        report.absent = self.absent;
         let path = self.path.unwrap_or_default();
         let unused = report.keys.iter();
         let keys: Vec<_> = unused
@@ -336,15 +390,12 @@ impl<'a> Encoder<'a> {
             return Err(DataError::UnusedKeys { path, keys });
         }
         if !report.omitted.is_empty() && !options.allow_omissions {
-            let parts = report.omitted.into_iter();
-            let parts = parts.map(|part| OmittedPart {
-                what: part.what,
-                n_records: part.n_records,
-                first: part.first,
-                text: part.text,
-            });
-            let parts = parts.collect();
+            let parts = parts(report.omitted);
             return Err(DataError::Omitted { path, parts });
+        }
+        if !report.markup.is_empty() && !options.allow_markup {
+            let parts = parts(report.markup);
+            return Err(DataError::Markup { path, parts });
         }
         let share = report.n_skipped as f64 / report.n_records.max(1) as f64;
         if share > options.max_skipped || report.n_skipped == report.n_records && share > 0.0 {
@@ -358,6 +409,62 @@ impl<'a> Encoder<'a> {
         }
         Ok(report)
     }
+}
+
+/// The keys that a user names, but those of turns, which are found with them.
+fn named(options: &DataOptions) -> Vec<String> {
+    let mut keys: Vec<_> = options.columns.values().chain(&options.ignore).collect();
+    keys.retain(|key| !key.contains("[]"));
+    keys.sort();
+    keys.dedup();
+    keys.into_iter().cloned().collect()
+}
+
+/// The layout of the first record, or of the first that has an answer where that
+/// is all that the first lacks.
+fn detect(records: &[(Record, Vec<String>)]) -> Result<Format, DataError> {
+    let mut fields = records.iter().map(|(record, _)| &record.fields);
+    let Some(first) = fields.next() else {
+        return Ok(Format::Text);
+    };
+    Format::detect(first).or_else(|error| {
+        let is_unknown = matches!(error, DataError::UnknownFormat { .. });
+        let other = fields.find_map(|fields| Format::detect(fields).ok());
+        other
+            .filter(|other| is_unknown && other.lacks_answer(first))
+            .ok_or(error)
+    })
+}
+
+/// Adds what was found in one record, each thing once.
+fn tally(known: &mut Vec<OmissionReport>, found: Vec<(String, String)>, place: &str) {
+    let mut seen: Vec<String> = Vec::new();
+    for (what, text) in found {
+        if seen.contains(&what) {
+            continue;
+        }
+        seen.push(what.clone());
+        match known.iter_mut().find(|known| known.what == what) {
+            Some(known) => known.n_records += 1,
+            None => known.push(OmissionReport {
+                what,
+                n_records: 1,
+                first: place.to_owned(),
+                text,
+            }),
+        }
+    }
+}
+
+/// For an error.
+fn parts(found: Vec<OmissionReport>) -> Vec<OmittedPart> {
+    let part = |part: OmissionReport| OmittedPart {
+        what: part.what,
+        n_records: part.n_records,
+        first: part.first,
+        text: part.text,
+    };
+    found.into_iter().map(part).collect()
 }
 
 /// A place, without the file.
@@ -377,6 +484,9 @@ fn all_weights_are_zero() -> DataError {
     DataError::NothingToTrain("its weights or flags say not to train it".to_owned())
 }
 
+/// Roles beside the assistant's that are no misspelling of it.
+const USUAL: [&str; 4] = ["system", "developer", "user", "tool"];
+
 /// Says why nothing of a conversation would be trained, if so.
 fn why_nothing(conversation: &Conversation) -> Result<(), DataError> {
     if conversation.trained_turns().next().is_some() {
@@ -384,7 +494,21 @@ fn why_nothing(conversation: &Conversation) -> Result<(), DataError> {
     }
     let mut of_assistant = conversation.messages.iter().filter(|m| m.is_assistant());
     Err(match of_assistant.next() {
-        None => DataError::NothingToTrain("it has no turn of the assistant".to_owned()),
+        None => {
+            let mut others = Vec::new();
+            for role in conversation.messages.iter().map(Message::role) {
+                if !USUAL.contains(&role) && !others.contains(&role) {
+                    others.push(role);
+                }
+            }
+            let others: Vec<_> = others.iter().map(|role| format!("`{role}`")).collect();
+            let whose = if others.is_empty() {
+                String::new()
+            } else {
+                format!(", but of {}, whom nobody here knows", others.join(", "))
+            };
+            DataError::NothingToTrain(format!("it has no turn of the assistant{whose}"))
+        }
         Some(first) if first.says_nothing() && of_assistant.all(Message::says_nothing) => {
             DataError::NothingToTrain("all turns of the assistant are empty".to_owned())
         }

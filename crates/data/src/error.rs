@@ -74,11 +74,55 @@ pub enum DataError {
         /// What it is.
         found: &'static str,
     },
-    /// A key asks for something this crate does not do.
+    /// Several answers that differ.
     #[error(
-        "`{0}` is not supported, and leaving it out would change what is trained: remove the key or the record"
+        "`{key}` has {n} texts that differ: which of them is right? data.columns = {{ completion = \"{key}[0]\" }} \
+         takes the first of each record"
     )]
-    UnsupportedKey(String),
+    SeveralAnswers {
+        /// Where they are.
+        key: String,
+        /// How many.
+        n: usize,
+    },
+    /// An answer that is an object of which nobody knows what to take.
+    #[error(
+        "`{key}` is an object with {}: say which of them is the answer, such as \
+         data.columns = {{ completion = \"{key}.{}\" }}",
+        quoted(.parts),
+        .parts.first().map_or("…", String::as_str)
+    )]
+    AnswerOfParts {
+        /// Where it is.
+        key: String,
+        /// Its keys.
+        parts: Vec<String>,
+    },
+    /// A record that is one turn of a conversation.
+    #[error(
+        "it is one turn of a conversation (`{role}` beside its text), whose turns are records of their own: \
+         what is learnt is an answer after what was asked. Write the turns of each conversation into one record, \
+         as a list under `messages`"
+    )]
+    OneTurn {
+        /// The key that says whose turn it is.
+        role: &'static str,
+    },
+    /// Turns hold the words with which the template tells turns apart.
+    #[error(
+        "{path}: turns were rendered by a template already, and would be once more: {}. Give the words alone, \
+         prompt and completion as rendered texts, or set data.allow_markup = true if they are meant as words",
+        .parts.iter().map(|part| format!(
+            "{} in {} (the first {}: \"{}\")",
+            part.what, counted(part.n_records, "record"), part.first, part.text,
+        )).collect::<Vec<_>>().join(", ")
+    )]
+    Markup {
+        /// The data.
+        path: PathBuf,
+        /// The words, and whose turn they are in.
+        parts: Vec<OmittedPart>,
+    },
     /// Keys of a file that nothing uses.
     #[error(
         "{path}: nothing uses {keys}, and leaving that out in silence could change what is learnt. \
@@ -144,8 +188,8 @@ pub enum DataError {
     NoFunctionName(String),
     /// A part of a turn that is no text.
     #[error(
-        "`{at}` has a part that is no text, `{of}`: only text is trained. Remove the record, or use a \
-         tool that trains on images and sounds"
+        "`{at}` has a part that is no text, `{of}`: {}",
+        part_advice(.of)
     )]
     UnsupportedPart {
         /// Where.
@@ -153,6 +197,11 @@ pub enum DataError {
         /// What it is.
         of: String,
     },
+    /// A number that would be another.
+    #[error(
+        "`{0}` is a number of more digits than numbers are read with: write it as text, in quotes"
+    )]
+    TooManyDigits(String),
     /// A weight that is none.
     #[error(
         "`{at}` is {found}, but a weight must be between 0 and 1e6, and a record's `loss` true or false"
@@ -279,6 +328,18 @@ pub enum DataError {
     /// The chat template does not parse, or refuses a conversation.
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    /// The chat template does what no template that people use does.
+    #[error(
+        "{}: {bound}, beyond what a chat template may. Look at what it does before you use this model, or put \
+         another in its place",
+        template.as_ref().map_or_else(|| "chat template".to_owned(), |file| format!("the chat template of {file}"))
+    )]
+    TemplateBound {
+        /// The file that it is from, if known.
+        template: Option<String>,
+        /// The bound, and what goes beyond it.
+        bound: String,
+    },
     /// No end-of-sequence token is known.
     #[error(
         "no end-of-sequence token is known for the checkpoint in {dir}: a model trained without one never stops. \
@@ -302,6 +363,19 @@ pub enum DataError {
     /// The tokenizer failed on a text or on ids.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The tokenizers library panicked.
+    #[error(
+        "the tokenizer of {path} cannot be used: the tokenizers library broke off while {doing} ({said}). Its \
+         files contradict themselves: get them again, or from where they were made"
+    )]
+    TokenizerBroke {
+        /// The checkpoint's directory or file.
+        path: PathBuf,
+        /// What it was doing, in words.
+        doing: String,
+        /// What it said.
+        said: String,
+    },
     /// The tokens of data files cannot be written to a temporary file.
     #[error(
         "cannot keep the tokens of the data in a temporary file in {directory}: {source}. Make room there, \
@@ -337,6 +411,22 @@ pub enum DataError {
         /// What is allowed.
         expected: String,
     },
+}
+
+/// What to do with a part of a turn that is no text.
+fn part_advice(of: &str) -> &'static str {
+    match of {
+        "tool_use" | "tool_call" | "function_call" => {
+            "give the calls beside `content`, as `tool_calls` ({\"function\": {\"name\": …, \"arguments\": …}})"
+        }
+        "tool_result" | "function_call_output" => {
+            "give the result of a call as a turn of its own, with the role `tool`"
+        }
+        "thinking" | "reasoning" => "give thoughts beside `content`, as `reasoning_content`",
+        _ => {
+            "only text is trained. Remove the record, or use a tool that trains on images and sounds"
+        }
+    }
 }
 
 /// A key that nothing uses.

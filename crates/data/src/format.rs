@@ -1,8 +1,11 @@
 //! The layouts of records, and how they are told from their keys.
 
+mod answer;
 mod beside;
 mod fields;
 mod parse;
+mod path;
+mod spoken;
 mod turns;
 
 use std::fmt;
@@ -13,9 +16,9 @@ use serde_json::{Map, Value};
 use crate::DataError;
 
 pub use fields::{HARMLESS, KeyUse};
-pub(crate) use fields::{ignored, renamed};
+pub(crate) use fields::{check_answers, has_key, ignored, in_small_letters, renamed};
 pub use parse::alpaca_prompt;
-pub(crate) use parse::{Example, Parsed};
+pub(crate) use parse::{Example, MARKUP, Parsed};
 
 /// How records are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +48,11 @@ const LISTS: [&str; 7] = [
     "turns",
 ];
 /// What a prompt may be under. The first that says something is it.
-const PROMPTS: [&str; 10] = [
+const PROMPTS: [&str; 11] = [
     "instruction",
     "prompt",
     "question",
+    "question_stem",
     "query",
     "problem",
     "input",
@@ -59,12 +63,13 @@ const PROMPTS: [&str; 10] = [
     "source",
 ];
 /// What the answer may be under.
-const REPLIES: [&str; 10] = [
+const REPLIES: [&str; 11] = [
     "output",
     "completion",
     "response",
     "solution",
     "answer",
+    "answers",
     "answerKey",
     "target",
     "targets",
@@ -100,12 +105,19 @@ impl Format {
         }
     }
 
+    /// Whether a record of this format may be without its answer: then it is told
+    /// from others, and left out.
+    pub(crate) fn lacks_answer(self, record: &Record) -> bool {
+        matches!(self, Self::Alpaca | Self::PromptCompletion)
+            && PROMPTS.iter().any(|key| record.contains_key(*key))
+    }
+
     /// The first format whose keys the record has.
     pub(crate) fn detect(record: &Record) -> Result<Self, DataError> {
         let any = |keys: &[&str]| keys.iter().any(|key| record.contains_key(*key));
         let turns = LISTS
             .into_iter()
-            .find(|key| record.get(*key).is_some_and(is_turns));
+            .find(|key| record.get(*key).is_some_and(|value| is_turns(key, value)));
         let pair = any(&PROMPTS) && any(&REPLIES);
         // Beside a pair, no turns are nothing.
         let is_empty = |key: &&str| {
@@ -131,6 +143,17 @@ impl Format {
                 },
             });
         }
+        // A record for each turn, as in the exports of Open Assistant.
+        let is_one_turn = |key: &&'static str| {
+            let value = record.get(*key).and_then(Value::as_str);
+            value.is_some_and(|role| ONE_TURN.contains(&role))
+        };
+        if let Some(role) = ["role", "from"].into_iter().find(is_one_turn)
+            && any(&TEXTS)
+            && !pair
+        {
+            return Err(DataError::OneTurn { role });
+        }
         if record.contains_key("instruction") && any(&REPLIES) {
             Ok(Self::Alpaca)
         } else if pair {
@@ -149,10 +172,14 @@ impl Format {
     }
 }
 
+/// Who says a turn that is a record of its own.
+const ONE_TURN: [&str; 6] = ["user", "human", "prompter", "assistant", "gpt", "system"];
+
 /// Whether a value is a list of turns, or the text of one.
-fn is_turns(value: &Value) -> bool {
+fn is_turns(key: &str, value: &Value) -> bool {
     match value {
         Value::Array(_) => true,
+        Value::String(_) if key == "chat" && spoken::is_spoken(value) => true,
         Value::String(text) => text.trim_start().starts_with("[{"),
         _ => false,
     }

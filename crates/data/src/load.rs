@@ -238,8 +238,8 @@ impl Source<'_> {
         let mut writer = Writer::new(place, key).map_err(Halt::Write)?;
         let mut encoder = Encoder::new(self.tokenizer, self.options);
         let mut flush = |records: &mut Vec<Record>| -> Result<(), Halt> {
-            for sample in encoder.encode(std::mem::take(records))? {
-                writer.push(&sample).map_err(Halt::Write)?;
+            for (sample, continues) in encoder.encode(std::mem::take(records))? {
+                writer.push(&sample, continues).map_err(Halt::Write)?;
             }
             Ok(())
         };

@@ -98,7 +98,7 @@ impl Mixture {
         validation: ValidationSplit,
         seed: u64,
     ) -> Result<(Self, Corpus), DataError> {
-        let held_out = held_out(self.len(), validation, seed)?;
+        let held_out = held_out(&self.corpus, validation, seed)?;
         let mut rest = held_out.as_slice();
         let left = self.sources.iter().map(|source| {
             let (of_source, others) = rest.split_at(source.n);

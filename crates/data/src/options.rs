@@ -25,7 +25,8 @@ pub struct DataOptions {
     /// last are left out either way.
     pub train_on_prompt: bool,
     /// The file's own names of `prompt`, `completion`, `input`, `context`,
-    /// `options`, `system`, `history`, `messages`, `tools` and `text`.
+    /// `options`, `system`, `history`, `messages`, `tools` and `text`. A name may be
+    /// a path: `answers.text[0]`.
     pub columns: BTreeMap<String, String>,
     /// Keys that may be left out; those of a turn also as `messages[].key`.
     pub ignore: Vec<String>,
@@ -35,6 +36,8 @@ pub struct DataOptions {
     pub first_turn: FirstTurn,
     /// Whether the template may leave parts of a record out.
     pub allow_omissions: bool,
+    /// Whether turns may hold the words with which the template tells turns apart.
+    pub allow_markup: bool,
     /// The share of records that may have nothing to train.
     pub max_skipped: f64,
     /// Variables that the template knows, such as `enable_thinking`; those of a
@@ -54,6 +57,7 @@ impl Default for DataOptions {
             system: SystemTurn::Keep,
             first_turn: FirstTurn::Keep,
             allow_omissions: false,
+            allow_markup: false,
             max_skipped: DEFAULT_MAX_SKIPPED,
             template_variables: Map::new(),
         }

@@ -93,6 +93,35 @@ impl fmt::Display for DataReport {
     }
 }
 
+/// Keys that are not in the samples, or not there at all.
+fn write_keys(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Result {
+    for (use_, what) in [
+        (KeyUse::Harmless, "without a part in what is learnt"),
+        (KeyUse::Repeated, "said again elsewhere"),
+        (KeyUse::Ignored, "ignored, as asked"),
+        (KeyUse::Unknown, "that a run refuses"),
+    ] {
+        let keys = reading.keys.iter().filter(|key| key.use_ == use_);
+        let keys: Vec<_> = keys.map(|key| format!("`{}`", key.key)).collect();
+        if !keys.is_empty() {
+            write!(f, "\nkeys {what}: {}", keys.join(", "))?;
+        }
+    }
+    if !reading.absent.is_empty() {
+        let names: Vec<_> = reading
+            .absent
+            .iter()
+            .map(|key| format!("`{key}`"))
+            .collect();
+        write!(
+            f,
+            "\nno record has {}, which data.columns or data.ignore names",
+            names.join(", ")
+        )?;
+    }
+    Ok(())
+}
+
 fn write_reading(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Result {
     if reading.n_skipped > 0 {
         let more = if reading.n_skipped > reading.skipped.len() {
@@ -107,17 +136,7 @@ fn write_reading(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Resul
             reading.skipped.join("; "),
         )?;
     }
-    for (use_, what) in [
-        (KeyUse::Harmless, "without a part in what is learnt"),
-        (KeyUse::Repeated, "said again elsewhere"),
-        (KeyUse::Ignored, "ignored, as asked"),
-    ] {
-        let keys = reading.keys.iter().filter(|key| key.use_ == use_);
-        let keys: Vec<_> = keys.map(|key| format!("`{}`", key.key)).collect();
-        if !keys.is_empty() {
-            write!(f, "\nkeys {what}: {}", keys.join(", "))?;
-        }
-    }
+    write_keys(f, reading)?;
     if reading.n_weighted > 0 {
         let what = counted(reading.n_weighted, "record");
         write!(f, "\n{what} with weights or flags of what to train")?;
@@ -132,7 +151,24 @@ fn write_reading(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Resul
             reading.n_split_tokens,
         )?;
     }
-    if reading.n_rendered > 0 {
+    if reading.n_booleans > 0 {
+        let what = counted(reading.n_booleans, "answer");
+        write!(f, "\n{what} true or false, trained as JSON writes it")?;
+    }
+    if reading.n_ended > 0 {
+        let what = counted(reading.n_ended, "turn");
+        write!(
+            f,
+            "\n{what} with the token that ends it written out: it is not doubled"
+        )?;
+    }
+    if reading.n_rendered > 0 && reading.format == Format::Text {
+        let what = counted(reading.n_rendered, "text");
+        write!(
+            f,
+            "\n{what} beginning as a rendered chat: questions are trained too, since text is trained whole"
+        )?;
+    } else if reading.n_rendered > 0 {
         let what = counted(reading.n_rendered, "prompt");
         write!(f, "\n{what} rendered already, taken without a template")?;
     }
@@ -143,10 +179,29 @@ fn write_reading(f: &mut fmt::Formatter<'_>, reading: &ReadReport) -> fmt::Resul
             counted(reading.n_other_beginnings, "turn"),
         )?;
     }
+    for part in &reading.adapted {
+        write!(
+            f,
+            "\n{}: {}, since the chat template fails without (the first {})",
+            counted(part.n_records, "record"),
+            part.what,
+            part.first,
+        )?;
+    }
     for part in &reading.omitted {
         write!(
             f,
             "\nthe template leaves out {} of {} (the first {}: \"{}\")",
+            part.what,
+            counted(part.n_records, "record"),
+            part.first,
+            part.text
+        )?;
+    }
+    for part in &reading.markup {
+        write!(
+            f,
+            "\nthe template's own {} of {}, taken as words (the first {}: \"{}\")",
             part.what,
             counted(part.n_records, "record"),
             part.first,

@@ -6,36 +6,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Corpus, DataError};
 
-/// How much to hold out for validation. In a file: `200` or `0.05`.
+/// How much to hold out for validation, counted in records: where each became one
+/// sample, these are samples. In a file: `200` or `0.05`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ValidationSplit {
-    /// This many samples.
+    /// This many records.
     Count(usize),
-    /// This share of the samples, between 0 and 1.
+    /// This share of the records, between 0 and 1.
     Fraction(f64),
 }
 
 /// Holds samples out: `(training, validation)`, both in the order they came in.
-/// Which ones depends on the seed alone. Neither half copies a token.
+/// Which ones depends on the seed alone. All samples of a record go together, so
+/// that no part of it is trained while another is held out. Neither half copies a
+/// token.
 pub fn split(
     samples: impl Into<Corpus>,
     validation: ValidationSplit,
     seed: u64,
 ) -> Result<(Corpus, Corpus), DataError> {
     let samples = samples.into();
-    let held_out = held_out(samples.len(), validation, seed)?;
+    let held_out = held_out(&samples, validation, seed)?;
     let train = samples.select(|i| !held_out[i]);
     let valid = samples.select(|i| held_out[i]);
     Ok((train, valid))
 }
 
-/// Of each of `n` samples, whether it is held out.
+/// Of each sample, whether it is held out.
 pub(crate) fn held_out(
-    n: usize,
+    samples: &Corpus,
     validation: ValidationSplit,
     seed: u64,
 ) -> Result<Vec<bool>, DataError> {
+    let continues: Vec<bool> = (0..samples.len()).map(|i| samples.continues(i)).collect();
+    let n = continues.iter().filter(|continues| !**continues).count();
     let (n_valid, found) = match validation {
         ValidationSplit::Count(count) => (count, count.to_string()),
         ValidationSplit::Fraction(share) => {
@@ -43,16 +48,30 @@ pub(crate) fn held_out(
         }
     };
     if n_valid == 0 || n_valid >= n {
+        let what = if n == samples.len() {
+            "samples"
+        } else {
+            "conversations"
+        };
         return Err(DataError::OutOfRange {
             key: "validation split",
             found,
-            expected: format!("at least one of the {n} samples and not all of them"),
+            expected: format!("at least one of the {n} {what} and not all of them"),
         });
     }
     let mut held_out = vec![false; n];
     held_out[..n_valid].fill(true);
     held_out.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    Ok(held_out)
+    // What continues a record goes where its beginning went.
+    let mut records = held_out.into_iter();
+    let mut current = false;
+    let of_sample = |continues: bool| {
+        if !continues {
+            current = records.next().unwrap_or(false);
+        }
+        current
+    };
+    Ok(continues.into_iter().map(of_sample).collect())
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! A checkpoint's tokenizer, special tokens and chat template.
 
 mod files;
+mod guarded;
 mod identity;
+mod markup;
 mod mask;
 
 use std::{
@@ -15,7 +17,10 @@ use tokenizers::{
 };
 
 use files::{Config, Files};
+use guarded::guarded;
 use olora_gguf::is_gguf;
+
+pub(crate) use markup::Markup;
 
 use crate::{
     Conversation, DataError, Message,
@@ -60,6 +65,10 @@ impl Tokenizer {
     }
 
     fn new(path: &Path, files: Files) -> Result<Self, DataError> {
+        guarded(path, "reading it", || Self::of_files(path, files))
+    }
+
+    fn of_files(path: &Path, files: Files) -> Result<Self, DataError> {
         let mut identity = Fields::default();
         identity.add(&files.tokenizer);
         let n_bytes = files.tokenizer.len();
@@ -92,19 +101,14 @@ impl Tokenizer {
                 }),
             },
         };
-        let ids = |key| {
-            files
-                .models
-                .iter()
-                .flat_map(move |config| token_ids(config, key))
-        };
-
-        let mut stop_ids: Vec<_> = named("eos_token")?
-            .into_iter()
-            .chain(ids("eos_token_id"))
-            .collect();
+        let mut stop_ids: Vec<_> = named("eos_token")?.into_iter().collect();
+        for (config, path) in &files.models {
+            stop_ids.extend(stop_tokens(config, path)?);
+        }
         let eos_id = stop_ids.first().copied();
-        let bos_id = named("bos_token")?.or_else(|| ids("bos_token_id").next());
+        let mut of_models = files.models.iter();
+        let bos_id = named("bos_token")?
+            .or_else(|| of_models.find_map(|(config, _)| first_id(config.get("bos_token_id")?)));
         let bos = bos_id.and_then(|id| Some((id, inner.id_to_token(id)?)));
         // Any id will do to pad with, even one that the configuration gets wrong.
         let pad_id = named("pad_token").ok().flatten().or(eos_id).unwrap_or(0);
@@ -113,12 +117,20 @@ impl Tokenizer {
                 specials.entry(key.to_owned()).or_insert(token);
             }
         }
-        let source = match files.template {
-            Some(source) => Some(source),
-            None => template(&config, &files.config_path)?,
+        let own_file = path.join("chat_template.jinja");
+        let (source, origin) = match files.template {
+            Some(source) if own_file.exists() => (Some(source), own_file),
+            Some(source) => (Some(source), path.to_owned()),
+            None => (
+                template(&config, &files.config_path)?,
+                files.config_path.clone(),
+            ),
         };
         let chat = match &source {
-            Some(source) => Some(ChatTemplate::new(source, &specials)?),
+            Some(source) => {
+                let chat = ChatTemplate::new(source, &specials)?;
+                Some(chat.of_file(origin.display().to_string()))
+            }
             None => None,
         };
         let n_vocab = inner
@@ -154,22 +166,22 @@ impl Tokenizer {
     /// around a document, as a rule the beginning-of-sequence token; a rendered
     /// chat has its special tokens already.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(failed)?;
+        let encode = || self.inner.encode_fast(text, add_special_tokens);
+        let encoding = guarded(&self.dir, "encoding a text", || encode().map_err(failed))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// The text of tokens.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(failed)
+        let decode = || self.inner.decode(ids, skip_special_tokens);
+        guarded(&self.dir, "decoding tokens", || decode().map_err(failed))
     }
 
     /// Decodes token by token, for text that is shown while it is generated.
     /// Special tokens are left out.
     pub fn decode_stream(&self) -> DecodeStream<'_> {
         DecodeStream {
+            dir: &self.dir,
             inner: self.inner.decode_stream(true),
         }
     }
@@ -278,6 +290,7 @@ impl Tokenizer {
 
 /// Decodes a growing list of tokens.
 pub struct DecodeStream<'a> {
+    dir: &'a Path,
     inner: tokenizers::DecodeStream<
         'a,
         ModelWrapper,
@@ -292,7 +305,8 @@ impl DecodeStream<'_> {
     /// Takes the next token and gives the text that is now complete, if any: a
     /// character of several tokens comes with its last.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, DataError> {
-        self.inner.step(id).map_err(failed)
+        let step = || self.inner.step(id).map_err(failed);
+        guarded(self.dir, "decoding tokens", step)
     }
 }
 
@@ -306,16 +320,36 @@ fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// `2` or `[2, 3]`.
-fn token_ids<'a>(config: &'a Config, key: &str) -> impl Iterator<Item = u32> + 'a {
-    let value = config.get(key);
-    let many = value
-        .and_then(Value::as_array)
-        .map_or(&[] as &[Value], Vec::as_slice);
-    value
-        .into_iter()
-        .chain(many)
-        .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+/// What `eos_token_id` names: `2` or `[2, 3]`. What is none would be a stop that
+/// never comes.
+fn stop_tokens(config: &Config, path: &Path) -> Result<Vec<u32>, DataError> {
+    let Some(value) = config.get("eos_token_id").filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let one = std::slice::from_ref(value);
+    let all = value.as_array().map_or(one, Vec::as_slice).iter();
+    all.map(token_id).collect::<Option<_>>().ok_or_else(|| {
+        // The list may be as long as the file.
+        let shown: String = value.to_string().chars().take(100).collect();
+        DataError::Checkpoint {
+            path: path.to_owned(),
+            reason: format!("`eos_token_id` is {shown}, but must be a token or a list of tokens"),
+        }
+    })
+}
+
+/// `2` or the first of `[2, 3]`.
+fn first_id(value: &Value) -> Option<u32> {
+    token_id(
+        value
+            .as_array()
+            .and_then(|all| all.first())
+            .unwrap_or(value),
+    )
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
 }
 
 /// `chat_template` in the configuration: one template, or a list of named ones

@@ -162,7 +162,11 @@ fn what_is_small_or_bad_or_depends_on_the_date_is_not_kept() {
     load_samples_cached(&path, &world.tokenizer(), &options, Some(&cache)).unwrap();
     assert!(files(&world).is_empty());
 
-    fs::write(world.path("bad.jsonl"), format!("{LINES}{{\"prompt\": 1}}")).unwrap();
+    fs::write(
+        world.path("bad.jsonl"),
+        format!("{LINES}{{\"completion\": 1}}"),
+    )
+    .unwrap();
     load(&world, "bad.jsonl", &options).unwrap_err();
     assert!(files(&world).is_empty());
 

@@ -15,7 +15,7 @@ mod common;
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use common::{CHATML, World, lines};
-use olora_data::{DataOptions, FirstTurn, KeyUse, Sample, SystemTurn};
+use olora_data::{DataOptions, FirstTurn, KeyUse, Sample, SystemTurn, ValidationSplit, split};
 use serde_json::{Value, json};
 
 /// A template that knows roles and contents, and nothing else.
@@ -1788,4 +1788,726 @@ fn no_turns_at_all_are_nothing_to_train() {
             ]
         );
     }
+}
+
+// ---- Answers that are no text ----
+
+/// The template's own beginning of functions, as `qwen3.jinja` writes it, up to
+/// the turn of the user.
+fn functions(tool: &str, system: &str) -> String {
+    format!(
+        "<|im_start|>system\n{system}Functions, one a line:\n<tools>\n{tool}\n</tools>\n\
+         Call one as <tool_call>{{\"name\": ..., \"arguments\": ...}}</tool_call>.<|im_end|>\n"
+    )
+}
+
+const FIND: &str =
+    r#"{"type": "function", "function": {"name": "find", "parameters": {"who": {"type": "str"}}}}"#;
+
+#[test]
+fn answers_that_are_calls_are_calls() {
+    let tools = r#"[{"name": "find", "parameters": {"who": {"type": "str"}}}]"#;
+    let calls = r#"[{"name": "find", "arguments": {"who": "Zora"}}, {"name": "find", "arguments": {"who": "Alder"}}]"#;
+    let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let expected = functions(FIND, "")
+        + "<|im_start|>user\nWhere are they?<|im_end|>\n<|im_start|>assistant\n\
+           ⟦<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"find\", \"arguments\": {\"who\": \"Zora\"}}\n</tool_call>\n\
+           <tool_call>\n{\"name\": \"find\", \"arguments\": {\"who\": \"Alder\"}}\n</tool_call><|im_end|>⟧\n";
+    all_become(
+        &qwen3(),
+        &[
+            json!({"id": 1, "query": "Where are they?", "answers": calls, "tools": tools}),
+            json!({"query": "Where are they?", "answers": parsed(calls), "tools": parsed(tools)}),
+            // Each function may be JSON of its own, as in When2Call.
+            json!({"query": "Where are they?", "answers": parsed(calls),
+                "tools": [parsed(tools)[0].to_string()]}),
+        ],
+        &[&expected],
+    );
+    // Of another kind they are text.
+    all_become(
+        &chatml(),
+        &[
+            json!({"query": "Hi", "answers": "Yo"}),
+            json!({"query": "Hi", "answers": ["Yo"]}),
+        ],
+        &["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+    let record = json!({"query": "Where are they?", "answers": calls, "tools": tools});
+    all_refused(
+        &chatml(),
+        std::slice::from_ref(&record),
+        "the chat template leaves out a call in the assistant's `tool_calls` of 1 record",
+    );
+    all_refused(&plain(), &[record], "there is no place for tools");
+    all_refused(
+        &plain(),
+        &[json!({"query": "Where are they?", "answers": parsed(calls)})],
+        "there is no place for calls",
+    );
+}
+
+#[test]
+fn an_answer_in_an_object_is_its_text() {
+    let expected = "<|im_start|>user\nWhere is she?\n\nZora lives in Thornby.<|im_end|>\n<|im_start|>assistant\n⟦Thornby<|im_end|>⟧\n";
+    let record = |answers: Value| {
+        json!({"id": "5", "title": "Village", "context": "Zora lives in Thornby.",
+        "question": "Where is she?", "answers": answers})
+    };
+    let plain_options = DataOptions::default();
+    all_become_with(
+        &chatml(),
+        &plain_options,
+        &[
+            record(json!({"text": ["Thornby"], "answer_start": [14]})),
+            record(json!({"text": ["Thornby", "Thornby"], "answer_start": [14, 14]})),
+            record(json!({"text": "Thornby"})),
+        ],
+        &[expected],
+    );
+    let several = record(json!({"text": ["Thornby", "in Thornby"], "answer_start": [14, 11]}));
+    all_refused_with(
+        &chatml(),
+        &plain_options,
+        std::slice::from_ref(&several),
+        "`answers.text` has 2 texts that differ: which of them is right? data.columns = { completion = \"answers.text[0]\" }",
+    );
+    for path in ["answers.text[0]", "answers.text"] {
+        let options = DataOptions {
+            columns: BTreeMap::from([("completion".to_owned(), path.to_owned())]),
+            ignore: vec!["title".to_owned()],
+            ..plain_options.clone()
+        };
+        let one = record(json!({"text": ["Thornby"], "answer_start": [14]}));
+        all_become_with(&chatml(), &options, &[one], &[expected]);
+        if path.ends_with(']') {
+            all_become_with(
+                &chatml(),
+                &options,
+                std::slice::from_ref(&several),
+                &[expected],
+            );
+        }
+        let odd = record(json!({"text": ["Thornby"], "mood": "sour"}));
+        all_refused_with(
+            &chatml(),
+            &options,
+            &[odd],
+            "nothing uses `answers.mood` (1 record",
+        );
+    }
+    let odd = record(json!({"text": ["Thornby"], "mood": "sour"}));
+    all_refused_with(
+        &chatml(),
+        &plain_options,
+        &[odd],
+        "nothing uses `answers.mood` (1 record",
+    );
+    // Beside another answer the title may be what it is about.
+    all_refused(
+        &chatml(),
+        &[record(json!(["Thornby"]))],
+        "nothing uses `title` (1 record",
+    );
+    // Of no answer nothing is learnt.
+    let text = lines(&[
+        record(json!({"text": ["Thornby"], "answer_start": [14]})),
+        record(json!({"text": [], "answer_start": []})),
+    ]);
+    let (found, data) = chatml()
+        .all_marked("data.jsonl", &text, &plain_options)
+        .unwrap();
+    assert_eq!(found, [expected]);
+    let skipped = ["record 2 (line 2): its `answers` is empty"];
+    assert_eq!(data.report.reading.skipped, skipped);
+}
+
+#[test]
+fn an_answer_that_is_true_or_false_is_that_word() {
+    let records = [
+        json!({"question": "Is Zora in Thornby?", "passage": "She is.", "answer": true}),
+        json!({"question": "Is Alder in Thornby?", "answer": false}),
+    ];
+    let (found, data) = chatml()
+        .all_marked("data.jsonl", &lines(&records), &DataOptions::default())
+        .unwrap();
+    assert_eq!(
+        found,
+        [
+            "<|im_start|>user\nIs Zora in Thornby?\n\nShe is.<|im_end|>\n<|im_start|>assistant\n⟦true<|im_end|>⟧\n",
+            "<|im_start|>user\nIs Alder in Thornby?<|im_end|>\n<|im_start|>assistant\n⟦false<|im_end|>⟧\n",
+        ]
+    );
+    let report = data.report.to_string();
+    let said = "2 answers true or false, trained as JSON writes it";
+    assert!(report.contains(said), "{report}");
+}
+
+#[test]
+fn records_without_an_answer_are_left_out_and_named_wherever_they_are() {
+    let good = json!({"question": "Hi", "answer": "Yo"});
+    let without = json!({"question": "Hi"});
+    let null = json!({"question": "Hi", "answer": null});
+    let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n";
+    for (records, skipped) in [
+        (
+            [&good, &without, &null, &good],
+            [
+                "record 2 (line 2): it has no answer",
+                "record 3 (line 3): its `answer` is empty",
+            ],
+        ),
+        (
+            [&without, &null, &good, &good],
+            [
+                "record 1 (line 1): it has no answer",
+                "record 2 (line 2): its `answer` is empty",
+            ],
+        ),
+    ] {
+        let records = records.map(Clone::clone);
+        let (found, data) = chatml()
+            .all_marked("data.jsonl", &lines(&records), &DataOptions::default())
+            .unwrap();
+        assert_eq!(found, [expected; 2]);
+        assert_eq!(data.report.reading.skipped, skipped);
+    }
+    // By a name that the user gives, and as turns.
+    let named = DataOptions {
+        columns: BTreeMap::from([("completion".to_owned(), "gold".to_owned())]),
+        ..DataOptions::default()
+    };
+    for (options, records, why) in [
+        (
+            named,
+            [
+                json!({"question": "Hi"}),
+                json!({"question": "Hi", "gold": "Yo"}),
+            ],
+            "record 1 (line 1): it has no `gold`",
+        ),
+        (
+            DataOptions::default(),
+            [
+                json!({"prompt": [{"role": "user", "content": "Hi"}], "completion": null}),
+                json!({"prompt": [{"role": "user", "content": "Hi"}], "completion": "Yo"}),
+            ],
+            "record 1 (line 1): its `completion` is empty",
+        ),
+    ] {
+        let (found, data) = chatml()
+            .all_marked("data.jsonl", &lines(&records), &options)
+            .unwrap();
+        assert_eq!(found, [expected]);
+        assert_eq!(data.report.reading.skipped, [why]);
+    }
+    let bad = [good, without.clone(), without];
+    let error = chatml().load("data.jsonl", &lines(&bad)).unwrap_err();
+    assert!(
+        error.starts_with("data.jsonl: 2 of 3 records have nothing to train"),
+        "{error}"
+    );
+}
+
+// ---- Dialogues that are one text ----
+
+#[test]
+fn a_dialogue_with_calls_that_is_one_text_is_turns() {
+    let system = "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n\
+        {\n    \"name\": \"find\",\n    \"parameters\": {\"who\": {\"type\": \"str\"}}\n}\n";
+    let chat = "USER: Where is Zora?\n\n\nASSISTANT: <functioncall> {\"name\": \"find\", \"arguments\": \
+        '{\"who\": \"Zora\"}'} <|endoftext|>\n\n\nFUNCTION RESPONSE: {\"place\": \"Thornby\"}\n\n\n\
+        ASSISTANT: In Thornby.\n\nBy the mill. <|endoftext|>\n\n\n";
+    // The template forgets the empty thought of the first answer in the second.
+    let begin = functions(FIND, "You are a helpful assistant.\n\n")
+        + "<|im_start|>user\nWhere is Zora?<|im_end|>\n<|im_start|>assistant\n";
+    let call = "<tool_call>\n{\"name\": \"find\", \"arguments\": {\"who\": \"Zora\"}}\n</tool_call><|im_end|>";
+    let first = format!("{begin}⟦<think>\n\n</think>\n\n{call}⟧\n");
+    let second = format!(
+        "{begin}{call}\n<|im_start|>user\n<tool_response>\n{{\"place\": \"Thornby\"}}\n</tool_response><|im_end|>\n\
+         <|im_start|>assistant\n⟦<think>\n\n</think>\n\nIn Thornby.\n\nBy the mill.<|im_end|>⟧\n"
+    );
+    all_become(
+        &qwen3(),
+        &[json!({"system": system, "chat": chat})],
+        &[&first, &second],
+    );
+    all_become(
+        &chatml(),
+        &[
+            json!({"system": "SYSTEM: You are a helpful assistant, with no access to external functions.\n",
+            "chat": "USER: Hi\n\n\nASSISTANT: Yo <|endoftext|>\n\n\n"}),
+        ],
+        &[
+            "<|im_start|>system\nYou are a helpful assistant, with no access to external functions.<|im_end|>\n\
+           <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n",
+        ],
+    );
+    // A template without functions says so.
+    all_refused(
+        &chatml(),
+        &[json!({"system": system, "chat": chat})],
+        "the chat template leaves out a call in the assistant's `tool_calls` of 1 record",
+    );
+    // What cannot be read is left out, and named.
+    let good = json!({"chat": "USER: Hi\n\n\nASSISTANT: Yo <|endoftext|>"});
+    for (chat, why) in [
+        (
+            "USER: Hi\n\n\nASSISTANT: <functioncall> {\"name\": find} <|endoftext|>",
+            "turn 2 of its `chat` has a `<functioncall>` that is no JSON",
+        ),
+        (
+            "USER: Hi\n\n\nASSISTANT: Yo <|endoftext|> and more",
+            "turn 2 of its `chat` goes on after `<|endoftext|>`",
+        ),
+    ] {
+        let text = lines(&[good.clone(), json!({"chat": chat})]);
+        let data = chatml().load("data.jsonl", &text).unwrap();
+        assert_eq!(
+            data.report.reading.skipped,
+            [format!("record 2 (line 2): {why}")]
+        );
+    }
+    all_refused(
+        &chatml(),
+        &[json!({"chat": "Hi there"})],
+        "its keys (`chat`) fit no known format",
+    );
+}
+
+#[test]
+fn arguments_within_quotes_may_have_quotes() {
+    for written in [
+        r#"{"name": "find", "arguments": '{"who": "Zora's"}'}"#,
+        r#"{"name": "find", "arguments": '{"who": "Zora\'s"}'}"#,
+        r#"{"name": "find", "arguments": "{\"who\": \"Zora's\"}"}"#,
+        r#"{"name": "find", "arguments": {"who": "Zora's"}}"#,
+    ] {
+        let chat =
+            format!("USER: Hi\n\n\nASSISTANT: I look. <functioncall> {written} <|endoftext|>");
+        all_become(
+            &qwen3(),
+            &[json!({"chat": chat})],
+            &[
+                "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nI look.\n\
+               <tool_call>\n{\"name\": \"find\", \"arguments\": {\"who\": \"Zora's\"}}\n</tool_call><|im_end|>⟧\n",
+            ],
+        );
+    }
+}
+
+// ---- Turns that are rendered already ----
+
+#[test]
+fn the_end_of_a_turn_is_not_doubled() {
+    let records = [
+        json!({"messages": [{"role": "user", "content": "Hi<|im_end|>\n"}, {"role": "assistant", "content": "Yo<|im_end|>"}]}),
+        json!({"prompt": "Hi", "completion": "Yo</s>"}),
+    ];
+    let (found, data) = chatml()
+        .all_marked("data.jsonl", &lines(&records[..1]), &DataOptions::default())
+        .unwrap();
+    let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n";
+    assert_eq!(found, [expected]);
+    let report = data.report.to_string();
+    let said = "2 turns with the token that ends it written out: it is not doubled";
+    assert!(report.contains(said), "{report}");
+    all_become(&chatml(), &records[1..], &[expected]);
+}
+
+#[test]
+fn turns_with_the_templates_own_words_are_refused_unless_they_are_meant() {
+    let record = json!({"messages": [
+        {"role": "user", "content": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"},
+        {"role": "assistant", "content": "Yo"},
+    ]});
+    let error = chatml()
+        .load("data.jsonl", &lines(&[record.clone(), record.clone()]))
+        .unwrap_err();
+    assert_eq!(
+        error,
+        "data.jsonl: turns were rendered by a template already, and would be once more: `<|im_start|>` in the user turn \
+         in 2 records (the first record 1 (line 1): \"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\"). Give the \
+         words alone, prompt and completion as rendered texts, or set data.allow_markup = true if they are meant as words"
+    );
+    let options = DataOptions {
+        allow_markup: true,
+        ..DataOptions::default()
+    };
+    all_become_with(
+        &chatml(),
+        &options,
+        &[record],
+        &[
+            "<|im_start|>user\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n\
+           <|im_start|>assistant\n⟦Yo<|im_end|>⟧\n",
+        ],
+    );
+    // Another template's words are words.
+    all_become(
+        &chatml(),
+        &[
+            json!({"messages": [{"role": "user", "content": "[INST] <|user|>"}, {"role": "assistant", "content": "Yo"}]}),
+        ],
+        &["<|im_start|>user\n[INST] <|user|><|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+}
+
+#[test]
+fn a_text_that_is_a_rendered_chat_is_said_to_train_questions_too() {
+    for text in [
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n",
+        "### Human: Hi### Assistant: Yo",
+    ] {
+        let data = chatml().load("data.jsonl", &json!({"text": text}).to_string());
+        let report = data.unwrap().report.to_string();
+        let said = "1 text beginning as a rendered chat: questions are trained too";
+        assert!(report.contains(said), "{report}");
+    }
+}
+
+// ---- What weights and earlier turns say ----
+
+#[test]
+fn a_weight_of_one_on_every_turn_says_nothing() {
+    let turns = |user: Value, assistant: Value| {
+        json!({"messages": [
+        {"role": "user", "content": "Hi", "weight": user}, {"role": "assistant", "content": "Yo", "weight": assistant}]})
+    };
+    all_become(
+        &chatml(),
+        &[
+            turns(json!(1), json!(1)),
+            turns(json!(1.0), json!(1)),
+            turns(json!(0), json!(1)),
+            turns(Value::Null, json!(1)),
+        ],
+        &["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+    all_refused(
+        &chatml(),
+        &[
+            turns(json!(1), json!(0)),
+            turns(json!(1), Value::Null),
+            turns(json!(0.5), json!(0.5)),
+        ],
+        "turn 1 has `weight`, which asks to train it, but is the user's",
+    );
+}
+
+#[test]
+fn keys_of_earlier_turns_are_accounted_for() {
+    let record = |key: &str| {
+        json!({"question": "c", "answer": "d",
+        "history": [{"role": "user", "content": "a", key: "x"}, {"role": "assistant", "content": "b", key: "x"}]})
+    };
+    let data = chatml()
+        .load("data.jsonl", &record("id").to_string())
+        .unwrap();
+    let keys = &data.report.reading.keys;
+    let harmless = keys.iter().find(|key| key.key == "history[].id").unwrap();
+    assert_eq!((harmless.use_, harmless.n_records), (KeyUse::Harmless, 1));
+    all_refused(
+        &chatml(),
+        &[record("mood")],
+        "nothing uses `history[].mood` (1 record",
+    );
+}
+
+// ---- Samples of one record ----
+
+#[test]
+fn what_is_held_out_is_whole_conversations() {
+    let turn = |role: &str, content: String| json!({"role": role, "content": content});
+    let record = |i: usize| {
+        let mut turns = Vec::new();
+        // Of one, two or three answers, each a sample of its own.
+        for answer in 0..=i % 3 {
+            turns.push(turn("user", format!("q{i}.{answer}")));
+            turns.push(turn(
+                "assistant",
+                format!("<think>\nt\n</think>\n\na{i}.{answer}"),
+            ));
+        }
+        json!({"messages": turns})
+    };
+    let records: Vec<_> = (0..30).map(record).collect();
+    let world = qwen3();
+    let data = world.load("data.jsonl", &lines(&records)).unwrap();
+    assert_eq!(data.samples.len(), 60);
+    let tokenizer = world.tokenizer();
+    let of = |half: &olora_data::Corpus| -> Vec<String> {
+        let samples = half.iter();
+        let texts = samples.map(|sample| tokenizer.decode(&sample.tokens, true).unwrap());
+        let first = |text: String| {
+            text.split('q')
+                .nth(1)
+                .unwrap()
+                .split('.')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        texts.map(first).collect()
+    };
+    for (count, n) in [
+        (ValidationSplit::Count(10), 10),
+        (ValidationSplit::Fraction(0.5), 15),
+    ] {
+        let (train, valid) = split(data.samples.clone(), count, 7).unwrap();
+        let (trained, held_out) = (of(&train), of(&valid));
+        assert_eq!(trained.len() + held_out.len(), 60);
+        assert!(held_out.iter().all(|record| !trained.contains(record)));
+        let distinct: std::collections::BTreeSet<_> = held_out.iter().collect();
+        assert_eq!(distinct.len(), n);
+        assert_eq!(split(data.samples.clone(), count, 7).unwrap().1, valid);
+        assert_ne!(split(data.samples.clone(), count, 8).unwrap().1, valid);
+    }
+    // Where every record is one sample, what it always was: see the numbers.
+    let single: Vec<_> = (0..20).map(|i| record(3 * i)).collect();
+    let data = world.load("data.jsonl", &lines(&single)).unwrap();
+    let (_, valid) = split(data.samples, ValidationSplit::Count(4), 7).unwrap();
+    assert_eq!(of(&valid), HELD_OUT);
+}
+
+/// Of twenty samples, the four that seed 7 has held out since the first version.
+const HELD_OUT: [&str; 4] = ["9", "24", "39", "42"];
+
+// ---- What users of other tools reported ----
+
+#[test]
+fn keys_may_begin_with_a_capital() {
+    all_become(
+        &chatml(),
+        &[
+            json!({"Question": "Hi", "Answer": "Yo"}),
+            json!({"Prompt": "Hi", "RESPONSE": "Yo", "Category": "village"}),
+            json!({"Instruction": "Hi", "Input": "", "Output": "Yo"}),
+            json!({"Messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}),
+        ],
+        &["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+    // Both are there: one of them would be lost.
+    all_refused(
+        &chatml(),
+        &[
+            json!({"prompt": "Hi", "completion": "Yo", "Context": "Zora is away.", "context": "Alder too."}),
+        ],
+        "nothing uses `Context`",
+    );
+}
+
+#[test]
+fn a_number_of_too_many_digits_is_refused() {
+    let world = chatml();
+    for record in [
+        r#"{"prompt": "Hi", "completion": 123456789012345678901234567890}"#,
+        r#"{"prompt": -123456789012345678901, "completion": "Yo"}"#,
+        r#"{"messages": [{"role": "user", "content": 123456789012345678901234567890}, {"role": "assistant", "content": "Yo"}]}"#,
+    ] {
+        let error = world.all_marked("data.jsonl", record, &DataOptions::default());
+        let error = error.unwrap_err();
+        assert!(error.contains("more digits than"), "{error}");
+    }
+    file_becomes(
+        &world,
+        "data.jsonl",
+        r#"{"id": 123456789012345678901234567890, "messages": [{"role": "user", "content": 6.022e23}, {"role": "assistant", "content": 18446744073709551615}]}"#,
+        &[
+            "<|im_start|>user\n6.022e+23<|im_end|>\n<|im_start|>assistant\n⟦18446744073709551615<|im_end|>⟧\n",
+        ],
+    );
+}
+
+/// The arguments that the first call of a chat is rendered with.
+fn rendered_arguments(call: &Value) -> String {
+    let record = json!({"messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]});
+    let options = DataOptions {
+        max_length: 2000,
+        ..DataOptions::default()
+    };
+    let (found, _) = qwen3()
+        .all_marked("data.jsonl", &record.to_string(), &options)
+        .unwrap();
+    let (_, arguments) = found[0].split_once("\"arguments\": ").unwrap();
+    arguments
+        .split_once("}\n</tool_call>")
+        .unwrap()
+        .0
+        .to_owned()
+}
+
+#[test]
+fn arguments_are_an_object_in_whatever_way_they_are_written() {
+    for arguments in [
+        json!({"who": "Zora"}),
+        json!(r#"{"who": "Zora"}"#),
+        // Written as text twice.
+        json!(r#""{\"who\": \"Zora\"}""#),
+    ] {
+        let call = json!({"function": {"name": "find", "arguments": arguments}});
+        assert_eq!(rendered_arguments(&call), r#"{"who": "Zora"}"#, "{call}");
+    }
+    for function in [
+        json!({"name": "find"}),
+        json!({"name": "find", "arguments": null}),
+        json!({"name": "find", "arguments": ""}),
+        json!({"name": "find", "arguments": "null"}),
+    ] {
+        assert_eq!(rendered_arguments(&json!({"function": function})), "{}");
+    }
+    // What would be other arguments as an object stays the text that it is.
+    for text in [
+        r#"{"n": 123456789012345678901234567890}"#,
+        r#"{"who": "Zora", "who": "Alder"}"#,
+    ] {
+        let call = json!({"function": {"name": "find", "arguments": text}});
+        assert_eq!(rendered_arguments(&call), text);
+    }
+}
+
+#[test]
+fn the_result_of_a_call_may_be_data() {
+    let chat = |result: Value| {
+        json!({"messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "tool", "content": result},
+            {"role": "assistant", "content": "Yo"},
+        ]})
+    };
+    for (result, expected) in [
+        (json!([{"place": "Oxmere"}]), r#"[{"place":"Oxmere"}]"#),
+        (json!({"place": "Oxmere"}), r#"{"place":"Oxmere"}"#),
+        (json!([1, 2]), "[1,2]"),
+        (json!(true), "true"),
+        (json!([{"type": "text", "text": "Oxmere"}]), "Oxmere"),
+    ] {
+        let expected = format!(
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>tool\n{expected}<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"
+        );
+        all_become(&chatml(), &[chat(result)], &[&expected]);
+    }
+}
+
+#[test]
+fn thoughts_among_the_parts_are_thoughts() {
+    let chat = |parts: Value| json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": parts}]});
+    all_become(
+        &qwen3(),
+        &[
+            chat(
+                json!([{"type": "thinking", "thinking": "Hm.", "signature": "a"}, {"type": "text", "text": "Yo"}]),
+            ),
+            chat(
+                json!([{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "Yo", "cache_control": {"type": "ephemeral"}}]),
+            ),
+        ],
+        &[
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<think>\nHm.\n</think>\n\nYo<|im_end|>⟧\n",
+        ],
+    );
+    all_refused(
+        &qwen3(),
+        &[chat(
+            json!([{"type": "tool_use", "name": "find", "input": {}}]),
+        )],
+        "`tool_use`: give the calls beside `content`, as `tool_calls`",
+    );
+}
+
+#[test]
+fn nulls_that_fill_a_table_are_nothing() {
+    all_become(
+        &chatml(),
+        &[
+            json!({"messages": [{"role": "user", "content": "Hi", "tool_calls": [null], "mood": {"is": null}}, {"role": "assistant", "content": "Yo"}], "tools": "null", "label": {"is": null}}),
+            json!({"system": [{"type": "text", "text": ""}], "messages": [{"role": "user", "content": "Hi"}, {"role": "Chatbot", "content": "Yo"}], "parallel_tool_calls": false}),
+        ],
+        &["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+}
+
+#[test]
+fn an_empty_system_turn_is_merged_without_a_trace() {
+    all_become_with(
+        &chatml(),
+        &DataOptions {
+            system: SystemTurn::Merge,
+            ..DataOptions::default()
+        },
+        &[
+            json!({"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}),
+        ],
+        &["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Yo<|im_end|>⟧\n"],
+    );
+}
+
+#[test]
+fn the_place_of_a_choice_in_a_table_is_its_letter() {
+    let table = |options: &str, answer: &str| {
+        format!("question,choices,answer\nWhere?,\"{options}\",{answer}\n")
+    };
+    for (options, answer, expected) in [
+        (r#"[""Oxmere"", ""Thornby""]"#, "1", "B"),
+        (r#"[""Oxmere"", ""Thornby""]"#, "A", "A"),
+        // It is a choice itself.
+        (r#"[""1"", ""2""]"#, "1", "1"),
+        (r#"{""1"": ""Oxmere"", ""2"": ""Thornby""}"#, "1", "1"),
+    ] {
+        let (found, _) = chatml()
+            .all_marked("data.csv", &table(options, answer), &DataOptions::default())
+            .unwrap();
+        let expected = format!("⟦{expected}<|im_end|>⟧");
+        assert!(found[0].contains(&expected), "{options}: {}", found[0]);
+    }
+}
+
+#[test]
+fn turns_as_python_prints_them_are_named_as_that() {
+    let text = "messages\n\"[{'role': 'user', 'content': 'Hi'}]\"\n";
+    let error = chatml().all_marked("data.csv", text, &DataOptions::default());
+    let error = error.unwrap_err();
+    assert!(
+        error.contains("single quotes, True and None are Python's"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_role_that_nobody_knows_is_named_where_nothing_is_trained() {
+    let records = [
+        json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistent", "content": "Yo"}]}),
+        json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}),
+    ];
+    let world = chatml();
+    let samples = world.load("data.jsonl", &lines(&records)).unwrap();
+    assert_eq!(
+        samples.report.reading.skipped,
+        [
+            "record 1 (line 1): it has no turn of the assistant, but of `assistent`, whom nobody here knows"
+        ]
+    );
+}
+
+#[test]
+fn keys_that_a_user_names_and_no_record_has_are_said() {
+    let options = DataOptions {
+        columns: BTreeMap::from([
+            ("prompt".to_owned(), "riddle".to_owned()),
+            ("system".to_owned(), "sistem".to_owned()),
+        ]),
+        ignore: ["scoer", "mood", "messages[].a"].map(str::to_owned).into(),
+        ..DataOptions::default()
+    };
+    let record = json!({"riddle": "Hi", "completion": "Yo", "mood": null});
+    let (_, data) = chatml()
+        .all_marked("data.jsonl", &record.to_string(), &options)
+        .unwrap();
+    let report = data.report;
+    assert_eq!(report.reading.absent, ["scoer", "sistem"]);
+    let words = "no record has `scoer`, `sistem`, which data.columns or data.ignore names";
+    assert!(report.to_string().contains(words), "{report}");
 }

@@ -25,7 +25,7 @@ fn lines(n: usize, bad: &[usize]) -> String {
     for i in 0..n {
         let prompt = "word ".repeat(1 + i * i % 97);
         let completion = if bad.contains(&i) {
-            "true".to_owned()
+            "{\"a\": 1}".to_owned()
         } else {
             format!("\"{i}\"")
         };
@@ -60,7 +60,8 @@ fn of_several_bad_records_the_first_is_named() {
     let expected = load(&world, 1).unwrap_err();
     assert!(
         expected.ends_with(
-            "a.jsonl, record 124 (line 124): `completion` must be a string, found a boolean"
+            "a.jsonl, record 124 (line 124): `completion` is an object with `a`: say which of them is the answer, such as \
+             data.columns = { completion = \"completion.a\" }"
         ),
         "{expected}"
     );

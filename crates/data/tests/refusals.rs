@@ -94,9 +94,9 @@ fn a_bad_file_is_named_with_line_and_record() {
         ),
         (
             "a.json",
-            format!("[{good}, {{\"prompt\": \"Q\"}}]"),
-            "a.json, record 2 (line 1): the key `completion` is missing: prompt and completion has `prompt` and `completion` \
-             (or `prompt` and `response`, `question` and `answer`, and other pairs); found `prompt`",
+            format!("[{good}, {{\"completion\": \"A\"}}]"),
+            "a.json, record 2 (line 1): the key `prompt` is missing: prompt and completion has `prompt` and `completion` \
+             (or `prompt` and `response`, `question` and `answer`, and other pairs); found `completion`",
         ),
         (
             // Of several bad records the first is named.

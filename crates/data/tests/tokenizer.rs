@@ -5,7 +5,7 @@
 mod common;
 
 use common::{CHATML, World};
-use olora_data::{Message, describe_sample, load_samples};
+use olora_data::{Message, Tokenizer, describe_sample, load_samples};
 use serde_json::json;
 
 #[test]
@@ -139,4 +139,51 @@ fn a_description_keeps_the_spaces_that_a_decoder_strips() {
         pieces,
         [("one one".to_owned(), false), (" two</s>".to_owned(), true)]
     );
+}
+
+/// Each makes the tokenizers library panic: as it reads the file, or as it encodes.
+#[test]
+fn files_that_make_the_library_panic_are_errors_that_name_them() {
+    let prefix = |model: &mut serde_json::Value| {
+        *model = json!({
+            "type": "BPE", "continuing_subword_prefix": "######", "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]],
+        });
+    };
+    let chunks = json!({"type": "FixedLength", "length": 0});
+    for part in ["model", "pre_tokenizer"] {
+        let world = World::new(None);
+        let path = world.path("tokenizer.json");
+        let json = std::fs::read(&path).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        match part {
+            "model" => prefix(&mut json["model"]),
+            _ => json[part] = chunks.clone(),
+        }
+        world.write("tokenizer.json", &json);
+        let tokenizer = Tokenizer::from_dir(world.dir.path());
+        let encoded = tokenizer.and_then(|tokenizer| tokenizer.encode("Oxmere", true));
+        let message = encoded.unwrap_err().to_string();
+        let directory = world.dir.path().display().to_string();
+        assert!(
+            message.contains(&directory) && message.contains("tokenizers library broke off"),
+            "{part}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_stop_that_is_no_token_is_refused_by_name() {
+    for file in ["config.json", "generation_config.json"] {
+        for value in [json!(-1), json!("</s>"), json!([1, -1])] {
+            let world = World::new(None);
+            world.write(file, &json!({"eos_token_id": value}));
+            let error = Tokenizer::from_dir(world.dir.path()).unwrap_err();
+            let message = error.to_string();
+            assert!(
+                message.contains(file) && message.contains(&format!("`eos_token_id` is {value}")),
+                "{message}"
+            );
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What a data set's description says of its files: the YAML at the top of its
 //! `README.md`, as `datasets` reads it ("Manual configuration" of its documentation).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value};
@@ -198,10 +198,12 @@ fn configs(value: Option<&Value>) -> Result<Vec<Config>, String> {
         Some(_) => return Err("`configs` is not a list".to_owned()),
     };
     let mut found: Vec<Config> = Vec::new();
+    let mut places = BTreeMap::new();
     for value in list {
         let config = config(value)?;
         // Of those that are called alike, the last counts, as in Python.
-        match found.iter_mut().find(|known| known.name == config.name) {
+        let at = *places.entry(config.name.clone()).or_insert(found.len());
+        match found.get_mut(at) {
             Some(known) => *known = config,
             None => found.push(config),
         }
@@ -266,6 +268,7 @@ fn data_files(config: &str, value: &Value) -> Result<Vec<(String, Vec<String>)>,
         .as_array()
         .ok_or_else(|| wrong("is neither a text nor a list"))?;
     let mut splits: Vec<(String, Vec<String>)> = Vec::new();
+    let mut known = BTreeSet::new();
     for entry in list {
         let map = entry
             .as_object()
@@ -280,7 +283,7 @@ fn data_files(config: &str, value: &Value) -> Result<Vec<(String, Vec<String>)>,
             .get("path")
             .and_then(texts)
             .ok_or_else(|| wrong("has an entry without a `path`"))?;
-        if splits.iter().any(|(known, _)| known == split) {
+        if !known.insert(split) {
             return Err(wrong(&format!("has the split `{split}` twice")));
         }
         splits.push((split.to_owned(), paths));

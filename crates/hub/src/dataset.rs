@@ -2,7 +2,8 @@
 //! hub otherwise.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +23,8 @@ const CONVERSION: &str = "refs/convert/parquet";
 /// From so many files on, the hub's list of them is not whole.
 const TOO_MANY: usize = 50_000;
 const README: &str = "README.md";
+/// The most bytes that a description is read with: it is held in memory, and comes from anybody.
+const README_BYTES: u64 = 16 << 20;
 const YAML: &str = ".huggingface.yaml";
 
 /// Where the files of a data set are.
@@ -124,7 +127,17 @@ fn card(name: &HubDataset, snapshot: &Path) -> Result<Card, HubError> {
     };
     let text = |file: &'static str| {
         let path = snapshot.join(file);
-        match fs::read(&path) {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            let file = fs::File::open(&path)?;
+            file.take(README_BYTES + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read() {
+            Ok(bytes) if bytes.len() as u64 > README_BYTES => Err(bad(
+                file,
+                format!("it has more than {README_BYTES} bytes, too many for a description"),
+            )),
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Ok(Some(text)),
                 Err(_) => Err(bad(file, "it is not UTF-8".to_owned())),

@@ -9,9 +9,13 @@
 //! and tasks of agents (`.eval`, `.md`, `.toml`) are no data to train on, and
 //! files beside them are found.
 
+mod forms;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use globset::{GlobBuilder, GlobMatcher};
+
+use forms::readable;
 
 use crate::{
     HubDataset, HubError,
@@ -35,6 +39,12 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
+
+/// The most work that the patterns of a split may be, a second or two: one for each file that one is compared with, and
+/// for its own making as much as for [`PATTERN_WORK`] files and for [`BYTE_WORK`] files a byte.
+const MOST_WORK: usize = 10_000_000;
+const PATTERN_WORK: usize = 4_000;
+const BYTE_WORK: usize = 16;
 
 /// Stands between words of a name.
 const BETWEEN: &str = "[-._ 0-9]";
@@ -121,6 +131,8 @@ pub(crate) fn choose(name: &HubDataset, files: &[String], card: &Card) -> Result
 pub(crate) fn converted(name: &HubDataset, files: &[String]) -> Card {
     let dataset = name.repository.rsplit('/').next().unwrap_or_default();
     let mut configs: Vec<Config> = Vec::new();
+    let mut places = BTreeMap::new();
+    let mut split_places = BTreeMap::new();
     for file in files.iter().filter(|file| file.ends_with(".parquet")) {
         let parts: Vec<_> = file.split('/').collect();
         let split = match parts[..] {
@@ -136,19 +148,17 @@ pub(crate) fn converted(name: &HubDataset, files: &[String]) -> Card {
             }
             _ => continue,
         };
-        let at = match configs.iter().position(|config| config.name == parts[0]) {
-            Some(at) => at,
-            None => {
-                configs.push(Config {
-                    name: parts[0].to_owned(),
-                    ..Config::default()
-                });
-                configs.len() - 1
-            }
-        };
+        let at = *places.entry(parts[0]).or_insert(configs.len());
+        if at == configs.len() {
+            configs.push(Config {
+                name: parts[0].to_owned(),
+                ..Config::default()
+            });
+        }
         let splits = configs[at].files.get_or_insert_default();
+        let place = *split_places.entry((at, split)).or_insert(splits.len());
         let pattern = escape(file);
-        match splits.iter_mut().find(|(known, _)| known == split) {
+        match splits.get_mut(place) {
             Some((_, patterns)) => patterns.push(pattern),
             None => splits.push((split.to_owned(), vec![pattern])),
         }
@@ -338,7 +348,7 @@ fn matcher(pattern: &str) -> Result<GlobMatcher, String> {
 
 /// The files that a pattern stands for, sorted. What is hidden (`.name`) or
 /// special (`__name__/`) has to be named as such.
-fn glob<'a>(pattern: &str, files: &'a [String]) -> Result<Vec<&'a str>, String> {
+fn glob<'a>(pattern: &str, files: impl Iterator<Item = &'a str>) -> Result<Vec<&'a str>, String> {
     fn hidden(path: &str) -> usize {
         path.split('/')
             .filter(|part| part.starts_with('.') && !part.trim_matches('.').is_empty())
@@ -357,8 +367,6 @@ fn glob<'a>(pattern: &str, files: &'a [String]) -> Result<Vec<&'a str>, String> 
     }
     let matcher = matcher(pattern)?;
     let mut found: Vec<_> = files
-        .iter()
-        .map(String::as_str)
         .filter(|file| {
             matcher.is_match(file)
                 && (!IGNORED.contains(&last(file)) || last(file) == last(pattern))
@@ -372,7 +380,7 @@ fn glob<'a>(pattern: &str, files: &'a [String]) -> Result<Vec<&'a str>, String> 
 
 /// The splits that the names of the files show, with the patterns of each.
 fn automatic(files: &[String], dir: Option<&str>) -> Result<Vec<(String, Vec<String>)>, String> {
-    let find = |pattern: &str| glob(&join(dir, pattern), files);
+    let find = |pattern: &str| glob(&join(dir, pattern), files.iter().map(String::as_str));
     let sharded = find(&format!("data/*-{SHARD}"))?;
     if !sharded.is_empty() {
         let mut splits: Vec<&str> = sharded
@@ -446,6 +454,9 @@ fn matched(
 ) -> Result<Vec<(String, bool)>, String> {
     let mut found: Vec<(String, bool)> = Vec::new();
     let mut seen = BTreeSet::new();
+    let mut there: Vec<&str> = files.iter().map(String::as_str).collect();
+    there.sort_unstable();
+    let mut work = MOST_WORK;
     for pattern in patterns {
         if pattern.contains("://") || pattern.contains("::") || pattern.starts_with('/') {
             return Err(format!(
@@ -454,7 +465,29 @@ fn matched(
         }
         let whole = join(dir, pattern);
         let named = !is_magic(pattern);
-        let here = glob(&whole, files)?;
+        let here = if is_magic(&whole) {
+            // Only files that begin as it does can match.
+            let start = &whole[..whole.find(['*', '?', '[']).unwrap_or(whole.len())];
+            let first = there.partition_point(|file| *file < start);
+            let like = || {
+                let from = there[first..].iter().copied();
+                from.take_while(|file| file.starts_with(start))
+            };
+            let costs = like().count() + PATTERN_WORK + whole.len().saturating_mul(BYTE_WORK);
+            work = work.checked_sub(costs).ok_or_else(|| {
+                format!(
+                    "its description has {} patterns for one split, too many or too long ones for \
+                     {} files",
+                    patterns.len(),
+                    files.len()
+                )
+            })?;
+            glob(&whole, like())?
+        } else {
+            // A name: it stands for itself, and a split may list many thousands of them.
+            let place = there.binary_search(&whole.as_str());
+            place.map_or_else(|_| Vec::new(), |place| vec![there[place]])
+        };
         if here.is_empty() && named {
             return Err(format!(
                 "its description names the file `{whole}`, which is not in the repository"
@@ -467,183 +500,6 @@ fn matched(
         }
     }
     Ok(found)
-}
-
-/// The form of a file, by one of the endings of its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Csv,
-    Json,
-    Parquet,
-    Text,
-    /// One that is not read.
-    Other(&'static str),
-}
-
-impl Form {
-    fn of(end: &str) -> Option<Self> {
-        Some(match end {
-            "csv" | "tsv" => Self::Csv,
-            "json" | "jsonl" | "ndjson" => Self::Json,
-            "parquet" | "geoparquet" | "gpq" => Self::Parquet,
-            "txt" => Self::Text,
-            "arrow" => Self::Other("Arrow files"),
-            "zip" => Self::Other("zip archives"),
-            "tar" => Self::Other("tar archives"),
-            "xml" => Self::Other("XML"),
-            "h5" | "hdf5" => Self::Other("HDF5"),
-            "conll" | "conllu" => Self::Other("CoNLL tables"),
-            "lance" => Self::Other("Lance files"),
-            "pdf" => Self::Other("PDF documents"),
-            "jpg" | "jpeg" | "png" | "gif" | "webp" | "bmp" | "tif" | "tiff" | "ppm" | "pgm"
-            | "psd" | "tga" | "jp2" | "ico" => Self::Other("images"),
-            "wav" | "mp3" | "flac" | "ogg" | "opus" | "aiff" | "au" | "wma" | "3gp" => {
-                Self::Other("sounds")
-            }
-            "mp4" | "mkv" | "avi" | "mov" | "mpeg" | "mpg" | "webm" => Self::Other("films"),
-            _ => return None,
-        })
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Csv => "CSV or TSV",
-            Self::Json => "JSON",
-            Self::Parquet => "Parquet",
-            Self::Text => "text",
-            Self::Other(word) => word,
-        }
-    }
-}
-
-/// The endings of a name, from the first dot on.
-fn endings(file: &str) -> impl Iterator<Item = &str> {
-    let name = file.rsplit('/').next().unwrap_or_default();
-    name.split('.').skip(1)
-}
-
-/// How a file can be used among those of one form.
-enum Fit {
-    Reads,
-    /// It is of another form, or of none.
-    Foreign,
-    /// It is of this form, in a wrapping that is not read.
-    Wrapped,
-}
-
-fn fit(file: &str, form: Form) -> Fit {
-    const UNPACKED: [&str; 4] = ["gz", "gzip", "zst", "zstd"];
-    const PACKED: [&str; 6] = ["bz2", "xz", "lz4", "zip", "7z", "lzma"];
-    let ends: Vec<_> = endings(file).collect();
-    let has = |end: &str| Form::of(end) == Some(form);
-    match ends[..] {
-        [.., last] if has(last) => Fit::Reads,
-        [.., form, last] if has(form) && UNPACKED.contains(&last) => {
-            // A Parquet file is packed inside.
-            if Form::of(form) == Some(Form::Parquet) {
-                Fit::Wrapped
-            } else {
-                Fit::Reads
-            }
-        }
-        [.., form, last] if has(form) && PACKED.contains(&last) => Fit::Wrapped,
-        [.., "zip"] => Fit::Wrapped,
-        _ => Fit::Foreign,
-    }
-}
-
-/// Those of the files that are of the form that most have, as `datasets`
-/// counts: each ending of each name, files called `metadata` last.
-fn readable(
-    matched: &[(String, bool)],
-    split: &str,
-    notes: &mut Vec<String>,
-) -> Result<Vec<String>, String> {
-    // `.CSV` is not data for `datasets`, which would find another form or none.
-    let known: Vec<_> = matched
-        .iter()
-        .filter(|(file, _)| endings(file).any(|end| Form::of(end).is_some()))
-        .collect();
-    let mut counts: BTreeMap<(&str, bool), usize> = BTreeMap::new();
-    for (file, _) in &known {
-        let name = file.rsplit('/').next().unwrap_or_default();
-        let metadata = ["metadata.csv", "metadata.jsonl", "metadata.parquet"].contains(&name);
-        for end in endings(file) {
-            *counts.entry((end, metadata)).or_default() += 1;
-        }
-    }
-    let mut ranked: Vec<_> = counts.into_iter().collect();
-    ranked.sort_unstable_by_key(|((end, metadata), count)| {
-        let preferred = ["csv", "json", "jsonl", "arrow", "lance", "parquet"];
-        let place = preferred.iter().position(|known| known == end);
-        (!metadata, *count, place.map_or(0, |place| place + 1), *end)
-    });
-    let form = ranked.iter().rev().find_map(|((end, _), _)| Form::of(end));
-    let form = match form {
-        Some(Form::Other(word)) => return Err(format!("its split `{split}` holds {word}")),
-        Some(form) => form,
-        None if matched.is_empty() => {
-            return Err(format!(
-                "no file matches the patterns of its split `{split}`"
-            ));
-        }
-        None => {
-            let names: Vec<_> = matched.iter().take(5).map(|(file, _)| file).collect();
-            return Err(format!(
-                "the files of its split `{split}` are of no known form ({}{})",
-                names
-                    .iter()
-                    .map(|name| format!("`{name}`"))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                if matched.len() > names.len() {
-                    " and others"
-                } else {
-                    ""
-                }
-            ));
-        }
-    };
-    let mut files = Vec::new();
-    let mut left_out = Vec::new();
-    for (file, named) in matched {
-        let alone = endings(file).last().and_then(Form::of);
-        match fit(file, form) {
-            Fit::Reads => files.push(file.clone()),
-            Fit::Wrapped => return Err(format!("`{file}` is packed in a way that is not read")),
-            // One that the description names is read as what it is.
-            Fit::Foreign if *named => match alone {
-                Some(other) if !matches!(other, Form::Other(_)) => files.push(file.clone()),
-                _ => {
-                    return Err(format!(
-                        "its description names `{file}`, which is of no form that is read"
-                    ));
-                }
-            },
-            // What is no data at all goes without saying, such as a licence.
-            Fit::Foreign if endings(file).any(|end| Form::of(end).is_some()) => {
-                left_out.push(file);
-            }
-            Fit::Foreign => {}
-        }
-    }
-    if files.is_empty() {
-        return Err(format!(
-            "the files of its split `{split}` are of no known form"
-        ));
-    }
-    if let [first, rest @ ..] = &left_out[..] {
-        let others = match rest.len() {
-            0 => String::new(),
-            1 => " and another file".to_owned(),
-            more => format!(" and {more} other files"),
-        };
-        notes.push(format!(
-            "`{first}`{others} of split `{split}` are left out, since most of its files are {}",
-            form.word()
-        ));
-    }
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -387,7 +387,9 @@ fn a_file_whose_name_cannot_be_written_harms_only_its_split() {
 #[test]
 fn a_description_that_cannot_be_read() {
     let cache = tempdir().unwrap();
+    let long = vec![b'\n'; (16 << 20) + 1];
     for (text, part) in [
+        (&long[..], "more than 16777216 bytes"),
         (&b"---\nconfigs: [\n---\n"[..], "malformed"),
         (b"---\nconfigs: zora\n---\n", "not a list"),
         (b"---\n\xff\n---\n", "UTF-8"),

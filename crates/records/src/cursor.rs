@@ -259,11 +259,20 @@ fn hint(error: &serde_json::Error, reason: &str, found: Option<u8>) -> &'static 
         _ if reason.starts_with("control character") && error.column() == 0 => {
             "; a line break in a text is written \\n"
         }
+        // What cut a text, or joined it with another, cut a character in two.
+        _ if reason.ends_with("hex escape") => {
+            "; is it half of a character, such as \\ud83d alone? Take it out, or write \\ufffd"
+        }
         Some(b'N') => "; NaN and None are not JSON: write null, or leave the key out",
         Some(b'I') => "; Infinity is not JSON: write a number",
         Some(b'T' | b'F') => "; True and False are Python's: write it with `json.dumps`",
         Some(b'\'') => "; single quotes are Python's: write it with `json.dumps`",
         Some(b'<') => "; is it a web page?",
+        Some(b',') => "; objects on lines of their own have no commas between them",
+        Some(b'/' | b'#') => "; JSON has no comments",
+        Some(0xEF) => {
+            "; is it a byte order mark? Files that begin with one were joined: take it out"
+        }
         _ => "",
     }
 }

@@ -187,6 +187,15 @@ fn give(value: Value, line: usize, out: &mut Out<'_>) -> Result<(), Halt> {
     .into())
 }
 
+/// Reads JSON that a value has as text, as files are read: with no key twice.
+///
+/// # Errors
+///
+/// It is no JSON, or would lose something.
+pub fn parse(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).map(|Strict(value)| value)
+}
+
 fn twice(key: &str) -> String {
     format!(
         "the key `{}` is there twice in one object, of which one would be lost",

@@ -73,6 +73,7 @@ use serde_json::{Map, Value};
 
 pub use error::{Location, RecordsError};
 pub use find::{ENDINGS, find};
+pub use json::parse;
 pub use kind::{Compression, FileKind, Form, kind};
 pub use shape::HARMLESS;
 

@@ -84,6 +84,18 @@ const CONVERSATIONS: [&str; 9] = [
     "prompt",
 ];
 
+/// Of those, what may be a list of texts, said in turn. Under `prompt` texts are
+/// a column, and `history` has pairs.
+const DIALOGUES: [&str; 7] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "turns",
+    "dialogue",
+    "dialog",
+    "chat",
+];
+
 /// How a JSON file holds its records.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Shape {
@@ -188,6 +200,15 @@ impl Outline {
             );
         }
 
+        // The one list of a record may be of what was said in turn.
+        let is_dialogue = |(name, part): &&(String, Part)| {
+            matches!(part, Part::List(_, Item::Text)) && DIALOGUES.contains(&name.as_str())
+        };
+        let has_dialogue = self.0.iter().any(|part| is_dialogue(&part));
+        if has_dialogue && self.0.len() == 1 {
+            return Ok(Shape::Lines);
+        }
+
         let column = |(name, part): &(String, Part)| match part {
             Part::List(_, Item::Object) if CONVERSATIONS.contains(&name.as_str()) => None,
             part => part.column(),
@@ -198,6 +219,8 @@ impl Outline {
             Some([first, rest @ ..]) if rest.iter().all(|length| length == first) => {
                 Ok(Shape::Columns)
             }
+            // Columns would be equally long.
+            Some(_) if has_dialogue => Ok(Shape::Lines),
             Some(lengths) => {
                 let lengths = self.0.iter().zip(lengths);
                 let lengths: Vec<_> = lengths
@@ -237,10 +260,12 @@ enum Item {
     /// An object that is a turn of a conversation.
     Turn,
     Object,
+    /// A text that is no JSON of a list or an object.
+    Text,
     Other,
 }
 
-/// Scalars, of which an outline keeps nothing.
+/// Scalars but texts, of which an outline keeps nothing.
 macro_rules! scalars {
     ($value:expr) => {
         fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
@@ -253,9 +278,6 @@ macro_rules! scalars {
             Ok($value)
         }
         fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-            Ok($value)
-        }
-        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
             Ok($value)
         }
         fn visit_unit<E>(self) -> Result<Self::Value, E> {
@@ -273,6 +295,9 @@ impl<'de> Deserialize<'de> for Part {
                 f.write_str("any value")
             }
             scalars!(Part::Other);
+            fn visit_str<E>(self, _: &str) -> Result<Part, E> {
+                Ok(Part::Other)
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Part, A::Error> {
                 let (mut n, mut indexed) = (0, true);
                 while let Some((key, IgnoredAny)) = map.next_entry::<String, _>()? {
@@ -299,6 +324,13 @@ impl<'de> Deserialize<'de> for Item {
                 f.write_str("any value")
             }
             scalars!(Item::Other);
+            fn visit_str<E>(self, text: &str) -> Result<Item, E> {
+                Ok(if text.trim_start().starts_with(['[', '{']) {
+                    Item::Other
+                } else {
+                    Item::Text
+                })
+            }
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Item, A::Error> {
                 while let Some(IgnoredAny) = list.next_element()? {}
                 Ok(Item::Other)
@@ -356,6 +388,11 @@ mod tests {
                 r#"{"question": "Zora?", "options": ["Oxmere", "Thornby"]}"#,
                 Shape::Lines,
             ),
+            (r#"{"conversations": ["Zora?", "Thornby."]}"#, Shape::Lines),
+            (
+                r#"{"dialogue": ["Zora?", "Thornby."], "tags": ["a", "b", "c"]}"#,
+                Shape::Lines,
+            ),
             ("{}", Shape::Lines),
             // Records in a list.
             (
@@ -378,6 +415,14 @@ mod tests {
             (r#"{"text": ["Zora", "Alder", "Jorun"]}"#, Shape::Columns),
             (
                 r#"{"messages": [[{"role": "user"}], [{"role": "user"}]]}"#,
+                Shape::Columns,
+            ),
+            (
+                r#"{"messages": ["[{\"role\": \"user\"}]", "[{\"role\": \"user\"}]"]}"#,
+                Shape::Columns,
+            ),
+            (
+                r#"{"dialogue": ["Zora?", "Alder?"], "summary": ["Thornby.", "Oxmere."]}"#,
                 Shape::Columns,
             ),
             (

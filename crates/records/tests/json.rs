@@ -140,7 +140,7 @@ fn what_is_malformed_is_named_with_line_and_column() {
         (
             "a.jsonl",
             r#"{"prompt": "\ud83d"}"#.to_owned(),
-            "a.jsonl, line 1, column 19: malformed JSON: unexpected end of hex escape",
+            "a.jsonl, line 1, column 19: malformed JSON: unexpected end of hex escape; is it half of a character, such as \\ud83d alone? Take it out, or write \\ufffd",
         ),
         (
             "a.jsonl",
@@ -175,6 +175,33 @@ fn what_is_malformed_is_named_with_line_and_column() {
         error.contains("line 1, column 133: malformed JSON: recursion limit exceeded"),
         "{error}"
     );
+}
+
+#[test]
+fn what_people_put_between_records_is_named_as_that() {
+    let world = World::new();
+    for (text, words) in [
+        (
+            format!("{ALDER},\n{ALDER}\n"),
+            "have no commas between them",
+        ),
+        (format!("// Oxmere\n{ALDER}\n"), "JSON has no comments"),
+        (
+            format!("{ALDER}\n\u{feff}{ALDER}\n"),
+            "is it a byte order mark?",
+        ),
+        (
+            "{\"prompt\": \"Zora \\ud83d\"}".to_owned(),
+            "is it half of a character",
+        ),
+        (
+            "{\"prompt\": \"\\ud83d and Zora of Thornby\"}".to_owned(),
+            "is it half of a character",
+        ),
+    ] {
+        let error = world.error("a.jsonl", text.clone());
+        assert!(error.contains(words), "{text}: {error}");
+    }
 }
 
 #[test]

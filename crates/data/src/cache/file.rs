@@ -98,7 +98,7 @@ mod tests {
         let place = Place::Cache(file, dir.path().to_owned());
         let mut writer = Writer::new(place, &KEY).unwrap();
         for sample in samples {
-            writer.push(sample).unwrap();
+            writer.push(sample, false).unwrap();
         }
         let report = serde_json::to_vec(&report()).unwrap();
         let Written::Cache(file, _) = writer.finish(&report).unwrap() else {

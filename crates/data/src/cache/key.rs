@@ -12,7 +12,7 @@ use crate::{DataError, DataOptions};
 pub(crate) type Key = [u8; 32];
 
 /// To be raised whenever other samples are made of the same file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 4;
 
 /// Bytes of a file that are hashed at once.
 const BUFFER: usize = 1 << 20;
@@ -64,6 +64,7 @@ pub(crate) fn key(
         system,
         first_turn,
         allow_omissions,
+        allow_markup,
         max_skipped,
         template_variables,
     } = options;
@@ -72,7 +73,7 @@ pub(crate) fn key(
         "{first:?} {columns:?} {ignore:?} {system:?} {first_turn:?}"
     ));
     fields.add(format!(
-        "{allow_omissions} {max_skipped} {template_variables:?}"
+        "{allow_omissions} {allow_markup} {max_skipped} {template_variables:?}"
     ));
     fields.add(tokenizer);
     let mut buffer = vec![0; BUFFER];

@@ -9,7 +9,10 @@ use minijinja::{
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::values::python_float;
+use super::{
+    bounds,
+    values::{Measure, python_float},
+};
 
 /// transformers' filter: `json.dumps(value, ensure_ascii=False, indent=None,
 /// separators=None, sort_keys=False)`. Jinja's own `tojson` would escape `<`,
@@ -34,7 +37,9 @@ pub(super) fn tojson(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Result
     let indent = match indent {
         None => None,
         Some(indent) if indent.kind() == ValueKind::Number => {
-            Some(" ".repeat(usize::try_from(indent)?))
+            let indent = indent.as_i64().map_or(u64::MAX, |by| by.max(0) as u64);
+            bounds::width(indent)?;
+            Some(" ".repeat(indent as usize))
         }
         Some(indent) => Some(indent.to_string()),
     };
@@ -47,8 +52,18 @@ pub(super) fn tojson(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Result
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
     };
-    if holds_undefined(value) {
-        return Err(bad("what is undefined is no JSON".to_owned()));
+    // A line for each value at most, an escaped character of six bytes.
+    let Measure { depth, size } = Measure::of(value);
+    let indented = indent
+        .as_ref()
+        .map_or(0, |by| by.len() as u64 * u64::from(depth));
+    let apart = (between.len() + after_key.len()) as u64;
+    let of_value = 32 + 2 * (indented + apart);
+    bounds::make((size / 32).saturating_mul(of_value).saturating_add(size))?;
+    if is_no_json(value) {
+        return Err(bad(
+            "what is undefined, or made item by item, is no JSON".to_owned()
+        ));
     }
     let mut json = serde_json::to_value(value).map_err(|error| bad(error.to_string()))?;
     if sorted {
@@ -68,18 +83,34 @@ pub(super) fn tojson(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Result
     String::from_utf8(out).map_err(|error| bad(error.to_string()))
 }
 
-fn holds_undefined(value: &Value) -> bool {
+/// A value as `json.dumps` writes it, without escapes of what is not ASCII.
+pub(super) fn python_text(value: &serde_json::Value) -> String {
+    let formatter = PythonFormatter {
+        indent: None,
+        between: ", ".to_owned(),
+        after_key: ": ".to_owned(),
+        ascii: false,
+        depth: 0,
+        has_value: false,
+    };
+    let mut out = Vec::new();
+    let written = value.serialize(&mut Serializer::with_formatter(&mut out, formatter));
+    written
+        .ok()
+        .and_then(|()| String::from_utf8(out).ok())
+        .unwrap_or_else(|| value.to_string())
+}
+
+/// Whether a value is or holds what `json.dumps` refuses: what is undefined, and
+/// what Python makes item by item (`map(…)` without `list`, `range(…)`).
+fn is_no_json(value: &Value) -> bool {
     match value.kind() {
-        ValueKind::Undefined => true,
-        ValueKind::Seq | ValueKind::Iterable => value
+        ValueKind::Undefined | ValueKind::Iterable => true,
+        ValueKind::Seq => value
             .try_iter()
-            .is_ok_and(|mut items| items.any(|item| holds_undefined(&item))),
+            .is_ok_and(|mut items| items.any(|item| is_no_json(&item))),
         ValueKind::Map => value.try_iter().is_ok_and(|mut keys| {
-            keys.any(|key| {
-                value
-                    .get_item(&key)
-                    .is_ok_and(|item| holds_undefined(&item))
-            })
+            keys.any(|key| value.get_item(&key).is_ok_and(|item| is_no_json(&item)))
         }),
         _ => false,
     }

@@ -1,38 +1,236 @@
 //! Values as Jinja2 sees and prints them.
 //!
-//! Where minijinja 2 differs from Jinja2 in what public templates rely on:
-//! lists and maps print as Python writes them, `none` is not iterable, what is a
-//! sequence, and filters of what is undefined.
+//! Lists and maps that a template makes or is given are of our own types: they
+//! print as Python writes them, and each knows how deep and how large it is.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Output, State, Value,
-    value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind},
+    Error, ErrorKind, Value,
+    value::{DynObject, Enumerator, Object, ObjectRepr, ValueKind},
 };
 use serde_json::Value as Json;
 
-/// A value that a template is given, printing as in Python however deep.
-pub(super) fn value(json: &Json) -> Value {
-    match json {
-        Json::Array(items) => Value::from_object(List(items.iter().map(value).collect())),
-        Json::Object(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(key, of)| (Value::from(key.as_str()), value(of)));
-            Value::from_object(Dict(fields.collect()))
+use super::bounds::{self, Bound};
+
+/// Bytes that a value takes beside its text.
+const OVERHEAD: u64 = 32;
+/// Bytes that a value takes in a list.
+const ITEM: u64 = 24;
+/// Fields from which on a map is searched by hashes.
+const FEW: usize = 16;
+
+/// How deep and how large a value is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Measure {
+    pub depth: u32,
+    /// About its bytes in memory or as text, whichever is more; what is in it
+    /// twice counts twice.
+    pub size: u64,
+}
+
+impl Measure {
+    pub fn of(value: &Value) -> Self {
+        if let Some(text) = value.as_str() {
+            return Self {
+                depth: 0,
+                size: OVERHEAD + text.len() as u64,
+            };
         }
-        other => Value::from_serialize(other),
+        let Some(object) = value.as_object() else {
+            return Self {
+                depth: 0,
+                size: OVERHEAD,
+            };
+        };
+        if let Some(list) = object.downcast_ref::<List>() {
+            return list.measure;
+        }
+        if let Some(dict) = object.downcast_ref::<Dict>() {
+            return dict.measure;
+        }
+        if let Some(lazy) = object.downcast_ref::<Lazy>() {
+            return lazy.measure;
+        }
+        // What the template writes out, and ranges: no deeper than its source.
+        match object.repr() {
+            ObjectRepr::Seq | ObjectRepr::Iterable if !is_live(object) => {
+                let items = object.try_iter().into_iter().flatten();
+                Self::around(items.map(|item| Self::of(&item)))
+            }
+            ObjectRepr::Map if !is_live(object) => {
+                let pairs = object.try_iter_pairs().into_iter().flatten();
+                Self::around(pairs.flat_map(|(key, value)| [Self::of(&key), Self::of(&value)]))
+            }
+            _ => Self {
+                depth: 0,
+                size: OVERHEAD,
+            },
+        }
+    }
+
+    fn around(inner: impl Iterator<Item = Self>) -> Self {
+        let mut all = Self {
+            depth: 1,
+            size: OVERHEAD,
+        };
+        for Self { depth, size } in inner {
+            all.depth = all.depth.max(depth + 1);
+            all.size = all.size.saturating_add(size);
+        }
+        all
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        if self.depth > bounds::DEPTH {
+            return Err(bounds::reach(Bound::Depth));
+        }
+        bounds::size(self.size)?;
+        Ok(self)
     }
 }
 
-/// A list of values.
+/// Whether an object can come to hold itself: namespaces, macros, loops.
+fn is_live(object: &DynObject) -> bool {
+    let name = object.type_name();
+    ["Namespace", "Macro", "Loop", "Closure"]
+        .iter()
+        .any(|live| name.ends_with(live))
+}
+
+pub(super) fn is_namespace(value: &Value) -> bool {
+    let object = value.as_object();
+    object.is_some_and(|object| object.type_name().ends_with("Namespace"))
+}
+
+/// Refuses what would let values hold each other without end.
+pub(super) fn not_live(value: &Value) -> Result<(), Error> {
+    match value.as_object() {
+        Some(object) if is_live(object) => Err(wrong(
+            "a namespace, a macro or a loop may not be put into another value",
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what)
+}
+
+/// A value that a template is given.
+pub(super) fn value(json: &Json) -> Value {
+    fn made(json: &Json, depth: u32) -> Result<Value, Error> {
+        if depth > bounds::DEPTH {
+            return Err(bounds::reach(Bound::Depth));
+        }
+        match json {
+            Json::Array(items) => {
+                let items = items.iter().map(|item| made(item, depth + 1));
+                Ok(Value::from_object(List::new(
+                    items.collect::<Result<_, _>>()?,
+                )))
+            }
+            Json::Object(fields) => {
+                let fields = fields
+                    .iter()
+                    .map(|(key, of)| Ok((Value::from(key.as_str()), made(of, depth + 1)?)));
+                Ok(Value::from_object(Dict::new(
+                    fields.collect::<Result<_, Error>>()?,
+                )))
+            }
+            other => Ok(Value::from_serialize(other)),
+        }
+    }
+    // An error becomes that of the template which looks at the value.
+    made(json, 1).unwrap_or_else(Value::from)
+}
+
+/// A list of values, however large.
 pub(super) fn list(items: Vec<Value>) -> Value {
-    Value::from_object(List(items))
+    Value::from_object(List::new(items))
+}
+
+/// A list that a template makes.
+pub(super) fn made_list(items: Vec<Value>) -> Result<Value, Error> {
+    for item in &items {
+        not_live(item)?;
+    }
+    let list = List::new(items);
+    list.measure.checked()?;
+    bounds::make(OVERHEAD + ITEM * list.items.len() as u64)?;
+    Ok(Value::from_object(list))
+}
+
+/// A value as one of ours, which knows its size.
+pub(super) fn owned(value: &Value) -> Result<Value, Error> {
+    let Some(object) = value.as_object() else {
+        return Ok(value.clone());
+    };
+    not_live(value)?;
+    if is_own(object) {
+        return Ok(value.clone());
+    }
+    match object.repr() {
+        ObjectRepr::Seq | ObjectRepr::Iterable => {
+            let mut items = Vec::new();
+            for item in object.try_iter().into_iter().flatten() {
+                bounds::make(OVERHEAD)?;
+                items.push(owned(&item)?);
+            }
+            made_list(items)
+        }
+        ObjectRepr::Map if !value.is_kwargs() => {
+            let mut fields = Vec::new();
+            for (key, of) in object.try_iter_pairs().into_iter().flatten() {
+                fields.push((owned(&key)?, owned(&of)?));
+            }
+            bounds::make(2 * OVERHEAD * fields.len() as u64)?;
+            let dict = Dict::new(fields);
+            dict.measure.checked()?;
+            Ok(Value::from_object(dict))
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
+fn is_own(object: &DynObject) -> bool {
+    object.is::<List>() || object.is::<Dict>() || object.is::<Lazy>()
+}
+
+/// The items of what can be gone through, as Python's `iter`.
+pub(super) fn items(value: &Value) -> Result<Vec<Value>, Error> {
+    let found: Vec<Value> = match value.kind() {
+        ValueKind::Undefined => Vec::new(),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            bounds::make(OVERHEAD * text.len() as u64)?;
+            text.chars().map(Value::from).collect()
+        }
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if !is_namespace(value) => {
+            value.try_iter()?.collect()
+        }
+        kind => {
+            return Err(wrong(format!(
+                "a value of type {kind} cannot be gone through"
+            )));
+        }
+    };
+    bounds::read(2 * OVERHEAD * found.len() as u64)?;
+    Ok(found)
 }
 
 #[derive(Debug)]
-struct List(Vec<Value>);
+struct List {
+    items: Vec<Value>,
+    measure: Measure,
+}
+
+impl List {
+    fn new(items: Vec<Value>) -> Self {
+        let measure = Measure::around(items.iter().map(Measure::of));
+        Self { items, measure }
+    }
+}
 
 impl Object for List {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -40,20 +238,42 @@ impl Object for List {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.get(key.as_usize()?).cloned()
+        self.items.get(key.as_usize()?).cloned()
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Seq(self.0.len())
+        Enumerator::Seq(self.items.len())
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_list(f, &self.0)
+        write_list(f, &self.items)
     }
 }
 
 #[derive(Debug)]
-struct Dict(Vec<(Value, Value)>);
+struct Dict {
+    fields: Vec<(Value, Value)>,
+    /// Of many fields, where each is.
+    places: Option<HashMap<Value, usize>>,
+    measure: Measure,
+}
+
+impl Dict {
+    fn new(fields: Vec<(Value, Value)>) -> Self {
+        let parts = fields.iter();
+        let parts = parts.flat_map(|(key, value)| [Measure::of(key), Measure::of(value)]);
+        let measure = Measure::around(parts);
+        let places = (fields.len() > FEW).then(|| {
+            let keys = fields.iter().enumerate();
+            keys.map(|(at, (key, _))| (key.clone(), at)).collect()
+        });
+        Self {
+            fields,
+            places,
+            measure,
+        }
+    }
+}
 
 impl Object for Dict {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -61,16 +281,81 @@ impl Object for Dict {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let found = self.0.iter().find(|(known, _)| known == key);
+        let found = match &self.places {
+            Some(places) => self.fields.get(*places.get(key)?),
+            None => self.fields.iter().find(|(known, _)| known == key),
+        };
         found.map(|(_, value)| value.clone())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.iter().map(|(key, _)| key.clone()).collect())
+        Enumerator::Values(self.fields.iter().map(|(key, _)| key.clone()).collect())
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_dict(f, self.0.iter().cloned())
+        write_dict(f, self.fields.iter().cloned())
+    }
+}
+
+/// What Python makes item by item: no list, and no JSON.
+#[derive(Debug)]
+pub(super) struct Lazy {
+    items: Vec<Value>,
+    /// Python's name, if it has a length: else it is a generator.
+    view: Option<&'static str>,
+    measure: Measure,
+}
+
+impl Lazy {
+    pub fn generator(items: Vec<Value>) -> Value {
+        Self::made(items, None)
+    }
+
+    /// Keys, values or items of a map.
+    pub fn view(items: Vec<Value>, name: &'static str) -> Value {
+        Self::made(items, Some(name))
+    }
+
+    fn made(items: Vec<Value>, view: Option<&'static str>) -> Value {
+        let measure = Measure::around(items.iter().map(Measure::of));
+        Value::from_object(Self {
+            items,
+            view,
+            measure,
+        })
+    }
+
+    pub fn is_generator(value: &Value) -> bool {
+        let lazy = value.downcast_object_ref::<Self>();
+        lazy.is_some_and(|lazy| lazy.view.is_none())
+    }
+
+    pub fn is(value: &Value) -> bool {
+        value.downcast_object_ref::<Self>().is_some()
+    }
+}
+
+impl Object for Lazy {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.items.clone())
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        self.view.is_none() || !self.items.is_empty()
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(name) = self.view else {
+            return f.write_str("<generator object>");
+        };
+        f.write_str(name)?;
+        f.write_str("(")?;
+        write_list(f, &self.items)?;
+        f.write_str(")")
     }
 }
 
@@ -104,6 +389,7 @@ fn repr(value: &Value) -> String {
             match value.kind() {
                 ValueKind::String => write_text(f, value.as_str().unwrap_or_default()),
                 ValueKind::Number => f.write_str(&number(value)),
+                _ if Lazy::is(value) => write!(f, "{value}"),
                 ValueKind::Seq | ValueKind::Iterable => {
                     let items: Vec<_> = value.try_iter().map_err(|_| fmt::Error)?.collect();
                     write_list(f, &items)
@@ -175,158 +461,9 @@ pub(super) fn python_float(float: f64) -> String {
 }
 
 /// Python's `str`.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::Number => repr(value),
         _ => value.to_string(),
     }
-}
-
-/// Makes an environment do as Jinja2 does.
-pub(super) fn as_in_jinja2(environment: &mut Environment<'_>) {
-    environment.set_formatter(|out: &mut Output<'_>, _: &State<'_, '_>, value: &Value| {
-        if value.is_undefined() {
-            return Ok(());
-        }
-        out.write_str(&text(value)).map_err(Error::from)
-    });
-    environment.add_filter("string", |value: &Value| {
-        if value.is_undefined() {
-            String::new()
-        } else {
-            text(value)
-        }
-    });
-    environment.add_filter("join", join);
-    environment.add_filter("length", length);
-    environment.add_filter("count", length);
-    environment.add_filter("int", int);
-    environment.add_filter("items", items);
-    environment.add_filter("first", |value: &Value| end(value, true));
-    environment.add_filter("last", |value: &Value| end(value, false));
-    environment.add_test("iterable", |value: &Value| {
-        value.is_undefined()
-            || (!value.is_none() && value.try_iter().is_ok())
-            || value.kind() == ValueKind::String
-    });
-    environment.add_test("sequence", |value: &Value| {
-        let has_length = || value.len().is_some();
-        match value.kind() {
-            ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
-            ValueKind::Iterable => has_length(),
-            _ => false,
-        }
-    });
-}
-
-/// `|join(separator, attribute)`.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "minijinja passes arguments by value"
-)]
-fn join(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
-    let separator = match rest.first() {
-        Some(separator) => text(separator),
-        None => kwargs.get::<Option<String>>("d")?.unwrap_or_default(),
-    };
-    let attribute: Option<Value> = match rest.get(1) {
-        Some(attribute) => Some(attribute.clone()),
-        None => kwargs.get("attribute")?,
-    };
-    kwargs.assert_all_used()?;
-    if value.is_undefined() {
-        return Ok(String::new());
-    }
-    let mut parts = Vec::new();
-    for item in value.try_iter()? {
-        parts.push(match &attribute {
-            Some(name) => text(&item.get_item(name)?),
-            None => text(&item),
-        });
-    }
-    Ok(parts.join(&separator))
-}
-
-/// `|length`: of what is undefined, 0.
-fn length(value: &Value) -> Result<usize, Error> {
-    if value.is_undefined() {
-        return Ok(0);
-    }
-    let length = match value.as_str() {
-        Some(text) => Some(text.chars().count()),
-        None => value.len(),
-    };
-    length
-        .or_else(|| Some(value.try_iter().ok().filter(|_| !value.is_none())?.count()))
-        .ok_or_else(|| {
-            let what = format!("a value of type {} has no length", value.kind());
-            Error::new(ErrorKind::InvalidOperation, what)
-        })
-}
-
-/// `|int(default)`: of what is no number, the default.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "minijinja passes arguments by value"
-)]
-fn int(value: &Value, default: Option<i64>, kwargs: Kwargs) -> Result<i64, Error> {
-    let default = match default {
-        Some(default) => default,
-        None => kwargs.get::<Option<i64>>("default")?.unwrap_or(0),
-    };
-    let base: Option<u32> = kwargs.get("base")?;
-    kwargs.assert_all_used()?;
-    if let Some(text) = value.as_str() {
-        let text = text.trim();
-        let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
-        let whole = i64::from_str_radix(text, base).ok();
-        return Ok(whole
-            .or_else(|| text.parse::<f64>().ok().map(|float| float as i64))
-            .unwrap_or(default));
-    }
-    if let Ok(flag) = bool::try_from(value.clone())
-        && value.kind() == ValueKind::Bool
-    {
-        return Ok(i64::from(flag));
-    }
-    Ok(i64::try_from(value.clone())
-        .ok()
-        .or_else(|| f64::try_from(value.clone()).ok().map(|float| float as i64))
-        .unwrap_or(default))
-}
-
-/// `|items`: of what is undefined, nothing.
-fn items(value: &Value) -> Result<Value, Error> {
-    if value.is_undefined() {
-        return Ok(list(Vec::new()));
-    }
-    if value.kind() != ValueKind::Map {
-        let what = format!("a value of type {} has no items", value.kind());
-        return Err(Error::new(ErrorKind::InvalidOperation, what));
-    }
-    let mut pairs = Vec::new();
-    for key in value.try_iter()? {
-        let of = value.get_item(&key)?;
-        pairs.push(list(vec![key, of]));
-    }
-    Ok(list(pairs))
-}
-
-/// `|first` and `|last`: of what is undefined or empty, undefined.
-fn end(value: &Value, first: bool) -> Result<Value, Error> {
-    if value.is_undefined() {
-        return Ok(Value::UNDEFINED);
-    }
-    if let Some(text) = value.as_str() {
-        let mut chars = text.chars();
-        let found = if first {
-            chars.next()
-        } else {
-            chars.next_back()
-        };
-        return Ok(found.map_or(Value::UNDEFINED, Value::from));
-    }
-    let mut items = value.try_iter()?;
-    let found = if first { items.next() } else { items.last() };
-    Ok(found.unwrap_or(Value::UNDEFINED))
 }

@@ -6,7 +6,8 @@
 //! - [`MAGIC`] and a key of 32 bytes, zeros for what is kept under none;
 //! - every token, 4 bytes;
 //! - whether it is trained, one bit, in whole bytes;
-//! - where each sample ends, counted in tokens, 8 bytes;
+//! - where each sample ends, counted in tokens, 8 bytes, of which the highest bit
+//!   says that it is of the same record as the sample before it;
 //! - what the loss of each token counts, 4 bytes, or nothing if all count 1;
 //! - what the reader reported, as JSON;
 //! - the sizes of those: tokens, samples, weights, bytes of the report, 8 bytes each;
@@ -24,7 +25,9 @@ use memmap2::Mmap;
 use crate::Sample;
 
 /// The last of it is the version of this layout.
-pub(crate) const MAGIC: &[u8; 8] = b"olora-t2";
+pub(crate) const MAGIC: &[u8; 8] = b"olora-t3";
+/// Of where a sample ends: it continues the record of the sample before it.
+pub(crate) const CONTINUES: u64 = 1 << 63;
 /// The magic and the key.
 pub(crate) const HEADER: usize = 8 + 32;
 /// The four sizes.
@@ -195,13 +198,18 @@ impl Store {
     pub fn is_sound(&self) -> bool {
         let mut before = 0;
         for k in 0..self.n_samples() {
-            let end = self.raw_end(k);
+            let end = self.raw_end(k) & !CONTINUES;
             if end < before {
                 return false;
             }
             before = end;
         }
         before == self.n_tokens() as u64
+    }
+
+    /// Whether a sample is of the same record as the one before it.
+    pub fn continues(&self, k: usize) -> bool {
+        self.raw_end(k) & CONTINUES != 0
     }
 
     /// The tokens of a sample.
@@ -273,7 +281,7 @@ impl Store {
     /// Held within the tokens, so that nothing which somebody does to a mapped
     /// file can have other bytes read.
     fn end(&self, k: usize) -> usize {
-        self.raw_end(k).min(self.layout.n_tokens as u64) as usize
+        (self.raw_end(k) & !CONTINUES).min(self.layout.n_tokens as u64) as usize
     }
 
     fn raw_end(&self, k: usize) -> u64 {

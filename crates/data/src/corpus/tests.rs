@@ -27,7 +27,7 @@ fn samples() -> Vec<Sample> {
 fn store(samples: &[Sample], place: Place) -> Arc<Store> {
     let mut writer = Writer::new(place, &[0; 32]).unwrap();
     for sample in samples {
-        writer.push(sample).unwrap();
+        writer.push(sample, false).unwrap();
     }
     Arc::new(match writer.finish(b"a report").unwrap() {
         Written::Memory(store) => store,

@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, tempfile_in};
 
-use super::store::{CHECKSUM, Layout, MAGIC, Store};
+use super::store::{CHECKSUM, CONTINUES, Layout, MAGIC, Store};
 use crate::{Sample, cache::Key};
 
 /// Enough that a file which is written sample by sample costs few calls of the
@@ -82,7 +82,8 @@ impl Writer {
         })
     }
 
-    pub fn push(&mut self, sample: &Sample) -> io::Result<()> {
+    /// `continues`: whether it is of the same record as the one before it.
+    pub fn push(&mut self, sample: &Sample, continues: bool) -> io::Result<()> {
         if sample.weights.is_some() && self.weights.is_none() {
             let mut weights = Spool::new(self.directory.as_ref())?;
             for _ in 0..self.n_tokens {
@@ -112,8 +113,14 @@ impl Writer {
             }
         }
         self.bits.write_all(&bytes)?;
+        let continues = if continues && self.n_samples > 0 {
+            CONTINUES
+        } else {
+            0
+        };
         self.n_samples += 1;
-        self.ends.write_all(&(self.n_tokens as u64).to_le_bytes())
+        let end = self.n_tokens as u64 | continues;
+        self.ends.write_all(&end.to_le_bytes())
     }
 
     /// Writes what comes after the tokens.

@@ -7,6 +7,7 @@ use super::{
     KeyUse,
     fields::Fields,
     parse::wrong_type,
+    spoken,
     turns::{self, Turns, weight_of},
 };
 use crate::{Conversation, DataError, DataOptions, FirstTurn, Message, SystemTurn};
@@ -18,24 +19,40 @@ const TOOLS: [&str; 2] = ["tools", "functions"];
 const WEIGHTS: [&str; 4] = ["weight", "train", "training", "loss"];
 
 /// Adds what stands beside the turns: a system prompt, earlier turns, tools, the
-/// template's variables and the record's weight.
+/// template's variables and the record's weight. What became of the keys of
+/// earlier turns is added to `keys`.
 pub(super) fn complete(
     fields: &Fields,
     conversation: &mut Conversation,
+    keys: &mut Vec<(String, KeyUse)>,
     options: &DataOptions,
 ) -> Result<(), DataError> {
     if let Some(value) = fields.take("history") {
         let earlier = history(value, options)?;
+        let weights = earlier.asked_weights();
+        keys.extend(earlier.keys);
         // They are the context of what is to be learnt, and no answer to learn unless they say so.
-        conversation.weights.splice(0..0, earlier.asked_weights());
+        conversation.weights.splice(0..0, weights);
         conversation.messages.splice(0..0, earlier.messages);
     }
     if let Some(key) = fields.pick(&SYSTEMS)
         && let Some(value) = fields.take(key)
     {
-        let text = value
+        // Some interfaces have it in parts.
+        let parts = match value {
+            Value::Array(_) => turns::content(key, value, "system")?,
+            other => other.clone(),
+        };
+        let text = parts
             .as_str()
             .ok_or_else(|| wrong_type(key, "a string", value))?;
+        // Functions may be written out in it.
+        let (text, functions) = if fields.record().get("chat").is_some_and(spoken::is_spoken) {
+            spoken::system(text)
+        } else {
+            (text.to_owned(), None)
+        };
+        conversation.tools = functions;
         match conversation.messages.iter().find(|m| m.role() == "system") {
             Some(there) if there.content().trim() == text.trim() => {}
             _ if text.trim().is_empty() => {}
@@ -43,7 +60,7 @@ pub(super) fn complete(
             None => {
                 conversation
                     .messages
-                    .insert(0, Message::new("system", text));
+                    .insert(0, Message::new("system", text.as_str()));
                 conversation.weights.insert(0, 1.0);
             }
         }
@@ -96,7 +113,10 @@ fn arrange(conversation: &mut Conversation, options: &DataOptions) -> Result<(),
         let mut i = 0;
         while i < messages.len() {
             if is_system(&messages[i]) {
-                waiting.push(messages.remove(i).content().to_owned());
+                let words = messages.remove(i).content().to_owned();
+                if !words.trim().is_empty() {
+                    waiting.push(words);
+                }
                 if i < weights.len() {
                     weights.remove(i);
                 }
@@ -133,11 +153,7 @@ fn history(value: &Value, options: &DataOptions) -> Result<Turns, DataError> {
     let expected = "a list of turns, or of [question, answer]";
     let items = turns::list(value).ok_or_else(|| wrong_type("history", expected, value))?;
     if items.iter().all(Value::is_object) {
-        let turns = Turns::read("history", &items, options)?;
-        if let Some((key, _)) = turns.keys.iter().find(|(_, use_)| *use_ == KeyUse::Unknown) {
-            return Err(DataError::UnsupportedKey(key.clone()));
-        }
-        return Ok(turns);
+        return Turns::read("history", &items, options);
     }
     let mut turns = Turns::default();
     for item in &items {
@@ -166,7 +182,7 @@ pub(super) fn choices(key: &str, value: &Value) -> Result<String, DataError> {
     let lines: Result<Vec<_>, DataError> = match value {
         // In a table a list is text.
         Value::String(text) => {
-            return match serde_json::from_str(text) {
+            return match olora_records::parse(text) {
                 Ok(inner @ (Value::Array(_) | Value::Object(_))) => choices(key, &inner),
                 _ => Ok(text.clone()),
             };

@@ -5,7 +5,11 @@ use std::{cell::RefCell, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Record;
+use super::{
+    LISTS, PROMPTS, REPLIES, Record, TEXTS,
+    parse::{CONTEXTS, OPTIONS},
+    path,
+};
 use crate::DataError;
 
 /// What became of a key.
@@ -59,10 +63,14 @@ pub const HARMLESS: &[&str] = &[
     // How long it is.
     "length", "len", "size", "n_tokens", "num_tokens", "token_count", "tokens_count", "n_turns",
     "num_turns", "turn_count", "turn", "word_count", "n_words", "num_chars", "n_chars",
-    "token_length", "views",
+    "token_length", "views", "conversation_tokens",
+    // Where an answer stands in its context.
+    "answer_start", "answer_end",
     // Of the set.
     "meta", "metadata", "meta_info", "_meta", "extra_info", "version", "stars", "forks",
     "redacted", "openai_moderation", "detoxify_moderation", "toxic", "used_in_training",
+    // Of a request to a model, whose answer is what is learnt.
+    "parallel_tool_calls",
     // Of MetaMathQA: the question that `query` was made from.
     "original_question",
     "unnamed: 0",
@@ -105,6 +113,8 @@ const NEVER_REPEATED: [&str; 24] = [
 pub(super) struct Fields<'a> {
     record: &'a Record,
     used: RefCell<Vec<&'a str>>,
+    /// Keys that have no part in what is learnt beside others that the record has.
+    harmless: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Fields<'a> {
@@ -112,6 +122,7 @@ impl<'a> Fields<'a> {
         Self {
             record,
             used: RefCell::default(),
+            harmless: RefCell::default(),
         }
     }
 
@@ -122,6 +133,11 @@ impl<'a> Fields<'a> {
         (!is_blank(value)).then_some(value)
     }
 
+    /// Whether there is anything under a key.
+    pub fn says(&self, key: &str) -> bool {
+        self.record.get(key).is_some_and(|value| !is_blank(value))
+    }
+
     /// The first of the keys that says anything, else the first that is there.
     pub fn pick(&self, keys: &[&'static str]) -> Option<&'static str> {
         let there = |key: &&&str| self.record.contains_key(**key);
@@ -130,6 +146,11 @@ impl<'a> Fields<'a> {
             .find(says)
             .or_else(|| keys.iter().find(there))
             .copied()
+    }
+
+    /// A key without a part in what is learnt of this record, as long as it is short.
+    pub fn set_aside(&self, key: &'static str) {
+        self.harmless.borrow_mut().push(key);
     }
 
     pub fn record(&self) -> &'a Record {
@@ -146,7 +167,11 @@ impl<'a> Fields<'a> {
                 if used.contains(&key) {
                     return (!is_blank(value)).then_some((key, KeyUse::Used));
                 }
-                judge(key, value, said, ignore).map(|use_| (key, use_))
+                let set_aside = self.harmless.borrow().contains(&key) && is_short(value);
+                match judge(key, value, said, ignore)? {
+                    KeyUse::Unknown if set_aside => Some((key, KeyUse::Harmless)),
+                    use_ => Some((key, use_)),
+                }
             })
             .collect()
     }
@@ -157,7 +182,10 @@ pub(super) fn judge(key: &str, value: &Value, said: &[&str], ignore: &[String]) 
     if is_blank(value) {
         return None;
     }
-    Some(if ignore.iter().any(|ignored| ignored == key) {
+    let ignored = ignore.iter().any(|ignored| ignored == key);
+    // Of a path, such as `answers.answer_start`, the last name says what it is.
+    let key = key.rsplit('.').next().unwrap_or(key);
+    Some(if ignored {
         KeyUse::Ignored
     } else if HARMLESS.contains(&key.to_lowercase().as_str()) && is_short(value) {
         KeyUse::Harmless
@@ -227,9 +255,19 @@ pub(super) fn is_blank(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
+        // A table whose rows have objects of several kinds fills each with nulls.
+        Value::Array(items) => items.iter().all(Value::is_null),
+        Value::Object(fields) => fields.values().all(is_null),
         Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// Whether a value is null, or an object of nothing but nulls.
+fn is_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(is_null),
+        _ => false,
     }
 }
 
@@ -263,9 +301,78 @@ pub(crate) fn ignored(record: &mut Record, ignore: &[String]) -> Vec<String> {
     found
 }
 
+/// Whether anything is under a key or a path, be it nothing.
+pub(crate) fn has_key(record: &Record, key: &str) -> bool {
+    record.contains_key(key)
+        || key.contains(['.', '[']) && {
+            let mut record = record.clone();
+            path::lift(&mut record, key);
+            record.contains_key(key)
+        }
+}
+
+/// Gives keys that are known in small letters these, as spreadsheets and some sets
+/// begin them with a capital, unless the record has both.
+pub(crate) fn in_small_letters(record: Record) -> Record {
+    let known = |key: &str| {
+        let small = key.to_lowercase();
+        let lists = [&PROMPTS[..], &REPLIES, &LISTS, &TEXTS, &CONTEXTS, &OPTIONS];
+        let is_known = lists.iter().any(|names| names.contains(&small.as_str()))
+            || ["system", "history", "tools"].contains(&small.as_str());
+        is_known.then_some(small)
+    };
+    let is_small = |key: &String| !key.contains(char::is_uppercase);
+    if record.keys().all(is_small) {
+        return record;
+    }
+    let mut renamed = Record::with_capacity(record.len());
+    let all: Vec<String> = record.keys().cloned().collect();
+    for (key, value) in record {
+        let small = if is_small(&key) { None } else { known(&key) };
+        let same = |small: &String| {
+            all.iter()
+                .filter(|key| key.to_lowercase() == *small)
+                .count()
+        };
+        match small.filter(|small| same(small) == 1) {
+            Some(small) => renamed.insert(small, value),
+            None => renamed.insert(key, value),
+        };
+    }
+    renamed
+}
+
+fn without_column(name: &str, key: &str, record: &Record) -> DataError {
+    DataError::Columns(format!(
+        "`{name}` is to be `{key}`, but the record has only {}",
+        super::quoted(record.keys())
+    ))
+}
+
+/// Refuses a name for answers that none of some records has: the first is named.
+pub(crate) fn check_answers<'a>(
+    mut records: impl Iterator<Item = &'a Record>,
+    columns: &BTreeMap<String, String>,
+) -> Result<(), DataError> {
+    let Some(key) = columns.get("completion") else {
+        return Ok(());
+    };
+    let has = |record: &Record| {
+        let mut record = record.clone();
+        path::lift(&mut record, key);
+        record.contains_key(key)
+    };
+    match records.next() {
+        Some(first) if !has(first) && !records.any(&has) => {
+            Err(without_column("completion", key, first))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Gives a record's keys the names that a user says they stand for.
 pub(crate) fn renamed(
-    record: Record,
+    mut record: Record,
     columns: &BTreeMap<String, String>,
 ) -> Result<Record, DataError> {
     if columns.is_empty() {
@@ -281,13 +388,14 @@ pub(crate) fn renamed(
             "`{name}` is none of the names that a key can be given: {known}"
         )));
     }
+    for key in columns.values() {
+        path::lift(&mut record, key);
+    }
     for (name, key) in columns {
-        let needed = ["prompt", "completion", "messages", "text"].contains(&name.as_str());
+        // Without an answer a record is left out, as long as others have one.
+        let needed = ["prompt", "messages", "text"].contains(&name.as_str());
         if needed && !record.contains_key(key) {
-            return Err(columns_error(format!(
-                "`{name}` is to be `{key}`, but the record has only {}",
-                super::quoted(record.keys())
-            )));
+            return Err(without_column(name, key, &record));
         }
         let is_taken = |taken: &Value| !is_blank(taken);
         let is_moved = columns.values().any(|key| key == name);

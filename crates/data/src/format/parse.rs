@@ -3,8 +3,11 @@
 use serde_json::Value;
 
 use super::{
-    Format, KeyUse, LISTS, PROMPTS, REPLIES, Record, TEXTS, beside,
+    Format, KeyUse, LISTS, PROMPTS, REPLIES, Record, TEXTS,
+    answer::{Answer, lack},
+    beside,
     fields::Fields,
+    spoken,
     turns::{self, Turns},
 };
 use crate::{Conversation, DataError, DataOptions, Message};
@@ -34,26 +37,30 @@ pub(crate) struct Parsed {
     pub rendered: Option<&'static str>,
     /// Why nothing of it is to be trained, if so.
     pub nothing: Option<String>,
+    /// Whether its answer is true or false.
+    pub is_boolean: bool,
 }
 
 /// What is found on the way.
 #[derive(Default)]
 struct Found {
-    of_turns: Vec<(String, KeyUse)>,
+    /// Of what is within a key: turns, or an answer.
+    keys: Vec<(String, KeyUse)>,
     rendered: Option<&'static str>,
     nothing: Option<String>,
+    is_boolean: bool,
 }
 
 /// What an instruction is about.
-const CONTEXTS: [&str; 3] = ["input", "context", "passage"];
+pub(super) const CONTEXTS: [&str; 3] = ["input", "context", "passage"];
 /// What an answer is one of.
-const OPTIONS: [&str; 2] = ["options", "choices"];
+pub(super) const OPTIONS: [&str; 2] = ["options", "choices"];
 /// What the assistant thought before the answer.
 /// `reasoning` is none of them: in some sets it explains the answer, and is no part of it.
 const THOUGHTS: [&str; 2] = ["reasoning_content", "thinking"];
 /// What tells that a prompt was rendered by somebody's template: words with
 /// which templates begin a turn.
-const MARKUP: [&str; 14] = [
+pub(crate) const MARKUP: [&str; 14] = [
     "<|im_start|>",
     "<|start_header_id|>",
     "<|user|>",
@@ -96,7 +103,11 @@ impl Format {
         let fields = Fields::new(record);
         let mut found = Found::default();
         let example = match self {
-            Self::Text => Example::Text(self.whole_text(&fields)?),
+            Self::Text => {
+                let text = self.whole_text(&fields)?;
+                found.rendered = markup(&text);
+                Example::Text(text)
+            }
             Self::Messages | Self::ShareGpt => self.chat(&fields, &mut found, options)?,
             Self::Alpaca | Self::PromptCompletion => {
                 self.pair(&fields, chat, options, &mut found)?
@@ -109,12 +120,13 @@ impl Format {
             .into_iter()
             .map(|(key, use_)| (key.to_owned(), use_))
             .collect();
-        keys.extend(found.of_turns);
+        keys.extend(found.keys);
         Ok(Parsed {
             example,
             keys,
             rendered: found.rendered,
             nothing: found.nothing,
+            is_boolean: found.is_boolean,
         })
     }
 
@@ -141,17 +153,43 @@ impl Format {
         // A table has nulls where there is nothing.
         let none = Value::Array(Vec::new());
         let value = if value.is_null() { &none } else { value };
-        let items = turns::list(value).ok_or_else(|| wrong_type(key, "a list of turns", value))?;
-        let turns = Turns::read(key, &items, options)?;
-        found.of_turns.extend(turns.keys);
+        let turns = if key == "chat" && spoken::is_spoken(value) {
+            let read = spoken::turns(value.as_str().unwrap_or_default());
+            read.unwrap_or_else(|reason| {
+                found.nothing = Some(reason);
+                Turns::default()
+            })
+        } else {
+            let items = turns::list(value);
+            let items = items.ok_or_else(|| no_turns(key, value))?;
+            Turns::read(key, &items, options)?
+        };
+        found.keys.extend(turns.keys);
         let mut conversation = Conversation {
             messages: turns.messages,
             weights: turns.weights,
             ..Conversation::default()
         };
         // What is beside turns and is the same again, such as `prompt`, is left to the account.
-        beside::complete(fields, &mut conversation, options)?;
+        beside::complete(fields, &mut conversation, &mut found.keys, options)?;
         Ok(Example::Chat(conversation))
+    }
+
+    /// The keys of the prompt and of the answer.
+    fn pair_keys(self, fields: &Fields, options: &DataOptions) -> (&'static str, &'static str) {
+        // With a key missing, the first names what is.
+        let of = |names: &[&'static str]| fields.pick(names);
+        let prompt_key = match self {
+            Self::Alpaca => "instruction",
+            _ => of(&PROMPTS).unwrap_or("prompt"),
+        };
+        let reply_key = match self {
+            // What a user says is the answer is it, or there is none.
+            _ if options.columns.contains_key("completion") => "completion",
+            Self::Alpaca => of(&REPLIES).unwrap_or("output"),
+            _ => of(&REPLIES).unwrap_or("completion"),
+        };
+        (prompt_key, reply_key)
     }
 
     fn pair(
@@ -161,43 +199,23 @@ impl Format {
         options: &DataOptions,
         found: &mut Found,
     ) -> Result<Example, DataError> {
-        // With a key missing, the first names what is.
-        let of = |names: &[&'static str]| fields.pick(names);
-        let prompt_key = match self {
-            Self::Alpaca => "instruction",
-            _ => of(&PROMPTS).unwrap_or("prompt"),
+        let (prompt_key, reply_key) = self.pair_keys(fields, options);
+        let items = |key: &str| fields.record().get(key).and_then(Value::as_array);
+        // A list may also be of calls, or of one answer.
+        let are_turns = |items: &Vec<Value>| {
+            items.iter().any(Value::is_object)
+                && turns::calls(&Value::Array(items.clone())).is_none()
         };
-        let reply_key = of(&REPLIES).unwrap_or(match self {
-            Self::Alpaca => "output",
-            _ => "completion",
-        });
-        let is_list = |key: &str| fields.record().get(key).is_some_and(Value::is_array);
-        if is_list(prompt_key) || is_list(reply_key) {
+        if items(prompt_key).is_some() || items(reply_key).is_some_and(are_turns) {
             return self.lists(fields, [prompt_key, reply_key], found, options);
         }
         let prompt = self.text(fields, prompt_key)?;
-        let mut reply = self.text(fields, reply_key)?;
-        if reply.trim().is_empty() {
-            found.nothing = Some(format!("its `{reply_key}` is empty"));
-        }
-        let mut choices = None;
-        if let Some(key) = of(&OPTIONS)
-            && let Some(value) = fields.take(key)
-        {
-            let lines = beside::choices(key, value)?;
-            // An exam's answer may be the place of the choice, from 0.
-            let place = fields.record().get(reply_key).and_then(Value::as_u64);
-            if let Some(place) = place {
-                let line = usize::try_from(place)
-                    .ok()
-                    .and_then(|at| lines.lines().nth(at));
-                let label = line.and_then(|line| line.split_once(". "));
-                reply = label.map(|(label, _)| label.to_owned()).ok_or_else(|| {
-                    wrong_type(reply_key, "one of the choices, counted from 0", value)
-                })?;
-            }
-            choices = Some(lines);
-        }
+        let answer = Answer::of(fields, reply_key, options)?;
+        let mut reply = answer.text;
+        found.keys.extend(answer.keys);
+        found.nothing = answer.nothing;
+        found.is_boolean = answer.is_boolean;
+        let choices = choices(fields, reply_key, &mut reply)?;
         let thought = text_under(fields, &THOUGHTS)?;
         let about = about(fields, prompt_key, &prompt)?;
         let asked = [Some(prompt.clone()), choices].into_iter().flatten();
@@ -206,19 +224,23 @@ impl Format {
         found.rendered = markup(&prompt).filter(|_| chat);
         let is_rendered = found.rendered.is_some();
         if chat && !is_rendered {
-            let mut answer = Message::new("assistant", reply);
+            let mut message = Message::new("assistant", reply);
             if let Some(thought) = thought {
-                answer = answer.with("reasoning_content", thought);
+                message = message.with("reasoning_content", thought);
             }
-            let mut conversation = Conversation::from(vec![Message::new("user", whole), answer]);
-            beside::complete(fields, &mut conversation, options)?;
+            if let Some(calls) = answer.calls {
+                message = message.with("tool_calls", calls);
+            }
+            let mut conversation = Conversation::from(vec![Message::new("user", whole), message]);
+            beside::complete(fields, &mut conversation, &mut found.keys, options)?;
             return Ok(Example::Chat(conversation));
         }
         let mut rest = Conversation::default();
-        beside::complete(fields, &mut rest, options)?;
+        beside::complete(fields, &mut rest, &mut found.keys, options)?;
         // Without a template, or beside a prompt that has been through one, there is no place for these.
         let without_place = [
             ("tools", rest.tools.is_some()),
+            ("calls", answer.calls.is_some()),
             (
                 "history",
                 rest.messages.iter().any(|m| m.role() != "system"),
@@ -287,6 +309,10 @@ impl Format {
                 Some(Value::Array(items)) if items.iter().all(Value::is_object) => {
                     Turns::read(key, items, options)?
                 }
+                None | Some(Value::Null) if trained => {
+                    found.nothing = Some(lack(fields, key, options));
+                    Turns::default()
+                }
                 // Several answers to choose from are no dialogue.
                 Some(other) => return Err(wrong_type(key, "a string or a list of turns", other)),
                 None => return Err(self.missing(key, fields.record())),
@@ -310,9 +336,9 @@ impl Format {
             }
             conversation.weights.extend(weights);
             conversation.messages.extend(turns.messages);
-            found.of_turns.extend(turns.keys);
+            found.keys.extend(turns.keys);
         }
-        beside::complete(fields, &mut conversation, options)?;
+        beside::complete(fields, &mut conversation, &mut found.keys, options)?;
         Ok(Example::Chat(conversation))
     }
 
@@ -327,7 +353,7 @@ impl Format {
             // A table has nulls where there is nothing.
             Value::Null => Ok(String::new()),
             Value::String(text) => Ok(text.clone()),
-            Value::Number(number) => Ok(number.to_string()),
+            Value::Number(number) => turns::digits(key, number),
             other => Err(wrong_type(key, "a string", other)),
         }
     }
@@ -338,6 +364,18 @@ impl Format {
             format: self,
             found: record.keys().cloned().collect(),
         }
+    }
+}
+
+/// What is wrong with what is under the key of turns. Text is to be JSON of them.
+fn no_turns(key: &str, value: &Value) -> DataError {
+    match value {
+        Value::String(text) if text.trim_start().starts_with('[') => wrong_type(
+            key,
+            "a list of turns, or JSON of one (single quotes, True and None are Python's: write it with `json.dumps`)",
+            value,
+        ),
+        _ => wrong_type(key, "a list of turns", value),
     }
 }
 
@@ -355,6 +393,45 @@ fn text_under<'a>(
             .ok_or_else(|| wrong_type(key, "a string", value))
     };
     fields.take(key).map(text).transpose()
+}
+
+/// What an answer is one of, a line each. One that is the place of a choice, as in
+/// exams, becomes its letter.
+fn choices(
+    fields: &Fields,
+    reply_key: &str,
+    reply: &mut String,
+) -> Result<Option<String>, DataError> {
+    let Some(key) = fields.pick(&OPTIONS) else {
+        return Ok(None);
+    };
+    let Some(value) = fields.take(key) else {
+        return Ok(None);
+    };
+    let lines = beside::choices(key, value)?;
+    // Counted from 0. In a table it is text, and may be a choice or its label instead.
+    let place = match fields.record().get(reply_key) {
+        Some(Value::String(text)) if value.is_string() => {
+            let is_choice = |line: &str| {
+                let (label, choice) = line.split_once(". ").unwrap_or((line, line));
+                [label, choice.trim()].contains(&text.trim())
+            };
+            let are_lettered = lines.starts_with("A. ");
+            let place = text.trim().parse().ok();
+            place.filter(|_| are_lettered && !lines.lines().any(is_choice))
+        }
+        other => other.and_then(Value::as_u64),
+    };
+    if let Some(place) = place {
+        let line = usize::try_from(place)
+            .ok()
+            .and_then(|at| lines.lines().nth(at));
+        let label = line.and_then(|line| line.split_once(". "));
+        *reply = label
+            .map(|(label, _)| label.to_owned())
+            .ok_or_else(|| wrong_type(reply_key, "one of the choices, counted from 0", value))?;
+    }
+    Ok(Some(lines))
 }
 
 /// What a question is about, as far as it does not say it itself: the whole

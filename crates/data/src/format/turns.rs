@@ -1,6 +1,6 @@
 //! Turns, in whatever words they are written.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
 use super::{
     KeyUse,
@@ -25,6 +25,9 @@ const FOR_TEMPLATES: [&str; 6] = [
 /// Whether a turn is trained, and how much.
 const WEIGHTS: [&str; 4] = ["weight", "train", "training", "loss"];
 
+/// What a part of a turn may have: its text, and what a server is to keep of it.
+const OF_PARTS: [&str; 3] = ["type", "text", "cache_control"];
+
 /// Turns with their weights, and what became of their keys.
 #[derive(Default)]
 pub(super) struct Turns {
@@ -33,6 +36,8 @@ pub(super) struct Turns {
     /// Whether a turn says itself what it counts.
     pub says_so: Vec<bool>,
     pub keys: Vec<(String, KeyUse)>,
+    /// Whether every turn has a weight of 1, which then says nothing of any.
+    pub is_even: bool,
 }
 
 /// The list under a key, which may be the text of one.
@@ -40,7 +45,7 @@ pub(super) fn list(value: &Value) -> Option<Vec<Value>> {
     let items = match value {
         Value::Array(items) => items.clone(),
         Value::String(text) if text.trim_start().starts_with('[') => {
-            serde_json::from_str(text).ok()?
+            olora_records::parse(text).ok()?.as_array()?.clone()
         }
         _ => return None,
     };
@@ -50,7 +55,11 @@ pub(super) fn list(value: &Value) -> Option<Vec<Value>> {
 impl Turns {
     /// Reads the turns under `key`.
     pub fn read(key: &str, items: &[Value], options: &DataOptions) -> Result<Self, DataError> {
-        let mut turns = Self::default();
+        let is_one = |item: &Value| item.get("weight").and_then(Value::as_f64) == Some(1.0);
+        let mut turns = Self {
+            is_even: items.iter().all(is_one),
+            ..Self::default()
+        };
         let all_text = DIALOGUES.contains(&key) && items.iter().all(Value::is_string);
         for (i, item) in items.iter().enumerate() {
             match item {
@@ -144,8 +153,15 @@ impl Turns {
             let is_ignored =
                 |ignored: &String| *ignored == name || *ignored == format!("{key}[].{name}");
             if Some(name) == content_key {
-                let content = content(&format!("{key}[{i}].{name}"), value, &role)?;
-                message.insert("content".to_owned(), content);
+                let at = format!("{key}[{i}].{name}");
+                let said = match thoughts(value).filter(|_| role == "assistant") {
+                    None => content(&at, value, &role)?,
+                    Some((thought, rest)) => {
+                        message.insert("reasoning_content".to_owned(), thought.into());
+                        content(&at, &rest, &role)?
+                    }
+                };
+                message.insert("content".to_owned(), said);
             } else if is_blank(value) {
                 // An absent value and a null one are the same in a table.
             } else if ignore.iter().any(is_ignored) {
@@ -164,7 +180,8 @@ impl Turns {
                 weight *= given;
                 says_so = true;
                 // Where all is trained, it is only said again.
-                if given > 0.0 && role != "assistant" && !options.train_on_prompt {
+                let asks = given > 0.0 && !(self.is_even && name == "weight");
+                if asks && role != "assistant" && !options.train_on_prompt {
                     return Err(DataError::NotTheAssistants {
                         turn: i + 1,
                         role,
@@ -220,7 +237,7 @@ fn role(given: &str, strict: bool, turn: usize) -> Result<(String, bool), DataEr
     let lower = given.trim().to_lowercase();
     Ok(match lower.as_str() {
         "human" | "user" | "prompter" => ("user".to_owned(), false),
-        "gpt" | "chatgpt" | "assistant" | "bot" | "model" | "ai" | "bing" | "bard" => {
+        "gpt" | "chatgpt" | "assistant" | "bot" | "chatbot" | "model" | "ai" | "bing" | "bard" => {
             ("assistant".to_owned(), false)
         }
         "system" => ("system".to_owned(), false),
@@ -239,10 +256,32 @@ fn role(given: &str, strict: bool, turn: usize) -> Result<(String, bool), DataEr
     })
 }
 
+/// What an assistant's parts say that it thought, and the parts without that.
+fn thoughts(value: &Value) -> Option<(String, Value)> {
+    let thought = |part: &Value| {
+        let of = part.get("type")?.as_str()?;
+        let text = part.get(of).or_else(|| part.get("text"))?.as_str()?;
+        ["thinking", "reasoning"]
+            .contains(&of)
+            .then(|| text.to_owned())
+    };
+    let parts = value.as_array()?;
+    let found: Vec<_> = parts.iter().filter_map(thought).collect();
+    let rest = parts.iter().filter(|part| thought(part).is_none());
+    (!found.is_empty()).then(|| (found.join("\n"), rest.cloned().collect()))
+}
+
 /// What is said: text, or parts that are all text.
-fn content(at: &str, value: &Value, role: &str) -> Result<Value, DataError> {
+pub(super) fn content(at: &str, value: &Value, role: &str) -> Result<Value, DataError> {
+    let is_part = |part: &Value| part.is_string() || part.get("type").is_some();
     match value {
         Value::String(_) | Value::Null => Ok(value.clone()),
+        // The result of a call, as data.
+        Value::Array(items) if role == "tool" && !items.iter().all(is_part) => {
+            Ok(value.to_string().into())
+        }
+        Value::Bool(_) if role == "tool" => Ok(value.to_string().into()),
+        Value::Number(number) => Ok(digits(at, number)?.into()),
         Value::Array(parts) => {
             let mut texts = Vec::with_capacity(parts.len());
             for part in parts {
@@ -266,7 +305,7 @@ fn part_text<'a>(at: &str, part: &'a Value) -> Result<&'a str, DataError> {
     let of = fields.get("type").and_then(Value::as_str).unwrap_or("text");
     let others = fields
         .iter()
-        .filter(|(key, value)| !["type", "text"].contains(&key.as_str()) && !is_blank(value));
+        .filter(|(key, value)| !OF_PARTS.contains(&key.as_str()) && !is_blank(value));
     let other = others.map(|(key, _)| key.as_str()).next();
     match (of, fields.get("text").and_then(Value::as_str), other) {
         ("text" | "input_text" | "output_text", Some(text), None) => Ok(text),
@@ -278,6 +317,51 @@ fn part_text<'a>(at: &str, part: &'a Value) -> Result<&'a str, DataError> {
             at: at.to_owned(),
             of: of.to_owned(),
         }),
+    }
+}
+
+/// A number as it is written. One that has more digits than numbers are read with
+/// would be another.
+pub(super) fn digits(at: &str, number: &Number) -> Result<String, DataError> {
+    if is_rounded(number) {
+        return Err(DataError::TooManyDigits(at.to_owned()));
+    }
+    Ok(number.to_string())
+}
+
+/// Whether a number may be a whole one beyond 64 bits, which is read as a fraction.
+fn is_rounded(number: &Number) -> bool {
+    // 2⁶³, and what is written with less is read exactly.
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    const KEPT: usize = 15;
+    let is_beyond = |value: f64| value.abs() >= BEYOND;
+    let written = number.to_string();
+    let digits = written.split(['e', 'E']).next().unwrap_or_default();
+    number.is_f64()
+        && number.as_f64().is_some_and(is_beyond)
+        && digits.bytes().filter(u8::is_ascii_digit).count() > KEPT
+}
+
+/// Whether any number in a value may be such.
+fn has_rounded(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => is_rounded(number),
+        Value::Array(items) => items.iter().any(has_rounded),
+        Value::Object(fields) => fields.values().any(has_rounded),
+        _ => false,
+    }
+}
+
+/// The arguments of a call, which may be JSON as text, also of text: an object, if
+/// nothing of them is lost then.
+fn arguments(text: &str) -> Option<Value> {
+    match olora_records::parse(text) {
+        Ok(parsed @ Value::Object(_)) => (!has_rounded(&parsed)).then_some(parsed),
+        Ok(Value::String(inner)) if inner.trim_start().starts_with('{') => arguments(&inner),
+        Ok(Value::Null) => Some(json!({})),
+        Ok(_) => None,
+        // A call without arguments.
+        Err(_) => text.trim().is_empty().then(|| json!({})),
     }
 }
 
@@ -314,12 +398,16 @@ pub(super) fn tools(key: &str, value: &Value) -> Result<Option<Value>, DataError
     let parsed;
     let value = match value {
         Value::String(text) => {
-            parsed = serde_json::from_str(text)
+            parsed = olora_records::parse(text)
                 .map_err(|_| wrong_type(key, "a list of functions, or JSON of one", value))?;
             &parsed
         }
         other => other,
     };
+    // A table has a null as text.
+    if value.is_null() {
+        return Ok(None);
+    }
     let Value::Array(items) = value else {
         return Err(wrong_type(
             key,
@@ -329,8 +417,18 @@ pub(super) fn tools(key: &str, value: &Value) -> Result<Option<Value>, DataError
     };
     let mut all = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
+        let at = || format!("{key}[{i}]");
+        // Each may be JSON as well, since a table has no objects of several kinds.
+        let parsed = match item {
+            Value::String(text) => Some(
+                olora_records::parse(text)
+                    .map_err(|_| wrong_type(&at(), "an object, or JSON of one", item))?,
+            ),
+            _ => None,
+        };
+        let item = parsed.as_ref().unwrap_or(item);
         let Value::Object(fields) = item else {
-            return Err(wrong_type(&format!("{key}[{i}]"), "an object", item));
+            return Err(wrong_type(&at(), "an object", item));
         };
         all.push(
             if fields.contains_key("name") && !fields.contains_key("function") {
@@ -345,7 +443,7 @@ pub(super) fn tools(key: &str, value: &Value) -> Result<Option<Value>, DataError
 
 /// Calls as templates are given them: each under `function`, its arguments an
 /// object even where the record has them as text.
-fn tool_calls(at: &str, value: &Value) -> Result<Value, DataError> {
+pub(super) fn tool_calls(at: &str, value: &Value) -> Result<Value, DataError> {
     let items = list(value).ok_or_else(|| wrong_type(at, "a list of calls", value))?;
     let mut calls = Vec::with_capacity(items.len());
     for (i, item) in items.into_iter().enumerate() {
@@ -367,15 +465,30 @@ fn tool_calls(at: &str, value: &Value) -> Result<Value, DataError> {
         else {
             return Err(DataError::NoFunctionName(at));
         };
-        if let Some(Value::String(text)) = function.get("arguments")
-            && let Ok(parsed @ Value::Object(_)) = serde_json::from_str(text)
-        {
-            function.insert("arguments".to_owned(), parsed);
+        let given = match function.get("arguments") {
+            Some(Value::String(text)) => arguments(text),
+            None | Some(Value::Null) => Some(json!({})),
+            Some(_) => None,
+        };
+        if let Some(given) = given {
+            function.insert("arguments".to_owned(), given);
         }
         call.retain(|_, value| !value.is_null());
         calls.push(Value::Object(call));
     }
     Ok(Value::Array(calls))
+}
+
+/// The calls that an answer is, if it is a list of such: each with a name and
+/// arguments.
+pub(super) fn calls(value: &Value) -> Option<Value> {
+    let items = value.as_array().filter(|items| !items.is_empty())?;
+    let is_call = |item: &Value| {
+        let function = item.get("function").unwrap_or(item);
+        function.get("name").is_some_and(Value::is_string) && function.get("arguments").is_some()
+    };
+    let all = items.iter().all(is_call);
+    all.then(|| tool_calls("", value).ok()).flatten()
 }
 
 /// Calls that a turn has as text.

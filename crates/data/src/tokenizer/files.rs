@@ -1,16 +1,23 @@
 //! Where the parts of a tokenizer are.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
+use olora_files::read_bounded;
 use olora_gguf::GgufFile;
 use serde_json::{Map, Value};
 
 use crate::DataError;
 
 pub(super) type Config = Map<String, Value>;
+
+/// Bytes of the largest `tokenizer.json`: those of vocabularies of a quarter of a
+/// million tokens have 35 million.
+const MOST_TOKENIZER: u64 = 256 << 20;
+/// Bytes of the largest configuration, which may list every added token.
+const MOST_CONFIG: u64 = 16 << 20;
 
 /// What decides a checkpoint's tokenizer, and what errors about it are to name.
 pub(super) struct Files {
@@ -23,33 +30,41 @@ pub(super) struct Files {
     /// `chat_template.jinja`, which goes before the configuration's template.
     pub(super) template: Option<String>,
     /// What may name special tokens by their ids, first things first.
-    pub(super) models: Vec<Config>,
+    pub(super) models: Vec<(Config, PathBuf)>,
 }
 
 impl Files {
     pub(super) fn of_directory(dir: &Path) -> Result<Self, DataError> {
         let tokenizer_path = dir.join("tokenizer.json");
-        let tokenizer = fs::read(&tokenizer_path).map_err(|source| DataError::Read {
-            path: tokenizer_path.clone(),
-            source,
-        })?;
+        let tokenizer =
+            read_bounded(&tokenizer_path, MOST_TOKENIZER).map_err(|source| DataError::Read {
+                path: tokenizer_path.clone(),
+                source,
+            })?;
         let config_path = dir.join("tokenizer_config.json");
         let path = dir.join("chat_template.jinja");
-        let template = match fs::read_to_string(&path) {
+        let text = |bytes| {
+            String::from_utf8(bytes).map_err(|_| {
+                let kind = io::ErrorKind::InvalidData;
+                io::Error::new(kind, "stream did not contain valid UTF-8")
+            })
+        };
+        let template = match read_bounded(&path, MOST_CONFIG).and_then(text) {
             Ok(source) => Some(source),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(DataError::Read { path, source }),
         };
+        let models = ["generation_config.json", "config.json"].map(|name| dir.join(name));
+        let models = models
+            .into_iter()
+            .map(|path| Ok((read_config(&path)?, path)));
         Ok(Self {
             tokenizer,
             tokenizer_path,
             config: read_config(&config_path)?,
             config_path,
             template,
-            models: vec![
-                read_config(&dir.join("generation_config.json"))?,
-                read_config(&dir.join("config.json"))?,
-            ],
+            models: models.collect::<Result<_, DataError>>()?,
         })
     }
 
@@ -67,14 +82,14 @@ impl Files {
             config: tokenizer.config,
             config_path: path.to_owned(),
             template: None,
-            models: vec![file.config()],
+            models: vec![(file.config(), path.to_owned())],
         })
     }
 }
 
 /// A JSON object, empty if there is no such file.
 fn read_config(path: &Path) -> Result<Config, DataError> {
-    match fs::read(path) {
+    match read_bounded(path, MOST_CONFIG) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| DataError::Checkpoint {
             path: path.to_owned(),
             reason: error.to_string(),

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Tokenizer, failed};
+use super::{Tokenizer, failed, guarded::guarded};
 use crate::{
     Conversation, DataError, Message, Sample,
+    chat::Adaptation,
     contexts::Contexts,
     omitted::{Omission, omitted},
 };
@@ -18,6 +19,8 @@ pub(crate) struct ChatSamples {
     /// What the template left out.
     pub omitted: Vec<Omission>,
     pub n_other_beginnings: usize,
+    /// What the conversation was given for the template's sake.
+    pub adaptations: Vec<Adaptation>,
 }
 
 impl Tokenizer {
@@ -28,6 +31,8 @@ impl Tokenizer {
         conversation: &Conversation,
     ) -> Result<ChatSamples, DataError> {
         let template = self.template()?;
+        let (conversation, adaptations) = template.adapted(conversation);
+        let conversation = conversation.as_ref();
         let turns = template.turns(conversation);
         let Contexts {
             samples,
@@ -43,6 +48,7 @@ impl Tokenizer {
             samples: samples.collect::<Result<_, DataError>>()?,
             omitted,
             n_other_beginnings,
+            adaptations,
         })
     }
 
@@ -94,10 +100,8 @@ impl Tokenizer {
         spans: &[Span],
         add_special_tokens: bool,
     ) -> Result<Sample, DataError> {
-        let encoding = self
-            .inner
-            .encode(text, add_special_tokens)
-            .map_err(failed)?;
+        let encode = || self.inner.encode(text, add_special_tokens);
+        let encoding = guarded(&self.dir, "encoding a text", || encode().map_err(failed))?;
         let mut before = 0;
         let weight = |&(start, end): &(usize, usize)| {
             // Some tokenizers trim the spaces from a token's offsets: of a token

@@ -274,3 +274,64 @@ fn a_missing_shard_is_found_by_the_others_names() {
     assert_eq!(missing_shard(&all[1..]).as_deref(), Some(&*all[1]));
     assert_eq!(missing_shard(&owned(&["a.csv", "b.csv"])), None);
 }
+
+/// Twenty thousand files, in as many directories.
+fn many() -> Vec<String> {
+    (0..20_000)
+        .map(|i| format!("village{i}/train.jsonl"))
+        .collect()
+}
+
+/// What a description says of `many`.
+fn of_many(yaml: &str) -> Result<Choice, String> {
+    let card = Card::parse(Some(&format!("---\n{yaml}\n---\n")), None)?;
+    choose(&name("oxmere/tales"), &many(), &card).map_err(|error| error.to_string())
+}
+
+fn paths(paths: impl Iterator<Item = String>) -> String {
+    let paths: Vec<_> = paths.collect();
+    format!(
+        "configs:\n- config_name: a\n  data_files: [{}]",
+        paths.join(", ")
+    )
+}
+
+#[test]
+fn more_patterns_than_files_can_be_compared_with_are_refused() {
+    for pattern in ["'**'", "'**/a*/**/*b*'"] {
+        let error = of_many(&paths((0..100_000).map(|_| pattern.to_owned()))).unwrap_err();
+        let told = "100000 patterns for one split, too many or too long ones for 20000 files";
+        assert!(error.contains(told), "{error}");
+    }
+    let long = format!("'{}*'", "?".repeat(4_000_000));
+    let error = of_many(&paths(std::iter::once(long))).unwrap_err();
+    assert!(error.contains("too long"), "{error}");
+}
+
+#[test]
+fn thousands_of_names_are_read() {
+    let names = (0..20_000).map(|i| format!("village{i}/train.jsonl"));
+    assert_eq!(of_many(&paths(names)).unwrap().files.len(), 20_000);
+}
+
+#[test]
+fn patterns_of_a_directory_each_are_compared_with_what_is_in_it() {
+    let patterns = (0..2_000).map(|i| format!("'village{i}/tr*'"));
+    // All that begin with `village1/` are one.
+    assert_eq!(of_many(&paths(patterns)).unwrap().files.len(), 2_000);
+}
+
+#[test]
+fn thousands_of_configurations_are_read() {
+    let configs = (0..20_000).map(|i| format!("- config_name: c{i}\n  data_dir: village{i}\n"));
+    let configs: String = configs.collect();
+    let chosen = of_many(&format!("configs:\n{configs}  default: true")).unwrap();
+    assert_eq!(chosen.files, ["village19999/train.jsonl"]);
+    let files: Vec<_> = (0..20_000)
+        .map(|i| format!("c{i}/s{i}/0000.parquet"))
+        .collect();
+    assert_eq!(
+        converted(&name("oxmere/tales"), &files).configs.len(),
+        20_000
+    );
+}

@@ -383,7 +383,17 @@ fn what_cannot_be_used_is_named() {
         ),
         (
             json!({"question": "Where?", "answer": ["Oxmere", "in Oxmere"]}),
-            "`answer` must be a string or a list of turns, found a list",
+            "`answer` has 2 texts that differ: which of them is right? \
+             data.columns = { completion = \"answer[0]\" } takes the first",
+        ),
+        (
+            json!({"question": "Where?", "answer": {"value": "Oxmere", "aliases": []}}),
+            "`answer` is an object with `value`, `aliases`: say which of them is the answer, such as \
+             data.columns = { completion = \"answer.value\" }",
+        ),
+        (
+            json!({"text": "Where?", "role": "prompter", "parent_id": null}),
+            "it is one turn of a conversation (`role` beside its text)",
         ),
         (
             json!({"messages": "hi"}),
