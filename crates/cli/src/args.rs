@@ -2,17 +2,34 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use olora_adapter::{MAX_RANK, WEIGHTS, is_weight};
 use olora_data::DEFAULT_MAX_LENGTH;
 use olora_devices::KernelOptions;
 use olora_doctor::LENGTHS;
 use olora_model::Dtype;
+use olora_runs::recipe::bounds::{
+    MAX_BATCH_SIZE, MAX_LENGTH, MAX_NEW_TOKENS, MAX_SAMPLES, has_control,
+};
 use olora_tasks::TaskName;
+
+/// What `olora --help` ends with.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0         success
+  1         failure: what was found in files, or happened in running
+  2         wrong usage: the command line or the recipe cannot be meant
+  130, 143  interrupted by Ctrl-C or SIGTERM (129: SIGHUP), to be continued with --resume
+            or --auto-resume";
+
+/// The longest sequence that devices are examined at: what they are compared
+/// with keeps all scores of attention.
+const MAX_EXAMINED: usize = 16_384;
 
 /// Fine-tune LLaMA-family models with OLoRA, in pure Rust.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) kernels: KernelArgs,
@@ -89,7 +106,7 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     pub(crate) device: Option<String>,
     /// Sequence lengths to run each operation at
-    #[arg(long, value_delimiter = ',', default_values_t = LENGTHS)]
+    #[arg(long, value_delimiter = ',', default_values_t = LENGTHS, value_parser = lengths())]
     pub(crate) lengths: Vec<usize>,
     /// Print JSON
     #[arg(long)]
@@ -118,12 +135,21 @@ pub(crate) struct RecipeArgs {
 }
 
 #[derive(Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own, as typed"
+)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// Continue the run of this name from its newest checkpoint
+    /// Continue the run of this name from its newest checkpoint, or start it again if it was
+    /// stopped before its first
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Start the run, or continue it if it has begun, or do nothing if it is finished: the same
+    /// command for a scheduler, however often it comes. Goes on from the checkpoint before a damaged one
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) auto_resume: bool,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -141,7 +167,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_delimiter = ',', default_value = "lora,olora")]
     pub(crate) methods: Vec<String>,
     /// Ranks, each with the recipe's alpha [default: the recipe's]
-    #[arg(long, value_delimiter = ',', value_parser = at_least_one)]
+    #[arg(long, value_delimiter = ',', value_parser = rank())]
     pub(crate) ranks: Vec<usize>,
     /// How many seeds, from the recipe's on
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -155,11 +181,11 @@ pub(crate) struct CompareArgs {
     )]
     pub(crate) lrs: Vec<f64>,
     /// How many rates to try beyond the lowest or the highest where that is the best
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = widen())]
     pub(crate) widen: usize,
     /// Directory of the comparison; runs that are finished in it are not made again. If not given,
     /// the recipe's name with `-compare` behind it, in its output directory
-    #[arg(long)]
+    #[arg(long, value_parser = output())]
     pub(crate) output: Option<PathBuf>,
     /// Then put the base and each method's adapters to these tasks, separated by commas: those of
     /// `olora evaluate --tasks`
@@ -169,7 +195,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "DIR", requires = "tasks")]
     pub(crate) task_data: Option<PathBuf>,
     /// Only the first so many items of each task
-    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    #[arg(long, value_parser = samples(1), requires = "tasks")]
     pub(crate) limit: Option<usize>,
     /// Train without comparing the device's gradients with the CPU's first
     #[arg(long)]
@@ -223,7 +249,7 @@ pub(crate) struct EvaluateArgs {
     pub(crate) data: Option<PathBuf>,
     #[arg(
         long,
-        value_parser = at_least_one,
+        value_parser = max_length(),
         help = format!(
             "Longest sequence in tokens \
              [default: {DEFAULT_MAX_LENGTH} with --data, the model's own length with --tasks]"
@@ -231,7 +257,7 @@ pub(crate) struct EvaluateArgs {
     )]
     pub(crate) max_length: Option<usize>,
     /// Sequences per batch
-    #[arg(long, default_value_t = 4, value_parser = at_least_one, conflicts_with = "tasks")]
+    #[arg(long, default_value_t = 4, value_parser = batch_size(), conflicts_with = "tasks")]
     pub(crate) batch_size: usize,
     /// Count the prompt's tokens too
     #[arg(long, conflicts_with = "tasks")]
@@ -259,20 +285,20 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "DIR", requires = "tasks")]
     pub(crate) task_data: Option<PathBuf>,
     /// Only the first so many items of each task
-    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    #[arg(long, value_parser = samples(1), requires = "tasks")]
     pub(crate) limit: Option<usize>,
     /// Directory to write `results.json` and each task's items to, or, if its name ends in .json, file
     /// to write the results to
-    #[arg(long, value_name = "PATH", requires = "tasks")]
+    #[arg(long, value_name = "PATH", requires = "tasks", value_parser = output())]
     pub(crate) output: Option<PathBuf>,
     /// For gsm8k: put the question through the checkpoint's chat template, as training does
     #[arg(long, requires = "tasks")]
     pub(crate) chat: bool,
     /// For gsm8k: longest answer in tokens [default: 256]
-    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    #[arg(long, value_parser = max_new_tokens(), requires = "tasks")]
     pub(crate) max_new_tokens: Option<usize>,
     /// Most tokens to run at once, padding included [default: 2048 on the CPU, 16384 on a GPU]
-    #[arg(long, value_parser = at_least_one, requires = "tasks")]
+    #[arg(long, value_parser = batch_tokens(), requires = "tasks")]
     pub(crate) batch_tokens: Option<usize>,
     /// Run every choice from the beginning, one at a time: slower, to compare with
     #[arg(long, requires = "tasks")]
@@ -290,19 +316,19 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) raw: bool,
     /// Longest continuation
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = max_new_tokens())]
     pub(crate) max_new_tokens: usize,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_parser = temperature())]
     pub(crate) temperature: f32,
     /// With a temperature: draw from the k likeliest tokens
-    #[arg(long)]
+    #[arg(long, value_parser = top_k())]
     pub(crate) top_k: Option<usize>,
     /// With a temperature: draw from the likeliest tokens that make up this probability
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = top_p())]
     pub(crate) top_p: Option<f32>,
     /// Above 1, makes tokens that were there before less likely
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = penalty())]
     pub(crate) repetition_penalty: f32,
     /// With a temperature: seed of the draw [default: 0]
     #[arg(long)]
@@ -318,7 +344,7 @@ pub(crate) struct MergeArgs {
     #[arg(long)]
     pub(crate) adapter: PathBuf,
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
-    #[arg(long)]
+    #[arg(long, value_parser = output())]
     pub(crate) output: PathBuf,
     /// Number format to write, `q8_0` only to GGUF; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
@@ -338,7 +364,7 @@ pub(crate) struct ConvertArgs {
     #[arg(required = true)]
     pub(crate) adapters: Vec<PathBuf>,
     /// Directory to write, or a file if its name ends in .gguf; must not exist
-    #[arg(long)]
+    #[arg(long, value_parser = output())]
     pub(crate) output: PathBuf,
     /// The adapters' base: a directory, a GGUF file or a hub name; may be left out if they name it
     #[arg(long)]
@@ -350,7 +376,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     pub(crate) method: Option<NativeMethod>,
     /// The rank to reduce each layer to, by singular value decomposition
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(long, value_parser = rank())]
     pub(crate) rank: Option<usize>,
     /// Number format of the factors; float32 if not given
     #[arg(long, value_parser = dtype())]
@@ -359,7 +385,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, default_value = "cat")]
     pub(crate) combine: Combine,
     /// What each adapter is multiplied by; 1 if not given
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_parser = weight())]
     pub(crate) weights: Vec<f64>,
     /// Device to compute on, where the base is needed
     #[arg(long, default_value = "cpu")]
@@ -405,15 +431,16 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
     /// For data: which sample to show, counted from 0 [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = samples(0))]
     pub(crate) sample: Option<usize>,
     #[arg(
         long,
+        value_parser = max_length(),
         help = format!("For data: longest sequence in tokens [default: {DEFAULT_MAX_LENGTH}]")
     )]
     pub(crate) max_length: Option<usize>,
     /// For data: how many samples to show, from that one on [default: 1]
-    #[arg(long)]
+    #[arg(long, value_parser = samples(1))]
     pub(crate) samples: Option<usize>,
     /// For data: a key of `[data]`, as in a recipe, such as data.system=merge;
     /// may be repeated
@@ -494,12 +521,105 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "must be a size such as 2GB, 500MiB or 100000 (bytes)".to_owned())
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
+/// A whole number within bounds, and why there are such.
+fn whole(least: usize, most: usize, why: &'static str) -> impl TypedValueParser<Value = usize> {
+    move |text: &str| {
+        let number = text.parse().ok();
+        number
+            .filter(|number| (least..=most).contains(number))
+            .ok_or_else(|| format!("must be a whole number between {least} and {most}: {why}"))
     }
+}
+
+fn batch_size() -> impl TypedValueParser<Value = usize> {
+    whole(1, MAX_BATCH_SIZE, "as many sequences are computed at once")
+}
+
+fn batch_tokens() -> impl TypedValueParser<Value = usize> {
+    whole(1, MAX_LENGTH, "as many tokens are computed at once")
+}
+
+fn max_length() -> impl TypedValueParser<Value = usize> {
+    let why = "one token to read and one to predict at least, and no more than positions are \
+               counted exactly";
+    whole(2, MAX_LENGTH, why)
+}
+
+fn max_new_tokens() -> impl TypedValueParser<Value = usize> {
+    whole(1, MAX_NEW_TOKENS, "as many tokens may be generated")
+}
+
+/// A number of samples or items, or of one of them.
+fn samples(least: usize) -> impl TypedValueParser<Value = usize> {
+    whole(least, MAX_SAMPLES, "no file has more")
+}
+
+fn rank() -> impl TypedValueParser<Value = usize> {
+    let why = "a rank is no larger than the layer's smaller side";
+    whole(1, MAX_RANK, why)
+}
+
+fn widen() -> impl TypedValueParser<Value = usize> {
+    whole(0, 100, "each may be another run of every method")
+}
+
+fn lengths() -> impl TypedValueParser<Value = usize> {
+    let why = "every operation is run at each length, attention with all its scores in memory";
+    whole(1, MAX_EXAMINED, why)
+}
+
+fn top_k() -> impl TypedValueParser<Value = usize> {
+    whole(1, MAX_SAMPLES, "leave it out to draw from all tokens")
+}
+
+/// A number of which `holds` says whether it can be meant.
+fn number(holds: fn(f32) -> bool, expected: &'static str) -> impl TypedValueParser<Value = f32> {
+    move |text: &str| {
+        let number = text.parse().ok();
+        number
+            .filter(|number| holds(*number))
+            .ok_or_else(|| format!("must be a number {expected}"))
+    }
+}
+
+fn temperature() -> impl TypedValueParser<Value = f32> {
+    let expected = "between 0, which takes the likeliest token, and 100";
+    number(|number| (0.0..=100.0).contains(&number), expected)
+}
+
+fn top_p() -> impl TypedValueParser<Value = f32> {
+    number(
+        |number| number > 0.0 && number <= 1.0,
+        "above 0 and at most 1, a probability",
+    )
+}
+
+fn penalty() -> impl TypedValueParser<Value = f32> {
+    let expected = "between 0.01 and 100: logits are divided by it";
+    number(|number| (0.01..=100.0).contains(&number), expected)
+}
+
+/// What an adapter is multiplied by: 0, or what float32 can hold.
+fn weight() -> impl TypedValueParser<Value = f64> {
+    |text: &str| {
+        let number = text.parse().ok();
+        number
+            .filter(|&number: &f64| is_weight(number))
+            .ok_or_else(|| format!("must be {WEIGHTS}"))
+    }
+}
+
+/// Where something is to be written.
+fn output() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        let name = path.to_string_lossy();
+        if has_control(&name) {
+            return Err(format!(
+                "{name:?} has line breaks or other control characters: give another name"
+            ));
+        }
+        Ok(path)
+    })
 }
 
 #[cfg(test)]

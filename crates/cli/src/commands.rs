@@ -9,13 +9,10 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::{
     tensor::Device,
-    train::{
-        Interrupter,
-        renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
-    },
+    train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
 };
 use olora_adapter::PeftAdapter;
 use olora_data::{
@@ -23,7 +20,7 @@ use olora_data::{
 };
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Sampling};
-use olora_runs::{Observer, Recipe, TrainOptions, check_samples, choose_dtype};
+use olora_runs::{Observer, Recipe, RunError, Start, TrainOptions, check_samples, choose_dtype};
 use olora_training::CrossEntropy;
 use serde_json::json;
 
@@ -32,8 +29,10 @@ use crate::{
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
     devices, inspect_data,
     models::{attached, base_of, data_files, locate, locate_data},
-    progress::{Display, finished, say},
+    progress::{Display, finished},
+    signals::{interrupted, interrupter},
     tasks,
+    terminal::{out, say},
 };
 
 pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -50,16 +49,30 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None))
             as Box<dyn MetricsRenderer>
     });
-    let observer: Arc<dyn Observer> = Arc::new(Display::new(args.tui));
+    let display = Display::new(args.tui);
+    let observer: Arc<dyn Observer> = Arc::new(if args.auto_resume {
+        display
+    } else {
+        display.with_resume()
+    });
     let options = TrainOptions {
-        resume: args.resume,
+        start: args.start(),
         interrupter,
         renderer,
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
         device: details,
         reference,
     };
-    let summary = olora_runs::train(&recipe, &device, options, &observer)?;
+    let summary = match olora_runs::train(&recipe, &device, options, &observer) {
+        Err(RunError::Complete(directory)) if args.auto_resume => {
+            say(&format!(
+                "the run in {} is complete: there is nothing to do",
+                directory.display()
+            ));
+            return Ok(ExitCode::SUCCESS);
+        }
+        result => result?,
+    };
     if args.tui {
         // The full-screen view has left nothing behind.
         say(&finished(&summary));
@@ -67,8 +80,18 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     Ok(if summary.finished {
         ExitCode::SUCCESS
     } else {
-        ExitCode::FAILURE
+        interrupted()
     })
+}
+
+impl TrainArgs {
+    fn start(&self) -> Start {
+        match (self.auto_resume, self.resume) {
+            (true, _) => Start::Auto,
+            (false, true) => Start::Resume,
+            (false, false) => Start::New,
+        }
+    }
 }
 
 /// The CPU, which a device's gradients are compared with before the first step.
@@ -90,23 +113,6 @@ pub(crate) fn reference(details: &Details, no_check: bool) -> Result<Option<Devi
     Ok(Some(reference))
 }
 
-/// Stops a run at the first Ctrl-C, after its step, and the process at the
-/// second.
-pub(crate) fn interrupter() -> Result<Interrupter> {
-    let interrupter = Interrupter::new();
-    let handler = interrupter.clone();
-    ctrlc::set_handler(move || {
-        if handler.should_stop() {
-            say("stopped without a checkpoint of the last steps");
-            std::process::exit(1);
-        }
-        handler.stop(Some("Ctrl-C"));
-        say("finishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
-    })
-    .context("installing the Ctrl-C handler")?;
-    Ok(interrupter)
-}
-
 /// The recipe as it is meant on the command line.
 pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
     let mut overrides = args.overrides.clone();
@@ -126,7 +132,7 @@ pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> 
     say(&format!("device: {details}"));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
     let forecast = olora_runs::plan(&recipe, &device, &details, !args.no_probe, &observer)?;
-    let mut out = std::io::stdout();
+    let mut out = out();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&forecast)?)?;
     } else {
@@ -139,18 +145,20 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let Some(data) = &args.data else {
         return tasks::evaluate(args, kernels);
     };
-    let loaded = Loaded::new(&args.model, kernels)?;
-    let (files, first) = data_files(data)?;
     let options = inspect_data::options(&args.set, args.max_length)?;
+    let opening = Opening::new(&args.model, kernels)?;
+    let (files, first) = data_files(data)?;
     let options = DataOptions {
         first,
         train_on_prompt: args.train_on_prompt || options.train_on_prompt,
         ..options
     };
     let cache = TokenCache::from_env();
-    let data = load_files(&files, &loaded.tokenizer, &options, cache.as_ref())?;
-    check_samples(&data.samples, &loaded.config, &loaded.tokenizer)?;
+    // What does not fit the model is told before its weights are read.
+    let data = load_files(&files, &opening.tokenizer, &options, cache.as_ref())?;
+    check_samples(&data.samples, &opening.config, &opening.tokenizer)?;
     say(&data.report.to_string());
+    let loaded = opening.load()?;
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
     let padding = Padding {
         id: loaded.tokenizer.pad_id(),
@@ -168,7 +176,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         )?)
     })?;
     let seconds = began.elapsed().as_secs_f64();
-    let mut out = std::io::stdout();
+    let mut out = out();
     if args.json {
         let result = json!({
             "loss": evaluation.loss,
@@ -207,19 +215,18 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
             "give a prompt with --prompt, or run on a terminal to chat",
         ));
     }
-    let loaded = Loaded::new(&args.model, kernels)?;
+    let opening = Opening::new(&args.model, kernels)?;
+    let prompt = args.prompt.as_deref();
+    let ids = prompt
+        .map(|prompt| opening.encode(prompt, args.raw))
+        .transpose()?;
+    let loaded = opening.load()?;
     let advice = "Lower --max-new-tokens, or hold the weights in half precision (--dtype)";
-    devices::guarded(&loaded.details, advice, || {
-        let Some(prompt) = &args.prompt else {
-            return chat(&loaded, args, &sampling);
-        };
-        let ids = if args.raw {
-            loaded.tokenizer.encode(prompt, true)?
-        } else {
-            loaded.tokenizer.encode_prompt(prompt)?
-        };
-        loaded.stream(&ids, args.max_new_tokens, &sampling)?;
-        Ok(())
+    devices::guarded(&loaded.details, advice, || match &ids {
+        None => chat(&loaded, args, &sampling),
+        Some(ids) => loaded
+            .stream(ids, args.max_new_tokens, &sampling)
+            .map(|_| ()),
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -247,6 +254,7 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
         } else {
             loaded.tokenizer.encode(&line, true)?
         };
+        loaded.config.check_prompt(ids.len())?;
         let content = loaded.stream(&ids, args.max_new_tokens, sampling)?;
         history.push(Message::new("assistant", content));
     }
@@ -264,35 +272,74 @@ pub(crate) struct Loaded {
     pub(crate) dtype: Dtype,
 }
 
-impl Loaded {
+/// All that is known of a model before its weights are read.
+pub(crate) struct Opening {
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) details: Details,
+    device: Device,
+    adapter: Option<PeftAdapter>,
+    base: PathBuf,
+    dtype: Dtype,
+}
+
+impl Opening {
     pub(crate) fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let tokenizer = Tokenizer::from_path(&base)?;
-        let stored = ModelConfig::from_path(&base)?.stored_dtype();
+        let config = ModelConfig::from_path(&base)?;
+        let stored = config.stored_dtype();
         let dtype = choose_dtype("--dtype", args.dtype, stored, &device, details.accelerator)?;
-        let (llama, config) = olora_model::load(&base, dtype, &device)?;
-        let llama = match adapter {
-            None => llama,
-            Some(adapter) => attached(adapter, llama)?,
-        };
         Ok(Self {
-            llama,
             config,
             tokenizer,
             details,
+            device,
+            adapter,
             base,
             dtype,
         })
     }
 
+    /// A prompt as tokens, if the model has positions for them.
+    fn encode(&self, prompt: &str, raw: bool) -> Result<Vec<u32>> {
+        let ids = if raw {
+            self.tokenizer.encode(prompt, true)?
+        } else {
+            self.tokenizer.encode_prompt(prompt)?
+        };
+        self.config.check_prompt(ids.len())?;
+        Ok(ids)
+    }
+
+    /// Reads the weights.
+    pub(crate) fn load(self) -> Result<Loaded> {
+        let (llama, config) = olora_model::load(&self.base, self.dtype, &self.device)?;
+        let llama = match self.adapter {
+            None => llama,
+            Some(adapter) => attached(adapter, llama)?,
+        };
+        Ok(Loaded {
+            llama,
+            config,
+            tokenizer: self.tokenizer,
+            details: self.details,
+            base: self.base,
+            dtype: self.dtype,
+        })
+    }
+}
+
+impl Loaded {
     /// Prints the continuation as it comes and returns it.
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
         let stop = self.tokenizer.stop_ids_with(&self.config.eos_token_ids);
         let limit = self.config.max_position_embeddings;
         // Where there is an end of positions, generating says so itself.
-        if self.llama.position_limit().is_none() && ids.len() + max_new_tokens > limit {
+        if self.llama.position_limit().is_none() && ids.len().saturating_add(max_new_tokens) > limit
+        {
             say(&format!(
                 "note: {} prompt tokens and {max_new_tokens} new ones go beyond the {limit} positions \
                  that the model was made for",
@@ -300,7 +347,7 @@ impl Loaded {
             ));
         }
         let mut pieces = self.tokenizer.decode_stream();
-        let mut out = std::io::stdout();
+        let mut out = out();
         let mut text = String::new();
         let mut failed = None;
         olora_model::generate(&self.llama, ids, max_new_tokens, sampling, &stop, |token| {

@@ -5,18 +5,29 @@ use std::{io::Write, path::Path, process::ExitCode, sync::Arc};
 use anyhow::Result;
 use olora_comparison::{CompareOptions, Comparison, ComparisonObserver, Report};
 use olora_devices::{KernelOptions, Opened};
+use olora_runs::recipe::bounds::MAX_SEED;
 use olora_tasks::load;
 
 use crate::{
+    Usage,
     args::{CompareArgs, ReportArgs},
-    commands::{interrupter, recipe, reference},
+    commands::{recipe, reference},
     devices,
-    progress::{Display, say},
+    progress::Display,
+    signals::{interrupted, interrupter},
+    terminal::{out, say},
 };
 
 pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe(&args.recipe)?;
     let variants = args.methods.iter().map(|name| name.parse());
+    let variants = variants.collect::<Result<_, _>>()?;
+    let recipe = recipe(&args.recipe)?;
+    if recipe.seed.saturating_add(args.seeds - 1) > MAX_SEED {
+        return Err(Usage::new(&format!(
+            "--seeds asks for {} seeds from {} on, and a recipe holds none above {MAX_SEED}: set a smaller `seed`",
+            args.seeds, recipe.seed
+        )));
+    }
     let directory = args.output.clone().unwrap_or_else(|| {
         let name = format!("{}-compare", recipe.name);
         recipe.output.directory.join(name)
@@ -29,7 +40,7 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         ranks => ranks.to_vec(),
     };
     let comparison = Comparison {
-        variants: variants.collect::<Result<_, _>>()?,
+        variants,
         ranks,
         rates: args.lrs.clone(),
         widen: args.widen,
@@ -57,7 +68,7 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
     }
     if !finished {
         say("interrupted: run the same command again to go on where it stopped");
-        return Ok(ExitCode::FAILURE);
+        return Ok(interrupted());
     }
     write_report(&comparison.directory)
 }
@@ -73,7 +84,7 @@ pub(crate) fn report(args: &ReportArgs) -> Result<ExitCode> {
 fn write_report(directory: &Path) -> Result<ExitCode> {
     let report = Report::read(directory)?;
     let path = report.write()?;
-    write!(std::io::stdout(), "{}", report.markdown())?;
+    write!(out(), "{}", report.markdown())?;
     say(&format!("report: {}", path.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -2,9 +2,10 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use olora_adapter::{Combination, Method, PeftAdapter, PeftForm, WriteOptions};
 use olora_devices::KernelOptions;
+use olora_files::{StagedDirectory, clear_leftovers};
 use olora_gguf::LoraLayer;
 use olora_model::{Dtype, ModelConfig};
 
@@ -14,11 +15,12 @@ use crate::{
     commands::read_adapter,
     devices,
     models::{Base, attached, base_of},
-    progress::say,
+    terminal::say,
 };
 
 pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let output = &args.output;
+    clear_leftovers(output);
     if output.is_file()
         || output
             .read_dir()
@@ -106,7 +108,11 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let dtype = args.dtype.unwrap_or_default();
         let card = Some(card(&adapter, args));
         let options = WriteOptions { dtype, card };
-        adapter.write(output, &options)?;
+        // All of its files or none: a kill or a full disk leaves nothing that looks like an adapter.
+        let failed = || format!("writing {}", output.display());
+        let staged = StagedDirectory::new(output).with_context(failed)?;
+        adapter.write(staged.path(), &options)?;
+        staged.commit().with_context(failed)?;
     }
     say(&format!(
         "wrote {} ({} layers, rank {})",

@@ -10,7 +10,7 @@ use olora_tasks::TaskError;
 use olora_training::{DeviceErrors, TrainError, listening, on_device};
 use serde_json::{Value, json};
 
-use crate::args::DevicesArgs;
+use crate::{args::DevicesArgs, terminal::out};
 
 /// Opens a device by name.
 ///
@@ -73,7 +73,7 @@ impl DeviceErrors for Failure {
 /// `olora devices`.
 pub(crate) fn list(args: &DevicesArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let listings = olora_devices::list(kernels);
-    let mut out = std::io::stdout().lock();
+    let mut out = out();
     if args.json {
         let all: Vec<Value> = listings.iter().map(to_json).collect();
         writeln!(out, "{}", Value::Array(all))?;

@@ -14,7 +14,8 @@ use crate::{
     commands::read_adapter,
     inspect_data,
     models::locate,
-    progress::{parameters, say},
+    progress::parameters,
+    terminal::{out, say},
 };
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
@@ -108,7 +109,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
     });
     print_facts(&facts, args.json)?;
     if !args.json {
-        let mut out = std::io::stdout();
+        let mut out = out();
         for (path, a, b) in shapes {
             writeln!(out, "  {path}  lora_A {a:?}  lora_B {b:?}")?;
         }
@@ -117,7 +118,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn print_facts(facts: &Value, json: bool) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = out();
     if json {
         writeln!(out, "{facts}")?;
         return Ok(());

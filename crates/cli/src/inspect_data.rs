@@ -3,24 +3,25 @@
 use std::{
     collections::HashSet,
     hash::{DefaultHasher, Hash, Hasher},
-    io::{IsTerminal, Write},
+    io::Write,
     path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::{Context, Result};
 use olora_data::{
-    Corpus, DataError, DataOptions, DataReport, KeyUse, Piece, Sample, Samples, TokenCache,
+    Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Piece, Sample, Samples, TokenCache,
     Tokenizer, describe_sample, load_files,
 };
-use olora_runs::Recipe;
+use olora_model::ModelConfig;
+use olora_runs::{Recipe, check_ends};
 use serde_json::{Value, json};
 
 use crate::{
     Usage,
     args::InspectArgs,
     models::{data_files, locate},
-    progress::say,
+    terminal::{Out, out, say},
 };
 
 /// Bars of the histogram of lengths.
@@ -35,11 +36,20 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
         ));
     };
     let options = options(&args.set, args.max_length)?;
-    let tokenizer = Tokenizer::from_path(&locate(&model.to_string_lossy())?.path)?;
+    let model = locate(&model.to_string_lossy())?.path;
+    let tokenizer = Tokenizer::from_path(&model)?;
     let (files, first) = data_files(&args.path)?;
     let options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
-    let (data, refusals) = load(&files, &tokenizer, options, cache.as_ref())?;
+    let (data, mut refusals) = load(&files, &tokenizer, options, cache.as_ref())?;
+    if data.format != Format::Text {
+        // A tokenizer may be looked at without a model beside it.
+        let of_model = ModelConfig::from_path(&model).map(|config| config.eos_token_ids);
+        let stop = tokenizer.stop_ids_with(&of_model.unwrap_or_default());
+        if let Err(error) = check_ends(data.samples.iter(), &stop) {
+            refusals.push(error.to_string());
+        }
+    }
     let n_samples = data.samples.len();
     let begin = args.sample.unwrap_or(0);
     if begin >= n_samples {
@@ -84,7 +94,7 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
         ));
     }
     say(&lengths.drawn());
-    let mut out = std::io::stdout();
+    let mut out = out();
     for (index, sample, pieces) in &shown {
         say(&format!(
             "sample {index} of {n_samples}: {} tokens, the {} marked ones are trained on",
@@ -108,9 +118,18 @@ fn load(
     cache: Option<&TokenCache>,
 ) -> Result<(Samples, Vec<String>)> {
     let mut refusals = Vec::new();
+    let n_asked = options.ignore.len();
     loop {
         let error = match load_files(files, tokenizer, &options, cache) {
-            Ok(data) => return Ok((data, refusals)),
+            Ok(mut data) => {
+                // Nobody asked for what was ignored here.
+                for key in &mut data.report.reading.keys {
+                    if options.ignore[n_asked..].contains(&key.key) {
+                        key.use_ = KeyUse::Unknown;
+                    }
+                }
+                return Ok((data, refusals));
+            }
             Err(error) => error,
         };
         match &error {
@@ -126,6 +145,7 @@ fn load(
                 }
             }
             DataError::Omitted { .. } if !options.allow_omissions => options.allow_omissions = true,
+            DataError::Markup { .. } if !options.allow_markup => options.allow_markup = true,
             DataError::TooManySkipped {
                 n_skipped,
                 n_records,
@@ -162,23 +182,23 @@ pub(crate) fn options(set: &[String], max_length: Option<usize>) -> Result<DataO
 
 /// Green on a terminal, brackets where colour would be lost; with the weight of
 /// what does not count 1.
-fn print(out: &mut std::io::Stdout, pieces: &[Piece]) -> Result<()> {
+fn print(out: &mut Out, pieces: &[Piece]) -> Result<()> {
     let (open, close) = if out.is_terminal() {
         ("\u{1b}[32;1m", "\u{1b}[0m")
     } else {
         ("⟦", "⟧")
     };
     let mut inside: Option<f32> = None;
-    let mut turn = |out: &mut std::io::Stdout, now: Option<f32>| -> Result<()> {
+    let mut turn = |out: &mut Out, now: Option<f32>| -> Result<()> {
         if now != inside {
             if let Some(weight) = inside {
-                write!(out, "{close}")?;
+                out.control(close)?;
                 if weight != 1.0 {
                     write!(out, "×{weight}")?;
                 }
             }
             if now.is_some() {
-                write!(out, "{open}")?;
+                out.control(open)?;
             }
             inside = now;
         }
@@ -226,7 +246,7 @@ fn as_json(
         "pieces": first,
         "shown": samples,
     });
-    writeln!(std::io::stdout(), "{facts}")?;
+    writeln!(out(), "{facts}")?;
     Ok(())
 }
 

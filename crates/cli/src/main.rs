@@ -1,7 +1,7 @@
 //! `olora`: fine-tune, compare, evaluate, generate, merge, convert, inspect, examine devices.
 //!
-//! Results go to stdout, everything else to stderr. Exit code 0 is success, 1
-//! a failed or interrupted run, 2 wrong usage.
+//! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
+//! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
 
 mod args;
 mod commands;
@@ -14,7 +14,9 @@ mod inspect_data;
 mod merge;
 mod models;
 mod progress;
+mod signals;
 mod tasks;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -37,13 +39,32 @@ fn main() -> ExitCode {
         // The reader of our output has gone, as `head` does: nothing to report.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {}", message(&error)));
+            terminal::say(&format!("error: {}", message(&error)));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
 }
 
+/// Refuses what `RAYON_NUM_THREADS` cannot mean: the pool would begin to start
+/// tens of thousands of threads, or take no notice of it.
+fn check_threads() -> anyhow::Result<()> {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    const MOST: usize = 1024;
+    let Some(found) = std::env::var_os(VARIABLE).filter(|found| !found.is_empty()) else {
+        return Ok(());
+    };
+    let found = found.to_string_lossy();
+    match found.parse::<usize>() {
+        Ok(0..=MOST) => Ok(()),
+        _ => Err(Usage::new(&format!(
+            "{VARIABLE} is {found:?}, but must be between 0 and {MOST}: the number of threads, 0 being one for \
+             each core"
+        ))),
+    }
+}
+
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    check_threads()?;
     let kernels = KernelOptions::from(cli.kernels);
     let without_device = match &cli.command {
         Command::Inspect(_) => Some("inspect"),
@@ -71,7 +92,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Whether the command line or the recipe is at fault, rather than the run.
+/// Whether what was typed, the recipe included, cannot be meant or cannot be had
+/// from this build; not what was found in other files, or happened in running.
 fn is_usage(error: &anyhow::Error) -> bool {
     let comparison = error.downcast_ref::<ComparisonError>();
     let run = match comparison {
@@ -79,7 +101,10 @@ fn is_usage(error: &anyhow::Error) -> bool {
         _ => error.downcast_ref::<RunError>(),
     };
     error.downcast_ref::<Usage>().is_some()
-        || matches!(comparison, Some(ComparisonError::Methods { .. }))
+        || matches!(
+            comparison,
+            Some(ComparisonError::Methods { .. } | ComparisonError::Refused(_))
+        )
         || matches!(
             run,
             Some(RunError::Recipe { .. } | RunError::Precision { .. })

@@ -5,8 +5,9 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Result, bail};
 use olora_adapter::Kind;
 use olora_devices::{KernelOptions, Opened};
+use olora_files::clear_leftovers;
 use olora_gguf::GgufType;
-use olora_model::{Dtype, Llama, ModelConfig, ModelError, SaveOptions};
+use olora_model::{Companions, Dtype, Llama, ModelConfig, ModelError, SaveOptions};
 
 use crate::{
     Usage,
@@ -14,11 +15,12 @@ use crate::{
     commands::read_adapter,
     devices,
     models::{attached, base_of},
-    progress::say,
+    terminal::say,
 };
 
 pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let output = &args.output;
+    clear_leftovers(output);
     if output.is_file()
         || output
             .read_dir()
@@ -46,13 +48,19 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let written = devices::guarded(&details, advice, || {
         // Added in f32, rounded once when written.
         let (llama, config) = olora_model::load(&base, Dtype::F32, &device)?;
+        // Now, as the weights are: the base may be gone when the result is written.
+        let companions = if to_file {
+            Companions::default()
+        } else {
+            Companions::read(&base)?
+        };
         let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
         let merged = olora_adapter::merge(adapted)?;
         if to_file {
             write_file(&merged, &config, args, &base)
         } else {
-            write_directory(&merged, &config, args, &base)
+            write_directory(&merged, &config, args, &companions)
         }
     })?;
     say(&format!("wrote {} ({written})", output.display()));
@@ -87,13 +95,13 @@ fn write_directory(
     merged: &Llama,
     config: &ModelConfig,
     args: &MergeArgs,
-    base: &Path,
+    companions: &Companions,
 ) -> Result<&'static str> {
     let mut options = SaveOptions::from(weight_type(config, args));
     if let Some(shard_bytes) = args.shard_size {
         options.shard_bytes = shard_bytes;
     }
-    olora_model::save(merged, config, options, Some(base), &args.output)?;
+    olora_model::save(merged, config, options, Some(companions), &args.output)?;
     Ok(options.dtype.name())
 }
 

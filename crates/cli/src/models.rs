@@ -13,7 +13,7 @@ use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
 use olora_model::Llama;
 use olora_runs::{Located, Recipe};
 
-use crate::progress::say;
+use crate::terminal::{say, shown};
 
 /// A model as it was named, and where it is.
 pub(crate) struct Base {
@@ -187,7 +187,7 @@ impl Bars {
                 if let Ok(style) = style {
                     bar.set_style(style);
                 }
-                bar.set_message(self.file.clone());
+                bar.set_message(shown(&self.file).into_owned());
                 self.bar = Some(bar);
             } else {
                 let size = progress.total.map(olora_files::size).unwrap_or_default();

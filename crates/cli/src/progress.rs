@@ -1,7 +1,7 @@
 //! What a person sees of a run: a bar on a terminal, lines elsewhere.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::IsTerminal,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,16 +11,15 @@ use olora_comparison::{ComparisonEvent, ComparisonObserver};
 use olora_files::size;
 use olora_runs::{Event, Observer, RunPlan, StepReport, Summary};
 
-/// Writes a line to stderr. A closed stderr is no reason to stop a run.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
+use crate::terminal::say;
 
 /// Shows the events of a run on stderr.
 pub(crate) struct Display {
     /// Nothing but errors is shown while Burn's full-screen view is up.
     quiet: bool,
     terminal: bool,
+    /// What an interrupted run is continued with.
+    go_on: &'static str,
     state: Mutex<State>,
 }
 
@@ -37,8 +36,15 @@ impl Display {
         Self {
             quiet,
             terminal: std::io::stderr().is_terminal(),
+            go_on: "Give the same command again to go on",
             state: Mutex::default(),
         }
+    }
+
+    /// For a run that the same command does not go on with by itself.
+    pub(crate) fn with_resume(mut self) -> Self {
+        self.go_on = "Run the same command with --resume to go on";
+        self
     }
 
     fn line(state: &State, text: &str) {
@@ -165,7 +171,8 @@ impl Observer for Display {
                     bar.abandon();
                 }
                 say(&format!(
-                    "interrupted after step {step}; a checkpoint is written. Run the same command with --resume to go on"
+                    "interrupted after step {step}; a checkpoint is written. {}",
+                    self.go_on
                 ));
             }
             Event::Finished(summary) => say(&finished(summary)),
@@ -273,7 +280,7 @@ pub(crate) fn finished(summary: &Summary) -> String {
         if summary.finished {
             "done"
         } else {
-            "interrupted, to be continued with --resume"
+            "interrupted, to be continued with --resume or --auto-resume"
         },
         summary.steps,
         summary.tokens,

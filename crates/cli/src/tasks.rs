@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 use crate::{
     Usage,
     args::{EvaluateArgs, TaskArgs},
-    commands::Loaded,
+    commands::{Loaded, Opening},
     devices,
-    progress::say,
+    terminal::{out, say},
 };
 
 /// The file of results in a directory.
@@ -29,7 +29,7 @@ const RESULTS: &str = "results.json";
 
 pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let of_tasks = &args.of_tasks;
-    check(of_tasks)?;
+    check(of_tasks, args.max_length)?;
     let output = of_tasks.output.as_deref().map(Output::new).transpose()?;
     if let Some(output) = &output {
         output.check(&of_tasks.tasks)?;
@@ -37,7 +37,15 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let directory = of_tasks.task_data.as_deref().unwrap_or(Path::new("."));
     // What cannot be read is told before a model is loaded.
     let tasks = tasks::load(&of_tasks.tasks, directory, of_tasks.limit)?;
-    let loaded = Loaded::new(&args.model, kernels)?;
+    let opening = Opening::new(&args.model, kernels)?;
+    let limit = opening.config.max_position_embeddings;
+    if let Some(length) = args.max_length.filter(|length| *length > limit) {
+        bail!(
+            "--max-length is {length}, but the model was made for {limit} positions: leave it out to read as \
+             many, longer inputs being cut on the left"
+        );
+    }
+    let loaded = opening.load()?;
     let options = options(args, &loaded);
     let mut bar = Bar::default();
     let advice = "Lower --batch-tokens, or hold the weights in half precision (--dtype)";
@@ -64,7 +72,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     if let Some(output) = &output {
         output.write(&summary, &results)?;
     }
-    let mut out = std::io::stdout();
+    let mut out = out();
     if args.json {
         writeln!(out, "{summary}")?;
     } else {
@@ -73,8 +81,15 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses what would have no effect.
-fn check(args: &TaskArgs) -> Result<()> {
+/// Refuses what would have no effect, and what cannot be.
+fn check(args: &TaskArgs, max_length: Option<usize>) -> Result<()> {
+    if let (Some(answer), Some(whole)) = (args.max_new_tokens, max_length)
+        && answer >= whole
+    {
+        return Err(Usage::new(&format!(
+            "--max-new-tokens is {answer}, which leaves no room for the question within --max-length {whole}"
+        )));
+    }
     let distinct: BTreeSet<&TaskName> = args.tasks.iter().collect();
     if distinct.len() < args.tasks.len() {
         return Err(Usage::new("--tasks names a task twice"));

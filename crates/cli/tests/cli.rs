@@ -114,6 +114,38 @@ fn train_then_evaluate_generate_merge_and_inspect() {
 }
 
 #[test]
+fn a_scheduler_gives_the_same_command_again_and_again() {
+    let out = TempDir::new().unwrap();
+    let directory = format!("output.directory=\"{}\"", out.path().display());
+    let train = |more: &[&str]| {
+        let mut arguments = vec!["train", "recipes/quickstart.toml", "--auto-resume"];
+        for setting in [
+            &directory,
+            "training.epochs=0.02",
+            "training.evaluate_every=0",
+            "samples.prompts=[]",
+        ] {
+            arguments.extend(["--set", setting]);
+        }
+        olora(&[&arguments[..], more].concat())
+    };
+    let text = refused_before_writing(&out, &train(&["--resume"]), 2);
+    assert!(text.contains("--auto-resume"), "{text}");
+    let output = train(&[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = train(&[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert!(
+        text.contains("is complete: there is nothing to do"),
+        "{text}"
+    );
+    // Another recipe is not what was done.
+    let text = refused(&train(&["--set", "training.batch_size=3"]), 1);
+    assert!(text.contains("training.batch_size: was"), "{text}");
+}
+
+#[test]
 fn inspect_data_marks_what_is_trained() {
     let output = olora(&[
         "inspect",
@@ -172,8 +204,6 @@ fn targets_that_match_nothing_are_named() {
         text.contains("`query`") && text.contains("`q_proj`"),
         "{text}"
     );
-    let text = refused_before_writing(&out, &train(&out, &["adapter.targets=[]"]), 1);
-    assert!(text.contains("empty"), "{text}");
     let text = refused_before_writing(&out, &train(&out, &["adapter.rank=100"]), 1);
     assert!(
         text.contains("rank 100") && text.contains("k_proj"),
@@ -189,7 +219,10 @@ fn bad_data_is_named_with_its_line() {
     let cases = [
         (String::new(), "empty"),
         (format!("{good}\n{{\"prompt\": \"x\", \n"), "line 2"),
-        (format!("{good}\n\n{{\"prompt\": \"x\"}}\n"), "line 3"),
+        (
+            format!("{good}\n\n{{\"prompt\": \"x\"}}\n{{\"prompt\": \"y\"}}\n"),
+            "line 3",
+        ),
         (
             "{\"prompt\": \"x\", \"completion\": \"\"}\n".to_owned(),
             "line 1",
@@ -277,7 +310,7 @@ fn a_loss_that_is_no_number_is_exit_code_1_and_says_where_to_go_on() {
 fn generate_refuses_what_it_cannot_do() {
     let base = ["--model", "recipes/quickstart/base", "--prompt", "Where?"];
     let generate = |more: &[&str]| olora(&[&["generate"][..], &base, more].concat());
-    let text = refused(&generate(&["--temperature", "-1"]), 1);
+    let text = refused(&generate(&["--temperature", "-1"]), 2);
     assert!(text.contains("temperature"), "{text}");
     let text = refused(&generate(&["--top-k", "5"]), 2);
     assert!(
@@ -323,7 +356,8 @@ fn generate_and_evaluate_fail_on_weights_that_are_no_numbers() {
     for more in [&[][..], &["--temperature", "0.8"]] {
         let arguments = [&["generate"][..], &model, &["--prompt", "Where?"], more].concat();
         let text = refused(&olora(&arguments), 1);
-        assert!(text.contains("`model.norm.weight` holds NaN"), "{text}");
+        assert!(text.contains("`model.norm.weight`"), "{text}");
+        assert!(text.contains("holds NaN"), "{text}");
     }
     let data = root().join("recipes/quickstart/valid.jsonl");
     let tasks = TempDir::new().unwrap();
@@ -339,7 +373,8 @@ fn generate_and_evaluate_fail_on_weights_that_are_no_numbers() {
     for more in [&data[..], &open, &choice] {
         let arguments = [&["evaluate"][..], &model, more].concat();
         let text = refused(&olora(&arguments), 1);
-        assert!(text.contains("`model.norm.weight` holds NaN"), "{text}");
+        assert!(text.contains("`model.norm.weight`"), "{text}");
+        assert!(text.contains("holds NaN"), "{text}");
     }
 }
 
@@ -406,7 +441,7 @@ fn options_that_a_device_has_no_use_for_are_refused() {
             &["doctor", "--device", "tpu"][..],
             "there is no device `tpu`",
         ),
-        (&["doctor", "--lengths", "0"], "at least 1"),
+        (&["doctor", "--lengths", "0"], "between 1 and"),
         (
             &[
                 "generate",

@@ -77,7 +77,7 @@ fn what_cannot_be_compared_is_refused() {
         (&["--methods", "olora", "--lrs", "-1"], 2, "learning_rate"),
         (
             &["--set", "training.evaluate_every=0"],
-            1,
+            2,
             "set `training.evaluate_every`",
         ),
         (&["--tasks", "arc_easy"], 2, "--task-data"),

@@ -257,3 +257,38 @@ fn a_model_that_is_neither_here_nor_in_the_cache_is_named() {
         "{words}"
     );
 }
+
+/// The system kills a process that writes more than it may: in the middle of the
+/// factors, or, with the same end, between two files.
+#[test]
+#[cfg(unix)]
+fn a_converted_adapter_is_there_whole_or_not_at_all() {
+    let out = tempfile::tempdir().unwrap();
+    let place = out.path().join("thornby");
+    let convert = |limit: &str| {
+        let script = format!("ulimit -f {limit}; exec \"$0\" \"$@\"");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_olora"), "convert"]);
+        command
+            .arg("fixtures/peft/train-lora/final")
+            .arg("--output");
+        command.arg(&place).current_dir(root()).status().unwrap()
+    };
+    for limit in ["0", "1", "4"] {
+        assert!(!convert(limit).success(), "{limit}");
+        assert!(!place.exists(), "{limit}");
+    }
+    assert!(convert("unlimited").success());
+    // What a killed process has left goes, also where the next is refused.
+    let left = out.path().join(".staged-thornby-dEad12");
+    fs::create_dir(&left).unwrap();
+    assert!(!convert("unlimited").success());
+    assert!(!left.exists());
+    for file in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    ] {
+        assert!(place.join(file).exists(), "{file}");
+    }
+}

@@ -124,7 +124,7 @@ fn what_has_no_use_is_wrong_usage() {
             &["--no-shared-prefix"],
             "--no-shared-prefix has no use",
         ),
-        ("arc_easy", &["--limit", "0"], "at least 1"),
+        ("arc_easy", &["--limit", "0"], "between 1 and"),
         ("arc_easy", &["--batch-size", "2"], "cannot be used with"),
         ("arc_easy", &["--data", "x.jsonl"], "cannot be used with"),
     ];

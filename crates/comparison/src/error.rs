@@ -19,6 +19,9 @@ pub enum ComparisonError {
         /// What is wrong, and what is allowed.
         reason: String,
     },
+    /// What is asked for cannot be compared, whatever is in the files.
+    #[error("cannot compare: {0}")]
+    Refused(String),
     /// Runs cannot be compared, or a file of a comparison is damaged.
     #[error("the comparison in {path}: {reason}")]
     Comparison {

@@ -32,7 +32,6 @@ mod trial;
 mod variant;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,11 +39,11 @@ use std::{
 use burn::{tensor::Device, train::Interrupter};
 use olora_data::Tokenizer;
 use olora_devices::Details;
+use olora_files::{DirectoryLock, clear_leftovers, remove_directory};
 use olora_runs::{
-    Data, Observer, Recipe, RunError, TrainOptions, differences, fingerprint, forget_peak,
-    has_checkpoint, recipe::SamplesSection, train,
+    Data, Observer, Recipe, RunError, Start, TrainOptions, differences, fingerprint, forget_peak,
+    has_checkpoint, is_finished, recipe::SamplesSection, train,
 };
-use serde_json::Value;
 
 pub use self::{
     error::ComparisonError,
@@ -115,15 +114,20 @@ impl Comparison {
             observer,
             reference: options.reference.clone(),
             done: 0,
-            expected: self.variants.len()
-                * self.ranks.len()
-                * (self.rates.len() + self.seeds.len() - 1),
+            expected: self
+                .variants
+                .len()
+                .saturating_mul(self.ranks.len())
+                .saturating_mul(self.rates.len() + self.seeds.len() - 1),
         };
         running.all()
     }
 
     /// Makes the directory this comparison's, unless it is another's.
-    fn begin(&self, observer: &Arc<dyn ComparisonObserver>) -> Result<fs::File, ComparisonError> {
+    fn begin(
+        &self,
+        observer: &Arc<dyn ComparisonObserver>,
+    ) -> Result<DirectoryLock, ComparisonError> {
         // What cannot be read leaves no directory behind.
         let tokenizer = Tokenizer::from_path(&self.recipe.model.path)?;
         let muted = Muted(observer.clone());
@@ -141,12 +145,7 @@ impl Comparison {
 
     /// Everything that can be refused before a run.
     fn validate(&self) -> Result<(), ComparisonError> {
-        let refuse = |reason: &str| {
-            Err(ComparisonError::Comparison {
-                path: self.directory.clone(),
-                reason: reason.to_owned(),
-            })
-        };
+        let refuse = |reason: &str| Err(ComparisonError::Refused(reason.to_owned()));
         for (what, n) in [
             ("method", self.variants.len()),
             ("rank", self.ranks.len()),
@@ -316,12 +315,14 @@ impl Running<'_> {
             .join(CELLS)
             .join(key.name() + ".json");
         self.done += 1;
+        let run = recipe.run_directory();
         if path.exists() {
             let trial: Trial = read_json(&path)?;
             let recipe = anywhere(&recipe)?;
             if trial.recipe != recipe {
                 return Err(changed(&path, &trial.recipe, &recipe)?);
             }
+            remove_checkpoints(&run)?;
             return Ok(Some(trial));
         }
         if self.options.interrupter.should_stop() {
@@ -336,13 +337,7 @@ impl Running<'_> {
             return Ok(None);
         };
         write_json(&path, &trial)?;
-        // What remains of a run is its adapter and its curves: with the optimiser's state, a
-        // comparison would fill a disk.
-        let checkpoints = recipe.run_directory().join("checkpoints");
-        if checkpoints.exists() {
-            fs::remove_dir_all(&checkpoints)
-                .map_err(|source| ComparisonError::io("removing", &checkpoints, source))?;
-        }
+        remove_checkpoints(&run)?;
         self.observer.on(&ComparisonEvent::TrialFinished {
             name: &key.name(),
             loss: trial.last_loss(),
@@ -355,14 +350,18 @@ impl Running<'_> {
     fn make(&mut self, key: &Key, recipe: &Recipe) -> Result<Option<Trial>, ComparisonError> {
         let run = recipe.run_directory();
         // A run without a checkpoint, or one that was finished but for its trial, starts afresh.
-        let resume = has_checkpoint(&run)? && !is_finished(&run);
-        if !resume && run.exists() {
-            fs::remove_dir_all(&run)
+        let start = if has_checkpoint(&run)? && !is_finished(&run) {
+            Start::Auto
+        } else {
+            Start::New
+        };
+        if start == Start::New && run.exists() {
+            remove_directory(&run)
                 .map_err(|source| ComparisonError::io("removing", &run, source))?;
         }
         let own_peak = forget_peak();
         let options = TrainOptions {
-            resume,
+            start,
             interrupter: self.options.interrupter.clone(),
             renderer: None,
             commit: self.options.commit.clone(),
@@ -379,13 +378,6 @@ impl Running<'_> {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// Whether a run has come to its end; one that was interrupted has a summary too.
-fn is_finished(run: &Path) -> bool {
-    let summary = fs::read(run.join("summary.json")).ok();
-    let summary = summary.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    summary.is_some_and(|summary| summary["finished"] == true)
 }
 
 /// The rate beyond the grid's end, if the best one is there. Grids such as 1, 3,
@@ -417,6 +409,19 @@ fn changed(path: &Path, was: &Recipe, now: &Recipe) -> Result<ComparisonError, C
             differences.join("; ")
         ),
     })
+}
+
+/// What remains of a run is its adapter and its curves: with the optimiser's
+/// state, a comparison would fill a disk. A process may have been killed before
+/// it had removed all of that.
+fn remove_checkpoints(run: &Path) -> Result<(), ComparisonError> {
+    let checkpoints = run.join("checkpoints");
+    clear_leftovers(&checkpoints);
+    if checkpoints.exists() {
+        remove_directory(&checkpoints)
+            .map_err(|source| ComparisonError::io("removing", &checkpoints, source))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,19 +1,21 @@
 //! What the runs of a comparison have in common: `comparison.json`.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs,
     path::{Path, PathBuf},
 };
 
 use olora_adapter::Method;
-use olora_files::write_atomically;
+use olora_files::{DirectoryLock, LockError, remove_leftovers, write_atomically};
 use olora_runs::{Recipe, differences, recipe::SamplesSection};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{ComparisonError, trial::RUNS};
+use crate::{
+    ComparisonError,
+    trial::{CELLS, RUNS},
+};
 
 const FILE: &str = "comparison.json";
-const LOCK: &str = "lock";
 
 /// What must be equal for runs to be compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,22 +109,27 @@ pub(crate) fn as_read<T: Serialize + DeserializeOwned>(value: &T) -> Result<T, C
         .map_err(|error| ComparisonError::json(&error))
 }
 
-/// Keeps other processes from comparing in a directory, until it is dropped.
-pub(crate) fn lock(directory: &Path) -> Result<File, ComparisonError> {
+/// Keeps other processes from comparing in a directory, until it is dropped,
+/// and removes what a killed one was writing there.
+pub(crate) fn lock(directory: &Path) -> Result<DirectoryLock, ComparisonError> {
     let runs = directory.join(RUNS);
-    fs::create_dir_all(&runs).map_err(|source| ComparisonError::io("creating", &runs, source))?;
-    let path = runs.join(LOCK);
-    let file =
-        File::create(&path).map_err(|source| ComparisonError::io("creating", &path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(ComparisonError::Comparison {
+    let lock = DirectoryLock::take(&runs).map_err(|error| match error {
+        LockError::Held(holder) => ComparisonError::Comparison {
             path: directory.to_owned(),
-            reason: "another process is comparing in it: wait for it, or give another directory (--output)"
-                .to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(ComparisonError::io("locking", &path, source)),
+            reason: format!(
+                "{holder} is comparing in it: wait for it, or give another directory (--output)"
+            ),
+        },
+        LockError::Io(source) => ComparisonError::io("locking", &runs, source),
+    })?;
+    for directory in [directory, &directory.join(CELLS), &runs] {
+        if directory.is_dir() {
+            remove_leftovers(directory).map_err(|source| {
+                ComparisonError::io("removing what is left in", directory, source)
+            })?;
+        }
     }
+    Ok(lock)
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ComparisonError> {

@@ -4,38 +4,42 @@
 //! or the whole model when all of it is trained), `optimizer.bpk` and
 //! `state.json`, the first two in Burn's own record format. The directory is
 //! written under another name, synced, and renamed: if it is there, it is whole.
+//! What happens to it later, on a disk that fails, is found by the hashes in
+//! `state.json`.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use crate::{RunError, state::RunState, trainee::Trainee};
+use crate::{RunError, state::RunState, state_file, trainee::Trainee};
 use burn::{
     module::{Module, ParamGroup},
     optim::OptimizerRecord,
     store::ModuleRecord,
 };
 use olora_adapter::{Parameter, params};
-use olora_files::StagedDirectory;
+use olora_files::{StagedDirectory, remove_directory};
+use olora_training::caught;
 
 const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".writing-";
 const TRAINED: &str = "trained.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
+/// What a damaged checkpoint is called from when it is put aside, before its
+/// name.
+const DAMAGED: &str = "damaged-";
 
-/// Writes a checkpoint and removes all but the newest `keep`.
+/// Writes a checkpoint.
 pub(crate) fn save(
     directory: &Path,
     trainee: &Trainee,
     optimizer: OptimizerRecord,
     state: &RunState,
-    keep: usize,
 ) -> Result<PathBuf, RunError> {
     let path = directory.join(format!("{PREFIX}{:06}", state.step));
     fs::create_dir_all(directory).map_err(|source| RunError::io("creating", directory, source))?;
-    remove_leftovers(directory)?;
     let writing = |source| RunError::io("writing", &path, source);
     let staged = StagedDirectory::new(&path).map_err(writing)?;
     let failed = |error: &dyn std::fmt::Display| {
@@ -47,19 +51,29 @@ pub(crate) fn save(
     optimizer
         .save(staged.path().join(OPTIMIZER))
         .map_err(|error| failed(&error))?;
-    let json = serde_json::to_vec_pretty(state).map_err(|error| failed(&error))?;
+    let json = state_file::write(state, staged.path(), &[TRAINED, OPTIMIZER])
+        .map_err(|error| failed(&error))?;
     fs::write(staged.path().join(STATE), json).map_err(writing)?;
     staged.replace().map_err(writing)?;
-
-    let all = list(directory)?;
-    for (_, old) in all.iter().rev().skip(keep) {
-        fs::remove_dir_all(old).map_err(|source| RunError::io("removing", old, source))?;
-    }
     Ok(path)
 }
 
-/// A process that was killed while it wrote may have left a directory behind,
-/// under the name that this version gives it or that earlier ones did.
+/// Removes all checkpoints but the newest `keep`, and what killed processes have
+/// left. An old checkpoint is renamed before it is removed: it is whole as long
+/// as it is one.
+pub(crate) fn tidy(directory: &Path, keep: usize) -> Result<(), RunError> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    remove_leftovers(directory)?;
+    for (_, old) in list(directory)?.iter().rev().skip(keep) {
+        remove_directory(old).map_err(|source| RunError::io("removing", old, source))?;
+    }
+    Ok(())
+}
+
+/// A process that was killed while it wrote or removed may have left a directory
+/// behind, under the name that this version gives it or that earlier ones did.
 fn remove_leftovers(directory: &Path) -> Result<(), RunError> {
     let removing = |source| RunError::io("removing what is left in", directory, source);
     olora_files::remove_leftovers(directory).map_err(removing)?;
@@ -92,14 +106,84 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<(usize, PathBuf)>, RunError> 
     Ok(found)
 }
 
-/// Reads where the run stood.
-pub(crate) fn load_state(path: &Path) -> Result<RunState, RunError> {
+/// A checkpoint to go on from.
+#[derive(Clone, Debug)]
+pub(crate) struct Whole {
+    pub(crate) path: PathBuf,
+    /// Where the run stood.
+    pub(crate) state: RunState,
+}
+
+/// A checkpoint that cannot be used, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Damaged {
+    pub(crate) path: PathBuf,
+    pub(crate) reason: String,
+}
+
+/// The newest checkpoint that is whole, and those after it that are not, newest
+/// first.
+pub(crate) fn newest_whole(directory: &Path) -> Result<(Option<Whole>, Vec<Damaged>), RunError> {
+    let mut damaged = Vec::new();
+    for (_, path) in list(directory)?.into_iter().rev() {
+        match examined(&path)? {
+            Ok(state) => return Ok((Some(Whole { path, state }), damaged)),
+            Err(reason) => damaged.push(Damaged { path, reason }),
+        }
+    }
+    Ok((None, damaged))
+}
+
+/// Where the run stood, or why the checkpoint cannot be used. What this process
+/// may not read is an error: there may be nothing wrong with it.
+fn examined(path: &Path) -> Result<Result<RunState, String>, RunError> {
     let file = path.join(STATE);
-    let bytes = fs::read(&file).map_err(|source| RunError::io("reading", &file, source))?;
-    serde_json::from_slice(&bytes).map_err(|error| RunError::Checkpoint {
-        path: path.to_owned(),
-        reason: format!("{STATE}: {error}"),
-    })
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(source) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(RunError::io("reading", &file, source));
+        }
+        Err(error) => return Ok(Err(format!("{STATE}: {error}"))),
+    };
+    let (state, is_checked) = match state_file::read(&bytes, path) {
+        Ok(read) => read,
+        Err(error) if error.is_forbidden() => {
+            return Err(RunError::io("reading", path, error.into()));
+        }
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if !is_checked {
+        // Of a version before hashes: what Burn makes of its files is all that there is.
+        let readable = caught(|| {
+            ModuleRecord::load(path.join(TRAINED))
+                .map_err(|error| format!("{TRAINED}: {error}"))?;
+            OptimizerRecord::load(path.join(OPTIMIZER))
+                .map_err(|error| format!("{OPTIMIZER}: {error}"))?;
+            Ok(())
+        });
+        if let Err(reason) = readable.unwrap_or_else(Err) {
+            return Ok(Err(reason));
+        }
+    }
+    Ok(Ok(state))
+}
+
+/// Gives a damaged checkpoint another name, under which it is no longer looked
+/// at and never removed.
+pub(crate) fn put_aside(path: &Path) -> Result<PathBuf, RunError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = (0..).map(|n| {
+        let again = if n == 0 {
+            String::new()
+        } else {
+            format!("-{n}")
+        };
+        path.with_file_name(format!("{DAMAGED}{name}{again}"))
+    });
+    let aside = aside.into_iter().find(|aside| !aside.exists());
+    let aside = aside.unwrap_or_else(|| path.to_owned());
+    fs::rename(path, &aside).map_err(|source| RunError::io("renaming", path, source))?;
+    Ok(aside)
 }
 
 /// Puts the trained values back and reads the optimiser's state.

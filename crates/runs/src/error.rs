@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use olora_adapter::AdapterError;
 use olora_data::DataError;
 use olora_doctor::WrongDevice;
+use olora_files::Holder;
 use olora_model::ModelError;
 use olora_training::{DeviceErrors, TrainError};
 
@@ -27,15 +28,52 @@ pub enum RunError {
     RunExists(PathBuf),
     /// There is nothing to resume.
     #[error(
-        "there is no checkpoint to resume from in {0}. Remove the directory if it is there, \
-         and start the run without --resume"
+        "there is no checkpoint to resume from in {0}, and no run. Start it without --resume, or with \
+         --auto-resume, which starts a run or goes on with it"
     )]
     NothingToResume(PathBuf),
+    /// The directory holds something, but no run.
+    #[error(
+        "{0} is no run directory: it holds files, but no recipe.toml, and nothing is written into it. \
+         Give another name with --set name=…, or empty it"
+    )]
+    NoRun(PathBuf),
+    /// The run directory was taken away while the run trained.
+    #[error(
+        "the run directory {0} is gone, or has no recipe.toml any more: it was removed, renamed or emptied \
+         while the run trained. Put it back to go on from its last checkpoint, or start the run again"
+    )]
+    Vanished(PathBuf),
+    /// Another process works in the run directory.
+    #[error(
+        "{holder} is training in {directory}: wait until it has ended, or stop it. Nothing was changed"
+    )]
+    InUse {
+        /// The run directory.
+        directory: PathBuf,
+        /// Which process.
+        holder: Holder,
+    },
+    /// The newest checkpoint of a run that was to go on is damaged.
+    #[error("the checkpoint {path} cannot be used: {reason}. {}", instead(.older.as_deref()))]
+    Damaged {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// What is damaged, and how.
+        reason: String,
+        /// The newest one that is whole.
+        older: Option<PathBuf>,
+    },
     /// The run is complete.
     #[error("the run in {0} is complete: there is nothing to resume")]
     Complete(PathBuf),
     /// The recipe is not the one that the run was started with.
-    #[error("cannot resume {directory}: the recipe differs from the one it was started with:{}", listed(.differences))]
+    #[error(
+        "cannot resume {directory}: the recipe differs from the one it was started with:{}\nA run goes on only as it \
+         was begun. To train its result further, in other ways or on other data: `olora merge --adapter {directory} \
+         --output merged`, and a new run with that as its model.path",
+        listed(.differences)
+    )]
     RecipeChanged {
         /// The run directory.
         directory: PathBuf,
@@ -166,6 +204,19 @@ fn kept(last_good: Option<&Path>) -> String {
     match last_good {
         Some(path) => format!("the last good checkpoint is {}", path.display()),
         None => "no checkpoint had been written yet".to_owned(),
+    }
+}
+
+fn instead(older: Option<&Path>) -> String {
+    match older {
+        Some(older) => format!(
+            "{} is whole: give --auto-resume in the place of --resume to go on from there. \
+             The damaged one is then renamed, not removed",
+            older.display()
+        ),
+        None => "No checkpoint of the run is whole. Bring one back from a copy, or remove \
+                 the checkpoints to have the run start again with --resume"
+            .to_owned(),
     }
 }
 

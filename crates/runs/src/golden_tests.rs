@@ -155,6 +155,8 @@ fn run_on(
     let recorder = Arc::new(Recorder::default());
     let passes = Passes::new(recipe.objective(), &llama).unwrap();
     let trainee = Module::train(Trainee::new(llama, passes.clone()));
+    let directory = RunDirectory::at(recipe.run_directory());
+    directory.begin(&recipe).unwrap();
     let strategy = Arc::new(StepStrategy {
         training: recipe.training.clone(),
         passes,
@@ -165,7 +167,7 @@ fn run_on(
         accelerator: false,
         failure: FailureContext::new(false, None, ""),
         has_validation: false,
-        directory: RunDirectory::create(&recipe).unwrap(),
+        directory,
         observer: recorder.clone(),
         save_result: Box::new(|_| Ok(())),
         start: RunState::default(),

@@ -6,11 +6,27 @@ use burn::{
 };
 use olora_devices::Details;
 
+/// Whether a run begins or goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A new run. Its directory must not hold anything.
+    #[default]
+    New,
+    /// From the newest checkpoint of the run directory, which must be whole. If
+    /// there is none yet, the run starts again in its directory.
+    Resume,
+    /// Whichever of both fits, for those who start the same command again and
+    /// again: without a directory as [`New`](Self::New), else as
+    /// [`Resume`](Self::Resume). A damaged checkpoint is put aside, and the run
+    /// goes on from the one before it.
+    Auto,
+}
+
 /// What the caller decides about a run beyond its recipe.
 #[derive(Default)]
 pub struct TrainOptions {
-    /// Continue from the newest checkpoint of the run directory.
-    pub resume: bool,
+    /// Whether the run begins or goes on.
+    pub start: Start,
     /// Stops the run from another thread.
     pub interrupter: Interrupter,
     /// Burn's view of the run, for its terminal interface; none if not given.

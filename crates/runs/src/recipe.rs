@@ -1,6 +1,7 @@
 //! The recipe: everything that decides a run, in one TOML file.
 
 mod adapter;
+pub mod bounds;
 mod data;
 mod differences;
 mod parse;

@@ -11,9 +11,10 @@ use olora_doctor::Doctor;
 
 use crate::{
     Event, Observer, Recipe, RunError, Summary, TrainOptions,
+    claim::{Claim, Next},
     failure::failure_context,
     prepare::Prepared,
-    run_directory::{RunDirectory, refuse_existing},
+    run_data::fingerprint,
     run_log,
     sampler::Sampler,
     session::Session,
@@ -41,15 +42,14 @@ pub fn train(
     run_log::listen();
     let failure = failure_context(recipe, device, &options.device);
     failure.guard(|| {
-        if !options.resume {
-            refuse_existing(&recipe.run_directory())?;
-        }
+        // For this process alone, until the run has ended.
+        let claim = Claim::new(recipe, options.start, &**observer)?;
         let accelerator = options.device.accelerator;
         let prepared = Prepared::new(recipe, device, accelerator, &**observer)?;
-        let resumed = options
-            .resume
-            .then(|| RunDirectory::open(&prepared.recipe))
-            .transpose()?;
+        let fingerprint = fingerprint(&prepared.data, &prepared.recipe)?;
+        let next = claim.next(&prepared.recipe, fingerprint, &**observer)?;
+        let directory = claim.directory();
+        let resumed = matches!(next, Next::GoOn(_)).then_some(directory);
         let sampler = Sampler::new(&prepared, observer)?;
         if accelerator {
             observer.on(&Event::MakingKernels {
@@ -61,9 +61,10 @@ pub fn train(
         }
         failure.expect(&prepared.memory(&prepared.counts));
         let loaded = Loaded::new(&prepared, device, &**observer)?;
-        let attached = loaded.attach(resumed.as_ref(), &**observer)?;
+        let attached = loaded.attach(resumed, &**observer)?;
         failure.expect(&attached.memory);
-        let session = Session::new(attached, resumed, options.device.memory)?;
+        let memory = options.device.memory;
+        let session = Session::new(attached, directory.clone(), next, fingerprint, memory)?;
         session.run(began, device, options, &sampler, &failure, observer)
     })
 }

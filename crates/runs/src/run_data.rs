@@ -1,6 +1,10 @@
 //! A run's samples, and whether they fit its model.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use olora_data::{
     Corpus, DataError, DataOptions, DataReport, Format, Mixture, Sample, TokenCache, Tokenizer,
@@ -44,6 +48,8 @@ struct Part {
     name: String,
     files: Vec<PathBuf>,
     first: Option<usize>,
+    /// Those that a directory or a pattern stands for: nobody has named them.
+    gathered: Vec<PathBuf>,
 }
 
 fn find(name: &str) -> Result<Vec<PathBuf>, RunError> {
@@ -62,15 +68,26 @@ fn parts(paths: &Paths, section: &DataSection) -> Result<Vec<Part>, RunError> {
             },
         };
         let name = name.clone();
-        parts.push(Part { name, files, first });
-    }
-    if parts.len() > 1 && parts.iter().all(|part| part.first.is_none()) {
-        let files = parts.into_iter().flat_map(|part| part.files).collect();
-        let name = paths.to_string();
-        return Ok(vec![Part {
+        let is_named = split_first(&name).map_or(name.as_str(), |(path, _)| path);
+        let is_named = Path::new(is_named).is_file() || section.located.0.contains_key(&name);
+        parts.push(Part {
+            gathered: if is_named { Vec::new() } else { files.clone() },
             name,
             files,
+            first,
+        });
+    }
+    if parts.len() > 1 && parts.iter().all(|part| part.first.is_none()) {
+        let (mut files, mut gathered) = (Vec::new(), Vec::new());
+        for part in parts {
+            files.extend(part.files);
+            gathered.extend(part.gathered);
+        }
+        return Ok(vec![Part {
+            name: paths.to_string(),
+            files,
             first: None,
+            gathered,
         }]);
     }
     Ok(parts)
@@ -85,6 +102,59 @@ fn split_first(name: &str) -> Option<(&str, usize)> {
     Some((path, first.parse().ok()?))
 }
 
+/// Refuses validation data that a pattern or a directory of the training data
+/// holds as well, and says so of a file that is named in both.
+fn check_apart(section: &DataSection) -> Result<Option<String>, RunError> {
+    let Some(validation) = &section.validation else {
+        return Ok(None);
+    };
+    // The same file may have several names.
+    let whole = |path: &PathBuf| fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let mut held_out = BTreeSet::new();
+    for part in parts(validation, section)? {
+        held_out.extend(part.files.iter().map(whole));
+    }
+    let mut note = None;
+    for source in section.all_sources() {
+        for part in parts(&source.path, section)? {
+            if let Some(path) = part.gathered.iter().find(|p| held_out.contains(&whole(p))) {
+                return Err(RunError::mismatch(format!(
+                    "{} is in data.validation, and is among the files of the training data `{}` as well: what is \
+                     held out would be trained on. Name the training files, or move one of them elsewhere",
+                    path.display(),
+                    part.name
+                )));
+            }
+            if let Some(path) = part.files.iter().find(|p| held_out.contains(&whole(p))) {
+                note = Some(format!(
+                    "{} is named as training data and as validation data: the validation loss says nothing about \
+                     what the model has not seen",
+                    path.display()
+                ));
+            }
+        }
+    }
+    Ok(note)
+}
+
+/// Says that a file is trained on more often than others, which may be meant.
+fn given_twice(section: &DataSection) -> Result<Option<String>, RunError> {
+    let mut seen = BTreeSet::new();
+    for source in section.all_sources() {
+        for part in parts(&source.path, section)? {
+            for path in &part.files {
+                if !seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())) {
+                    return Ok(Some(format!(
+                        "{} is given more than once as training data: its records are trained on as often",
+                        path.display()
+                    )));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
 impl Data {
     /// Reads, tokenises and splits the data of a recipe.
     ///
@@ -97,6 +167,12 @@ impl Data {
         observer: &dyn Observer,
     ) -> Result<Self, RunError> {
         let section = &recipe.data;
+        for note in check_apart(section)?
+            .into_iter()
+            .chain(given_twice(section)?)
+        {
+            observer.on(&Event::Note(note));
+        }
         let mut formats = Vec::new();
         let mut reports = Vec::new();
         let mut read = |role: &'static str, paths: &Paths, options: &DataOptions| {
@@ -136,13 +212,6 @@ impl Data {
                 (train, Some(validation))
             }
             (None, Some(count)) => {
-                let n_split: usize = reports.iter().map(|read| read.report.reading.n_split).sum();
-                if n_split > 0 {
-                    observer.on(&Event::Note(format!(
-                        "{n_split} conversations are several samples: of some, a part may be held out and \
-                         another trained. Files of their own (data.validation) keep them apart"
-                    )));
-                }
                 let seed = section.split_seed.unwrap_or(recipe.seed);
                 let (train, validation) = train.split(ValidationSplit::Count(count), seed)?;
                 (train, Some(validation))
@@ -166,22 +235,33 @@ impl Data {
         if let Some(validation) = &self.validation {
             check_samples(validation, config, tokenizer)?;
         }
-        let stop = tokenizer.stop_ids_with(&config.eos_token_ids);
-        let ends = |sample: Sample| {
-            let trained = sample.tokens.iter().zip(&sample.trained);
-            trained
-                .into_iter()
-                .any(|(token, trained)| *trained && stop.contains(token))
-        };
-        if !self.is_text && !stop.is_empty() && !self.train.iter().any(ends) {
-            return Err(RunError::mismatch(
-                "no training sample contains its end-of-sequence token, so the model would never \
-                 learn to stop: raise data.max_length"
-                    .to_owned(),
-            ));
+        if !self.is_text {
+            let stop = tokenizer.stop_ids_with(&config.eos_token_ids);
+            check_ends(self.train.iter(), &stop)?;
         }
         Ok(())
     }
+}
+
+/// Refuses samples of which none trains a token that ends a text: `stop`, which
+/// may be empty if the model has none.
+///
+/// # Errors
+///
+/// [`RunError::Mismatch`](RunError), saying what to do.
+pub fn check_ends(mut samples: impl Iterator<Item = Sample>, stop: &[u32]) -> Result<(), RunError> {
+    let ends = |sample: Sample| {
+        let mut trained = sample.tokens.iter().zip(&sample.trained);
+        trained.any(|(token, trained)| *trained && stop.contains(token))
+    };
+    if stop.is_empty() || samples.any(ends) {
+        return Ok(());
+    }
+    Err(RunError::mismatch(
+        "no training sample contains its end-of-sequence token, so the model would never learn to \
+         stop: raise data.max_length"
+            .to_owned(),
+    ))
 }
 
 /// Refuses samples that the model would index out of its embedding, or beyond

@@ -11,50 +11,94 @@
 //!   loss.svg         training and validation loss
 //!   summary.json     final metrics, timing, versions
 //!   experiment.log   Burn's log
+//!   lock             while a process trains in it: which one
 //! ```
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
-use olora_files::write_atomically;
+use olora_files::{DirectoryLock, remove_leftovers, write_atomically};
 use olora_model::Dtype;
 use olora_training::Evaluation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{DataRead, Recipe, RunError, StepReport, checkpoint, differences, plot};
+use crate::{
+    DataRead, Recipe, RunError, StepReport, checkpoint, differences, finished::SUMMARY, plot,
+};
 
+const RECIPE: &str = "recipe.toml";
 const RANKS: &str = "ranks.json";
+const METRICS: &str = "metrics.jsonl";
 
 /// One run's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct RunDirectory(PathBuf);
 
 impl RunDirectory {
-    /// Makes the directory of a new run and writes the resolved recipe.
-    pub(crate) fn create(recipe: &Recipe) -> Result<Self, RunError> {
-        let path = recipe.run_directory();
-        refuse_existing(&path)?;
-        let text = recipe.to_toml()?;
-        fs::create_dir_all(&path).map_err(|source| RunError::io("creating", &path, source))?;
-        let directory = Self(path);
-        directory.write("recipe.toml", text.as_bytes())?;
-        Ok(directory)
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
     }
 
-    /// Opens the directory of a run to be continued; the recipe must be the
-    /// one it was started with.
-    pub(crate) fn open(recipe: &Recipe) -> Result<Self, RunError> {
-        let path = recipe.run_directory();
-        let directory = Self(path.clone());
-        if directory.newest_checkpoint()?.is_none() {
-            return Err(RunError::NothingToResume(path));
+    /// Begins a run in the directory, which is there: writes the resolved
+    /// recipe, and drops what a run that came to nothing has logged.
+    pub(crate) fn begin(&self, recipe: &Recipe) -> Result<(), RunError> {
+        let text = recipe.to_toml()?;
+        for name in [METRICS, SUMMARY] {
+            self.remove(name)?;
         }
-        let mut started_with = Recipe::load(&path.join("recipe.toml"), &[])?;
+        self.write_whole(RECIPE, text.as_bytes())
+    }
+
+    /// Refuses to write into a directory that was taken away while the run
+    /// trained: what were written from then on would be half a run.
+    pub(crate) fn check_there(&self) -> Result<(), RunError> {
+        let recipe = self.0.join(RECIPE);
+        match recipe.try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RunError::Vanished(self.0.clone())),
+            Err(source) => Err(RunError::io("reading", &recipe, source)),
+        }
+    }
+
+    /// Removes checkpoints beyond the newest `keep`, and what killed processes
+    /// were writing: nobody else writes here.
+    pub(crate) fn tidy(&self, keep: usize) -> Result<(), RunError> {
+        checkpoint::tidy(&self.checkpoints(), keep)?;
+        for directory in [&self.0, &self.0.join("adapter")] {
+            if directory.is_dir() {
+                remove_leftovers(directory).map_err(|source| {
+                    RunError::io("removing what is left in", directory, source)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on after a step: drops the lines after it, which will be written
+    /// again, and the summary of an interruption.
+    pub(crate) fn go_on_after(&self, step: usize) -> Result<(), RunError> {
+        self.remove(SUMMARY)?;
+        self.forget_after(step)
+    }
+
+    /// Refuses a recipe that is not the one that the run was started with.
+    /// Returns whether the run was: it may have been stopped before it had
+    /// written one.
+    pub(crate) fn check_recipe(&self, recipe: &Recipe) -> Result<bool, RunError> {
+        let path = self.path();
+        if !path.join(RECIPE).exists() {
+            return if self.holds_only_leftovers() {
+                Ok(false)
+            } else {
+                Err(RunError::NoRun(path.to_owned()))
+            };
+        }
+        let mut started_with = Recipe::load(&path.join(RECIPE), &[])?;
         // Runs from before these keys were written did as follows.
         let base = *started_with.model.dtype.get_or_insert(Dtype::F32);
         started_with.model.compute_dtype.get_or_insert(base);
@@ -67,11 +111,24 @@ impl RunDirectory {
         if started_with != *recipe {
             let differences = differences(&started_with.to_toml()?, &recipe.to_toml()?);
             return Err(RunError::RecipeChanged {
-                directory: path,
+                directory: path.to_owned(),
                 differences,
             });
         }
-        Ok(directory)
+        Ok(true)
+    }
+
+    /// Whether there is nothing but what a process leaves that is killed while
+    /// it writes its first file.
+    fn holds_only_leftovers(&self) -> bool {
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
+        entries.into_iter().all(|entry| {
+            let name = entry.file_name();
+            name == DirectoryLock::NAME
+                || [".staged-", ".tmp"]
+                    .iter()
+                    .any(|leftover| name.to_string_lossy().starts_with(leftover))
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -144,8 +201,7 @@ impl RunDirectory {
         self.write("loss.svg", svg.as_bytes())
     }
 
-    /// Drops the lines after `step`, which the resumed run will write again.
-    pub(crate) fn forget_after(&self, step: usize) -> Result<(), RunError> {
+    fn forget_after(&self, step: usize) -> Result<(), RunError> {
         let text = self.metrics_text()?;
         let kept = text.lines().filter(|line| {
             let value: Option<Value> = serde_json::from_str(line).ok();
@@ -154,17 +210,23 @@ impl RunDirectory {
                 .is_some_and(|at| at <= step as u64)
         });
         let text = kept.fold(String::new(), |text, line| text + line + "\n");
-        self.write("metrics.jsonl", text.as_bytes())
+        self.write(METRICS, text.as_bytes())
     }
 
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
+        self.check_there()?;
+        self.write_whole(name, bytes)
+    }
+
+    fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
         let path = self.0.join(name);
         write_atomically(&path, |file| file.write_all(bytes))
             .map_err(|source| RunError::io("writing", &path, source))
     }
 
     fn append(&self, line: &impl Serialize) -> Result<(), RunError> {
-        let path = self.0.join("metrics.jsonl");
+        self.check_there()?;
+        let path = self.0.join(METRICS);
         let line = serde_json::to_string(line).map_err(|error| RunError::burn(&error))?;
         fs::OpenOptions::new()
             .create(true)
@@ -172,6 +234,22 @@ impl RunDirectory {
             .open(&path)
             .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
             .map_err(|source| RunError::io("writing", &path, source))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), RunError> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(RunError::io("removing", &path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The training loss of the last line that has one.
+    pub(crate) fn last_loss(&self) -> Result<Option<f64>, RunError> {
+        let metrics = self.metrics()?;
+        Ok(metrics.iter().rev().find_map(|line| line["loss"].as_f64()))
     }
 
     /// Every line of `metrics.jsonl`; one cut short by a crash is left out.
@@ -184,22 +262,12 @@ impl RunDirectory {
     }
 
     fn metrics_text(&self) -> Result<String, RunError> {
-        let path = self.0.join("metrics.jsonl");
+        let path = self.0.join(METRICS);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
             Err(source) => Err(RunError::io("reading", &path, source)),
         }
-    }
-}
-
-/// A directory that holds anything is never written into.
-pub(crate) fn refuse_existing(path: &Path) -> Result<(), RunError> {
-    let holds_something = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-    if holds_something {
-        Err(RunError::RunExists(path.to_owned()))
-    } else {
-        Ok(())
     }
 }
 

@@ -37,7 +37,8 @@ impl<'a> Sampler<'a> {
                 return Err(RunError::mismatch("a prompt of `samples.prompts` is empty"));
             }
             config
-                .check_generation(ids.len(), recipe.samples.max_new_tokens)
+                .check_prompt(ids.len())
+                .and_then(|()| config.check_generation(ids.len(), recipe.samples.max_new_tokens))
                 .map_err(|error| RunError::mismatch(format!("`samples.prompts`: {error}")))?;
             Ok((prompt.as_str(), ids))
         });

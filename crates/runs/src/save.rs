@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use olora_adapter::{PeftAdapter, TaskType, WriteOptions};
 use olora_files::StagedDirectory;
-use olora_model::{save, weights_fingerprint};
+use olora_model::{Companions, save, weights_fingerprint};
 
 use crate::{
     RunError,
@@ -16,33 +16,41 @@ use crate::{
 };
 
 /// Writes the adapter, or the whole model, into the run directory.
-pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> SaveResult {
+///
+/// What that takes of the base is read now: the base may be gone after hours of
+/// training, and its fingerprint is to be that of what was trained on.
+pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, RunError> {
     let recipe = &prepared.recipe;
     let config = prepared.config.clone();
-    let base = recipe.model.path.clone();
+    let base = &recipe.model.path;
     let name = base_name(recipe);
     let section = recipe.adapter.clone();
-    let checkpoint = recipe.model.weights == Weights::Checkpoint;
+    let full = section.everything;
+    let has_files = recipe.model.weights == Weights::Checkpoint;
+    let fingerprint = (has_files && !full)
+        .then(|| weights_fingerprint(base))
+        .transpose()?;
+    let companions = full.then(|| Companions::read(base)).transpose()?;
+    let companions = companions.unwrap_or_default();
     let dtype = recipe.output.dtype.unwrap_or_default();
-    Box::new(move |trainee: &Trainee| {
+    Ok(Box::new(move |trainee: &Trainee| {
         match section.trained(trainee.llama.lm_head.is_some()) {
             Trained::Adapter(config) => {
                 let mut adapter = PeftAdapter::of(&trainee.llama, &config, section.form)?;
                 adapter.task = Some(TaskType::CausalLm);
                 adapter.base = Some(name.clone());
-                if checkpoint {
-                    adapter.base_fingerprint = Some(weights_fingerprint(&base)?);
-                }
+                adapter.base_fingerprint.clone_from(&fingerprint);
                 adapter.write(&result, &WriteOptions::default())?;
             }
             Trained::Everything => {
                 // A model that is there already stays until the new one is whole.
                 let failed = |source| RunError::io("writing", &result, source);
                 let staged = StagedDirectory::new(&result).map_err(failed)?;
-                save(&trainee.llama, &config, dtype, Some(&base), staged.path())?;
+                save(&trainee.llama, &config, dtype, None, staged.path())?;
+                companions.write(staged.path())?;
                 staged.replace().map_err(failed)?;
             }
         }
         Ok(())
-    })
+    }))
 }

@@ -1,7 +1,7 @@
 //! All that the loop needs, and what is left when it has ended.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -18,12 +18,13 @@ use olora_model::Llama;
 use olora_training::{FailureContext, Passes, scheduler};
 
 use crate::{
-    Event, Observer, Recipe, RunError, RunPlan, Summary, TrainOptions,
+    Event, Observer, RunError, RunPlan, Summary, TrainOptions,
     card::card,
-    checkpoint,
+    checkpoint::{self, Whole},
+    claim::Next,
+    finished::SUMMARY,
     learner::{optimizer, passes, run_learner},
     prepare::Prepared,
-    run_data::fingerprint,
     run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
@@ -49,10 +50,13 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// A new run makes its directory; a resumed one takes its newest checkpoint.
+    /// A new run writes what it is into its directory; one that goes on takes
+    /// what its checkpoint holds.
     pub(crate) fn new(
         attached: Attached<'a>,
-        resumed: Option<RunDirectory>,
+        directory: RunDirectory,
+        next: Next,
+        fingerprint: u64,
         device_memory: Option<u64>,
     ) -> Result<Self, RunError> {
         let Attached {
@@ -73,24 +77,25 @@ impl<'a> Session<'a> {
         let passes = passes(recipe, &llama)?;
         let trainee = Module::train(Trainee::new(llama, passes.clone()));
         let optimizer = optimizer(&recipe.training);
-        let fingerprint = fingerprint(data, recipe)?;
-        let (directory, state, trainee, optimizer) = match resumed {
-            None => {
+        let (state, trainee, optimizer) = match next {
+            Next::Begin => {
                 let state = RunState {
                     fingerprint,
                     ..RunState::default()
                 };
-                let directory = RunDirectory::create(recipe)?;
+                directory.begin(recipe)?;
                 directory.write_ranks(&ranks)?;
                 directory.write_data(&data.reports)?;
-                (directory, state, trainee, optimizer)
+                (state, trainee, optimizer)
             }
-            Some(directory) => {
-                let (path, state) =
-                    checkpoint_to_resume(recipe, &directory, fingerprint, steps.total)?;
+            Next::GoOn(Whole { path, mut state }) => {
                 let (trainee, record) = checkpoint::load(&path, trainee)?;
-                directory.forget_after(state.step)?;
-                (directory, state, trainee, optimizer.load_record(record))
+                directory.go_on_after(state.step)?;
+                if state.last_loss.is_none() {
+                    // Earlier versions did not keep it in the state.
+                    state.last_loss = directory.last_loss()?;
+                }
+                (state, trainee, optimizer.load_record(record))
             }
         };
         let plan = RunPlan {
@@ -102,7 +107,10 @@ impl<'a> Session<'a> {
             total_steps: steps.total,
             batches_per_epoch: steps.batches_per_epoch,
             epochs: steps.epochs(),
-            sequences_per_step: recipe.training.batch_size * recipe.training.accumulation,
+            sequences_per_step: recipe
+                .training
+                .batch_size
+                .saturating_mul(recipe.training.accumulation),
             n_samples: data.train.len(),
             precision: prepared.precision.clone(),
             memory,
@@ -169,19 +177,23 @@ impl<'a> Session<'a> {
         };
         let summary = Summary::new(recipe, &outcome, around);
         let json = serde_json::to_vec_pretty(&summary).map_err(|error| RunError::burn(&error))?;
-        directory.write("summary.json", &json)?;
         if outcome.interrupted {
+            directory.write(SUMMARY, &json)?;
             return Ok(summary);
         }
         if !full {
             directory.write("adapter/README.md", card(recipe, &summary).as_bytes())?;
-            if recipe.adapter.config.modules_to_save.is_empty() && !has_moved(&llama)? {
-                observer.on(&Event::Note(
-                    "no factor has moved in training, every `B` is what it was: the adapter changes nothing. \
-                     Is the learning rate too small?"
-                        .to_owned(),
-                ));
-            }
+        }
+        // What could not be removed after the last checkpoint has been told; it may go now.
+        let _ = checkpoint::tidy(&directory.checkpoints(), recipe.training.keep_checkpoints);
+        // Last of all: with it the run is finished, and nothing is written any more.
+        directory.write(SUMMARY, &json)?;
+        if !full && recipe.adapter.config.modules_to_save.is_empty() && !has_moved(&llama)? {
+            observer.on(&Event::Note(
+                "no factor has moved in training, every `B` is what it was: the adapter changes nothing. \
+                 Is the learning rate too small?"
+                    .to_owned(),
+            ));
         }
         sampler.run("after", &llama)?;
         observer.on(&Event::Finished(Box::new(summary.clone())));
@@ -229,36 +241,11 @@ impl<'a> Session<'a> {
             has_validation: data.validation.is_some(),
             directory: self.directory,
             observer: Arc::clone(observer),
-            save_result: saver(self.prepared, result.to_owned()),
+            save_result: saver(self.prepared, result.to_owned())?,
             start: self.state,
             outcome: Mutex::new(None),
         });
         let learner = Learner::new(self.trainee, self.optimizer, scheduler);
         run_learner(&strategy, learner, train, valid, renderer, interrupter)
     }
-}
-
-/// The newest checkpoint of a run that can go on, and where it stood.
-fn checkpoint_to_resume(
-    recipe: &Recipe,
-    directory: &RunDirectory,
-    fingerprint: u64,
-    total_steps: usize,
-) -> Result<(PathBuf, RunState), RunError> {
-    let newest = directory.newest_checkpoint()?;
-    let (_, path) = newest.ok_or_else(|| RunError::NothingToResume(recipe.run_directory()))?;
-    let state = checkpoint::load_state(&path)?;
-    if state.fingerprint != fingerprint {
-        return Err(RunError::mismatch(format!(
-            "cannot resume {}: {} or the weights in {} are not what the run was started on",
-            recipe.run_directory().display(),
-            recipe.data.described(),
-            recipe.model.path.display()
-        )));
-    }
-    // A run that failed after its last step still has its result to write.
-    if state.step >= total_steps && directory.path().join("summary.json").exists() {
-        return Err(RunError::Complete(recipe.run_directory()));
-    }
-    Ok((path, state))
 }

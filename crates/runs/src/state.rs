@@ -19,6 +19,9 @@ pub(crate) struct RunState {
     pub(crate) validation: Vec<(usize, f64)>,
     /// What has happened since the last logged line.
     pub(crate) window: Window,
+    /// Training loss of the last logged line.
+    #[serde(default)]
+    pub(crate) last_loss: Option<f64>,
     /// Identifies the samples and the base weights that the run was started on.
     pub(crate) fingerprint: u64,
 }
@@ -51,7 +54,6 @@ impl RunState {
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) state: RunState,
-    pub(crate) last_loss: Option<f64>,
     pub(crate) interrupted: bool,
     /// The most memory that the device's allocator held at a logged line.
     pub(crate) peak_device_memory: Option<u64>,

@@ -46,7 +46,7 @@ impl Steps {
         let first = schedule(recipe, samples, 1)?;
         let batches_per_epoch = first.n_batches_per_epoch();
         let (total, n_batches) = match training.max_steps {
-            Some(steps) => (steps, steps * training.accumulation),
+            Some(steps) => (steps, steps.saturating_mul(training.accumulation)),
             None => {
                 let epochs = training.epochs.unwrap_or(1.0);
                 let n_batches = first.n_batches_in(epochs).max(1);

@@ -29,6 +29,7 @@ use olora_training::{
 
 use crate::{
     Event, Observer, RunError, StepReport, checkpoint,
+    claim::untidy,
     memory::{device_reserved_bytes, peak_resident_bytes},
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
@@ -82,7 +83,6 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             interrupter: components.interrupter,
             state: self.start.clone(),
             unread: Vec::new(),
-            last_loss: None,
             last_checkpoint: None,
             peak_device_memory: None,
             first_step_seconds: None,
@@ -111,7 +111,6 @@ struct Run<'a> {
     state: RunState,
     /// Steps whose loss and norm are still on the device.
     unread: Vec<Unread>,
-    last_loss: Option<f64>,
     last_checkpoint: Option<(usize, PathBuf)>,
     peak_device_memory: Option<u64>,
     first_step_seconds: Option<f64>,
@@ -194,13 +193,12 @@ impl Run<'_> {
         if interrupted {
             strategy.observer.on(&Event::Interrupted(self.state.step));
         } else if strategy.keep == Keep::Last {
-            (strategy.save_result)(&self.learner.model())?;
+            self.save_result()?;
         }
         strategy.directory.draw()?;
         self.report_event(LearnerEvent::EndSplit(1));
         Ok(Outcome {
             state: self.state.clone(),
-            last_loss: self.last_loss,
             interrupted,
             peak_device_memory: self.peak_device_memory,
             first_step_seconds: self.first_step_seconds,
@@ -341,7 +339,7 @@ impl Run<'_> {
             device_memory,
             measures: measures.map(|(name, sum)| (name, sum / count)).collect(),
         };
-        self.last_loss = Some(loss);
+        self.state.last_loss = Some(loss);
         self.strategy.directory.log_step(&report)?;
         log::info!("{report:?}");
         self.strategy.observer.on(&Event::Step(report));
@@ -385,7 +383,7 @@ impl Run<'_> {
         if self.strategy.keep == Keep::Best
             && self.state.best().is_some_and(|(best, _)| best == step)
         {
-            (self.strategy.save_result)(&self.learner.model())?;
+            self.save_result()?;
         }
 
         let start = LearnerEvent::StartSplit {
@@ -405,8 +403,14 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn save_result(&self) -> Result<(), RunError> {
+        self.strategy.directory.check_there()?;
+        (self.strategy.save_result)(&self.learner.model())
+    }
+
     fn checkpoint(&mut self) -> Result<(), RunError> {
         let strategy = self.strategy;
+        strategy.directory.check_there()?;
         let model = self.learner.model();
         // The loss was finite before this update; the weights must be so after it.
         if let Some(path) = checkpoint::not_finite(&model)? {
@@ -421,19 +425,19 @@ impl Run<'_> {
         let record = model.tap().take().ok_or_else(|| {
             RunError::burn(&"the optimiser's state was not captured for the checkpoint".to_owned())
         })?;
-        let path = checkpoint::save(
-            &strategy.directory.checkpoints(),
-            &model,
-            record,
-            &self.state,
-            strategy.training.keep_checkpoints,
-        )?;
+        let checkpoints = strategy.directory.checkpoints();
+        let path = checkpoint::save(&checkpoints, &model, record, &self.state)?;
         log::info!("checkpoint {}", path.display());
         strategy.observer.on(&Event::Checkpoint {
             step: self.state.step,
             path: path.clone(),
         });
         self.last_checkpoint = Some((self.state.step, path));
+        // Hours of training are not lost because an old checkpoint cannot be removed. It is tried again
+        // after the next one.
+        if let Err(error) = checkpoint::tidy(&checkpoints, strategy.training.keep_checkpoints) {
+            strategy.observer.on(&untidy(&error));
+        }
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    MemoryEstimate, Precision, Recipe, RunPlan, memory::peak_resident_bytes, run_log,
-    state::Outcome,
+    MemoryEstimate, Precision, Recipe, RunPlan, finished::printed, memory::peak_resident_bytes,
+    run_log, state::Outcome,
 };
 
 /// Burn's version. The workspace asks for exactly this one (`=`), so whoever
@@ -103,9 +103,9 @@ impl Summary {
             directory: recipe.run_directory(),
             result: around.result,
             finished: !outcome.interrupted,
-            fingerprint: format!("{:016x}", state.fingerprint),
+            fingerprint: printed(state.fingerprint),
             steps: state.step,
-            train_loss: outcome.last_loss,
+            train_loss: state.last_loss,
             validation_loss_before: before.map(|(_, loss)| *loss),
             validation_loss: state.validation.last().map(|(_, loss)| *loss),
             best_step: state.best().map(|(step, _)| step),

@@ -100,3 +100,25 @@ fn a_run_of_the_first_version_is_resumed_to_the_same_end() {
         }
     }
 }
+
+/// Its checkpoints have no hashes; what a cut file cannot be read as is found.
+#[test]
+fn a_cut_checkpoint_of_the_first_version_is_refused_by_name() {
+    let out = tempfile::tempdir().unwrap();
+    let directory = out.path().join("old");
+    copy(&root().join("fixtures/runs/first"), &directory);
+    let recipe = directory.join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    let here = format!("\"{}/recipes/", root().display());
+    fs::write(&recipe, text.replace("\"recipes/", &here)).unwrap();
+    let settings = [format!("output.directory=\"{}\"", out.path().display())];
+    let recipe = Recipe::load(&recipe, &settings).unwrap();
+    let file = directory.join("checkpoints/step-000002/optimizer.bpk");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let error = run(&recipe, true, None).0.unwrap_err().to_string();
+    assert!(
+        error.contains("step-000002") && error.contains("optimizer.bpk"),
+        "{error}"
+    );
+}

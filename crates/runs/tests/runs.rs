@@ -325,6 +325,47 @@ fn answers_without_an_end_are_refused() {
 }
 
 #[test]
+fn validation_data_among_the_training_data_is_refused_or_said() {
+    let out = tempfile::tempdir().unwrap();
+    let data = out.path().join("data");
+    fs::create_dir(&data).unwrap();
+    for name in ["train.jsonl", "valid.jsonl"] {
+        fs::copy(
+            root().join("recipes/quickstart").join(name),
+            data.join(name),
+        )
+        .unwrap();
+    }
+    let valid = data.join("valid.jsonl");
+    let train = |names: &str| format!("data.train={names}");
+    let validation = format!("data.validation=\"{}\"", valid.display());
+    let gathered = train(&format!("\"{}/*.jsonl\"", data.display()));
+    let error = run(
+        &recipe(out.path(), "run", &[&gathered, &validation]),
+        false,
+        None,
+    );
+    let error = error.0.unwrap_err().to_string();
+    assert!(
+        error.contains(
+            "valid.jsonl is in data.validation, and is among the files of the training data"
+        ),
+        "{error}"
+    );
+    assert!(!out.path().join("run").exists());
+    // Who names it in both means it, and is told.
+    let named = train(&format!("[\"{0}\", \"{0}\"]", valid.display()));
+    let settings = [&*named, &*validation, "training.max_steps=1"];
+    let (result, recorder) = common::recorded(&recipe(out.path(), "run", &settings), false, None);
+    result.unwrap();
+    let notes = recorder.notes.lock().unwrap().join("\n");
+    assert!(
+        notes.contains("valid.jsonl is named as training data and as validation data"),
+        "{notes}"
+    );
+}
+
+#[test]
 fn an_existing_run_is_never_overwritten_and_a_changed_recipe_not_resumed() {
     let out = tempfile::tempdir().unwrap();
     let settings = ["training.max_steps=2", "training.checkpoint_every=1"];

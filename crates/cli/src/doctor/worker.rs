@@ -14,7 +14,7 @@ use olora_doctor::{Doctor, Finding, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::{Examination, Setting, report::Report};
-use crate::{Usage, args::DoctorArgs, devices, progress::say};
+use crate::{Usage, args::DoctorArgs, devices, terminal::say};
 
 /// How long one operation may take: on a software rasteriser, which is what is
 /// slowest, none takes a minute.

@@ -11,6 +11,10 @@ use serde_json::{Map, Value};
 /// `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a key that a recipe has"
+)]
 pub struct DataSection {
     /// What is trained on: files, directories, patterns, or data sets of the hub,
     /// one or a list. Give this or `sources`.
@@ -52,6 +56,9 @@ pub struct DataSection {
     /// Whether the chat template may leave parts of a record out.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allow_omissions: bool,
+    /// Whether turns may hold the words with which the template tells turns apart.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_markup: bool,
     /// The share of records that may have nothing to train.
     #[serde(
         default = "default_max_skipped",
@@ -213,6 +220,7 @@ impl DataSection {
             system: self.system,
             first_turn: self.first_turn,
             allow_omissions: self.allow_omissions,
+            allow_markup: self.allow_markup,
             max_skipped: self.max_skipped,
             template_variables: self.template_variables.clone(),
         }

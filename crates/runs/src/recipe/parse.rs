@@ -11,6 +11,11 @@ use olora_training::Decay;
 
 use super::{
     AdapterSection, Dtype, Keep, OptimizerKind, Recipe, Trained, TrainingSection, Weights,
+    bounds::{
+        MAX_ACCUMULATION, MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LENGTH, MAX_NAME, MAX_NEW_TOKENS,
+        MAX_PADDING, MAX_RHO, MAX_SAMPLES, MAX_SEED, MAX_STEPS, MAX_WEIGHT, Problems, has_control,
+        is_single,
+    },
 };
 use crate::RunError;
 
@@ -27,8 +32,11 @@ impl Recipe {
     /// [`RunError::Recipe`] names the file or override, the key, and what
     /// was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RunError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| RunError::io("reading", path, source))?;
+        // The recipe is part of what was typed: one that cannot be read is wrong usage too.
+        let text = fs::read_to_string(path).map_err(|source| RunError::Recipe {
+            recipe: path.display().to_string(),
+            reason: format!("the recipe cannot be read: {source}"),
+        })?;
         Self::parse(&text, &path.display().to_string(), overrides)
     }
 
@@ -104,184 +112,303 @@ impl Recipe {
     }
 
     fn validate(&self, origin: &str) -> Result<(), RunError> {
-        let mut problems = self.training.problems();
-        let mut check = |holds: bool, problem: &str| {
-            if !holds {
-                problems.push(problem.to_owned());
-            }
-        };
-        check(
-            !self.name.is_empty()
-                && !self.name.contains(['/', '\\'])
-                && self.name != "."
-                && self.name != "..",
-            "`name` must be a directory name",
+        let mut problems = Problems::default();
+        self.check_names(&mut problems);
+        self.check_data(&mut problems);
+        self.training.check(&mut problems);
+        self.check_together(&mut problems);
+        let samples = &self.samples;
+        problems.within(
+            "samples.max_new_tokens",
+            samples.max_new_tokens,
+            &(usize::from(!samples.prompts.is_empty())..=MAX_NEW_TOKENS),
+            "as many tokens may be generated for each prompt",
         );
-        check(
-            self.data.train.is_empty() != self.data.sources.is_empty(),
+        if let Trained::Adapter(config) = self.adapter.trained(true) {
+            let checked = config
+                .validate()
+                .and_then(|()| config.check_patterns())
+                .and_then(|()| self.adapter.form.check(&config));
+            if let Err(error) = checked {
+                problems.0.push(format!("[adapter]: {error}"));
+            }
+        }
+        if problems.0.is_empty() {
+            return Ok(());
+        }
+        Err(RunError::Recipe {
+            recipe: origin.to_owned(),
+            reason: problems.0.join("; "),
+        })
+    }
+
+    /// What becomes a name of a file, and what is printed in lines of a log.
+    fn check_names(&self, problems: &mut Problems) {
+        let name = &self.name;
+        let is_name = !name.trim().is_empty()
+            && !name.contains(['/', '\\'])
+            && name != "."
+            && name != ".."
+            && name.len() <= MAX_NAME
+            && !has_control(name);
+        if !is_name {
+            problems.0.push(format!(
+                "`name` is {name:?}, but must be a directory name: 1 to {MAX_NAME} bytes without `/`, `\\`, line \
+                 breaks and other control characters, and neither `.` nor `..`"
+            ));
+        }
+        let directory = self.output.directory.to_string_lossy();
+        if has_control(&directory) {
+            problems.0.push(format!(
+                "`output.directory` is {directory:?}, but must be a path without line breaks and other control \
+                 characters"
+            ));
+        }
+        let seeds = [
+            ("seed", Some(self.seed)),
+            ("data.split_seed", self.data.split_seed),
+        ];
+        for (key, seed) in seeds {
+            let seed = seed.unwrap_or_default();
+            problems.within(
+                key,
+                seed,
+                &(0..=MAX_SEED),
+                "TOML has no larger whole numbers",
+            );
+        }
+    }
+
+    fn check_data(&self, problems: &mut Problems) {
+        let data = &self.data;
+        problems.check(
+            data.train.is_empty() != data.sources.is_empty(),
             "give `data.train` or `[[data.sources]]`, one of the two",
         );
-        check(
-            (0.0..=1.0).contains(&self.data.max_skipped),
-            "`data.max_skipped` must be between 0 and 1",
+        problems.within(
+            "data.max_skipped",
+            data.max_skipped,
+            &(0.0..=1.0),
+            "it is a share of the records",
         );
-        check(
-            self.data.max_length >= 2,
-            "`data.max_length` must be at least 2",
+        problems.within(
+            "data.max_length",
+            data.max_length,
+            &(2..=MAX_LENGTH),
+            "one token to read and one to predict at least, and no more than positions are counted exactly",
         );
-        check(
-            self.data.validation.is_none() || self.data.validation_samples.is_none(),
+        if let Some(held_out) = data.validation_samples {
+            problems.within(
+                "data.validation_samples",
+                held_out,
+                &(1..=MAX_SAMPLES),
+                "it is the number of samples that are held out; leave it out to hold out none",
+            );
+        }
+        for source in &data.sources {
+            problems.number(
+                "data.sources.weight",
+                source.weight,
+                source.weight > 0.0 && source.weight <= MAX_WEIGHT,
+                &format!(
+                    "above 0 and at most {MAX_WEIGHT:?}: an epoch goes through the source as often"
+                ),
+            );
+        }
+        for name in data.names() {
+            let Some((_, first)) = name.rsplit_once('#') else {
+                continue;
+            };
+            let is_number = !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit());
+            let is_count = first
+                .parse::<usize>()
+                .is_ok_and(|first| (1..=MAX_SAMPLES).contains(&first));
+            // A file may be called so.
+            if is_number && !is_count && !Path::new(&name).exists() {
+                problems.0.push(format!(
+                    "{name:?} asks for the first {first} records, which must be between 1 and {MAX_SAMPLES}"
+                ));
+            }
+        }
+        problems.check(
+            data.validation.is_none() || data.validation_samples.is_none(),
             "give `data.validation` or `data.validation_samples`, not both",
         );
-        check(
-            self.data.split_seed.is_none() || self.data.validation_samples.is_some(),
+        problems.check(
+            data.split_seed.is_none() || data.validation_samples.is_some(),
             "`data.split_seed` has no use without `data.validation_samples`: remove it",
         );
+    }
+
+    /// What one section asks of another.
+    fn check_together(&self, problems: &mut Problems) {
         let has_validation =
             self.data.validation.is_some() || self.data.validation_samples.is_some();
-        check(
+        problems.check(
             self.output.keep == Keep::Last || has_validation,
             "`output.keep = \"best\"` needs validation data: set `data.validation` or `data.validation_samples`",
         );
         let full = self.adapter.everything;
-        check(
+        problems.check(
             full || self.output.dtype.is_none(),
             "`output.dtype` has no use for an adapter, which is saved in float32: remove it",
         );
-        check(
+        problems.check(
             !full || self.adapter == AdapterSection::everything(),
             "the other keys of `[adapter]` have no use with `method = \"none\"`: remove them",
         );
-        check(
+        problems.check(
             full || self.model.weights != Weights::Random,
             "`model.weights = \"random\"` with an adapter would train an adapter on noise: \
              set `adapter.method = \"none\"`, or `weights = \"timing\"` if only speed is of interest",
         );
-        check(
+        problems.check(
             !full || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.method = \"none\"` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
         );
-        check(
+        problems.check(
             self.adapter.rho.is_none() || (!full && self.adapter.config.method == Method::Eva),
             "`adapter.rho` has no use but with `method = \"eva\"`: remove it",
         );
-        check(
-            self.adapter
-                .rho
-                .is_none_or(|rho| rho.is_finite() && rho >= 1.0),
-            "`adapter.rho` must be at least 1",
-        );
-        check(
+        if let Some(rho) = self.adapter.rho {
+            problems.within(
+                "adapter.rho",
+                rho,
+                &(1.0..=MAX_RHO),
+                "it is how many times its rank a layer may get",
+            );
+        }
+        problems.check(
             self.adapter.config.modules_to_save.is_empty()
                 || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.modules_to_save` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
         );
-        check(
+        problems.check(
             self.training.loraplus_ratio.is_none() || !full,
             "`training.loraplus_ratio` has no use with `adapter.method = \"none\"`: remove it",
         );
-        if let Trained::Adapter(config) = self.adapter.trained(true) {
-            let checked = config
-                .validate()
-                .and_then(|()| self.adapter.form.check(&config));
-            if let Err(error) = checked {
-                problems.push(format!("[adapter]: {error}"));
-            }
-        }
-        if problems.is_empty() {
-            return Ok(());
-        }
-        Err(RunError::Recipe {
-            recipe: origin.to_owned(),
-            reason: problems.join("; "),
-        })
     }
 }
 
 impl TrainingSection {
-    /// Everything that cannot be meant.
-    fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |holds: bool, problem: &str| {
-            if !holds {
-                problems.push(problem.to_owned());
-            }
-        };
-        check(
-            self.max_steps.is_none() || self.epochs.is_none(),
-            "give `training.max_steps` or `training.epochs`, not both",
+    /// Adds everything that cannot be meant.
+    fn check(&self, problems: &mut Problems) {
+        self.check_sizes(problems);
+        problems.number(
+            "training.learning_rate",
+            self.learning_rate,
+            self.learning_rate > 0.0 && is_single(self.learning_rate),
+            "above 0, and so in 32 bits, in which devices compute",
         );
-        check(
-            self.max_steps != Some(0),
-            "`training.max_steps` must be at least 1",
-        );
-        check(
-            self.epochs
-                .is_none_or(|epochs| epochs.is_finite() && epochs > 0.0),
-            "`training.epochs` must be above 0",
-        );
-        check(
-            self.batch_size > 0,
-            "`training.batch_size` must be at least 1",
-        );
-        check(
-            self.accumulation > 0,
-            "`training.accumulation` must be at least 1",
-        );
-        check(
-            self.log_every > 0,
-            "`training.log_every` must be at least 1",
-        );
-        check(
-            self.keep_checkpoints > 0,
-            "`training.keep_checkpoints` must be at least 1",
-        );
-        check(
-            self.learning_rate.is_finite() && self.learning_rate > 0.0,
-            "`training.learning_rate` must be above 0",
-        );
-        check(
-            self.loraplus_ratio
-                .is_none_or(|ratio| ratio.is_finite() && ratio >= 1.0),
-            "`training.loraplus_ratio` must be at least 1",
-        );
-        check(
+        if let Some(ratio) = self.loraplus_ratio {
+            problems.number(
+                "training.loraplus_ratio",
+                ratio,
+                ratio >= 1.0 && is_single(ratio * self.learning_rate),
+                "at least 1, and its product with `training.learning_rate` finite in 32 bits",
+            );
+        }
+        problems.number(
+            "training.min_learning_rate",
+            self.min_learning_rate,
             (0.0..=self.learning_rate).contains(&self.min_learning_rate),
-            "`training.min_learning_rate` must be between 0 and `training.learning_rate`",
+            "between 0 and `training.learning_rate`",
         );
-        check(
-            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
-            "`training.weight_decay` must not be negative",
+        problems.number(
+            "training.weight_decay",
+            self.weight_decay,
+            self.weight_decay >= 0.0 && self.weight_decay * self.learning_rate < 1.0,
+            "0 or more, and its product with `training.learning_rate` below 1: \
+             as great a share of each weight is taken away in a step",
         );
-        check(
-            self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
-            "`training.max_grad_norm` must not be negative",
+        problems.number(
+            "training.max_grad_norm",
+            self.max_grad_norm,
+            self.max_grad_norm >= 0.0 && is_single(self.max_grad_norm),
+            "0, which does not clip, or a positive number that 32 bits can hold",
         );
-        check(
-            self.epsilon.is_finite() && self.epsilon as f32 > 0.0,
-            "`training.epsilon` must be above 0, in 32-bit too",
+        problems.number(
+            "training.epsilon",
+            self.epsilon,
+            self.epsilon as f32 > 0.0 && (self.epsilon as f32).is_finite(),
+            "above 0 and finite, in 32 bits too",
         );
-        check(
+        problems.check(
             self.schedule != Decay::Constant || self.min_learning_rate == 0.0,
             "`training.min_learning_rate` has no use with `schedule = \"constant\"`: remove it",
         );
-        check(
-            (0.0..1.0).contains(&self.beta1) && (0.0..1.0).contains(&self.beta2),
-            "`training.beta1` and `training.beta2` must be at least 0 and below 1",
-        );
-        check(
-            self.pad_to_multiple_of != Some(0),
-            "`training.pad_to_multiple_of` must be at least 1",
-        );
+        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            problems.number(
+                &format!("training.{key}"),
+                beta,
+                // Rounded to 1, it would divide by zero.
+                beta >= 0.0 && (beta as f32) < 1.0,
+                "at least 0 and below 1, in 32 bits too",
+            );
+        }
         let defaults = TrainingSection::default();
         let adam = |t: &TrainingSection| [t.weight_decay, t.beta1, t.beta2, t.epsilon];
-        check(
+        problems.check(
             self.optimizer == OptimizerKind::Adamw || adam(self) == adam(&defaults),
             "`training.weight_decay`, `beta1`, `beta2` and `epsilon` have no use with `optimizer = \"sgd\"`: remove them",
         );
-        problems
+    }
+
+    /// How much, how long and how often.
+    fn check_sizes(&self, problems: &mut Problems) {
+        problems.check(
+            self.max_steps.is_none() || self.epochs.is_none(),
+            "give `training.max_steps` or `training.epochs`, not both",
+        );
+        let longest = "no run takes as many steps";
+        if let Some(steps) = self.max_steps {
+            problems.within("training.max_steps", steps, &(1..=MAX_STEPS), longest);
+        }
+        if let Some(epochs) = self.epochs {
+            problems.number(
+                "training.epochs",
+                epochs,
+                epochs > 0.0 && epochs <= MAX_EPOCHS,
+                &format!("above 0 and at most {MAX_EPOCHS:?}, passes over the data"),
+            );
+        }
+        problems.within(
+            "training.batch_size",
+            self.batch_size,
+            &(1..=MAX_BATCH_SIZE),
+            "the sequences of a micro-batch are computed at once; `training.accumulation` makes larger steps",
+        );
+        problems.within(
+            "training.accumulation",
+            self.accumulation,
+            &(1..=MAX_ACCUMULATION),
+            "as many micro-batches are computed for every step",
+        );
+        for (key, steps, least) in [
+            ("warmup_steps", self.warmup_steps, 0),
+            ("log_every", self.log_every, 1),
+            ("evaluate_every", self.evaluate_every, 0),
+            ("checkpoint_every", self.checkpoint_every, 0),
+        ] {
+            let key = format!("training.{key}");
+            problems.within(&key, steps, &(least..=MAX_STEPS), longest);
+        }
+        problems.within(
+            "training.keep_checkpoints",
+            self.keep_checkpoints,
+            &(1..=MAX_STEPS),
+            "a run goes on from its newest checkpoint, and has no more of them than steps",
+        );
+        if let Some(multiple) = self.pad_to_multiple_of {
+            problems.within(
+                "training.pad_to_multiple_of",
+                multiple,
+                &(1..=MAX_PADDING),
+                "every sequence is padded to a length that it divides",
+            );
+        }
     }
 }
 
@@ -292,6 +419,15 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut names: Vec<&str> = key.split('.').collect();
+    // A table within a table within a table: beyond some thousands, what goes through them by
+    // calling itself has no stack left.
+    const DEEPEST: usize = 32;
+    if names.len() > DEEPEST {
+        return Err(format!(
+            "the key has {} parts; a recipe's have at most {DEEPEST}",
+            names.len()
+        ));
+    }
     let last = names
         .pop()
         .filter(|name| !name.is_empty())
@@ -305,8 +441,9 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
             .as_table_mut()
             .ok_or_else(|| format!("`{name}` is not a table"))?;
     }
-    // Where the recipe has a string, `name=7` means "7".
-    let expects_text = inner.get(last).is_some_and(toml::Value::is_str) && !parsed.is_str();
+    // Where the recipe has a string, `name=7` means "7"; a list is meant as one, as of data files.
+    let is_text = parsed.is_str() || parsed.is_array();
+    let expects_text = inner.get(last).is_some_and(toml::Value::is_str) && !is_text;
     let parsed = if expects_text {
         toml::Value::String(value.to_owned())
     } else {
@@ -457,6 +594,11 @@ mod tests {
                 ["adapter.method=lora", "adapter.placement=residual"],
                 "placement",
             ),
+            (["adapter.targets=[]", "name=x"], "empty"),
+            (
+                ["adapter.targets=[\"q_{proj\"]", "name=x"],
+                "not a valid pattern",
+            ),
             (["output.keep=best", "name=x"], "validation"),
             (["model.weights=random", "name=x"], "noise"),
             (["output.dtype=bfloat16", "name=x"], "output.dtype"),
@@ -478,5 +620,130 @@ mod tests {
             let message = error(MINIMAL, &overrides);
             assert!(message.contains(expected), "{overrides:?}: {message}");
         }
+    }
+
+    /// Each: settings, the key and what was found, and what is allowed. The last
+    /// are what TOML or the type of the key has no form for.
+    const NUMBERS: &str = r#"training.batch_size=1000000000000 | `training.batch_size` is 1000000000000 | between 1 and 65536
+        training.batch_size=0 | `training.batch_size` is 0 | between 1 and 65536
+        training.accumulation=1000000000 | `training.accumulation` is 1000000000 | between 1 and 65536
+        training.accumulation=0 | `training.accumulation` is 0 | between 1 and 65536
+        training.max_steps=9000000000000000000 | `training.max_steps` is 9000 | and 1000000000
+        training.max_steps=0 | `training.max_steps` is 0 | between 1 and
+        training.epochs=1e300 | `training.epochs` is 1e300 | at most 100000.0
+        training.epochs=nan | `training.epochs` is NaN | above 0
+        training.epochs=-1 | `training.epochs` is -1.0 | above 0
+        training.warmup_steps=1000000000001 | `training.warmup_steps` is | and 1000000000
+        training.log_every=0 | `training.log_every` is 0 | between 1 and
+        training.evaluate_every=1000000000001 | `training.evaluate_every` is | and 1000000000
+        training.checkpoint_every=1000000000001 | `training.checkpoint_every` is | and 1000000000
+        training.keep_checkpoints=0 | `training.keep_checkpoints` is 0 | between 1 and
+        training.keep_checkpoints=1000000000001 | `training.keep_checkpoints` is | and 1000000000
+        training.pad_to_multiple_of=1000000000 | `training.pad_to_multiple_of` is | and 65536
+        training.learning_rate=1e300 | `training.learning_rate` is 1e300 | 32 bits
+        training.learning_rate=1e-300 | `training.learning_rate` is 1e-300 | 32 bits
+        training.learning_rate=nan | `training.learning_rate` is NaN | 32 bits
+        training.learning_rate=inf | `training.learning_rate` is inf | 32 bits
+        training.min_learning_rate=1.0 | `training.min_learning_rate` is 1.0 | `training.learning_rate`
+        training.loraplus_ratio=1e300 | `training.loraplus_ratio` is 1e300 | finite in 32 bits
+        training.weight_decay=1e300 | `training.weight_decay` is 1e300 | below 1
+        training.weight_decay=-0.1 | `training.weight_decay` is -0.1 | 0 or more
+        training.max_grad_norm=1e-300 | `training.max_grad_norm` is 1e-300 | 32 bits
+        training.max_grad_norm=inf | `training.max_grad_norm` is inf | 32 bits
+        training.epsilon=1e300 | `training.epsilon` is 1e300 | 32 bits
+        training.beta1=1.0 | `training.beta1` is 1.0 | below 1
+        training.beta2=0.99999999999 | `training.beta2` is 0.99999999999 | in 32 bits
+        data.max_length=1 | `data.max_length` is 1 | between 2 and 16777216
+        data.max_length=1000000000000 | `data.max_length` is 1000000000000 | between 2 and 16777216
+        data.validation_samples=0 | `data.validation_samples` is 0 | between 1 and 4294967295
+        data.validation_samples=10000000000 | `data.validation_samples` is | and 4294967295
+        data.max_skipped=1.5 | `data.max_skipped` is 1.5 | between 0.0 and 1.0
+        data.train="village.jsonl#0" | "village.jsonl#0" asks for the first 0 records | between 1
+        data.train="village.jsonl#99999999999999999999" | asks for the first 9999 | 4294967295
+        adapter.rank=1000000000 | `rank` is 1000000000 | between 1 and 65536
+        adapter.rank_pattern={ q_proj = 1000000000 } | `rank` is 1000000000 | between 1 and 65536
+        adapter.alpha=1e300 | `alpha` is 1e300 | 32 bits
+        adapter.alpha=nan | `alpha` is NaN | 32 bits
+        adapter.alpha_pattern={ q_proj = 1e-300 } | `alpha` is 1e-300 | 32 bits
+        adapter.dropout=0.99999999999 | `dropout` is 0.99999999999 | in 32 bits
+        adapter.iterations=1000000000 & adapter.method=pissa | `iterations` is 1000000000 | at most 1000
+        adapter.rho=1e300 & adapter.method=eva | `adapter.rho` is 1e300 | between 1.0 and 1000.0
+        samples.max_new_tokens=1000000000000 | `samples.max_new_tokens` is | between 0 and 1048576
+        samples.max_new_tokens=0 & samples.prompts=["Where is Zora?"] | `samples.max_new_tokens` is 0 | between 1
+        seed=-1 | invalid value: integer `-1` | u64
+        training.batch_size=1e12 | invalid type: floating point `1000000000000 | usize
+        training.max_steps=-1 | invalid value: integer `-1` | usize"#;
+
+    #[test]
+    fn numbers_that_no_one_means_are_refused_by_key_with_what_is_allowed() {
+        for case in NUMBERS.lines() {
+            let case = case.trim();
+            let [settings, found, allowed] = case.split(" | ").collect::<Vec<_>>()[..] else {
+                panic!("{case}");
+            };
+            let overrides: Vec<&str> = settings.split(" & ").collect();
+            let message = error(MINIMAL, &overrides);
+            assert!(
+                message.contains(found) && message.contains(allowed),
+                "{case}: {message}"
+            );
+        }
+        let weighted = MINIMAL.replace("train = \"train.jsonl\"", "")
+            + "\n[[data.sources]]\npath = \"a.jsonl\"\nweight = 1e300\n";
+        let message = error(&weighted, &[]);
+        assert!(
+            message.contains("`data.sources.weight` is 1e300"),
+            "{message}"
+        );
+        let mut recipe = Recipe::parse(MINIMAL, "recipe.toml", &[]).unwrap();
+        recipe.seed = u64::MAX;
+        assert!(recipe.validate("recipe.toml").is_err());
+    }
+
+    #[test]
+    fn what_others_mean_is_still_taken() {
+        for setting in [
+            "training.batch_size=65536",
+            "training.max_steps=1000000000",
+            "training.checkpoint_every=0",
+            "training.evaluate_every=0",
+            "training.learning_rate=1e20",
+            "training.max_grad_norm=0",
+            "training.warmup_steps=0",
+            "data.max_length=1048576",
+            "data.train=\"village.jsonl#20\"",
+            "data.train=\"village.jsonl#notes\"",
+            "samples.max_new_tokens=0",
+            "name=\"Zora and Jorun, 2nd\"",
+            "output.directory=\"../runs\"",
+        ] {
+            Recipe::parse(MINIMAL, "recipe.toml", &[setting.to_owned()]).unwrap();
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_names_of_directories_are_refused() {
+        let long = format!("name=\"{}\"", "a".repeat(201));
+        for setting in [
+            "name=\"\"",
+            "name=\" \"",
+            "name=\".\"",
+            "name=\"..\"",
+            "name=\"../Oxmere\"",
+            "name=\"a\\\\b\"",
+            "name=\"first\\nsecond\"",
+            "name=\"\\u001b[2J\"",
+            "name=\"\\u009b2J\"",
+            "name=\"\\u0000\"",
+            &long,
+        ] {
+            let message = error(MINIMAL, &[setting]);
+            assert!(message.contains("`name` is \""), "{setting}: {message}");
+        }
+        let message = error(MINIMAL, &["output.directory=\"runs\\nmore\""]);
+        assert!(
+            message.contains("`output.directory` is \"runs\\nmore\""),
+            "{message}"
+        );
     }
 }

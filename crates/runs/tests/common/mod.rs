@@ -9,7 +9,7 @@ use std::{
 };
 
 use burn::{tensor::Device, train::Interrupter};
-use olora_runs::{Event, Observer, Recipe, RunError, Summary, TrainOptions, train};
+use olora_runs::{Event, Observer, Recipe, RunError, Start, Summary, TrainOptions, train};
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -59,6 +59,21 @@ impl Observer for Recorder {
     }
 }
 
+/// How a run begins: a start, or whether it is resumed.
+pub struct Begin(Start);
+
+impl From<bool> for Begin {
+    fn from(resume: bool) -> Self {
+        Self(if resume { Start::Resume } else { Start::New })
+    }
+}
+
+impl From<Start> for Begin {
+    fn from(start: Start) -> Self {
+        Self(start)
+    }
+}
+
 pub type Losses = Vec<(usize, f64)>;
 
 /// One run at a time: the CPU backend has one random generator per process,
@@ -67,7 +82,7 @@ pub static GENERATOR: Mutex<()> = Mutex::new(());
 
 pub fn run(
     recipe: &Recipe,
-    resume: bool,
+    resume: impl Into<Begin>,
     interrupt_at: Option<usize>,
 ) -> (Result<Summary, RunError>, Losses) {
     let (result, recorder) = recorded(recipe, resume, interrupt_at);
@@ -78,7 +93,7 @@ pub fn run(
 /// The same, with everything that was recorded.
 pub fn recorded(
     recipe: &Recipe,
-    resume: bool,
+    resume: impl Into<Begin>,
     interrupt_at: Option<usize>,
 ) -> (Result<Summary, RunError>, Arc<Recorder>) {
     let _alone = GENERATOR
@@ -90,7 +105,7 @@ pub fn recorded(
         ..Recorder::default()
     });
     let options = TrainOptions {
-        resume,
+        start: resume.into().0,
         interrupter,
         ..TrainOptions::default()
     };

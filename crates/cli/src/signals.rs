@@ -1,0 +1,119 @@
+//! What ends a run from outside: Ctrl-C, and what schedulers and closing
+//! terminals send. The first finishes the step and writes a checkpoint, the
+//! second ends the process at once.
+
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+use anyhow::{Context, Result};
+use burn::train::Interrupter;
+
+use crate::terminal::say;
+
+/// Its number is the same everywhere.
+const INTERRUPT: u8 = 2;
+
+/// The signal that came first.
+static RECEIVED: AtomicU8 = AtomicU8::new(0);
+
+/// What stops a run from outside, listening from now on.
+pub(crate) fn interrupter() -> Result<Interrupter> {
+    let interrupter = Interrupter::new();
+    let handler = interrupter.clone();
+    listen(move |signal| {
+        let name = name(signal);
+        if handler.should_stop() {
+            say(&format!(
+                "{name}: stopped without a checkpoint of the last steps"
+            ));
+            end(128 + i32::from(signal));
+        }
+        RECEIVED.store(signal, Ordering::SeqCst);
+        handler.stop(Some(name));
+        say(&format!(
+            "{name}: finishing the step and writing a checkpoint; {} to stop at once",
+            if signal == INTERRUPT {
+                "press Ctrl-C again"
+            } else {
+                "send it again"
+            }
+        ));
+    })
+    .context("listening to signals")?;
+    Ok(interrupter)
+}
+
+/// The exit code of a run that was interrupted: as shells count, 128 and the
+/// signal's number. Leaving the full-screen view counts as Ctrl-C.
+pub(crate) fn interrupted() -> ExitCode {
+    let signal = match RECEIVED.load(Ordering::SeqCst) {
+        0 => INTERRUPT,
+        signal => signal,
+    };
+    ExitCode::from(128 + signal)
+}
+
+#[cfg(unix)]
+fn name(signal: u8) -> &'static str {
+    match i32::from(signal) {
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGHUP => "SIGHUP",
+        _ => "Ctrl-C",
+    }
+}
+
+#[cfg(not(unix))]
+fn name(_signal: u8) -> &'static str {
+    "Ctrl-C"
+}
+
+/// Calls `on` with the number of each signal, on a thread of its own.
+#[cfg(unix)]
+fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+    use signal_hook::iterator::Signals;
+
+    let wanted = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    // What was switched off stays so: `nohup` ignores SIGHUP, and a shell SIGINT for what runs in
+    // the background of a script.
+    let mut signals = Signals::new(wanted.into_iter().filter(|signal| !is_ignored(*signal)))?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                on(signal as u8);
+            }
+        })?;
+    Ok(())
+}
+
+/// Whether this process was started with a signal ignored.
+#[cfg(unix)]
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call changes nothing; it writes the present one to where
+    // there is room for it, and a `sigaction` of zeros is a valid one if it fails.
+    let action = unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+/// On Windows Ctrl-C, Ctrl-Break and a closing console; which one is not said.
+#[cfg(not(unix))]
+fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+    Ok(ctrlc::set_handler(move || on(INTERRUPT))?)
+}
+
+/// Ends the process without waiting for other threads, whatever they are in.
+#[cfg(unix)]
+fn end(code: i32) -> ! {
+    signal_hook::low_level::exit(code)
+}
+
+#[cfg(not(unix))]
+fn end(code: i32) -> ! {
+    std::process::exit(code)
+}
