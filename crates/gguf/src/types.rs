@@ -4,11 +4,6 @@
 use half::{bf16, f16};
 use olora_packed::{BlockFormat, unpack_blocks};
 
-/// Elements in a block of the k-quants.
-const K: usize = 256;
-/// Elements in a block of the older quantisations.
-const B: usize = 32;
-
 /// A format that this crate reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TensorType {
@@ -95,40 +90,20 @@ impl TensorType {
     }
 
     pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q2K => "Q2_K",
-            Self::Q3K => "Q3_K",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-            Self::Q8K => "Q8_K",
+        match (self.blocks(), self) {
+            (Some(format), _) => format.name(),
+            (None, Self::F16) => "F16",
+            (None, Self::Bf16) => "BF16",
+            (None, _) => "F32",
         }
     }
 
     /// Elements of a block, and its bytes.
     pub(crate) const fn block(self) -> (usize, usize) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::Bf16 => (1, 2),
-            Self::Q4_0 => (B, 18),
-            Self::Q4_1 => (B, 20),
-            Self::Q5_0 => (B, 22),
-            Self::Q5_1 => (B, 24),
-            Self::Q8_0 => (B, 34),
-            Self::Q2K => (K, 84),
-            Self::Q3K => (K, 110),
-            Self::Q4K => (K, 144),
-            Self::Q5K => (K, 176),
-            Self::Q6K => (K, 210),
-            Self::Q8K => (K, 292),
+        match (self.blocks(), self) {
+            (Some(format), _) => (format.block_values(), format.block_bytes()),
+            (None, Self::F16 | Self::Bf16) => (1, 2),
+            (None, _) => (1, 4),
         }
     }
 
