@@ -75,6 +75,7 @@ pub mod projection;
 pub mod rotary;
 mod support;
 pub mod swiglu;
+pub mod weight;
 
 pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};
@@ -85,3 +86,4 @@ pub use projection::{LowRankFactors, project};
 pub use rotary::rotate;
 pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;
+pub use weight::{PackedTensor, Weight};

@@ -27,6 +27,7 @@ use burn::{
 };
 
 use crate::{
+    Weight,
     logits::{WantedGradients, check, ids, portable_pass, rows_at_once},
     portable::Portable,
     support::{for_backends, supports, to_dtype},
@@ -44,7 +45,12 @@ use crate::{
 /// # Panics
 ///
 /// If these do not fit each other, or a target is no token.
-pub fn token_log_likelihoods(hidden: Tensor<2>, weight: Tensor<2>, targets: &[i32]) -> Tensor<1> {
+pub fn token_log_likelihoods(
+    hidden: Tensor<2>,
+    weight: impl Into<Weight>,
+    targets: &[i32],
+) -> Tensor<1> {
+    let weight = weight.into();
     let rows = rows_at_once(weight.dims()[1]);
     token_log_likelihoods_in_chunks(hidden, weight, targets, rows)
 }
@@ -56,10 +62,12 @@ pub fn token_log_likelihoods(hidden: Tensor<2>, weight: Tensor<2>, targets: &[i3
 /// As [`token_log_likelihoods`].
 pub fn token_log_likelihoods_in_chunks(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight>,
     targets: &[i32],
     rows: usize,
 ) -> Tensor<1> {
+    let weight = weight.into();
+    let weight = weight.dense(&hidden.device(), hidden.dtype());
     check(&hidden, &weight, targets);
     if !supports(&hidden.device()) {
         return composed(linear(hidden, weight, None), targets);

@@ -22,7 +22,7 @@ use burn::{
 
 pub use crate::logits::rows_at_once;
 use crate::{
-    likelihood,
+    Weight, likelihood,
     logits::{WantedGradients, check, ids, portable_pass},
     portable::Portable,
     support::{cast, for_backends, supports},
@@ -43,10 +43,11 @@ use crate::{
 /// If these do not fit each other, or a target is no token.
 pub fn cross_entropy(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight>,
     targets: &[i32],
     n_trained: usize,
 ) -> Tensor<1> {
+    let weight = weight.into();
     let rows = rows_at_once(weight.dims()[1]);
     cross_entropy_in_chunks(hidden, weight, targets, n_trained, rows)
 }
@@ -58,11 +59,13 @@ pub fn cross_entropy(
 /// As [`cross_entropy`].
 pub fn cross_entropy_in_chunks(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight>,
     targets: &[i32],
     n_trained: usize,
     rows: usize,
 ) -> Tensor<1> {
+    let weight = weight.into();
+    let weight = weight.dense(&hidden.device(), hidden.dtype());
     check(&hidden, &weight, targets);
     assert!(
         n_trained <= targets.len(),

@@ -20,6 +20,7 @@ use burn::{
 };
 
 use crate::{
+    Weight,
     portable::Portable,
     support::{for_backends, supports, to_dtype},
 };
@@ -54,10 +55,11 @@ pub struct LowRankFactors {
 /// If these do not fit each other.
 pub fn project<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight>,
     bias: Option<Tensor<1>>,
     factors: Option<LowRankFactors>,
 ) -> Tensor<D> {
+    let weight = weight.into();
     let [d_in, d_out] = weight.dims();
     let layer_fits = |a: &Tensor<2>, b: &Tensor<2>| {
         let ([rows, rank], [rank_of_b, columns]) = (a.dims(), b.dims());
@@ -75,6 +77,7 @@ pub fn project<const D: usize>(
         x.dims(),
         weight.dims()
     );
+    let weight = weight.dense(&x.device(), x.dtype());
     if !supports(&x.device()) {
         return composed(x, weight, bias, factors);
     }
