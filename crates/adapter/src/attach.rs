@@ -8,13 +8,16 @@ use burn::{
     tensor::Tensor,
 };
 
+use olora_operations::Weight;
+
 use crate::{
     AdapterConfig, AdapterError, Anchor, Dora, LowRank, Method, Placement, Target,
-    dora::column_squares,
+    dora::{column_squares, packed_squares},
     eva::{Directions, distribute},
     factors::param_id,
     init::{InitialFactors, PlannedLayer, initial_factors},
     low_rank::as_f32,
+    packed::{PackedBase, put_on, taken_off},
     params::reparameterized,
     planned::planned_layers,
     saved::SavedModules,
@@ -217,7 +220,7 @@ fn param<const D: usize>(
     name: &str,
     trained: bool,
 ) -> Param<Tensor<D>> {
-    let tensor = if target.weight.is_autodiff() {
+    let tensor = if target.stored.is_autodiff() {
         Tensor::from_inner(tensor)
     } else {
         tensor
@@ -252,6 +255,7 @@ pub(crate) fn low_rank(
         dropout: DropoutConfig::new(dropout).init(),
         scale,
         subtract_anchor,
+        packed: target.packed.clone(),
     }
 }
 
@@ -279,12 +283,15 @@ impl Attached {
             Magnitude::Fresh => None,
             Magnitude::Trained(magnitude) => Some(*magnitude),
         };
-        let weight = target.weight.clone().without_autodiff();
-        let squares = column_squares(weight.clone());
+        let weight = target.operand();
+        let squares = match &weight {
+            Weight::Dense(weight) => column_squares(weight.clone()),
+            Weight::Packed(packed) => packed_squares(packed, &target.device()),
+        };
         // A trained update has moved away from the start, but is measured from the weight itself.
         let start = match &trained {
             Some(_) => squares.clone().clamp_min(f32::MIN_POSITIVE).sqrt(),
-            None => self.low_rank.norms(weight, squares.clone()),
+            None => self.low_rank.norms(&weight, squares.clone()),
         };
         let magnitude = trained.unwrap_or_else(|| start.clone());
         self.low_rank.dora = Some(Dora {
@@ -304,12 +311,32 @@ pub(crate) fn attach_prepared<M: Module>(
     saved: SavedModules,
 ) -> Result<M, AdapterError> {
     refuse_adapted(&module)?;
-    Ok(module.apply_reparameterization(Attach { attached, saved }))
+    let (module, packed) = taken_off(module);
+    for (path, layer) in &attached {
+        let anchored = layer.low_rank.anchor.is_some();
+        if packed.contains_key(path) && anchored && !layer.low_rank.subtract_anchor {
+            return Err(AdapterError::Impossible {
+                path: path.clone(),
+                what: "`placement = \"residual\"`".to_owned(),
+                reason: "it rewrites the weight, and this one is packed in a few bits: use \
+                         `placement = \"anchored\"`, which leaves it as it is"
+                    .to_owned(),
+            });
+        }
+    }
+    let mut attach = Attach {
+        attached,
+        saved,
+        packed,
+    };
+    let module = module.apply_reparameterization(&mut attach);
+    Ok(put_on(module, attach.packed))
 }
 
 /// Burn stores one reparameterization per parameter, of whatever kind.
 fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
-    match reparameterized(module).into_iter().next() {
+    let mut attached = reparameterized(module).into_iter();
+    match attached.find(|weight| !weight.is_packed()) {
         None => Ok(()),
         Some(weight) => Err(AdapterError::AlreadyAdapted(weight.path)),
     }
@@ -318,9 +345,11 @@ fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
 struct Attach {
     attached: BTreeMap<String, Attached>,
     saved: SavedModules,
+    /// The packed weights that have not found their layer yet.
+    packed: BTreeMap<String, PackedBase>,
 }
 
-impl Reparameterizer for Attach {
+impl Reparameterizer for &mut Attach {
     type Reparam = LowRank;
 
     fn reparameterize<const D: usize>(
@@ -328,6 +357,17 @@ impl Reparameterizer for Attach {
         path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<LowRank>) {
+        let layer = path.strip_suffix(".weight");
+        let packed = layer.and_then(|layer| self.packed.get(layer));
+        let param = match packed.filter(|_| self.saved.has(path)) {
+            None => param,
+            // What trains whole, or comes with the adapter, is dense from then on.
+            Some(packed) => {
+                let dense = packed.in_place_of(&param.base());
+                self.packed.remove(layer.unwrap_or_default());
+                param.map(|_| dense)
+            }
+        };
         if self.saved.trains(path) {
             return (self.saved.placed(path, &param), None);
         }
@@ -337,7 +377,6 @@ impl Reparameterizer for Attach {
             param
         };
         let param = param.set_require_grad(false);
-        let layer = path.strip_suffix(".weight");
         let Some((layer, attached)) =
             layer.and_then(|layer| Some((layer, self.attached.remove(layer)?)))
         else {
@@ -353,9 +392,11 @@ impl Reparameterizer for Attach {
         let dims = [param.lazy_shape()[0], param.lazy_shape()[1]];
         let target = Target {
             path: layer.to_owned(),
-            weight: param.base().reshape(dims),
+            stored: param.base().reshape(dims),
+            packed: attached.low_rank.packed.clone(),
             kind: Kind::Linear,
         };
+        self.packed.remove(layer);
         (param, Some(attached.on(&target)))
     }
 }

@@ -6,8 +6,10 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::Tensor,
+    tensor::{DType, Device, Tensor, TensorData},
 };
+
+use olora_operations::{PackedTensor, Weight, project};
 
 use crate::{LowRank, low_rank::as_f32};
 
@@ -29,14 +31,37 @@ pub(crate) fn column_squares(weight: Tensor<2>) -> Tensor<1> {
     as_f32(weight).square().sum_dim(0).reshape([d_out])
 }
 
+/// The same of a packed weight, some outputs at a time.
+pub(crate) fn packed_squares(packed: &PackedTensor, device: &Device) -> Tensor<1> {
+    /// Values that are there at once.
+    const AT_ONCE: usize = 1 << 18;
+    let packed = packed.packed();
+    let [d_out, d_in] = packed.shape();
+    let rows = (AT_ONCE / d_in.max(1)).max(1);
+    let mut values = vec![0.0_f32; rows * d_in];
+    let mut squares = Vec::with_capacity(d_out);
+    for first in (0..d_out).step_by(rows) {
+        let last = (first + rows).min(d_out);
+        let values = &mut values[..(last - first) * d_in];
+        let unpacked = packed.unpack(first..last, 0..d_in, values, d_in);
+        debug_assert!(unpacked.is_ok(), "the rows of a matrix are there");
+        squares.extend(values.chunks_exact(d_in.max(1)).map(|row| {
+            let sum: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            sum as f32
+        }));
+    }
+    let data = TensorData::new(squares, [d_out]);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
 impl LowRank {
     /// `m / ‖V‖`, `[d_out]`, with the norm as a constant; `None` without `DoRA`.
     ///
     /// `weight` is the frozen weight as stored, `[d_in, d_out]`.
-    pub(crate) fn magnitude_ratio(&self, weight: Tensor<2>) -> Option<Tensor<1>> {
+    pub(crate) fn magnitude_ratio(&self, weight: &Weight) -> Option<Tensor<1>> {
         let dora = self.dora.as_ref()?;
         let magnitude = dora.magnitude.val();
-        let norms = self.norms(weight.without_autodiff(), dora.weight_squares.val());
+        let norms = self.norms(weight, dora.weight_squares.val());
         let norms = if magnitude.is_autodiff() {
             Tensor::from_inner(norms)
         } else {
@@ -51,15 +76,22 @@ impl LowRank {
     /// column.
     ///
     /// While the factors equal the anchor, this is exactly `√‖W‖²`.
-    pub(crate) fn norms(&self, weight: Tensor<2>, squares: Tensor<1>) -> Tensor<1> {
+    pub(crate) fn norms(&self, weight: &Weight, squares: Tensor<1>) -> Tensor<1> {
         let factor = |factor: &Param<Tensor<2>>| factor.val().without_autodiff();
         let (a, b) = (factor(&self.a), factor(&self.b));
         let [_, d_out] = b.dims();
-        let transposed = as_f32(weight).transpose();
         let per_output = |tensor: Tensor<2>| tensor.sum_dim(0).reshape([d_out]);
         // Column j: (Wⱼᵀ·A)·Bⱼ.
         let along = |a: &Tensor<2>, b: &Tensor<2>| {
-            per_output(transposed.clone().matmul(a.clone()).transpose() * b.clone())
+            let products = match weight {
+                Weight::Dense(weight) => {
+                    let weight = as_f32(weight.clone().without_autodiff());
+                    weight.transpose().matmul(a.clone()).transpose()
+                }
+                // As rows that go through the layer: nothing of the weight's size is made.
+                Weight::Packed(_) => project(a.clone().transpose(), weight.clone(), None, None),
+            };
+            per_output(products * b.clone())
         };
         // Column j: Bⱼᵀ·(AᵀC)·Dⱼ.
         let between = |a: &Tensor<2>, b: &Tensor<2>, c: &Tensor<2>, d: &Tensor<2>| {

@@ -20,6 +20,7 @@ use crate::{
     error::device_error,
     init::{InitialFactors, PlannedLayer, Sketched, generator, randomised},
     low_rank::as_f32,
+    packed::{Held, Mode, PackedBase, deposit, put_on, taken_off},
     planned::planned_layers,
     target::is_or_ends_with,
 };
@@ -50,6 +51,9 @@ pub(crate) struct Watch {
     path: String,
     #[module(skip)]
     inputs: Inputs,
+    /// The weight, if it is packed and the parameter hollow.
+    #[module(skip)]
+    pub(crate) packed: Option<PackedBase>,
 }
 
 impl Watch {
@@ -66,7 +70,14 @@ impl Reparameterization for Watch {
     const NAME: &'static str = "watch";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        base
+        let held = || Held {
+            low_rank: None,
+            packed: self.packed.clone(),
+        };
+        match (deposit(held), &self.packed) {
+            (Mode::None, Some(packed)) => packed.in_place_of(&base),
+            _ => base,
+        }
     }
 }
 
@@ -80,8 +91,9 @@ fn watch<M: Module>(module: M, config: &AdapterConfig) -> Result<(M, Inputs), Ad
     struct Watching {
         layers: Vec<String>,
         inputs: Inputs,
+        packed: BTreeMap<String, PackedBase>,
     }
-    impl Reparameterizer for Watching {
+    impl Reparameterizer for &mut Watching {
         type Reparam = Watch;
         fn reparameterize<const D: usize>(
             &mut self,
@@ -93,17 +105,21 @@ fn watch<M: Module>(module: M, config: &AdapterConfig) -> Result<(M, Inputs), Ad
             let watch = watched.then(|| Watch {
                 path: layer.to_owned(),
                 inputs: self.inputs.clone(),
+                packed: self.packed.remove(layer),
             });
             (param, watch)
         }
     }
     let layers = planned_layers(&module, config)?.into_iter();
     let inputs = Inputs::default();
-    let watching = Watching {
+    let (module, packed) = taken_off(module);
+    let mut watching = Watching {
         layers: layers.map(|layer| layer.target.path).collect(),
         inputs: inputs.clone(),
+        packed,
     };
-    Ok((module.apply_reparameterization(watching), inputs))
+    let module = module.apply_reparameterization(&mut watching);
+    Ok((put_on(module, watching.packed), inputs))
 }
 
 /// The principal components of rows that come batch by batch (Ross et al. 2008,
@@ -481,7 +497,7 @@ impl Directions {
                 ),
             })?;
         let [_, d_out] = layer.target.dims();
-        let device = layer.target.weight.device().inner();
+        let device = layer.target.device();
         Ok(InitialFactors {
             a: components.clone().narrow(0, 0, rank).transpose(),
             b: Tensor::zeros([rank, d_out], (&device, DType::F32)),

@@ -50,6 +50,7 @@ mod header;
 pub mod init;
 mod low_rank;
 mod merge;
+mod packed;
 pub mod params;
 mod peft;
 mod planned;
@@ -68,6 +69,9 @@ pub use factors::{LayerFactors, factors};
 pub use header::{UniqueMap, check_header};
 pub use low_rank::{Anchor, LowRank, to_dtype};
 pub use merge::{has_moved, merge, switched_off, without_adapter};
+pub use packed::{
+    PackedBase, PackedWeight, hollow, packed_of, packed_weights, put_on, stored_weight, tied_weight,
+};
 pub use params::{
     MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };

@@ -7,7 +7,11 @@ use burn::{
 };
 use olora_operations::{LowRankFactors, projection};
 
-use crate::{Dora, Role, dora::column_squares};
+use crate::{
+    Dora, Role,
+    dora::column_squares,
+    packed::{Held, Mode, PackedBase, deposit},
+};
 
 /// The trainable low-rank update of one frozen weight:
 /// `ΔW = scale · (A·B − A₀·B₀)`, the second product only when the adapter is anchored.
@@ -36,6 +40,9 @@ pub struct LowRank {
     /// Whether the anchor's product is subtracted here (*anchored*), rather
     /// than taken out of the stored weight (*residual*).
     pub subtract_anchor: bool,
+    /// The weight, if it is packed and the parameter hollow.
+    #[module(skip)]
+    pub packed: Option<PackedBase>,
 }
 
 /// The frozen factors at initialisation. Their product is what the update is
@@ -149,6 +156,15 @@ impl Reparameterization for LowRank {
     const NAME: &'static str = "low_rank";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let held = || Held {
+            low_rank: Some(self.clone()),
+            packed: self.packed.clone(),
+        };
+        let base = match (deposit(held), &self.packed) {
+            (Mode::Look, _) | (Mode::TakeOff, Some(_)) => return base,
+            (_, Some(packed)) => packed.in_place_of(&base),
+            (_, None) => base,
+        };
         let (dtype, shape) = (base.dtype(), base.shape());
         let sum = as_f32(base) + self.dense().reshape(shape.clone());
         let Some(dora) = &self.dora else {

@@ -6,6 +6,7 @@ use crate::{
     AdapterError, Kind, Role,
     error::device_error,
     factors::{LayerFactors, factors, replace},
+    packed::{packed_weights, put_on, taken_off},
     params::params,
 };
 
@@ -45,7 +46,13 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
 ///
 /// [`AdapterError::NotAdapted`] if there is none.
 pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
-    Ok(at_start(module)?.materialize())
+    let module = at_start(module)?;
+    if packed_weights(&module).is_empty() {
+        return Ok(module.materialize());
+    }
+    // Packed weights stay packed: with the update at its start, they are the base.
+    let (module, packed) = taken_off(module);
+    Ok(put_on(module, packed))
 }
 
 /// The module with its adapter put back to where it started, so that it

@@ -60,7 +60,12 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 
-use crate::{AdapterError, Kind, LowRank, error::device_error};
+use crate::{
+    AdapterError, Kind, LowRank,
+    error::device_error,
+    eva::Watch,
+    packed::{PackedBase, PackedWeight, packed_weights},
+};
 
 /// What a parameter is to an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,6 +150,7 @@ impl Place {
 pub struct Parameter {
     place: Place,
     param: Box<dyn AnyParam>,
+    packed: Option<PackedBase>,
 }
 
 impl Parameter {
@@ -220,16 +226,32 @@ impl Parameter {
         self.param.as_any().downcast_ref()
     }
 
+    /// The packed matrix that it stands for, if it does. It is hollow then: the
+    /// values that follow are those of the matrix, unpacked.
+    pub fn packed(&self) -> Option<&PackedBase> {
+        self.packed.as_ref()
+    }
+
     /// The values as stored, if `D` is its rank; what an adapter adds is not in
     /// them. Initialises the parameter.
     pub fn tensor<const D: usize>(&self) -> Option<Tensor<D>> {
-        self.param::<D>().map(Param::base)
+        let base = self.param::<D>()?.base();
+        Some(match &self.packed {
+            None => base,
+            Some(packed) => packed.in_place_of(&base),
+        })
     }
 
     /// The values as stored, `[num_elements]`, without autodiff. Initialises the
     /// parameter.
     pub fn flat(&self) -> Tensor<1> {
-        self.param.flat()
+        match self.tensor::<2>().filter(|_| self.packed.is_some()) {
+            None => self.param.flat(),
+            Some(dense) => {
+                let n = dense.shape().num_elements();
+                dense.without_autodiff().reshape([n])
+            }
+        }
     }
 
     /// The values as stored, on the host. Initialises the parameter.
@@ -238,9 +260,14 @@ impl Parameter {
     ///
     /// [`AdapterError::Device`] if they cannot be read back.
     pub fn data(&self) -> Result<TensorData, AdapterError> {
-        self.param
-            .data()
-            .map_err(|error| device_error(self.path(), &error))
+        let data = match self.tensor::<2>().filter(|_| self.packed.is_some()) {
+            None => self.param.data(),
+            Some(dense) => {
+                let data = dense.without_autodiff().try_into_data();
+                data.map_err(|error| error.to_string())
+            }
+        };
+        data.map_err(|error| device_error(self.path(), &error))
     }
 }
 
@@ -253,11 +280,18 @@ pub fn params<M: Module>(module: &M) -> Vec<Parameter> {
             self.0.push(Parameter {
                 place: place.clone(),
                 param: Box::new(param.clone()),
+                packed: None,
             });
         }
     }
     let mut list = List(Vec::new());
     visit_params(module, &mut list);
+    let mut packed = packed_weights(module);
+    for param in &mut list.0 {
+        if !packed.is_empty() && param.place.role == Role::Base && param.place.name() == "weight" {
+            param.packed = packed.remove(param.place.layer());
+        }
+    }
     list.0
 }
 
@@ -292,6 +326,17 @@ pub(crate) struct Reparameterized {
     pub(crate) path: String,
     /// Whether what is attached is a [`LowRank`].
     pub(crate) is_low_rank: bool,
+    /// Whether it records what its layer is given.
+    pub(crate) is_watch: bool,
+    /// Whether it is of this crate.
+    pub(crate) is_ours: bool,
+}
+
+impl Reparameterized {
+    /// Whether it is a packed weight and nothing else.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.is_ours && !self.is_low_rank && !self.is_watch
+    }
 }
 
 /// The weights that something is attached to, in the module's own order.
@@ -307,6 +352,8 @@ pub(crate) fn reparameterized<M: Module>(module: &M) -> Vec<Reparameterized> {
                 self.found.push(Reparameterized {
                     path: self.trail.path(),
                     is_low_rank: name == LowRank::NAME,
+                    is_watch: name == Watch::NAME,
+                    is_ours: [LowRank::NAME, Watch::NAME, PackedWeight::NAME].contains(&name),
                 });
             }
             self.trail.enter(name, container_type);

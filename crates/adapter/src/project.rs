@@ -5,9 +5,14 @@ use burn::{
     nn::{Embedding, Linear},
     tensor::{Int, Tensor, module::embedding},
 };
-use olora_operations::project;
+use olora_operations::{Weight, project};
 
-use crate::{LowRank, eva::Watch, to_dtype};
+use crate::{
+    LowRank,
+    eva::Watch,
+    packed::{packed_of, stored_weight},
+    to_dtype,
+};
 
 /// A linear layer applied in factored form.
 ///
@@ -34,12 +39,16 @@ impl Project for Linear {
             if let Some(watch) = self.weight.reparameterization::<Watch>() {
                 watch.record(&x);
             }
-            return project(x, to_dtype(self.weight.val(), dtype), bias, None);
+            let weight = match packed_of(&self.weight) {
+                Some(packed) => Weight::Packed(packed.tensor.clone()),
+                None => Weight::Dense(to_dtype(self.weight.val(), dtype)),
+            };
+            return project(x, weight, bias, None);
         };
-        let stored = self.weight.base();
-        let weight = to_dtype(stored.clone(), dtype);
+        let stored = stored_weight(&self.weight);
+        let weight = stored.clone().to_dtype(dtype);
         let drops = adapter.drops(&x.device());
-        let Some(ratio) = adapter.magnitude_ratio(stored) else {
+        let Some(ratio) = adapter.magnitude_ratio(&stored) else {
             return if drops {
                 // The adapter's input is then another than the layer's.
                 project(x.clone(), weight, bias, None) + adapter.forward(x)
@@ -92,10 +101,25 @@ pub trait Embed {
 
 impl Embed for Embedding {
     fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
-            return self.forward(ids);
+        let rows = |ids| match packed_of(&self.weight) {
+            Some(packed) => {
+                let hollow = self.weight.base();
+                let rows = packed.tensor.embedding(ids, hollow.dtype());
+                if hollow.is_autodiff() {
+                    Tensor::from_inner(rows)
+                } else {
+                    rows
+                }
+            }
+            None => embedding(self.weight.base(), ids),
         };
-        let rows = embedding(self.weight.base(), ids.clone());
+        let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
+            return match packed_of(&self.weight) {
+                Some(_) => rows(ids),
+                None => self.forward(ids),
+            };
+        };
+        let rows = rows(ids.clone());
         let down = embedding(adapter.a.val(), ids).mul_scalar(adapter.scale);
         let update = project(down, adapter.b.val(), None, None);
         let dtype = rows.dtype();

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use burn::{module::Module, tensor::Tensor};
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
 use globset::{GlobBuilder, GlobMatcher};
+
+use olora_operations::Weight;
 
 use crate::{
     AdapterError,
+    packed::PackedBase,
     params::{Parameter, params},
 };
 
@@ -27,8 +33,11 @@ pub enum Kind {
 pub struct Target {
     /// The layer's path, without `.weight`: `model.layers.0.self_attn.q_proj`.
     pub path: String,
-    /// The stored weight, `[d_in, d_out]`. A handle, not a copy.
-    pub weight: Tensor<2>,
+    /// The parameter's tensor, `[d_in, d_out]`; hollow where the weight is
+    /// packed. A handle, not a copy.
+    pub(crate) stored: Tensor<2>,
+    /// The weight, if it is packed.
+    pub(crate) packed: Option<PackedBase>,
     /// What the layer is.
     pub kind: Kind,
 }
@@ -36,7 +45,31 @@ pub struct Target {
 impl Target {
     /// `[d_in, d_out]`.
     pub fn dims(&self) -> [usize; 2] {
-        self.weight.dims()
+        self.stored.dims()
+    }
+
+    /// The weight as stored, `[d_in, d_out]`, in its own dtype and without
+    /// autodiff; a packed one unpacked, which is as large as a dense one: to be
+    /// used one layer at a time.
+    pub fn weight(&self) -> Tensor<2> {
+        let stored = self.stored.clone().without_autodiff();
+        match &self.packed {
+            None => stored,
+            Some(packed) => packed.dense(&stored.device(), stored.dtype()),
+        }
+    }
+
+    /// The weight as operations take it.
+    pub(crate) fn operand(&self) -> Weight {
+        match &self.packed {
+            Some(packed) => Weight::Packed(packed.tensor.clone()),
+            None => Weight::Dense(self.weight()),
+        }
+    }
+
+    /// The device that it is on, without autodiff.
+    pub(crate) fn device(&self) -> Device {
+        self.stored.device().inner()
     }
 }
 
@@ -116,7 +149,8 @@ pub(crate) fn layers<M: Module>(module: &M) -> Vec<Target> {
         .filter_map(|(param, kind)| {
             Some(Target {
                 path: param.layer().to_owned(),
-                weight: param.tensor()?,
+                stored: param.param::<2>()?.base(),
+                packed: param.packed().cloned(),
                 kind,
             })
         })

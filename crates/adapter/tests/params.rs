@@ -51,6 +51,7 @@ fn every_field_of_an_adapter_has_its_role_and_its_layer() {
         dropout: _,
         scale: _,
         subtract_anchor: _,
+        packed: _,
     } = model.down.weight.reparameterization::<LowRank>().unwrap();
     let Anchor { a: a0, b: b0 } = anchor.as_ref().unwrap();
     let Dora {

@@ -48,8 +48,8 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    Companions, SaveOptions, config_bytes, load, sample_weights, save, save_gguf, weight_files,
-    weights_fingerprint,
+    Companions, Packing, SaveOptions, config_bytes, load, load_as, sample_weights, save, save_gguf,
+    weight_files, weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;

@@ -24,8 +24,10 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{Embed, Project, has_dropout, is_adapted, to_dtype};
-use olora_operations::{AttentionMask, attention, project};
+use olora_adapter::{
+    Embed, Project, has_dropout, is_adapted, stored_weight, tied_weight, to_dtype,
+};
+use olora_operations::{AttentionMask, Weight, attention, project};
 
 use crate::{
     Activation, Dtype, KvCache, ModelConfig, Named, Norm, NormKind,
@@ -169,8 +171,9 @@ impl Llama {
         match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
             None => {
-                let embedding = to_dtype(self.model.embed_tokens.weight.base(), hidden.dtype());
-                project(hidden, embedding.transpose(), None, None)
+                let weight = tied_weight(&self.model.embed_tokens.weight);
+                let weight = weight.to_dtype(hidden.dtype());
+                project(hidden, weight, None, None)
             }
         }
     }
@@ -318,14 +321,14 @@ impl Llama {
 
     /// The weight of the vocabulary projection, `[hidden_size, vocab_size]`, in
     /// `dtype`; `None` if an adapter is attached to it.
-    pub fn output_weight(&self, dtype: DType) -> Option<Tensor<2>> {
+    pub fn output_weight(&self, dtype: DType) -> Option<Weight> {
         let weight = match &self.lm_head {
             Some(lm_head) if is_adapted(lm_head) => return None,
-            Some(lm_head) => lm_head.weight.val(),
+            Some(lm_head) => stored_weight(&lm_head.weight),
             // An adapter on the embedding is none on the head, tied or not.
-            None => self.model.embed_tokens.weight.base().transpose(),
+            None => tied_weight(&self.model.embed_tokens.weight),
         };
-        Some(to_dtype(weight, dtype))
+        Some(weight.to_dtype(dtype))
     }
 
     fn through_blocks(&self, ids: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {

@@ -266,7 +266,7 @@ fn two_adapters_side_by_side_are_the_sum_of_their_updates() {
         let weight = |model: &Llama| {
             let layers = olora_adapter::linear_layers(model).into_iter();
             let found = layers.into_iter().find(|layer| layer.path == path).unwrap();
-            host(found.weight)
+            host(found.weight())
         };
         let before = weight(&base());
         let after = weight(&merged).into_iter().zip(before);

@@ -47,7 +47,7 @@ pub(crate) struct PlannedLayer {
 impl PlannedLayer {
     fn initial(&self, a: Vec<f32>, b: Vec<f32>, anchored: bool) -> InitialFactors {
         let [d_in, d_out] = self.target.dims();
-        let device = self.target.weight.device().inner();
+        let device = self.target.device();
         let tensor = |values, shape: [usize; 2]| {
             Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
         };
@@ -60,7 +60,7 @@ impl PlannedLayer {
 
     /// The weight in f32, without autodiff.
     fn weight(&self) -> Tensor<2> {
-        as_f32(self.target.weight.clone().without_autodiff())
+        as_f32(self.target.weight())
     }
 }
 
@@ -130,8 +130,7 @@ fn olora(
         .iter()
         .map(|layer| {
             let [_, d_out] = layer.target.dims();
-            let rows = layer.target.weight.clone().without_autodiff();
-            let rows = rows.slice([0..layer.shape.rank, 0..d_out]);
+            let rows = layer.target.weight().slice([0..layer.shape.rank, 0..d_out]);
             transposed_to_host(rows, &layer.target.path)
         })
         .collect::<Result<Vec<_>, _>>()?;

@@ -78,7 +78,7 @@ impl PeftAdapter {
             .zip(values)
             .zip(anchors)
             .map(|((PlannedLayer { target, .. }, layer), anchor)| {
-                let device = target.weight.device().inner();
+                let device = target.device();
                 let scale = layer.scale;
                 let tensor = |values: Vec<f32>, shape: Vec<usize>| {
                     Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32))

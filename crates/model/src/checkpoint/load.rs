@@ -9,7 +9,8 @@ use burn::{
     module::Param,
     tensor::{DType, Device, Tensor},
 };
-use olora_adapter::{MapParams, Place, map_params, params};
+use olora_adapter::{MapParams, PackedBase, Place, hollow, map_params, params, put_on};
+use olora_operations::PackedTensor;
 
 use super::{Dtype, source::Source};
 use crate::{Llama, ModelConfig, ModelError};
@@ -23,9 +24,9 @@ const PREFIX: &str = "model.";
 ///
 /// The weights are read and converted one at a time into `dtype`, so the peak
 /// is the model and one tensor, which all but safetensors hold twice: as it
-/// was read and as it will be. Quantised weights are dequantised. All of them
-/// are frozen or trained as the caller decides later; none is tracked by
-/// autodiff here.
+/// was read and as it will be. Matrices that the file has packed stay packed, see
+/// [`load_as`]. All of them are frozen or trained as the caller decides later;
+/// none is tracked by autodiff here.
 ///
 /// # Errors
 ///
@@ -35,6 +36,20 @@ const PREFIX: &str = "model.";
 pub fn load(
     path: &Path,
     dtype: Dtype,
+    device: &Device,
+) -> Result<(Llama, ModelConfig), ModelError> {
+    load_as(path, dtype, Packing::AsStored, device)
+}
+
+/// [`load`], with the choice of what becomes of packed matrices.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_as(
+    path: &Path,
+    dtype: Dtype,
+    packing: Packing,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
     let config = ModelConfig::from_path(path)?;
@@ -59,10 +74,25 @@ pub fn load(
     let mut loader = Loader {
         names,
         dtype,
+        packing,
+        packed: BTreeMap::new(),
         error: None,
     };
     let model = map_params(model, &mut loader);
-    loader.error.map_or(Ok((model, config)), Err)
+    match loader.error {
+        Some(error) => Err(error),
+        None => Ok((put_on(model, loader.packed), config)),
+    }
+}
+
+/// What becomes of the matrices of linear layers and of the embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Those that the file has in 4 to 8 bits stay as they lie.
+    #[default]
+    AsStored,
+    /// All are unpacked into the dtype of the rest.
+    Dense,
 }
 
 /// Name → shape as PyTorch has it.
@@ -140,7 +170,28 @@ impl Names {
 struct Loader {
     names: Names,
     dtype: Dtype,
+    packing: Packing,
+    /// By the path of the layer.
+    packed: BTreeMap<String, PackedBase>,
     error: Option<ModelError>,
+}
+
+impl Loader {
+    /// The packed matrix for a parameter, if it is to be one.
+    fn packed(&self, place: &Place, stored: &str) -> Result<Option<PackedBase>, ModelError> {
+        let Some(kind) = place.kind.filter(|_| place.name() == "weight") else {
+            return Ok(None);
+        };
+        // Learned positions are few, and read by Burn's own embedding.
+        if self.packing == Packing::Dense || place.layer().ends_with("embed_positions") {
+            return Ok(None);
+        }
+        let packed = self.names.source.packed(stored)?;
+        Ok(packed.map(|packed| PackedBase {
+            tensor: PackedTensor::new(packed),
+            kind,
+        }))
+    }
 }
 
 impl MapParams for Loader {
@@ -150,6 +201,21 @@ impl MapParams for Loader {
         }
         let shape = param.lazy_shape().to_vec();
         let stored = self.names.stored(&place.path);
+        let device = param.lazy_device();
+        let id = param.id;
+        match self.packed(place, stored) {
+            Ok(None) => {}
+            Ok(Some(packed)) => {
+                self.packed.insert(place.layer().to_owned(), packed);
+                let shape: [usize; D] = param.lazy_shape().dims();
+                let hollow = hollow(shape, &device, DType::from(self.dtype));
+                return param.transform_for_load(hollow, id);
+            }
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
+        }
         let transposed = place.is_transposed(D);
         let data = self
             .names
@@ -157,9 +223,7 @@ impl MapParams for Loader {
             .read(stored, &shape, transposed, self.dtype);
         match data {
             Ok(data) => {
-                let device = param.lazy_device();
                 let tensor = Tensor::<D>::from_data(data, (&device, DType::from(self.dtype)));
-                let id = param.id;
                 param.transform_for_load(tensor, id)
             }
             Err(error) => {

@@ -9,6 +9,7 @@ use burn::tensor::TensorData;
 use olora_adapter::UniqueMap;
 use olora_files::read_bounded;
 use olora_gguf::{GgufFile, is_gguf};
+use olora_packed::Packed;
 use serde::Deserialize;
 
 use super::{
@@ -94,6 +95,15 @@ impl Source {
                 self.refuse_unfit(name, bytes, Dtype::F32, dtype)?;
                 Ok(convert(bytes, Dtype::F32, dtype, shape, transposed))
             }
+        }
+    }
+
+    /// A matrix `[d_out, d_in]` that is stored packed, as it lies; `None` for
+    /// what is dense.
+    pub(super) fn packed(&self, name: &str) -> Result<Option<Packed>, ModelError> {
+        match self {
+            Self::Gguf(file) => Ok(file.packed(name)?),
+            Self::Safetensors(_) | Self::Pytorch(_) => Ok(None),
         }
     }
 
