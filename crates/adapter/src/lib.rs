@@ -68,7 +68,7 @@ pub use eva::{Directions, Rows};
 pub use factors::{LayerFactors, factors};
 pub use header::{UniqueMap, check_header};
 pub use low_rank::{Anchor, LowRank, to_dtype};
-pub use merge::{has_moved, merge, switched_off, without_adapter};
+pub use merge::{MergedParameter, has_moved, merge, merged_params, switched_off, without_adapter};
 pub use packed::{
     PackedBase, PackedWeight, hollow, packed_of, packed_weights, put_on, stored_weight, tied_weight,
 };

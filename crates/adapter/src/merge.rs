@@ -1,19 +1,23 @@
 //! Leaving the adapter behind: merged into the weights, or removed.
 
-use burn::{module::Module, tensor::Tensor};
+use burn::{
+    module::{Module, Reparameterization},
+    tensor::{Tensor, TensorData},
+};
 
 use crate::{
-    AdapterError, Kind, Role,
+    AdapterError, Kind, LowRank, Role,
     error::device_error,
     factors::{LayerFactors, factors, replace},
-    packed::{packed_weights, put_on, taken_off},
-    params::params,
+    packed::{PackedBase, held, packed_weights, put_on, taken_off},
+    params::{Parameter, params},
 };
 
 /// A new module with every update added to its weight and no adapter left.
 ///
 /// The sum is taken in f32 and rounded once to the weight's dtype. The
-/// module given up is unchanged wherever else it is held.
+/// module given up is unchanged wherever else it is held. Packed weights become
+/// dense, all of them: [`merged_params`] has one at a time.
 ///
 /// # Errors
 ///
@@ -25,7 +29,12 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
     if factors.is_empty() {
         return Err(AdapterError::NotAdapted);
     }
-    for layer in &factors {
+    check_finite(&factors)?;
+    Ok(module.materialize())
+}
+
+fn check_finite(factors: &[LayerFactors]) -> Result<(), AdapterError> {
+    for layer in factors {
         let magnitude = layer.magnitude.clone().map(|(now, _)| now.unsqueeze());
         for factor in [&layer.a, &layer.b].into_iter().chain(&magnitude) {
             if !is_finite(factor, &layer.path)? {
@@ -33,7 +42,71 @@ pub fn merge<M: Module>(module: M) -> Result<M, AdapterError> {
             }
         }
     }
-    Ok(module.materialize())
+    Ok(())
+}
+
+/// A parameter as it is once the adapter, if there is one, is merged.
+#[derive(Debug)]
+pub struct MergedParameter {
+    param: Parameter,
+    update: Option<LowRank>,
+}
+
+impl MergedParameter {
+    /// The parameter, without the update.
+    pub fn param(&self) -> &Parameter {
+        &self.param
+    }
+
+    /// Whether an update is added.
+    pub fn is_adapted(&self) -> bool {
+        self.update.is_some()
+    }
+
+    /// The packed matrix that it is, if it is one and nothing is added.
+    pub fn packed(&self) -> Option<&PackedBase> {
+        self.param.packed().filter(|_| self.update.is_none())
+    }
+
+    /// The values, on the host: those that [`merge`] gives.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Device`] if they cannot be read back.
+    pub fn data(&self) -> Result<TensorData, AdapterError> {
+        let update = self.update.as_ref();
+        let Some((update, weight)) = update.zip(self.param.param::<2>()) else {
+            return self.param.data();
+        };
+        let merged = update.apply(weight.base()).without_autodiff();
+        merged
+            .try_into_data()
+            .map_err(|error| device_error(self.param.path(), &error))
+    }
+}
+
+/// The parameters of a module as they are once its adapter, if it has one, is
+/// merged: each is made when its values are asked for, so that no more than
+/// one is there, whatever the base is packed in.
+///
+/// # Errors
+///
+/// [`AdapterError::NotFinite`], as for [`merge`].
+pub fn merged_params<M: Module>(module: &M) -> Result<Vec<MergedParameter>, AdapterError> {
+    check_finite(&factors(module))?;
+    let mut held = held(module);
+    let all = params(module).into_iter();
+    let own = all.filter(|param| !param.role().is_adapter());
+    Ok(own
+        .map(|param| {
+            let is_weight = param.place().name() == "weight";
+            let held = is_weight.then(|| held.remove(param.layer())).flatten();
+            MergedParameter {
+                update: held.and_then(|held| held.low_rank),
+                param,
+            }
+        })
+        .collect())
 }
 
 /// A new module without its adapter: the base model.

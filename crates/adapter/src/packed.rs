@@ -123,7 +123,6 @@ pub fn packed_of(param: &Param<Tensor<2>>) -> Option<&PackedBase> {
 /// What stands on one weight.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
-    #[allow(dead_code, reason = "merging by layer is to come")]
     pub(crate) low_rank: Option<LowRank>,
     pub(crate) packed: Option<PackedBase>,
 }

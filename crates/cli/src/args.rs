@@ -8,6 +8,7 @@ use olora_adapter::{MAX_RANK, WEIGHTS, is_weight};
 use olora_data::DEFAULT_MAX_LENGTH;
 use olora_devices::KernelOptions;
 use olora_doctor::LENGTHS;
+use olora_gguf::GgufType;
 use olora_model::Dtype;
 use olora_runs::recipe::bounds::{
     MAX_BATCH_SIZE, MAX_LENGTH, MAX_NEW_TOKENS, MAX_SAMPLES, has_control,
@@ -346,7 +347,8 @@ pub(crate) struct MergeArgs {
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
     #[arg(long, value_parser = output())]
     pub(crate) output: PathBuf,
-    /// Number format to write, `q8_0` only to GGUF; the checkpoint's own if not given
+    /// Number format to write, packed ones only to GGUF, `same` for what each matrix of a packed
+    /// base has; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
     pub(crate) dtype: Option<MergedFormat>,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
@@ -465,12 +467,15 @@ fn dtype() -> impl TypedValueParser<Value = Dtype> {
 
 /// `merge --dtype`: a number format of weights, or one that only GGUF has.
 fn merged_format() -> impl TypedValueParser<Value = MergedFormat> {
-    let names = dtype_names()
+    let packed = GgufType::ALL
         .into_iter()
-        .chain([PossibleValue::new("q8_0")]);
-    PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
-        "q8_0" => Ok(MergedFormat::Q8_0),
-        name => name.parse().map(MergedFormat::Weights),
+        .filter(|format| format.is_packed());
+    let packed = packed.map(|format| PossibleValue::new(format.name()));
+    PossibleValuesParser::new(dtype_names().into_iter().chain(packed)).try_map(|name| {
+        match GgufType::of_name(&name).filter(|format| format.is_packed()) {
+            Some(format) => Ok(MergedFormat::Gguf(format)),
+            None => name.parse().map(MergedFormat::Weights),
+        }
     })
 }
 
@@ -484,7 +489,7 @@ pub(crate) enum MergedFormat {
     /// In a checkpoint, or in a GGUF file.
     Weights(Dtype),
     /// In a GGUF file alone.
-    Q8_0,
+    Gguf(GgufType),
 }
 
 impl MergedFormat {
@@ -492,7 +497,7 @@ impl MergedFormat {
     pub(crate) fn weights(self) -> Option<Dtype> {
         match self {
             Self::Weights(dtype) => Some(dtype),
-            Self::Q8_0 => None,
+            Self::Gguf(_) => None,
         }
     }
 }

@@ -36,17 +36,20 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             "--shard-size is for directories: a GGUF file is always one file",
         ));
     }
-    if !to_file && matches!(args.dtype, Some(MergedFormat::Q8_0)) {
-        return Err(Usage::new(
-            "q8_0 is a format of GGUF files: let the name of --output end in .gguf",
-        ));
+    if let Some(MergedFormat::Gguf(format)) = args.dtype
+        && !to_file
+    {
+        let name = format.name();
+        let message =
+            format!("{name} is a format of GGUF files: let the name of --output end in .gguf");
+        return Err(Usage::new(&message));
     }
     let Opened { device, details } = devices::open(&args.device, kernels)?;
     let adapter = read_adapter(&args.adapter)?;
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let advice = "Merge on the CPU: leave --device out";
     let written = devices::guarded(&details, advice, || {
-        // Added in f32, rounded once when written.
+        // Added in f32, layer by layer as it is written, and rounded once.
         let (llama, config) = olora_model::load(&base, Dtype::F32, &device)?;
         // Now, as the weights are: the base may be gone when the result is written.
         let companions = if to_file {
@@ -56,11 +59,10 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
         };
         let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
-        let merged = olora_adapter::merge(adapted)?;
         if to_file {
-            write_file(&merged, &config, args, &base)
+            write_file(&adapted, &config, args, &base)
         } else {
-            write_directory(&merged, &config, args, &companions)
+            write_directory(&adapted, &config, args, &companions)
         }
     })?;
     say(&format!("wrote {} ({written})", output.display()));
@@ -92,7 +94,7 @@ fn weight_type(config: &ModelConfig, args: &MergeArgs) -> Dtype {
 }
 
 fn write_directory(
-    merged: &Llama,
+    adapted: &Llama,
     config: &ModelConfig,
     args: &MergeArgs,
     companions: &Companions,
@@ -101,22 +103,22 @@ fn write_directory(
     if let Some(shard_bytes) = args.shard_size {
         options.shard_bytes = shard_bytes;
     }
-    olora_model::save(merged, config, options, Some(companions), &args.output)?;
+    olora_model::save(adapted, config, options, Some(companions), &args.output)?;
     Ok(options.dtype.name())
 }
 
 fn write_file(
-    merged: &Llama,
+    adapted: &Llama,
     config: &ModelConfig,
     args: &MergeArgs,
     base: &Path,
 ) -> Result<&'static str> {
     let format = match (args.dtype, weight_type(config, args)) {
-        (Some(MergedFormat::Q8_0), _) => GgufType::Q8_0,
+        (Some(MergedFormat::Gguf(format)), _) => format,
         (_, Dtype::F32) => GgufType::F32,
         (_, Dtype::Bf16) => GgufType::Bf16,
         (_, Dtype::F16) => GgufType::F16,
     };
-    olora_model::save_gguf(merged, config, format, base, &args.output)?;
+    olora_model::save_gguf(adapted, config, format, base, &args.output)?;
     Ok(format.name())
 }

@@ -65,7 +65,9 @@ use std::path::Path;
 pub use error::GgufError;
 pub use read::GgufFile;
 pub use tokenizer::Tokenizer;
-pub use write::{GgufType, LoraLayer, TensorSpec, TokenizerFiles, write_adapter, write_model};
+pub use write::{
+    GgufType, LoraLayer, TensorSpec, TensorValues, TokenizerFiles, write_adapter, write_model,
+};
 
 /// Whether a path that names a model names a GGUF file, not a directory.
 pub fn is_gguf(path: &Path) -> bool {

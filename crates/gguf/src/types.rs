@@ -125,6 +125,23 @@ impl TensorType {
         })
     }
 
+    /// The type of tensors in such blocks.
+    pub(crate) const fn of_blocks(format: BlockFormat) -> Self {
+        match format {
+            BlockFormat::Q4_0 => Self::Q4_0,
+            BlockFormat::Q4_1 => Self::Q4_1,
+            BlockFormat::Q5_0 => Self::Q5_0,
+            BlockFormat::Q5_1 => Self::Q5_1,
+            BlockFormat::Q8_0 => Self::Q8_0,
+            BlockFormat::Q2K => Self::Q2K,
+            BlockFormat::Q3K => Self::Q3K,
+            BlockFormat::Q4K => Self::Q4K,
+            BlockFormat::Q5K => Self::Q5K,
+            BlockFormat::Q6K => Self::Q6K,
+            BlockFormat::Q8K => Self::Q8K,
+        }
+    }
+
     /// Turns whole blocks into numbers; `output` has a place for each element.
     pub(crate) fn dequantise(self, bytes: &[u8], output: &mut [f32]) {
         if let Some(format) = self.blocks() {

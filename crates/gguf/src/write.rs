@@ -8,6 +8,7 @@ mod vocabulary;
 
 use std::{borrow::Cow, collections::BTreeSet, error::Error, path::Path};
 
+use olora_packed::{BlockFormat, Packed};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -31,43 +32,125 @@ pub enum GgufType {
     F16,
     /// 16 bits, the upper half of an `f32`.
     Bf16,
-    /// 8 bits, with a scale for each 32 numbers. Matrices whose rows are no
-    /// multiple of 32 long are written as F16, as llama.cpp's converter does.
-    Q8_0,
+    /// Blocks of 4 to 8 bits, all matrices alike. Where a row does not divide into
+    /// the blocks, another format is taken, as `llama-quantize` does: `Q5_0` for
+    /// `Q4_K`, `Q5_1` for `Q5_K`, `Q8_0` for `Q6_K`, and `F16` for all others.
+    Blocks(BlockFormat),
+    /// What each matrix is packed in ([`TensorSpec::packed`]); `BF16` for dense ones.
+    AsPacked,
 }
 
 impl GgufType {
     /// All formats that can be written.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
+    pub const ALL: [Self; 12] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Blocks(BlockFormat::Q8_0),
+        Self::Blocks(BlockFormat::Q6K),
+        Self::Blocks(BlockFormat::Q5K),
+        Self::Blocks(BlockFormat::Q5_1),
+        Self::Blocks(BlockFormat::Q5_0),
+        Self::Blocks(BlockFormat::Q4K),
+        Self::Blocks(BlockFormat::Q4_1),
+        Self::Blocks(BlockFormat::Q4_0),
+        Self::AsPacked,
+    ];
 
-    /// As llama.cpp's converter calls it: `f32`, `f16`, `bf16` or `q8_0`.
+    /// Whether matrices are in blocks, which GGUF files alone have.
+    pub const fn is_packed(self) -> bool {
+        matches!(self, Self::Blocks(_) | Self::AsPacked)
+    }
+
+    /// As llama.cpp's converter calls it, in small letters: `f32`, `f16`, `bf16`,
+    /// `q8_0`, `q4_k`; and `same`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
-            Self::Q8_0 => "q8_0",
+            Self::Blocks(BlockFormat::Q2K) => "q2_k",
+            Self::Blocks(BlockFormat::Q3K) => "q3_k",
+            Self::Blocks(BlockFormat::Q4_0) => "q4_0",
+            Self::Blocks(BlockFormat::Q4_1) => "q4_1",
+            Self::Blocks(BlockFormat::Q4K) => "q4_k",
+            Self::Blocks(BlockFormat::Q5_0) => "q5_0",
+            Self::Blocks(BlockFormat::Q5_1) => "q5_1",
+            Self::Blocks(BlockFormat::Q5K) => "q5_k",
+            Self::Blocks(BlockFormat::Q6K) => "q6_k",
+            Self::Blocks(BlockFormat::Q8_0) => "q8_0",
+            Self::Blocks(BlockFormat::Q8K) => "q8_k",
+            Self::AsPacked => "same",
         }
+    }
+
+    /// The format of that name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
     /// `enum llama_ftype`.
-    const fn file_type(self) -> u32 {
+    fn file_type(self, tensors: &[TensorSpec]) -> u32 {
         match self {
             Self::F32 => 0,
             Self::F16 => 1,
-            Self::Q8_0 => 7,
             Self::Bf16 => 32,
+            Self::Blocks(format) => blocks_file_type(format),
+            // The one that most values have.
+            Self::AsPacked => {
+                let mut values: Vec<(BlockFormat, usize)> = Vec::new();
+                for (format, n) in tensors
+                    .iter()
+                    .filter_map(|spec| Some((spec.packed?, spec.shape.iter().product::<usize>())))
+                {
+                    match values.iter_mut().find(|(known, _)| *known == format) {
+                        Some((_, sum)) => *sum += n,
+                        None => values.push((format, n)),
+                    }
+                }
+                let most = values.into_iter().max_by_key(|(_, n)| *n);
+                most.map_or(32, |(format, _)| blocks_file_type(format))
+            }
         }
     }
 
-    fn stored(self, shape: &[usize]) -> TensorType {
-        match (self, shape) {
-            (Self::F32, _) | (_, [] | [_]) => TensorType::F32,
-            (Self::F16, _) => TensorType::F16,
-            (Self::Bf16, _) => TensorType::Bf16,
-            (Self::Q8_0, [.., row]) if !row.is_multiple_of(32) => TensorType::F16,
-            (Self::Q8_0, _) => TensorType::Q8_0,
+    fn stored(self, spec: &TensorSpec) -> TensorType {
+        let [.., _, row] = spec.shape.as_slice() else {
+            return TensorType::F32;
+        };
+        let divides = |format: BlockFormat| row.is_multiple_of(format.block_values());
+        let fitting = |format: BlockFormat| {
+            let instead = match format {
+                BlockFormat::Q4K => BlockFormat::Q5_0,
+                BlockFormat::Q5K => BlockFormat::Q5_1,
+                _ => BlockFormat::Q8_0,
+            };
+            let format = if divides(format) { format } else { instead };
+            divides(format).then(|| TensorType::of_blocks(format))
+        };
+        match self {
+            Self::F32 => TensorType::F32,
+            Self::F16 => TensorType::F16,
+            Self::Bf16 => TensorType::Bf16,
+            Self::Blocks(format) => fitting(format).unwrap_or(TensorType::F16),
+            Self::AsPacked => spec.packed.and_then(fitting).unwrap_or(TensorType::Bf16),
         }
+    }
+}
+
+fn blocks_file_type(format: BlockFormat) -> u32 {
+    match format {
+        BlockFormat::Q4_0 => 2,
+        BlockFormat::Q4_1 => 3,
+        BlockFormat::Q8_0 | BlockFormat::Q8K => 7,
+        BlockFormat::Q5_0 => 8,
+        BlockFormat::Q5_1 => 9,
+        BlockFormat::Q2K => 10,
+        BlockFormat::Q3K => 12,
+        // Those of the files in which all matrices are alike.
+        BlockFormat::Q4K => 14,
+        BlockFormat::Q5K => 16,
+        BlockFormat::Q6K => 18,
     }
 }
 
@@ -79,6 +162,17 @@ pub struct TensorSpec {
     pub name: String,
     /// Row-major, outermost first.
     pub shape: Vec<usize>,
+    /// The blocks that the matrix comes in, if it does.
+    pub packed: Option<BlockFormat>,
+}
+
+/// A tensor's values, as a checkpoint has them.
+#[derive(Clone, Debug)]
+pub enum TensorValues {
+    /// Row-major.
+    Floats(Vec<f32>),
+    /// A matrix in blocks, which are copied where the file has the same format.
+    Packed(Packed),
 }
 
 /// The files of a checkpoint that make up its tokenizer.
@@ -97,8 +191,8 @@ pub struct TokenizerFiles<'a> {
 /// `convert_hf_to_gguf.py` would.
 ///
 /// `config` is what `config.json` holds. `read` is asked for the tensors one by
-/// one, in the order of `tensors`, and gives their values row-major; no more
-/// than one tensor is in memory. If the configuration ties the embeddings,
+/// one, in the order of `tensors`, and gives their values; no more than one
+/// tensor is in memory. If the configuration ties the embeddings,
 /// `lm_head.weight` is not written.
 ///
 /// The file appears at `path` when it is complete; until then, and after an
@@ -116,7 +210,7 @@ pub fn write_model(
     tokenizer: TokenizerFiles<'_>,
     tensors: &[TensorSpec],
     format: GgufType,
-    mut read: impl FnMut(&str) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>>,
+    mut read: impl FnMut(&str) -> Result<TensorValues, Box<dyn Error + Send + Sync>>,
 ) -> Result<(), GgufError> {
     let shape = shape::Shape::new(config)?;
     let mut metadata = Metadata::default();
@@ -126,7 +220,7 @@ pub fn write_model(
         metadata.text("general.name", name);
     }
     shape.describe(&mut metadata)?;
-    metadata.u32("general.file_type", format.file_type());
+    metadata.u32("general.file_type", format.file_type(tensors));
     metadata.u32("general.quantization_version", 2);
     vocabulary::describe(&mut metadata, tokenizer, &shape)?;
 
@@ -160,15 +254,23 @@ pub fn write_model(
             name: spec.name.clone(),
             source,
         })?;
+        let found = match &values {
+            TensorValues::Floats(values) => values.len(),
+            TensorValues::Packed(packed) => packed.shape().iter().product(),
+        };
         let expected: usize = spec.shape.iter().product();
-        if values.len() != expected {
+        if found != expected {
             return Err(GgufError::unwritable(
                 format!("`{}`", spec.name),
-                format!("it has {} values, but its shape {expected}", values.len()),
+                format!("it has {found} values, but its shape {expected}"),
             ));
         }
         let change = change(&spec.name, shape.family, shape.heads);
-        encode::rows(&planned[index + before], change, &values, output)
+        let planned = &planned[index + before];
+        match values {
+            TensorValues::Floats(values) => encode::rows(planned, change, &values, output),
+            TensorValues::Packed(packed) => encode::packed(planned, change, &packed, output),
+        }
     })
 }
 
@@ -201,7 +303,7 @@ fn plan(
     Ok(Planned {
         name,
         shape: spec.shape.clone(),
-        kind: format.stored(&spec.shape),
+        kind: format.stored(spec),
     })
 }
 

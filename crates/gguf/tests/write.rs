@@ -15,7 +15,10 @@ mod common;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{Tensor, fixture, json, kept, safetensors};
-use olora_gguf::{GgufError, GgufFile, GgufType, TensorSpec, TokenizerFiles, write_model};
+use olora_gguf::{
+    GgufError, GgufFile, GgufType, TensorSpec, TensorValues, TokenizerFiles, write_model,
+};
+use olora_packed::BlockFormat;
 use serde_json::{Map, Value, json};
 
 /// A checkpoint of `fixtures/` with a tokenizer to go with it.
@@ -66,6 +69,7 @@ impl Checkpoint {
             .map(|(name, (shape, _))| TensorSpec {
                 name: name.clone(),
                 shape: shape.clone(),
+                packed: None,
             })
             .collect();
         let tokenizer = TokenizerFiles {
@@ -121,7 +125,10 @@ fn the_other_formats_are_as_near_as_they_can_be() {
         (GgufType::F16, 2.0_f32.powi(-11)),
         (GgufType::Bf16, 2.0_f32.powi(-8)),
         // Half a step of the largest of 32 numbers, and the scale's rounding.
-        (GgufType::Q8_0, 0.5 / 127.0 + 2.0_f32.powi(-11)),
+        (
+            GgufType::Blocks(BlockFormat::Q8_0),
+            0.5 / 127.0 + 2.0_f32.powi(-11),
+        ),
     ] {
         let path = kept(&format!("llama.{}.gguf", format.name()));
         checkpoint.write(&path, format).unwrap();
@@ -154,7 +161,9 @@ fn the_other_formats_are_as_near_as_they_can_be() {
 fn rows_that_no_q8_block_fits_are_written_as_f16() {
     let checkpoint = Checkpoint::new("llama");
     let path = kept("llama.q8_0-rows.gguf");
-    checkpoint.write(&path, GgufType::Q8_0).unwrap();
+    checkpoint
+        .write(&path, GgufType::Blocks(BlockFormat::Q8_0))
+        .unwrap();
     let file = GgufFile::open(&path).unwrap();
     // 48 inputs are no multiple of 32, 32 inputs are.
     let stored = |module: &str| file.stored_type(&format!("model.layers.0.mlp.{module}.weight"));
@@ -272,6 +281,7 @@ fn a_failing_source_leaves_the_old_file() {
         .map(|(name, (shape, _))| TensorSpec {
             name: name.clone(),
             shape: shape.clone(),
+            packed: None,
         })
         .collect();
     let tokenizer = TokenizerFiles {
@@ -291,7 +301,7 @@ fn a_failing_source_leaves_the_old_file() {
             if left == 0 {
                 return Err("the device is gone".into());
             }
-            Ok(checkpoint.tensors[name].1.clone())
+            Ok(TensorValues::Floats(checkpoint.tensors[name].1.clone()))
         },
     );
     assert!(matches!(error, Err(GgufError::Source { .. })), "{error:?}");

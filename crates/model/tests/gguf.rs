@@ -17,6 +17,7 @@ use olora_gguf::GgufType;
 use olora_model::{
     Companions, Dtype, ModelConfig, config_bytes, load, save, save_gguf, weight_files,
 };
+use olora_packed::BlockFormat;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -112,7 +113,7 @@ fn quantised_weights_are_close_and_halves_are_exact() {
     let from = checkpoint("llama");
     let golden = floats(&fixture("llama").join("golden.safetensors"), "logits").1;
     let out = tempfile::tempdir().unwrap();
-    let file = written(from.path(), GgufType::Q8_0, out.path());
+    let file = written(from.path(), GgufType::Blocks(BlockFormat::Q8_0), out.path());
     let diff = max_diff(&logits(&file, "llama"), &golden);
     assert!(diff > 0.0 && diff < 0.5, "{diff}");
 

@@ -3,11 +3,17 @@
 use std::{io::Write, path::Path};
 
 use half::{bf16, f16};
+use olora_packed::{Packed, PackedError, pack_blocks};
+use rayon::prelude::*;
 
 use super::container::Planned;
 use crate::{GgufError, names::Change, types::TensorType};
 
-/// Writes a tensor row by row, in the file's order of rows.
+/// Values that one thread encodes at a time.
+const AT_ONCE: usize = 1 << 16;
+
+/// Writes a tensor row by row, in the file's order of rows. Rows are encoded on
+/// all threads: k-quants take long to make.
 pub(super) fn rows(
     tensor: &Planned,
     change: Change,
@@ -16,28 +22,100 @@ pub(super) fn rows(
 ) -> Result<(), GgufError> {
     let rows = tensor.shape[0];
     let width = values.len() / rows;
-    let mut raised = Vec::new();
-    let mut bytes = Vec::new();
-    for row in 0..rows {
-        let mut values = &values[change.source_row(row, rows) * width..][..width];
-        if change == Change::PlusOne {
-            raised.clear();
-            raised.extend(values.iter().map(|value| value + 1.0));
-            values = &raised;
+    let some = |first: usize, last: usize| {
+        let mut raised = Vec::new();
+        let mut bytes = Vec::new();
+        for row in first..last {
+            let mut values = &values[change.source_row(row, rows) * width..][..width];
+            if change == Change::PlusOne {
+                raised.clear();
+                raised.extend(values.iter().map(|value| value + 1.0));
+                values = &raised;
+            }
+            encode(tensor, values, &mut bytes)?;
         }
-        encode(tensor, values, &mut bytes)?;
-        if bytes.len() >= 1 << 16 || row + 1 == rows {
+        Ok(bytes)
+    };
+    in_parts(tensor, width, some, output)
+}
+
+/// Writes a matrix that is packed: as it is, if the file is to have the same
+/// format.
+pub(super) fn packed(
+    tensor: &Planned,
+    change: Change,
+    packed: &Packed,
+    output: &mut dyn Write,
+) -> Result<(), GgufError> {
+    let [rows, columns] = packed.shape();
+    if let Some((format, blocks)) = packed.as_blocks()
+        && tensor.kind == TensorType::of_blocks(format)
+        && change != Change::PlusOne
+    {
+        let width = blocks.len() / rows.max(1);
+        let some = |first: usize, last: usize| {
+            let order = (first..last).map(|row| change.source_row(row, rows) * width);
+            Ok(order
+                .flat_map(|at| &blocks[at..at + width])
+                .copied()
+                .collect())
+        };
+        return in_parts(tensor, columns, some, output);
+    }
+    let some = |first: usize, last: usize| {
+        let mut values = vec![0.0; columns];
+        let mut bytes = Vec::new();
+        for row in first..last {
+            let source = change.source_row(row, rows);
+            packed
+                .unpack(source..source + 1, 0..columns, &mut values, columns)
+                .map_err(|error| {
+                    GgufError::unwritable(format!("`{}`", tensor.name), error.to_string())
+                })?;
+            if change == Change::PlusOne {
+                values.iter_mut().for_each(|value| *value += 1.0);
+            }
+            encode(tensor, &values, &mut bytes)?;
+        }
+        Ok(bytes)
+    };
+    in_parts(tensor, columns, some, output)
+}
+
+/// Encodes rows of `width` on all threads and writes them in order.
+fn in_parts(
+    tensor: &Planned,
+    width: usize,
+    some: impl Fn(usize, usize) -> Result<Vec<u8>, GgufError> + Sync,
+    output: &mut dyn Write,
+) -> Result<(), GgufError> {
+    let rows = tensor.shape[0];
+    let step = (AT_ONCE / width.max(1)).max(1);
+    let starts: Vec<usize> = (0..rows).step_by(step).collect();
+    // Few parts at a time, so that a large tensor is not in memory twice.
+    for starts in starts.chunks(4 * rayon::current_num_threads()) {
+        let parts: Vec<_> = starts
+            .par_iter()
+            .map(|&first| some(first, (first + step).min(rows)))
+            .collect();
+        // In order, so that it is always the first fault that is named.
+        for bytes in parts {
             output
-                .write_all(&bytes)
+                .write_all(&bytes?)
                 // The container puts in the file's name.
                 .map_err(|source| GgufError::io("writing", Path::new(&tensor.name), source))?;
-            bytes.clear();
         }
     }
     Ok(())
 }
 
 fn encode(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), GgufError> {
+    if let Some(format) = tensor.kind.blocks() {
+        return pack_blocks(format, values, bytes).map_err(|error| match error {
+            PackedError::Unpackable { value, .. } => beyond(tensor, value),
+            other => GgufError::unwritable(format!("`{}`", tensor.name), other.to_string()),
+        });
+    }
     match tensor.kind {
         TensorType::Bf16 => {
             for &value in values {
@@ -53,11 +131,6 @@ fn encode(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), G
                 bytes.extend(in_range(tensor, value, value)?.to_le_bytes());
             }
         }
-        TensorType::Q8_0 => {
-            for block in values.chunks_exact(32) {
-                q8_0(tensor, block, bytes)?;
-            }
-        }
         // The only other one that is ever planned.
         _ => {
             if let Some(&value) = values.iter().find(|value| !value.is_finite()) {
@@ -66,24 +139,6 @@ fn encode(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), G
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
     }
-    Ok(())
-}
-
-/// `quantize_row_q8_0_ref` of `ggml-quants.c`.
-fn q8_0(tensor: &Planned, block: &[f32], bytes: &mut Vec<u8>) -> Result<(), GgufError> {
-    let mut largest = 0.0_f32;
-    for &value in block {
-        // A NaN would vanish in a maximum.
-        if !value.is_finite() {
-            in_range(tensor, value, value)?;
-        }
-        largest = largest.max(value.abs());
-    }
-    let scale = largest / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    bytes.extend(in_range(tensor, scale, largest)?.to_le_bytes());
-    let quants = block.iter().map(|value| (value * inverse).round() as i8);
-    bytes.extend(quants.map(i8::cast_unsigned));
     Ok(())
 }
 
@@ -104,8 +159,8 @@ fn beyond(tensor: &Planned, value: f32) -> GgufError {
     }
     let (largest, instead) = match tensor.kind {
         TensorType::Bf16 => ("3.3895e38", "f32"),
-        TensorType::Q8_0 => ("8.3e6", "bf16 or f32"),
-        _ => ("65504", "bf16 or f32"),
+        TensorType::F16 => ("65504", "bf16 or f32"),
+        _ => ("what its scales hold", "bf16 or f32"),
     };
     GgufError::unwritable(
         what,

@@ -3,9 +3,10 @@
 use std::{borrow::Cow, cell::RefCell, fs, path::Path, rc::Rc};
 
 use burn::tensor::{DType, TensorData};
-use olora_adapter::{AdapterError, params};
+use olora_adapter::{AdapterError, merged_params};
 use olora_files::{StagedDirectory, clear_leftovers, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
+use olora_packed::{BlockFormat, Packed};
 use safetensors::View;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -156,7 +157,7 @@ fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
 /// Files of at most `shard_bytes`, filled in the model's order, and an index if
 /// there is more than one.
 fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(), ModelError> {
-    let weights = weights(model, options.dtype);
+    let weights = weights(model, options.dtype)?;
     let sizes: Vec<u64> = weights.iter().map(Weight::size).collect();
     let ends = shard_ends(&sizes, options.shard_bytes);
     let n_parameters: usize = weights.iter().map(Weight::n_elements).sum();
@@ -229,25 +230,41 @@ pub(super) struct Weight {
     pub(super) shape: Vec<usize>,
     /// Whether the device has it the other way around.
     transposed: bool,
+    /// The matrix as it is packed, if it is and nothing is added to it.
+    pub(super) packed: Option<Packed>,
+    /// The blocks that the base has it in, whatever is added.
+    pub(super) blocks: Option<BlockFormat>,
     dtype: Dtype,
     read: Box<dyn Fn() -> Result<TensorData, String>>,
 }
 
-pub(super) fn weights(model: &Llama, dtype: Dtype) -> Vec<Weight> {
-    let all = params(model).into_iter();
-    all.map(|param| Weight {
-        name: param.path().to_owned(),
-        shape: param.torch_shape(),
-        transposed: param.is_transposed(),
-        dtype,
-        read: Box::new(move || {
-            param.data().map_err(|error| match error {
-                AdapterError::Device { reason, .. } => reason,
-                other => other.to_string(),
-            })
-        }),
-    })
-    .collect()
+/// The weights of a model, with its adapter merged if it has one: each as it is
+/// asked for.
+pub(super) fn weights(model: &Llama, dtype: Dtype) -> Result<Vec<Weight>, ModelError> {
+    let all = merged_params(model)
+        .map_err(|error| ModelError::device("the adapter", &error))?
+        .into_iter();
+    let weights = all.map(|merged| {
+        let param = merged.param();
+        Weight {
+            name: param.path().to_owned(),
+            shape: param.torch_shape(),
+            transposed: param.is_transposed(),
+            packed: merged.packed().map(|base| base.tensor.packed().clone()),
+            blocks: param.packed().and_then(|base| {
+                let packed = base.tensor.packed();
+                packed.as_blocks().map(|(format, _)| format)
+            }),
+            dtype,
+            read: Box::new(move || {
+                merged.data().map_err(|error| match error {
+                    AdapterError::Device { reason, .. } => reason,
+                    other => other.to_string(),
+                })
+            }),
+        }
+    });
+    Ok(weights.collect())
 }
 
 impl Weight {

@@ -3,7 +3,9 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use olora_files::clear_leftovers;
-use olora_gguf::{GgufFile, GgufType, TensorSpec, TokenizerFiles, is_gguf, write_model};
+use olora_gguf::{
+    GgufFile, GgufType, TensorSpec, TensorValues, TokenizerFiles, is_gguf, write_model,
+};
 
 use super::{Dtype, save::weights};
 use crate::{Llama, ModelConfig, ModelError};
@@ -35,12 +37,13 @@ pub fn save_gguf(
         fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
     }
     let files = Files::read(companions)?;
-    let weights = weights(model, Dtype::F32);
+    let weights = weights(model, Dtype::F32)?;
     let specs: Vec<TensorSpec> = weights
         .iter()
         .map(|weight| TensorSpec {
             name: weight.name.clone(),
             shape: weight.shape.clone(),
+            packed: weight.blocks,
         })
         .collect();
     let tokenizer = TokenizerFiles {
@@ -55,7 +58,10 @@ pub fn save_gguf(
         let weight = weight.ok_or_else(|| ModelError::Missing {
             tensor: name.to_owned(),
         })?;
-        Ok(weight.values()?)
+        Ok(match &weight.packed {
+            Some(packed) => TensorValues::Packed(packed.clone()),
+            None => TensorValues::Floats(weight.values()?),
+        })
     })?;
     Ok(())
 }
