@@ -20,7 +20,7 @@ use olora_operations::Dtype;
 
 pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
-pub use load::{Packing, load, load_as};
+pub use load::{load, load_as, packed_bytes};
 pub use save::{Companions, SaveOptions, save};
 pub use save_gguf::save_gguf;
 pub use source::weight_files;

@@ -43,13 +43,14 @@ mod generate;
 pub mod llama;
 mod naming;
 mod norm;
+mod quantize;
 mod rope;
 
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    Companions, Packing, SaveOptions, config_bytes, load, load_as, sample_weights, save, save_gguf,
-    weight_files, weights_fingerprint,
+    Companions, SaveOptions, config_bytes, load, load_as, packed_bytes, sample_weights, save,
+    save_gguf, weight_files, weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
@@ -60,4 +61,5 @@ pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
 pub use olora_operations::Dtype;
+pub use quantize::{Packing, Quantize, UnknownQuantize};
 pub use rope::Rotation;

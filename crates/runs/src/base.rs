@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::to_dtype;
-use olora_model::{Dtype, Llama, ModelConfig, load};
+use olora_model::{Dtype, Llama, ModelConfig, load_as};
 
 use crate::{Event, Observer, Precision, Recipe, RunError, recipe::Weights};
 
@@ -26,7 +26,7 @@ pub fn load_base(
     let loading = Instant::now();
     let base = precision.base;
     let llama = match recipe.model.weights {
-        Weights::Checkpoint => load(&recipe.model.path, base, device)?.0,
+        Weights::Checkpoint => load_as(&recipe.model.path, base, recipe.packing(), device)?.0,
         Weights::Random | Weights::Timing => {
             let random = config.init(device);
             if base == Dtype::F32 {

@@ -34,6 +34,8 @@ pub struct MemoryEstimate {
 #[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Workload {
     pub(crate) counts: Counts,
+    /// The base's matrices that stay packed.
+    pub(crate) packed: PackedShare,
     /// Whether adapted layers keep their output for a magnitude.
     pub(crate) dora: bool,
     /// Whether adapters drop some of their input.
@@ -55,10 +57,23 @@ pub(crate) struct Workload {
     pub(crate) tokenizer: u64,
 }
 
+/// What of a base stays packed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PackedShare {
+    /// Values.
+    pub(crate) elements: usize,
+    /// Bytes that they take, mapped from the file or in memory.
+    pub(crate) bytes: u64,
+    /// Columns of the widest matrix, inputs or outputs.
+    pub(crate) widest: usize,
+}
+
 fn bytes(dtype: Dtype) -> u64 {
     dtype.size() as u64
 }
 
+/// Rows of a packed matrix that are unpacked at a time.
+const PANEL: usize = 256;
 /// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
 const PROCESS: u64 = 22_000_000;
@@ -146,16 +161,28 @@ impl MemoryEstimate {
         let cast_copy = if load.compute == load.base {
             0
         } else {
-            n(counts.params) * element
+            n(counts.params.saturating_sub(load.packed.elements)) * element
         };
         let frozen = counts.params.saturating_sub(counts.trained);
+        let dense = frozen.saturating_sub(load.packed.elements);
+        // A panel for each thread; portable code unpacks a matrix whole.
+        let panels = if load.packed.elements == 0 {
+            0
+        } else if load.accelerator {
+            n(load.packed.widest) * d * element
+        } else {
+            n(load.packed.widest) * n(PANEL) * 4 * n(rayon::current_num_threads())
+        };
         Self {
-            weights: cast_copy + n(frozen) * bytes(load.base) + n(counts.anchor) * 4,
+            weights: cast_copy
+                + n(dense) * bytes(load.base)
+                + load.packed.bytes
+                + n(counts.anchor) * 4,
             // The value, its gradient, two moments; and the sum of gradients, if there is one.
             trained: n(counts.trained) * if load.accumulates { 20 } else { 16 }
                 + UPDATE * n(counts.largest_trained) * 4,
             activations,
-            workspace,
+            workspace: workspace + panels,
             logits: logits + output_gradient,
             process: if load.accelerator {
                 0

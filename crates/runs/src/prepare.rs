@@ -1,12 +1,17 @@
 //! Everything that is known of a run before its weights are in memory.
 
 use burn::tensor::Device;
+use olora_adapter::{Kind, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
-use olora_model::ModelConfig;
+use olora_model::{ModelConfig, packed_bytes};
 
 use crate::{
-    Event, MemoryEstimate, Observer, Precision, Recipe, RunError, counts::Counts,
-    estimate::Workload, run_data::Data, steps::Steps,
+    Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
+    counts::Counts,
+    estimate::{PackedShare, Workload},
+    recipe::Weights,
+    run_data::Data,
+    steps::Steps,
 };
 
 /// A recipe with its data, its steps and what it will take.
@@ -21,6 +26,7 @@ pub(crate) struct Prepared {
     pub(crate) steps: Steps,
     /// As they follow from the recipe.
     pub(crate) counts: Counts,
+    packed: PackedShare,
     accelerator: bool,
 }
 
@@ -51,6 +57,7 @@ impl Prepared {
             )));
         }
         let counts = Counts::expected(&recipe, &config)?;
+        let packed = packed_share(&recipe, &config)?;
         Ok(Self {
             recipe,
             config,
@@ -60,6 +67,7 @@ impl Prepared {
             padding,
             steps,
             counts,
+            packed,
             accelerator,
         })
     }
@@ -78,6 +86,7 @@ impl Prepared {
         let samples = Corpus::join(all).resident_bytes() as u64 + 12 * train.len() as u64;
         let workload = Workload {
             counts: *counts,
+            packed: self.packed,
             dora: recipe.adapter.config.dora,
             dropout: recipe.adapter.config.dropout > 0.0,
             accumulates: recipe.training.accumulation > 1,
@@ -93,4 +102,35 @@ impl Prepared {
         };
         MemoryEstimate::new(&self.config, &workload, &*recipe.objective())
     }
+}
+
+/// What of the base stays packed; what trains whole beside an adapter does not.
+fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, RunError> {
+    if recipe.model.weights != Weights::Checkpoint {
+        return Ok(PackedShare::default());
+    }
+    let bytes = packed_bytes(&recipe.model.path, config, recipe.packing())?;
+    if bytes.is_empty() {
+        return Ok(PackedShare::default());
+    }
+    let mut share = PackedShare::default();
+    #[allow(
+        clippy::default_trait_access,
+        reason = "any device will do: nothing is put on it"
+    )]
+    let model = config.init(&Default::default());
+    for param in params(&model) {
+        let saved = &recipe.adapter.config.modules_to_save;
+        let is_saved = saved.iter().any(|name| is_saved_with(param.path(), name));
+        if let Some(bytes) = bytes.get(param.path()).filter(|_| !is_saved) {
+            share.elements += param.num_elements();
+            share.bytes += bytes;
+            let widest = param.shape().into_iter().max().unwrap_or(0);
+            // The vocabulary projection goes by panels of its rows, as wide as the model.
+            if param.place().kind == Some(Kind::Linear) && param.path() != "lm_head.weight" {
+                share.widest = share.widest.max(widest);
+            }
+        }
+    }
+    Ok(share)
 }

@@ -8,7 +8,7 @@ mod parse;
 
 use std::{path::PathBuf, sync::Arc};
 
-use olora_model::Dtype;
+use olora_model::{Dtype, Packing};
 use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,16 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// What becomes of the base's matrices: where every weight trains, they are
+    /// unpacked whatever the file has them in.
+    pub fn packing(&self) -> Packing {
+        if self.adapter.everything {
+            Packing::None
+        } else {
+            self.model.quantize
+        }
+    }
+
     /// What is minimised.
     pub fn objective(&self) -> Arc<dyn Objective> {
         Arc::new(CrossEntropy)
@@ -89,6 +99,10 @@ pub struct ModelSection {
     /// in their place; if not, the run is refused.
     #[serde(default)]
     pub dtype_fallback: bool,
+    /// In what few bits the base's matrices are held, which are then not
+    /// [`dtype`](Self::dtype).
+    #[serde(default, skip_serializing_if = "Packing::is_stored")]
+    pub quantize: Packing,
     /// Whether weights come from the checkpoint or are drawn afresh.
     #[serde(default)]
     pub weights: Weights,

@@ -9,11 +9,12 @@ use burn::{
     module::Param,
     tensor::{DType, Device, Tensor},
 };
-use olora_adapter::{MapParams, PackedBase, Place, hollow, map_params, params, put_on};
+use olora_adapter::{Kind, MapParams, PackedBase, Place, hollow, map_params, params, put_on};
 use olora_operations::PackedTensor;
+use olora_packed::Format;
 
 use super::{Dtype, source::Source};
-use crate::{Llama, ModelConfig, ModelError};
+use crate::{Llama, ModelConfig, ModelError, Packing};
 
 const HEAD: &str = "lm_head.weight";
 const PREFIX: &str = "model.";
@@ -38,7 +39,7 @@ pub fn load(
     dtype: Dtype,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
-    load_as(path, dtype, Packing::AsStored, device)
+    load_as(path, dtype, Packing::Stored, device)
 }
 
 /// [`load`], with the choice of what becomes of packed matrices.
@@ -55,15 +56,7 @@ pub fn load_as(
     let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
     let expected = expected_tensors(&model);
-    let names = Names {
-        source: Source::open(path)?,
-        // A tied head is the embedding, whatever the family calls that.
-        embedding: expected
-            .keys()
-            .find(|name| name.ends_with("embed_tokens.weight"))
-            .filter(|_| !expected.contains_key(HEAD))
-            .cloned(),
-    };
+    let names = Names::new(path, &expected)?;
     let problems = names.problems(&expected)?;
     if !problems.is_empty() {
         return Err(ModelError::Mismatch {
@@ -85,14 +78,41 @@ pub fn load_as(
     }
 }
 
-/// What becomes of the matrices of linear layers and of the embedding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Packing {
-    /// Those that the file has in 4 to 8 bits stay as they lie.
-    #[default]
-    AsStored,
-    /// All are unpacked into the dtype of the rest.
-    Dense,
+/// The bytes that each packed matrix of a checkpoint takes, by the name that the
+/// model has for it, from the files' headers alone.
+///
+/// # Errors
+///
+/// As [`load`] for configurations and headers.
+pub fn packed_bytes(
+    path: &Path,
+    config: &ModelConfig,
+    packing: Packing,
+) -> Result<BTreeMap<String, u64>, ModelError> {
+    if packing == Packing::None {
+        return Ok(BTreeMap::new());
+    }
+    #[allow(
+        clippy::default_trait_access,
+        reason = "any device will do: nothing is put on it"
+    )]
+    let model = config.init(&Default::default());
+    let names = Names::new(path, &expected_tensors(&model))?;
+    let mut all = BTreeMap::new();
+    for param in params(&model) {
+        let stored = names.stored(param.path());
+        let Some(format) = names.format(param.place(), stored, packing) else {
+            continue;
+        };
+        let bytes = match names.source.shape(stored) {
+            Some(&[rows, columns]) => format.bytes([rows, columns]).ok(),
+            _ => None,
+        };
+        if let Some(bytes) = bytes {
+            all.insert(param.path().to_owned(), bytes as u64);
+        }
+    }
+    Ok(all)
 }
 
 /// Name → shape as PyTorch has it.
@@ -112,6 +132,42 @@ struct Names {
 }
 
 impl Names {
+    fn new(path: &Path, expected: &Shapes) -> Result<Self, ModelError> {
+        Ok(Self {
+            source: Source::open(path)?,
+            // A tied head is the embedding, whatever the family calls that.
+            embedding: expected
+                .keys()
+                .find(|name| name.ends_with("embed_tokens.weight"))
+                .filter(|_| !expected.contains_key(HEAD))
+                .cloned(),
+        })
+    }
+
+    /// What a parameter is to be packed in, if at all.
+    fn format(&self, place: &Place, stored: &str, packing: Packing) -> Option<Format> {
+        let kind = place.kind.filter(|_| place.name() == "weight")?;
+        // Learned positions are few, and read by Burn's own embedding.
+        if place.layer().ends_with("embed_positions") {
+            return None;
+        }
+        match packing {
+            Packing::None => None,
+            Packing::Stored => self.source.format(stored),
+            Packing::As(_) if kind == Kind::Embedding || place.path == HEAD => {
+                self.source.format(stored)
+            }
+            Packing::As(quantize) => {
+                let format = quantize.format();
+                let [_, columns] = self.source.shape(stored)? else {
+                    return None;
+                };
+                let fits = format.row_bytes(*columns).is_ok();
+                fits.then_some(format)
+            }
+        }
+    }
+
     /// The stored name: the model's own, or without the prefix if only the
     /// decoder below the head was saved, or the head's if it is tied to the
     /// embedding and stored in its place.
@@ -179,14 +235,11 @@ struct Loader {
 impl Loader {
     /// The packed matrix for a parameter, if it is to be one.
     fn packed(&self, place: &Place, stored: &str) -> Result<Option<PackedBase>, ModelError> {
-        let Some(kind) = place.kind.filter(|_| place.name() == "weight") else {
+        let format = self.names.format(place, stored, self.packing);
+        let Some((format, kind)) = format.zip(place.kind) else {
             return Ok(None);
         };
-        // Learned positions are few, and read by Burn's own embedding.
-        if self.packing == Packing::Dense || place.layer().ends_with("embed_positions") {
-            return Ok(None);
-        }
-        let packed = self.names.source.packed(stored)?;
+        let packed = self.names.source.packed_as(stored, format)?;
         Ok(packed.map(|packed| PackedBase {
             tensor: PackedTensor::new(packed),
             kind,

@@ -98,6 +98,29 @@ impl Source {
         }
     }
 
+    pub(super) fn format(&self, name: &str) -> Option<olora_packed::Format> {
+        self.packed(name)
+            .ok()
+            .flatten()
+            .map(|packed| packed.format())
+    }
+
+    pub(super) fn packed_as(
+        &self,
+        name: &str,
+        format: olora_packed::Format,
+    ) -> Result<Option<Packed>, ModelError> {
+        if let Some(packed) = self.packed(name)?
+            && packed.format() == format
+        {
+            return Ok(Some(packed));
+        }
+        let shape = self.shape(name).unwrap_or_default().to_vec();
+        let data = self.read(name, &shape, false, Dtype::F32)?;
+        let values = data.try_into_vec::<f32>().unwrap_or_default();
+        Ok(Packed::pack(format, [shape[0], shape[1]], &values).ok())
+    }
+
     /// A matrix `[d_out, d_in]` that is stored packed, as it lies; `None` for
     /// what is dense.
     pub(super) fn packed(&self, name: &str) -> Result<Option<Packed>, ModelError> {

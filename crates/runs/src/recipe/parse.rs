@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use olora_adapter::Method;
+use olora_adapter::{Method, Placement};
+use olora_model::Packing;
 use olora_training::Decay;
 
 use super::{
@@ -266,6 +267,21 @@ impl Recipe {
             !full || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
             "`adapter.method = \"none\"` needs `model.dtype = \"float32\"`: \
              small updates vanish in half precision",
+        );
+        let packs = matches!(self.model.quantize, Packing::As(_));
+        problems.check(
+            !full || !packs,
+            "`model.quantize` cannot go with `adapter.method = \"none\"`, which trains the weights themselves: \
+             packed ones have no gradient. Remove it, or train an adapter",
+        );
+        problems.check(
+            self.model.weights == Weights::Checkpoint || self.model.quantize.is_stored(),
+            "`model.quantize` needs a checkpoint's weights: remove it, or `model.weights`",
+        );
+        problems.check(
+            !packs || full || self.adapter.config.placement == Placement::Anchored,
+            "`model.quantize` cannot go with `adapter.placement = \"residual\"`, which rewrites the weights: \
+             use \"anchored\", which leaves them as they are",
         );
         problems.check(
             self.adapter.rho.is_none() || (!full && self.adapter.config.method == Method::Eva),
