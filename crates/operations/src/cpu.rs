@@ -5,11 +5,13 @@
 //! threads, so that results do not depend on it.
 
 mod attention;
+mod frozen;
 mod likelihood;
 mod logits;
 mod loss;
 mod matrix;
 mod norm;
+mod packed;
 mod projection;
 mod rotary;
 mod row;

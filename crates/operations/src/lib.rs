@@ -73,6 +73,7 @@ mod portable;
 mod portable_tests;
 pub mod projection;
 pub mod rotary;
+mod stored;
 mod support;
 pub mod swiglu;
 pub mod weight;

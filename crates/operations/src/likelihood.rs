@@ -28,8 +28,9 @@ use burn::{
 
 use crate::{
     Weight,
-    logits::{WantedGradients, check, ids, portable_pass, rows_at_once},
+    logits::{WantedGradients, check, ids, portable_pass},
     portable::Portable,
+    stored::Stored,
     support::{for_backends, supports, to_dtype},
 };
 
@@ -51,7 +52,7 @@ pub fn token_log_likelihoods(
     targets: &[i32],
 ) -> Tensor<1> {
     let weight = weight.into();
-    let rows = rows_at_once(weight.dims()[1]);
+    let rows = weight.rows_at_once();
     token_log_likelihoods_in_chunks(hidden, weight, targets, rows)
 }
 
@@ -67,16 +68,17 @@ pub fn token_log_likelihoods_in_chunks(
     rows: usize,
 ) -> Tensor<1> {
     let weight = weight.into();
-    let weight = weight.dense(&hidden.device(), hidden.dtype());
     check(&hidden, &weight, targets);
     if !supports(&hidden.device()) {
+        let weight = weight.dense(&hidden.device(), hidden.dtype());
         return composed(linear(hidden, weight, None), targets);
     }
     let ids = ids(targets, &hidden.device());
+    let weight = weight.stored(&hidden.device());
     Tensor::from_dispatch(
         <burn::backend::Dispatch as LikelihoodExtension>::likelihood_extension(
             hidden.into_dispatch(),
-            weight.into_dispatch(),
+            weight,
             ids.into_dispatch(),
             rows.max(1),
         ),
@@ -104,7 +106,7 @@ pub(crate) trait LikelihoodExtension: Backend {
     /// See [`token_log_likelihoods_in_chunks`].
     fn likelihood_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Stored<Self>,
         targets: IntTensor<Self>,
         rows: usize,
     ) -> FloatTensor<Self>;
@@ -117,25 +119,25 @@ pub(crate) trait LikelihoodKernel: Backend {
     /// their sum by the hidden states.
     fn likelihood_forward(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         rows: usize,
         with_grad_hidden: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        portable_forward::<Self>(hidden, weight, &targets, rows, with_grad_hidden)
+        portable_forward::<Self>(hidden, &weight, &targets, rows, with_grad_hidden)
     }
 
     /// The gradients of hidden states and weight that are wanted, from that of
     /// the log-likelihoods, `[n]` in f32.
     fn likelihood_backward(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         rows: usize,
         grad: FloatTensor<Self>,
         wanted: WantedGradients,
     ) -> [Option<FloatTensor<Self>>; 2] {
-        portable_backward::<Self>(hidden, weight, &targets, rows, grad, wanted)
+        portable_backward::<Self>(hidden, &weight, &targets, rows, grad, wanted)
     }
 }
 
@@ -145,7 +147,7 @@ impl LikelihoodKernel for burn::backend::Cube {}
 for_backends!(LikelihoodExtension {
     fn likelihood_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         rows: usize,
     ) -> FloatTensor<Self> {
@@ -155,7 +157,7 @@ for_backends!(LikelihoodExtension {
 
 pub(crate) fn portable_forward<B: Backend>(
     hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: &Stored<B>,
     targets: &IntTensor<B>,
     rows: usize,
     with_grad_hidden: bool,
@@ -171,7 +173,7 @@ pub(crate) fn portable_forward<B: Backend>(
 
 pub(crate) fn portable_backward<B: Backend>(
     hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: &Stored<B>,
     targets: &IntTensor<B>,
     rows: usize,
     grad: FloatTensor<B>,
@@ -192,14 +194,15 @@ fn minus_column<B: Backend>(grad: FloatTensor<B>) -> Portable<B> {
 impl<B: LikelihoodKernel, C: CheckpointStrategy> LikelihoodExtension for Autodiff<B, C> {
     fn likelihood_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         rows: usize,
     ) -> FloatTensor<Self> {
-        if weight.is_tracked() {
-            with_trained_weight::<B, C>(hidden, weight, targets, rows)
-        } else {
-            with_frozen_weight::<B, C>(hidden, weight, targets, rows)
+        match weight {
+            Stored::Dense(weight) if weight.is_tracked() => {
+                with_trained_weight::<B, C>(hidden, weight, targets, rows)
+            }
+            frozen => with_frozen_weight::<B, C>(hidden, frozen, targets, rows),
         }
     }
 }
@@ -207,7 +210,7 @@ impl<B: LikelihoodKernel, C: CheckpointStrategy> LikelihoodExtension for Autodif
 /// Makes the gradient of the hidden states in the forward pass.
 fn with_frozen_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
     hidden: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
+    weight: Stored<Autodiff<B, C>>,
     targets: IntTensor<B>,
     rows: usize,
 ) -> FloatTensor<Autodiff<B, C>> {
@@ -264,6 +267,7 @@ fn with_trained_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
         ) {
             let grad = grads.consume::<B>(&ops.node);
             let ([hidden, weight], targets, rows) = ops.state;
+            let weight = Stored::Dense(weight);
             let wanted = WantedGradients {
                 hidden: ops.parents[0].is_some(),
                 weight: ops.parents[1].is_some(),
@@ -280,6 +284,7 @@ fn with_trained_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
     let nodes = [hidden.node(), weight.node()];
     let inputs = [hidden, weight].map(|tensor| tensor.into_primitive());
     let [hidden, weight] = inputs.clone();
+    let weight = Stored::Dense(weight);
     let (output, _) = B::likelihood_forward(hidden, weight, targets.clone(), rows, false);
     match ComputeAgain.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish((inputs, targets, rows), output),

@@ -17,7 +17,7 @@ use burn::{
     tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData},
 };
 
-use crate::portable::Portable;
+use crate::{Weight, portable::Portable, stored::Stored};
 
 /// Bytes of f32 logits that are there at once.
 const LOGITS_BYTES: usize = 32 << 20;
@@ -34,7 +34,7 @@ pub fn rows_at_once(vocab: usize) -> usize {
 /// # Panics
 ///
 /// If the shapes do not fit each other, or a target is no token.
-pub(crate) fn check(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[i32]) {
+pub(crate) fn check(hidden: &Tensor<2>, weight: &Weight, targets: &[i32]) {
     let ([n, width], [rows_of_weight, vocab]) = (hidden.dims(), weight.dims());
     assert!(
         width == rows_of_weight && targets.len() == n,
@@ -99,13 +99,13 @@ pub(crate) struct LogitsPass<B: Backend> {
 ///   there are none
 pub(crate) fn portable_pass<B: Backend>(
     hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: &Stored<B>,
     targets: &IntTensor<B>,
     scales: Option<&Portable<B>>,
     rows: usize,
     wanted: WantedGradients,
 ) -> LogitsPass<B> {
-    let (hidden, weight) = (Portable::<B>(hidden), Portable::<B>(weight));
+    let hidden = Portable::<B>(hidden);
     let (dtype, device) = (hidden.dtype(), hidden.device());
     let n = hidden.shape()[0];
     let column = |n: usize| Shape::from(vec![n, 1]);
@@ -119,7 +119,7 @@ pub(crate) fn portable_pass<B: Backend>(
         let chunk = hidden.clone().narrow(0, range.clone());
         let ids = B::int_slice(targets.clone(), &[range.clone().into()]);
         let ids = B::int_reshape(ids, column(range.len()));
-        let logits = chunk.clone().matmul(weight.clone()).f32();
+        let logits = weight.multiplied(chunk.clone()).f32();
         // As Burn's own log-softmax and then a gather, which fusion gets right. From the sums
         // themselves, `log Σ − x[target]`, it does not: see BENCHMARKS.md, "On software Vulkan".
         let shifted = logits.clone() - logits.max_dim(1);
@@ -158,7 +158,7 @@ pub(crate) fn portable_pass<B: Backend>(
             });
         }
         if wanted.hidden {
-            grad_hidden.push(grad_logits.matmul(weight.clone().transpose()));
+            grad_hidden.push(weight.multiplied_back(grad_logits));
         }
     }
     LogitsPass {

@@ -25,6 +25,7 @@ use crate::{
     Weight, likelihood,
     logits::{WantedGradients, check, ids, portable_pass},
     portable::Portable,
+    stored::Stored,
     support::{cast, for_backends, supports},
 };
 
@@ -48,7 +49,7 @@ pub fn cross_entropy(
     n_trained: usize,
 ) -> Tensor<1> {
     let weight = weight.into();
-    let rows = rows_at_once(weight.dims()[1]);
+    let rows = weight.rows_at_once();
     cross_entropy_in_chunks(hidden, weight, targets, n_trained, rows)
 }
 
@@ -65,7 +66,6 @@ pub fn cross_entropy_in_chunks(
     rows: usize,
 ) -> Tensor<1> {
     let weight = weight.into();
-    let weight = weight.dense(&hidden.device(), hidden.dtype());
     check(&hidden, &weight, targets);
     assert!(
         n_trained <= targets.len(),
@@ -73,13 +73,15 @@ pub fn cross_entropy_in_chunks(
         targets.len()
     );
     if !supports(&hidden.device()) {
+        let weight = weight.dense(&hidden.device(), hidden.dtype());
         let logits = linear(hidden, weight, None);
         return composed(logits, targets, n_trained);
     }
     let ids = ids(targets, &hidden.device());
+    let weight = weight.stored(&hidden.device());
     Tensor::from_dispatch(<burn::backend::Dispatch as LossExtension>::loss_extension(
         hidden.into_dispatch(),
-        weight.into_dispatch(),
+        weight,
         ids.into_dispatch(),
         n_trained,
         rows.max(1),
@@ -115,7 +117,7 @@ pub(crate) trait LossExtension: Backend {
     /// See [`cross_entropy_in_chunks`].
     fn loss_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
         rows: usize,
@@ -137,13 +139,13 @@ pub(crate) trait LossKernel: Backend {
     /// The loss and what is wanted beside it.
     fn loss_and_gradients(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
         rows: usize,
         wanted: WantedGradients,
     ) -> LossAndGradients<Self> {
-        portable::<Self>(hidden, weight, &targets, n_trained, rows, wanted)
+        portable::<Self>(hidden, &weight, &targets, n_trained, rows, wanted)
     }
 }
 
@@ -153,7 +155,7 @@ impl LossKernel for burn::backend::Cube {}
 for_backends!(LossExtension {
     fn loss_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
         rows: usize,
@@ -165,7 +167,7 @@ for_backends!(LossExtension {
 
 pub(crate) fn portable<B: Backend>(
     hidden: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: &Stored<B>,
     targets: &IntTensor<B>,
     n_trained: usize,
     rows: usize,
@@ -199,7 +201,7 @@ pub(crate) fn portable<B: Backend>(
 impl<B: LossKernel, C: CheckpointStrategy> LossExtension for Autodiff<B, C> {
     fn loss_extension(
         hidden: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
         rows: usize,
@@ -207,12 +209,12 @@ impl<B: LossKernel, C: CheckpointStrategy> LossExtension for Autodiff<B, C> {
         #[derive(Debug)]
         struct LossBackward;
 
-        impl<B: Backend> Backward<B, 2> for LossBackward {
-            type State = [Option<FloatTensor<B>>; 2];
+        impl<B: Backend, const N: usize> Backward<B, N> for LossBackward {
+            type State = [Option<FloatTensor<B>>; N];
 
             fn backward(
                 self,
-                ops: Ops<Self::State, 2>,
+                ops: Ops<Self::State, N>,
                 grads: &mut Gradients,
                 _checkpointer: &mut Checkpointer,
             ) {
@@ -231,14 +233,29 @@ impl<B: LossKernel, C: CheckpointStrategy> LossExtension for Autodiff<B, C> {
             hidden: hidden.is_tracked(),
             weight: weight.is_tracked(),
         };
-        let nodes = [hidden.node(), weight.node()];
-        let (hidden, weight) = (hidden.into_primitive(), weight.into_primitive());
-        let found = B::loss_and_gradients(hidden, weight, targets, n_trained, rows, wanted);
-        match LossBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                prep.finish([found.grad_hidden, found.grad_weight], found.loss)
+        let run = |hidden: FloatTensor<Self>, weight: Stored<B>| {
+            let hidden = hidden.into_primitive();
+            B::loss_and_gradients(hidden, weight, targets, n_trained, rows, wanted)
+        };
+        match weight {
+            Stored::Dense(weight) => {
+                let nodes = [hidden.node(), weight.node()];
+                let found = run(hidden, Stored::Dense(weight.into_primitive()));
+                match LossBackward.prepare::<C>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => {
+                        prep.finish([found.grad_hidden, found.grad_weight], found.loss)
+                    }
+                    OpsKind::UnTracked(prep) => prep.finish(found.loss),
+                }
             }
-            OpsKind::UnTracked(prep) => prep.finish(found.loss),
+            packed => {
+                let nodes = [hidden.node()];
+                let found = run(hidden, packed.into_primitive());
+                match LossBackward.prepare::<C>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => prep.finish([found.grad_hidden], found.loss),
+                    OpsKind::UnTracked(prep) => prep.finish(found.loss),
+                }
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     norm::{self, NormKernel},
     projection::{self, Layer, ProjectionKernel},
     rotary::{self, RotaryKernel},
+    stored::Stored,
     swiglu::{self, SwigluKernel},
 };
 
@@ -114,21 +115,24 @@ fn some_ids(n: i64, vocab: i64) -> FlexTensor {
 
 #[test]
 fn likelihoods_are_the_kernels() {
-    let given = || (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
+    let given = || {
+        let weight = Stored::<Flex>::Dense(numbers(2, &[6, 21], 1.0));
+        (numbers(1, &[13, 6], 2.0), weight)
+    };
     let wanted = WantedGradients {
         hidden: true,
         weight: true,
     };
     for rows in [13, 4] {
         let (h, w) = given();
-        let portable = likelihood::portable_forward::<Flex>(h, w, &some_ids(13, 21), rows, true);
+        let portable = likelihood::portable_forward::<Flex>(h, &w, &some_ids(13, 21), rows, true);
         let (h, w) = given();
         let kernel = Flex::likelihood_forward(h, w, some_ids(13, 21), rows, true);
         assert_close(portable.0, kernel.0);
         assert_close(portable.1.unwrap(), kernel.1.unwrap());
         let ((h, w), g) = (given(), numbers(3, &[13], 1.0));
         let ids = some_ids(13, 21);
-        let portable = likelihood::portable_backward::<Flex>(h, w, &ids, rows, g.clone(), wanted);
+        let portable = likelihood::portable_backward::<Flex>(h, &w, &ids, rows, g.clone(), wanted);
         let (h, w) = given();
         let kernel = Flex::likelihood_backward(h, w, ids, rows, g, wanted);
         for (portable, kernel) in portable.into_iter().zip(kernel) {
@@ -139,7 +143,8 @@ fn likelihoods_are_the_kernels() {
 
 #[test]
 fn loss_is_the_kernels() {
-    let (hidden, weight) = (numbers(1, &[13, 6], 2.0), numbers(2, &[6, 21], 1.0));
+    let hidden = numbers(1, &[13, 6], 2.0);
+    let weight = Stored::<Flex>::Dense(numbers(2, &[6, 21], 1.0));
     let ids = || some_ids(13, 21);
     let wanted = WantedGradients {
         hidden: true,
@@ -147,7 +152,7 @@ fn loss_is_the_kernels() {
     };
     for (n_trained, rows) in [(13, 13), (10, 4)] {
         let (h, w) = (hidden.clone(), weight.clone());
-        let portable = loss::portable::<Flex>(h, w, &ids(), n_trained, rows, wanted);
+        let portable = loss::portable::<Flex>(h, &w, &ids(), n_trained, rows, wanted);
         let (h, w) = (hidden.clone(), weight.clone());
         let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, rows, wanted);
         assert_close(portable.loss, kernel.loss);
@@ -167,7 +172,7 @@ fn projection_is_the_kernels() {
     };
     for anchor in [None, Some(pair(5))] {
         let layer = Layer::<Flex> {
-            weight: numbers(2, &[12, 10], 1.0),
+            weight: Stored::Dense(numbers(2, &[12, 10], 1.0)),
             bias: Some(numbers(9, &[10], 1.0)),
             factors: Some(pair(3)),
             anchor,

@@ -6,24 +6,18 @@
 //! an input keep it once.
 
 use burn::{
-    backend::{
-        Autodiff, Backend, DType, ExtensionType,
-        autodiff::{
-            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-            grads::Gradients,
-            ops::{Backward, Ops, OpsKind},
-        },
-        backend_extension,
-        tensor::FloatTensor,
-    },
+    backend::{Backend, DType, backend_extension, tensor::FloatTensor},
     tensor::{Tensor, module::linear},
 };
 
 use crate::{
     Weight,
     portable::Portable,
+    stored::{Maybe, Stored},
     support::{for_backends, supports, to_dtype},
 };
+
+mod backward;
 
 /// The factors of a low-rank update, in f32.
 #[derive(Clone, Debug)]
@@ -77,12 +71,13 @@ pub fn project<const D: usize>(
         x.dims(),
         weight.dims()
     );
-    let weight = weight.dense(&x.device(), x.dtype());
     if !supports(&x.device()) {
+        let weight = weight.dense(&x.device(), x.dtype());
         return composed(x, weight, bias, factors);
     }
+    let weight = weight.stored(&x.device());
     let bias = Maybe::new(bias.map(Tensor::into_dispatch));
-    let [x, weight] = [x.into_dispatch(), weight.into_dispatch()];
+    let x = x.into_dispatch();
     Tensor::from_dispatch(match factors {
         None => <burn::backend::Dispatch as ProjectionExtension>::frozen_extension(x, weight, bias),
         Some(factors) => {
@@ -140,35 +135,13 @@ pub fn update<const D: usize>(x: Tensor<D>, factors: &LowRankFactors) -> Tensor<
     to_dtype(update, dtype)
 }
 
-/// A tensor or none, as an argument of an operation.
-#[derive(ExtensionType)]
-pub(crate) enum Maybe<B: Backend> {
-    /// There is one.
-    Tensor(FloatTensor<B>),
-    /// There is none.
-    Nothing,
-}
-
-impl<B: Backend> Maybe<B> {
-    fn new(tensor: Option<FloatTensor<B>>) -> Self {
-        tensor.map_or(Self::Nothing, Self::Tensor)
-    }
-
-    fn into_option(self) -> Option<FloatTensor<B>> {
-        match self {
-            Self::Tensor(tensor) => Some(tensor),
-            Self::Nothing => None,
-        }
-    }
-}
-
 /// The projection as an operation of a backend.
 #[backend_extension(Cube: cfg(feature = "cube"), Flex: cfg(feature = "flex"), Autodiff)]
 pub(crate) trait ProjectionExtension: Backend {
     /// See [`project`], without factors.
     fn frozen_extension(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Stored<Self>,
         #[extension_type] bias: Maybe<Self>,
     ) -> FloatTensor<Self>;
 
@@ -179,7 +152,7 @@ pub(crate) trait ProjectionExtension: Backend {
     )]
     fn adapted_extension(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Stored<Self>,
         #[extension_type] bias: Maybe<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
@@ -193,7 +166,7 @@ pub(crate) trait ProjectionExtension: Backend {
 #[derive(Clone, Debug)]
 pub(crate) struct Layer<B: Backend> {
     /// `[d_in, d_out]`.
-    pub weight: FloatTensor<B>,
+    pub weight: Stored<B>,
     /// `[d_out]`.
     pub bias: Option<FloatTensor<B>>,
     /// `A` and `B`.
@@ -241,7 +214,7 @@ impl ProjectionKernel for burn::backend::Cube {}
 for_backends!(ProjectionExtension {
     fn frozen_extension(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         bias: Maybe<Self>,
     ) -> FloatTensor<Self> {
         let bias = bias.into_option();
@@ -251,7 +224,7 @@ for_backends!(ProjectionExtension {
 
     fn adapted_extension(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Stored<Self>,
         bias: Maybe<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
@@ -282,9 +255,8 @@ pub(crate) fn portable_forward<B: Backend>(
     let dtype = x.dtype();
     let mut shape = x.shape();
     let x = rows(x);
-    let weight = Portable::<B>(layer.weight.clone());
-    let d_out = weight.shape()[1];
-    let mut output = x.clone().matmul(weight);
+    let [_, d_out] = layer.weight.dims();
+    let mut output = layer.weight.multiplied(x.clone());
     if let Some(bias) = &layer.bias {
         output = output + Portable::<B>(bias.clone()).reshape([1, d_out]);
     }
@@ -314,14 +286,13 @@ pub(crate) fn portable_backward<B: Backend>(
     grad: FloatTensor<B>,
     for_x: bool,
 ) -> LayerGradients<B> {
-    let weight = Portable::<B>(layer.weight.clone());
     let grad = Portable::<B>(grad);
     let (dtype, mut shape) = (grad.dtype(), grad.shape());
     if let Some(last) = shape.last_mut() {
-        *last = weight.shape()[0];
+        *last = layer.weight.dims()[0];
     }
     let grad = rows(grad);
-    let mut grad_x = for_x.then(|| grad.clone().matmul(weight.transpose()));
+    let mut grad_x = for_x.then(|| layer.weight.multiplied_back(grad.clone()));
     let mut grad_factors = None;
     if let (Some([a, b]), Some([x, down])) = (layer.factors.clone(), kept) {
         let (x, grad) = (rows(Portable::<B>(x)).f32(), grad.f32());
@@ -344,148 +315,5 @@ pub(crate) fn portable_backward<B: Backend>(
     LayerGradients {
         grad_x: grad_x.map(|grad_x| grad_x.reshape(shape).0),
         grad_factors,
-    }
-}
-
-impl<B: ProjectionKernel, C: CheckpointStrategy> ProjectionExtension for Autodiff<B, C> {
-    fn frozen_extension(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Maybe<Self>,
-    ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct FrozenBackward;
-
-        impl<B: ProjectionKernel> Backward<B, 1> for FrozenBackward {
-            type State = Layer<B>;
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _checkpointer: &mut Checkpointer,
-            ) {
-                let [node] = ops.parents;
-                let grad = grads.consume::<B>(&ops.node);
-                let Some(node) = node else { return };
-                let found = B::projection_backward(&ops.state, None, grad, true);
-                if let Some(grad_x) = found.grad_x {
-                    grads.register::<B>(node.id, grad_x);
-                }
-            }
-        }
-
-        let bias = bias.into_option();
-        if [Some(&weight), bias.as_ref()]
-            .into_iter()
-            .flatten()
-            .any(|tensor| tensor.is_tracked())
-        {
-            let layer = Layer {
-                weight,
-                bias,
-                factors: None,
-                anchor: None,
-                scale: 0.0,
-            };
-            return portable_forward::<Self>(x, &layer).0;
-        }
-        let nodes = [x.node()];
-        let x = x.into_primitive();
-        let layer = Layer {
-            weight: weight.into_primitive(),
-            bias: bias.map(|bias| bias.into_primitive()),
-            factors: None,
-            anchor: None,
-            scale: 0.0,
-        };
-        let (output, _) = B::projection_forward(x, &layer);
-        match FrozenBackward
-            .prepare::<C>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish(layer, output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
-    }
-
-    fn adapted_extension(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Maybe<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        a0: Maybe<Self>,
-        b0: Maybe<Self>,
-        scale: f64,
-    ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct AdaptedBackward;
-
-        impl<B: ProjectionKernel> Backward<B, 3> for AdaptedBackward {
-            type State = (Layer<B>, Option<[FloatTensor<B>; 2]>);
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 3>,
-                grads: &mut Gradients,
-                _checkpointer: &mut Checkpointer,
-            ) {
-                let [node_x, node_a, node_b] = ops.parents;
-                let grad = grads.consume::<B>(&ops.node);
-                let (layer, kept) = ops.state;
-                let found = B::projection_backward(&layer, kept, grad, node_x.is_some());
-                if let (Some(node), Some(grad_x)) = (node_x, found.grad_x) {
-                    grads.register::<B>(node.id, grad_x);
-                }
-                if let Some([grad_a, grad_b]) = found.grad_factors {
-                    if let Some(node) = node_a {
-                        grads.register::<B>(node.id, grad_a);
-                    }
-                    if let Some(node) = node_b {
-                        grads.register::<B>(node.id, grad_b);
-                    }
-                }
-            }
-        }
-
-        let bias = bias.into_option();
-        let anchor = a0
-            .into_option()
-            .zip(b0.into_option())
-            .map(|(a0, b0)| [a0, b0]);
-        let constants = [Some(&weight), bias.as_ref()].into_iter().flatten();
-        if constants
-            .chain(anchor.iter().flatten())
-            .any(|tensor| tensor.is_tracked())
-        {
-            let layer = Layer {
-                weight,
-                bias,
-                factors: Some([a, b]),
-                anchor,
-                scale,
-            };
-            return portable_forward::<Self>(x, &layer).0;
-        }
-        let nodes = [x.node(), a.node(), b.node()];
-        let x = x.into_primitive();
-        let layer = Layer {
-            weight: weight.into_primitive(),
-            bias: bias.map(|bias| bias.into_primitive()),
-            factors: Some([a.into_primitive(), b.into_primitive()]),
-            anchor: anchor.map(|anchor| anchor.map(|factor| factor.into_primitive())),
-            scale,
-        };
-        let (output, down) = B::projection_forward(x.clone(), &layer);
-        match AdaptedBackward
-            .prepare::<C>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish((layer, down.map(|down| [x, down])), output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
     }
 }

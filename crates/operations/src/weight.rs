@@ -1,11 +1,21 @@
 //! A frozen weight: dense, or packed in 4 to 8 bits as its file has it.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::{
+    backend::Dispatch,
+    tensor::{DType, Device, Int, Tensor, TensorData},
+};
 use olora_packed::Packed;
 
-use crate::support::to_dtype;
+use crate::{
+    loss::rows_at_once,
+    stored::{Stored, unpack, unpacked},
+    support::to_dtype,
+};
 
 /// A frozen matrix of a layer, `[d_in, d_out]`.
 #[derive(Clone, Debug)]
@@ -33,6 +43,29 @@ impl Weight {
         match self {
             Self::Dense(weight) => Self::Dense(to_dtype(weight, dtype)),
             packed @ Self::Packed(_) => packed,
+        }
+    }
+
+    /// How many rows of logits are there at once, unless the caller says, where
+    /// this is the projection to the vocabulary.
+    ///
+    /// As [`rows_at_once`] says; but a packed weight is unpacked twice for each
+    /// such chunk, so that it has 128 rows at least, beside whose products that
+    /// is little: 66 MB of logits for a vocabulary of 128,256.
+    pub fn rows_at_once(&self) -> usize {
+        let rows = rows_at_once(self.dims()[1]);
+        match self {
+            Self::Dense(_) => rows,
+            Self::Packed(_) => rows.max(128),
+        }
+    }
+
+    /// As the operations take it, for a device that has them.
+    pub(crate) fn stored(self, device: &Device) -> Stored<Dispatch> {
+        let _ = device;
+        match self {
+            Self::Dense(weight) => Stored::Dense(weight.into_dispatch()),
+            Self::Packed(packed) => Stored::Host(packed.packed),
         }
     }
 
@@ -86,40 +119,53 @@ impl PackedTensor {
     /// Every value, `[d_in, d_out]`, on a device: a view of `[d_out, d_in]`.
     pub fn dense(&self, device: &Device, dtype: DType) -> Tensor<2> {
         let [rows, columns] = self.packed.shape();
-        self.some_rows(0..rows)
-            .map(|values| {
-                let data = TensorData::new(values, [rows, columns]);
-                let device = device.clone().inner();
-                let dense = Tensor::<2>::from_data(data, (&device, DType::F32));
-                to_dtype(dense, dtype).transpose()
-            })
-            .unwrap_or_else(|| unreachable!("all rows of a packed matrix are there"))
+        let data = TensorData::new(unpacked(&self.packed, 0..rows), [rows, columns]);
+        let device = device.clone().inner();
+        let dense = Tensor::<2>::from_data(data, (&device, DType::F32));
+        to_dtype(dense, dtype).transpose()
     }
 
-    /// Rows of the matrix, one for each id: what an embedding gives.
+    /// Rows of the matrix, one for each id: what an embedding gives. Only these
+    /// are unpacked, each once.
     ///
     /// # Shapes
     ///
     /// - ids: `[batch, seq]`, each below `d_out`
     /// - output: `[batch, seq, d_in]`, in `dtype`, a constant
+    ///
+    /// # Panics
+    ///
+    /// If an id is not below `d_out`, as Burn's embedding does on the CPU.
     pub fn embedding(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         let device = ids.device().inner();
         let [batch, seq] = ids.dims();
-        let [_, rows] = self.dims();
-        let _ = rows;
-        let table = self.dense(&device, dtype).transpose();
-        let width = table.dims()[1];
-        table
-            .select(0, ids.reshape([batch * seq]))
-            .reshape([batch, seq, width])
-    }
-
-    fn some_rows(&self, rows: std::ops::Range<usize>) -> Option<Vec<f32>> {
-        let columns = self.packed.shape()[1];
-        let mut values = vec![0.0; rows.len() * columns];
-        self.packed
-            .unpack(rows, 0..columns, &mut values, columns)
-            .ok()?;
-        Some(values)
+        let [width, rows] = self.dims();
+        let ids: Vec<i64> = ids.into_data().iter::<i64>().collect();
+        let stray = ids
+            .iter()
+            .find(|id| usize::try_from(**id).map_or(true, |id| id >= rows));
+        assert!(
+            stray.is_none(),
+            "the id {} is not one of the {rows} rows of an embedding",
+            stray.copied().unwrap_or_default()
+        );
+        let mut values = vec![0.0; ids.len() * width];
+        let mut places: HashMap<i64, usize> = HashMap::new();
+        for (i, id) in ids.iter().enumerate() {
+            match places.entry(*id) {
+                Entry::Occupied(first) => {
+                    let first = first.get() * width;
+                    values.copy_within(first..first + width, i * width);
+                }
+                Entry::Vacant(place) => {
+                    place.insert(i);
+                    let row = *id as usize;
+                    let output = &mut values[i * width..(i + 1) * width];
+                    unpack(&self.packed, row..row + 1, 0..width, output);
+                }
+            }
+        }
+        let data = TensorData::new(values, [batch, seq, width]);
+        to_dtype(Tensor::from_data(data, (&device, DType::F32)), dtype)
     }
 }

@@ -4,33 +4,36 @@ use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
     all_f32, contiguous,
+    frozen::Straight,
     logits::{host_ids, pass},
-    matrix::{Matrix, unflipped},
     shape, tensor, values,
 };
 use crate::{
     likelihood::{LikelihoodKernel, portable_backward, portable_forward},
     logits::WantedGradients,
+    stored::Stored,
 };
 
 impl LikelihoodKernel for Flex {
     fn likelihood_forward(
         hidden: FlexTensor,
-        weight: FlexTensor,
+        weight: Stored<Self>,
         targets: FlexTensor,
         rows: usize,
         with_grad_hidden: bool,
     ) -> (FlexTensor, Option<FlexTensor>) {
-        let Some(ids) = host_ids(&targets).filter(|_| all_f32([&hidden, &weight])) else {
-            return portable_forward::<Self>(hidden, weight, &targets, rows, with_grad_hidden);
+        let Some(ids) =
+            host_ids(&targets).filter(|_| all_f32(weight.dense().into_iter().chain([&hidden])))
+        else {
+            return portable_forward::<Self>(hidden, &weight, &targets, rows, with_grad_hidden);
         };
         let hidden = contiguous(hidden);
         let wanted = WantedGradients {
             hidden: with_grad_hidden,
             weight: false,
         };
-        let straight = unflipped(&weight);
-        let matrix = Matrix::of(&straight);
+        let straight = Straight::of(&weight);
+        let matrix = straight.frozen();
         let found = pass(values(&hidden), matrix, &ids, None, rows, wanted);
         let grad_hidden = found.grad_hidden.map(|grad| tensor(grad, shape(&hidden)));
         (tensor(found.log_likelihoods, [ids.len()]), grad_hidden)
@@ -38,24 +41,24 @@ impl LikelihoodKernel for Flex {
 
     fn likelihood_backward(
         hidden: FlexTensor,
-        weight: FlexTensor,
+        weight: Stored<Self>,
         targets: FlexTensor,
         rows: usize,
         grad: FlexTensor,
         wanted: WantedGradients,
     ) -> [Option<FlexTensor>; 2] {
-        let given = [&hidden, &weight, &grad];
+        let given = weight.dense().into_iter().chain([&hidden, &grad]);
         let Some(ids) = host_ids(&targets).filter(|_| all_f32(given)) else {
-            return portable_backward::<Self>(hidden, weight, &targets, rows, grad, wanted);
+            return portable_backward::<Self>(hidden, &weight, &targets, rows, grad, wanted);
         };
         let (hidden, grad) = (contiguous(hidden), contiguous(grad));
         let scales: Vec<f32> = values(&grad).iter().map(|grad| -grad).collect();
-        let straight = unflipped(&weight);
-        let matrix = Matrix::of(&straight);
+        let straight = Straight::of(&weight);
+        let matrix = straight.frozen();
         let found = pass(values(&hidden), matrix, &ids, Some(&scales), rows, wanted);
         [
             found.grad_hidden.map(|grad| tensor(grad, shape(&hidden))),
-            found.grad_weight.map(|grad| tensor(grad, shape(&weight))),
+            found.grad_weight.map(|grad| tensor(grad, weight.dims())),
         ]
     }
 }

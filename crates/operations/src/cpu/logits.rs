@@ -1,10 +1,13 @@
 //! One pass over the logits of all rows, some rows at a time.
 
+use std::ops::Range;
+
 use burn::backend::{DType, flex::FlexTensor};
 use rayon::prelude::*;
 
 use super::{
-    matrix::{Matrix, add_product, write_product},
+    frozen::Frozen,
+    matrix::{Matrix, add_product},
     vector::{exponentials, highest, vectorised},
 };
 use crate::logits::WantedGradients;
@@ -26,13 +29,13 @@ pub(super) struct Pass {
 /// gradients: one each if there are none.
 pub(super) fn pass(
     hidden: &[f32],
-    weight: Matrix,
+    weight: Frozen,
     ids: &[usize],
     scales: Option<&[f32]>,
     rows: usize,
     wanted: WantedGradients,
 ) -> Pass {
-    let (width, vocab) = (weight.rows(), weight.columns());
+    let (width, vocab) = (weight.d_in(), weight.d_out());
     let n = ids.len();
     let mut logits = vec![0.0_f32; rows.min(n) * vocab];
     // Rows that are padding have no gradient, so what is not written must be zero.
@@ -43,7 +46,7 @@ pub(super) fn pass(
         let end = (start + rows).min(n);
         let chunk = Matrix::of_rows(&hidden[start * width..end * width], width);
         let logits = &mut logits[..(end - start) * vocab];
-        write_product(logits, 1.0, chunk, weight);
+        weight.write_product(logits, chunk);
         let of_chunk: Vec<f32> = logits
             .par_chunks_exact_mut(vocab)
             .zip(start..end)
@@ -63,7 +66,7 @@ pub(super) fn pass(
         }
         if let Some(grad_hidden) = &mut grad_hidden {
             let part = &mut grad_hidden[start * width..end * width];
-            write_product(part, 1.0, grad_logits, weight.transposed());
+            weight.write_back_in_slices(part, grad_logits, slices(vocab));
         }
     }
     Pass {
@@ -71,6 +74,16 @@ pub(super) fn pass(
         grad_hidden,
         grad_weight,
     }
+}
+
+/// Tokens of the vocabulary that a gradient is summed over at once, in as even
+/// parts as there can be. With a packed weight, so many times some of the width
+/// are unpacked at once; a dense one keeps the same order of sums.
+const SLICE: usize = 4096;
+
+fn slices(vocab: usize) -> impl Iterator<Item = Range<usize>> {
+    let parts = vocab.div_ceil(SLICE);
+    (0..parts).map(move |i| i * vocab / parts..(i + 1) * vocab / parts)
 }
 
 /// The log-likelihood of one row's target; its logits become the gradient of

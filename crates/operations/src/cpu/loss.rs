@@ -4,30 +4,33 @@ use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
     all_f32, contiguous,
+    frozen::Straight,
     logits::{host_ids, pass},
-    matrix::{Matrix, unflipped},
     shape, tensor, values,
 };
 use crate::{
     logits::WantedGradients,
     loss::{LossAndGradients, LossKernel, portable},
+    stored::Stored,
 };
 
 impl LossKernel for Flex {
     fn loss_and_gradients(
         hidden: FlexTensor,
-        weight: FlexTensor,
+        weight: Stored<Self>,
         targets: FlexTensor,
         n_trained: usize,
         rows: usize,
         wanted: WantedGradients,
     ) -> LossAndGradients<Self> {
-        let Some(ids) = host_ids(&targets).filter(|_| all_f32([&hidden, &weight])) else {
-            return portable::<Self>(hidden, weight, &targets, n_trained, rows, wanted);
+        let Some(ids) =
+            host_ids(&targets).filter(|_| all_f32(weight.dense().into_iter().chain([&hidden])))
+        else {
+            return portable::<Self>(hidden, &weight, &targets, n_trained, rows, wanted);
         };
         let hidden = contiguous(hidden);
-        let straight = unflipped(&weight);
-        let matrix = Matrix::of(&straight);
+        let straight = Straight::of(&weight);
+        let matrix = straight.frozen();
         let found = pass(
             values(&hidden),
             matrix,
@@ -43,7 +46,7 @@ impl LossKernel for Flex {
         LossAndGradients {
             loss: tensor(vec![loss as f32], [1]),
             grad_hidden: found.grad_hidden.map(|grad| tensor(grad, shape(&hidden))),
-            grad_weight: found.grad_weight.map(|grad| tensor(grad, shape(&weight))),
+            grad_weight: found.grad_weight.map(|grad| tensor(grad, weight.dims())),
         }
     }
 }

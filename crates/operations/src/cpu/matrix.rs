@@ -1,6 +1,6 @@
 //! Matrix products over strided memory, which may add to what is there.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use burn::backend::flex::FlexTensor;
 use gemm::Parallelism;
@@ -89,6 +89,30 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Some of the columns.
+    pub(super) fn some_columns(self, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.columns,
+            "{range:?} of {} columns",
+            self.columns
+        );
+        let begin = (range.start * self.column_stride).min(self.values.len());
+        Self {
+            values: &self.values[begin..],
+            columns: range.len(),
+            ..self
+        }
+    }
+
+    /// The first row, one value after the other.
+    pub(super) fn first_row(self) -> Cow<'a, [f32]> {
+        if self.column_stride == 1 {
+            return Cow::Borrowed(&self.values[..self.columns]);
+        }
+        let row = (0..self.columns).map(|i| self.values[i * self.column_stride]);
+        Cow::Owned(row.collect())
+    }
+
     pub(super) fn rows(self) -> usize {
         self.rows
     }
@@ -148,11 +172,11 @@ pub(super) enum Before {
 }
 
 /// Multiplications above which a product is worth more than one thread.
-const WORTH_THREADS: usize = 1 << 20;
+pub(super) const WORTH_THREADS: usize = 1 << 20;
 
 /// The same for a product of one row, which reads as many weights and does
 /// little with them.
-const ROW_WORTH_THREADS: usize = 1 << 16;
+pub(super) const ROW_WORTH_THREADS: usize = 1 << 16;
 
 /// `output = [output +] scale·left·right` on all threads, with the rows of
 /// `output` one after the other.
@@ -187,16 +211,17 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
         Parallelism::None
     };
     // SAFETY: the caller's.
-    unsafe { product(output, before, scale, left, right, threads) }
+    unsafe { product(output, right.columns, before, scale, left, right, threads) }
 }
 
-/// [`multiply`] on these threads.
+/// [`multiply`] on these threads, with the rows of `output` that far apart.
 ///
 /// # Safety
 ///
-/// As for [`multiply`].
-unsafe fn product(
+/// As for [`multiply`], for the columns of `right` in each row of the output.
+pub(super) unsafe fn product(
     output: *mut f32,
+    output_stride: usize,
     before: Before,
     scale: f32,
     left: Matrix,
@@ -215,7 +240,7 @@ unsafe fn product(
             left.columns,
             output,
             1,
-            right.columns as isize,
+            output_stride as isize,
             before == Before::Kept,
             left.values.as_ptr(),
             left.column_stride as isize,
@@ -290,9 +315,10 @@ pub(super) fn multiply_alone(
     right: Matrix,
 ) {
     check_size(output, left, right);
-    let threads = Parallelism::None;
+    let (stride, threads) = (right.columns, Parallelism::None);
+    let output = output.as_mut_ptr();
     // SAFETY: the slice is as large as the product and exclusively ours.
-    unsafe { product(output.as_mut_ptr(), before, scale, left, right, threads) }
+    unsafe { product(output, stride, before, scale, left, right, threads) }
 }
 
 #[cfg(test)]

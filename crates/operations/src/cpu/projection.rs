@@ -5,6 +5,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
     all_f32, contiguous,
+    frozen::Straight,
     matrix::{Matrix, add_product, multiplied, unflipped},
     shape, tensor, values,
 };
@@ -15,7 +16,7 @@ use crate::projection::{
 fn is_f32(layer: &Layer<Flex>) -> bool {
     let parts = [&layer.factors, &layer.anchor];
     let factors = parts.into_iter().flatten().flatten();
-    all_f32(factors.chain(&layer.bias).chain([&layer.weight]))
+    all_f32(factors.chain(&layer.bias).chain(layer.weight.dense()))
 }
 
 /// The shape with another last axis.
@@ -103,14 +104,14 @@ impl ProjectionKernel for Flex {
             return portable_forward::<Self>(x, layer);
         }
         let x = contiguous(x);
-        let weight = unflipped(&layer.weight);
-        let weight = Matrix::of(&weight);
-        let (d_in, d_out) = (weight.rows(), weight.columns());
+        let weight = Straight::of(&layer.weight);
+        let weight = weight.frozen();
+        let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let rows = Matrix::of_rows(values(&x), d_in);
         let scale = layer.scale as f32;
         let mut kept = None;
         let mut output = match &layer.factors {
-            None => multiplied(1.0, rows, weight),
+            None => weight.multiplied(rows),
             Some([a, b]) => {
                 let n_rows = values(&x).len() / d_in;
                 let thin = Thin::new(a, layer.anchor.as_ref().map(|[a0, _]| a0));
@@ -130,7 +131,7 @@ impl ProjectionKernel for Flex {
                         }
                     }
                 }
-                add_product(&mut output, 1.0, rows, weight);
+                weight.add_product(&mut output, rows);
                 kept = Some(tensor(thin.first_half(down), [n_rows, thin.rank]));
                 output
             }
@@ -157,12 +158,12 @@ impl ProjectionKernel for Flex {
             return portable_backward::<Self>(layer, kept, grad, for_x);
         }
         let grad = contiguous(grad);
-        let weight = unflipped(&layer.weight);
-        let weight = Matrix::of(&weight);
-        let (d_in, d_out) = (weight.rows(), weight.columns());
+        let weight = Straight::of(&layer.weight);
+        let weight = weight.frozen();
+        let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let grads = Matrix::of_rows(values(&grad), d_out);
         let scale = layer.scale as f32;
-        let mut grad_x = for_x.then(|| multiplied(1.0, grads, weight.transposed()));
+        let mut grad_x = for_x.then(|| weight.multiplied_back(grads));
         let mut grad_factors = None;
         if let (Some([a, b]), Some([x, down])) = (&layer.factors, kept) {
             let (x, down) = (contiguous(x), contiguous(down));

@@ -1,0 +1,157 @@
+//! A weight that is multiplied with from both sides, dense or packed.
+
+use std::{borrow::Cow, ops::Range};
+
+use burn::backend::{Flex, flex::FlexTensor};
+use olora_packed::Packed;
+
+use super::{
+    matrix::{Before, Matrix, add_product, multiplied, unflipped, write_product},
+    packed,
+};
+use crate::stored::Stored;
+
+/// A weight whose values go in the direction of their axes.
+pub(super) enum Straight<'a> {
+    Dense(Cow<'a, FlexTensor>),
+    Packed(&'a Packed),
+}
+
+impl<'a> Straight<'a> {
+    pub(super) fn of(weight: &'a Stored<Flex>) -> Self {
+        match weight {
+            Stored::Dense(tensor) => Self::Dense(unflipped(tensor)),
+            Stored::Host(packed) => Self::Packed(packed),
+        }
+    }
+
+    pub(super) fn frozen(&self) -> Frozen<'_> {
+        match self {
+            Self::Dense(tensor) => Frozen::Dense(Matrix::of(tensor)),
+            Self::Packed(packed) => Frozen::Packed(packed),
+        }
+    }
+}
+
+/// A matrix `[d_in, d_out]`.
+#[derive(Clone, Copy)]
+pub(super) enum Frozen<'a> {
+    Dense(Matrix<'a>),
+    Packed(&'a Packed),
+}
+
+impl Frozen<'_> {
+    pub(super) fn d_in(self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.rows(),
+            Self::Packed(packed) => packed.shape()[1],
+        }
+    }
+
+    pub(super) fn d_out(self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.columns(),
+            Self::Packed(packed) => packed.shape()[0],
+        }
+    }
+
+    /// `left·W`, rows one after the other.
+    pub(super) fn multiplied(self, left: Matrix) -> Vec<f32> {
+        match self {
+            Self::Dense(matrix) => multiplied(1.0, left, matrix),
+            Self::Packed(packed) => {
+                let n = left.rows() * self.d_out();
+                let mut output = Vec::with_capacity(n);
+                // SAFETY: there is room for the product's values, which nobody else has a pointer
+                // to, and they are not read. All are written when the length is set.
+                unsafe {
+                    packed::multiply(output.as_mut_ptr(), Before::Overwritten, left, packed);
+                    output.set_len(n);
+                }
+                output
+            }
+        }
+    }
+
+    /// Adds `left·W` to `output`, rows one after the other.
+    pub(super) fn add_product(self, output: &mut [f32], left: Matrix) {
+        match self {
+            Self::Dense(matrix) => add_product(output, 1.0, left, matrix),
+            Self::Packed(packed) => {
+                check_size(output, left, self.d_out());
+                // SAFETY: the slice is as large as the product and exclusively ours.
+                unsafe { packed::multiply(output.as_mut_ptr(), Before::Kept, left, packed) }
+            }
+        }
+    }
+
+    /// Writes `left·W` over `output`, rows one after the other.
+    pub(super) fn write_product(self, output: &mut [f32], left: Matrix) {
+        match self {
+            Self::Dense(matrix) => write_product(output, 1.0, left, matrix),
+            Self::Packed(packed) => {
+                check_size(output, left, self.d_out());
+                let output = output.as_mut_ptr();
+                // SAFETY: the slice is as large as the product and exclusively ours.
+                unsafe { packed::multiply(output, Before::Overwritten, left, packed) }
+            }
+        }
+    }
+
+    /// `left·Wᵀ`, rows one after the other.
+    pub(super) fn multiplied_back(self, left: Matrix) -> Vec<f32> {
+        match self {
+            Self::Dense(matrix) => multiplied(1.0, left, matrix.transposed()),
+            Self::Packed(packed) => {
+                let n = left.rows() * self.d_in();
+                let mut output = Vec::with_capacity(n);
+                let rows = 0..self.d_out();
+                let to = output.as_mut_ptr();
+                // SAFETY: as for `multiplied`.
+                unsafe {
+                    packed::multiply_back(to, Before::Overwritten, left, packed, rows);
+                    output.set_len(n);
+                }
+                output
+            }
+        }
+    }
+
+    /// Writes `left·Wᵀ` over `output`, rows one after the other, summed over
+    /// `slices` of the outputs one by one.
+    pub(super) fn write_back_in_slices(
+        self,
+        output: &mut [f32],
+        left: Matrix,
+        slices: impl Iterator<Item = Range<usize>>,
+    ) {
+        check_size(output, left, self.d_in());
+        let mut before = Before::Overwritten;
+        for slice in slices {
+            let left = left.some_columns(slice.clone());
+            match self {
+                Self::Dense(matrix) => {
+                    let right = matrix.some_columns(slice).transposed();
+                    match before {
+                        Before::Overwritten => write_product(output, 1.0, left, right),
+                        Before::Kept => add_product(output, 1.0, left, right),
+                    }
+                }
+                Self::Packed(packed) => {
+                    let output = output.as_mut_ptr();
+                    // SAFETY: the slice is as large as the product and exclusively ours.
+                    unsafe { packed::multiply_back(output, before, left, packed, slice) }
+                }
+            }
+            before = Before::Kept;
+        }
+    }
+}
+
+fn check_size(output: &[f32], left: Matrix, width: usize) {
+    assert_eq!(
+        output.len(),
+        left.rows() * width,
+        "the values of the output and of the product"
+    );
+}

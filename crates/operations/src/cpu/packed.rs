@@ -1,0 +1,276 @@
+//! Products with a packed weight, which is unpacked a panel at a time: a panel
+//! is multiplied by `gemm` and forgotten.
+//!
+//! In `gemm` each output is summed over the inner axis in chunks whose length
+//! follows from that axis, and neither rows, columns nor threads change their
+//! order. A panel here has the whole inner axis and some of the outputs, in both
+//! directions, so that its outputs are those of the whole product, bit for bit.
+//! `gemm` has other ways for small products; see [`shares`].
+
+use std::{cell::Cell, ops::Range};
+
+use gemm::Parallelism;
+use olora_packed::Packed;
+use rayon::prelude::*;
+
+use super::{
+    matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product},
+    rows::rows_per_chunk,
+};
+use crate::stored::unpack;
+
+/// Outputs of a panel at most, but for few rows.
+const WIDEST: usize = 256;
+
+/// Outputs of a panel at least, unless there are no more: of narrower ones
+/// `gemm` arranges the rows anew too often.
+const NARROWEST: usize = 64;
+
+/// Values of a panel, where that leaves it wide enough: 4 MiB, which a core's
+/// share of the outermost cache holds.
+const PANEL_VALUES: usize = 1 << 20;
+
+/// Values of a panel that all threads share.
+const SHARED_VALUES: usize = 1 << 22;
+
+/// Up to so many rows `gemm` has ways of its own for narrow panels.
+const FEW_ROWS: usize = 64;
+
+/// Which product.
+#[derive(Clone)]
+enum Side {
+    /// `left·W`, with outputs along the rows of the packed matrix.
+    Forward,
+    /// `left·Wᵀ` with some of the rows, and outputs along the columns.
+    Back(Range<usize>),
+}
+
+/// `output = [output +] left·W`, rows of the output one after the other.
+///
+/// A single row is multiplied without unpacking, and summed in another order
+/// than `gemm`'s; see [`Packed::dot_rows`].
+///
+/// # Safety
+///
+/// `output` must be valid for `left.rows() · d_out` values: for writing, and if
+/// they are kept, for reading. Nothing else may read or write there meanwhile.
+pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, packed: &Packed) {
+    let [d_out, d_in] = packed.shape();
+    assert_eq!(left.columns(), d_in, "inner dimensions");
+    if left.rows() == 1 {
+        if before == Before::Overwritten {
+            // SAFETY: the caller's, for the only row of the output; zero bytes are a float.
+            unsafe { output.write_bytes(0, d_out) };
+        }
+        // SAFETY: the caller's; where nothing was kept, zeros have just been written.
+        let output = unsafe { std::slice::from_raw_parts_mut(output, d_out) };
+        add_row(output, &left.first_row(), packed);
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe { by_panels(output, before, left, packed, &Side::Forward) }
+}
+
+/// `output = [output +] left·Wᵀ` with `rows` of the packed matrix, which are
+/// some of the outputs of the layer.
+///
+/// # Safety
+///
+/// As for [`multiply`], for `left.rows() · d_in` values.
+pub(super) unsafe fn multiply_back(
+    output: *mut f32,
+    before: Before,
+    left: Matrix,
+    packed: &Packed,
+    rows: Range<usize>,
+) {
+    assert_eq!(left.columns(), rows.len(), "inner dimensions");
+    // SAFETY: the caller's.
+    unsafe { by_panels(output, before, left, packed, &Side::Back(rows)) }
+}
+
+/// One row on all threads, each output summed by one of them.
+fn add_row(output: &mut [f32], row: &[f32], packed: &Packed) {
+    let mut piece = rows_per_chunk(row.len());
+    if row.len() * output.len() < ROW_WORTH_THREADS {
+        piece = output.len().max(1);
+    }
+    output
+        .par_chunks_mut(piece)
+        .enumerate()
+        .for_each(|(i, output)| {
+            let rows = i * piece..i * piece + output.len();
+            if let Err(error) = packed.dot_rows(rows, row, output) {
+                unreachable!("{error}");
+            }
+        });
+}
+
+/// Output of which threads write different columns.
+struct Columns(*mut f32);
+
+// SAFETY: it stands for an exclusive borrow of plain numbers, of which each thread is given others.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn from(&self, column: usize) -> *mut f32 {
+        self.0.wrapping_add(column)
+    }
+}
+
+/// # Safety
+///
+/// As for [`multiply`] or [`multiply_back`].
+unsafe fn by_panels(output: *mut f32, before: Before, left: Matrix, packed: &Packed, side: &Side) {
+    let [d_out, d_in] = packed.shape();
+    let (width, unit) = match side {
+        Side::Forward => (d_out, 1),
+        // Blocks that a panel cuts would be unpacked twice.
+        Side::Back(_) => (d_in, packed.format().block_values()),
+    };
+    let inner = left.columns();
+    let worth = left.rows() * inner * width >= WORTH_THREADS;
+    let threads = if worth {
+        rayon::current_num_threads()
+    } else {
+        1
+    };
+    let output = Columns(output);
+    let multiply_panel = |share: Range<usize>, panel: &[f32], threads| {
+        let panel = match side {
+            Side::Forward => Matrix::of_rows(panel, d_in).transposed(),
+            Side::Back(_) => Matrix::of_rows(panel, share.len()),
+        };
+        let part = output.from(share.start);
+        // SAFETY: the columns of the share lie within the output that the caller has lent, and the
+        // other shares have others.
+        unsafe { product(part, width, before, 1.0, left, panel, threads) }
+    };
+    let lines = |share: &Range<usize>| match side {
+        Side::Forward => (share.clone(), 0..d_in),
+        Side::Back(rows) => (rows.clone(), share.clone()),
+    };
+    let divided = shares(width, inner, unit, left.rows(), threads);
+    if threads == 1 || divided.len() >= threads {
+        let one = |share: Range<usize>| {
+            with_buffer(share.len() * inner, |panel| {
+                let (rows, columns) = lines(&share);
+                unpack(packed, rows, columns, panel);
+                multiply_panel(share, panel, Parallelism::None);
+            });
+        };
+        if threads == 1 {
+            divided.into_iter().for_each(one);
+        } else {
+            divided.into_par_iter().with_max_len(1).for_each(one);
+        }
+        return;
+    }
+    // Fewer panels than threads: all of them unpack a panel, and multiply it.
+    let widest = (SHARED_VALUES / inner.max(1)).max(WIDEST);
+    for share in divided_by(width, width.div_ceil(widest), unit) {
+        with_buffer(share.len() * inner, |panel| {
+            let (rows, columns) = lines(&share);
+            let piece = rows_per_chunk(columns.len());
+            panel
+                .par_chunks_mut(piece * columns.len())
+                .enumerate()
+                .for_each(|(i, part)| {
+                    let start = rows.start + i * piece;
+                    let some = start..start + part.len() / columns.len();
+                    unpack(packed, some, columns.clone(), part);
+                });
+            multiply_panel(share, panel, Parallelism::Rayon(0));
+        });
+    }
+}
+
+/// The outputs of each panel. They depend on the number of threads, but what is
+/// computed does not.
+///
+/// `gemm` 0.19 sums otherwise where both rows and outputs are at most 64, and
+/// where there are at most 256 results: with few rows a panel has more than half
+/// of [`WIDEST`], or all outputs.
+fn shares(
+    width: usize,
+    inner: usize,
+    unit: usize,
+    n_rows: usize,
+    threads: usize,
+) -> Vec<Range<usize>> {
+    let (widest, narrowest) = if n_rows <= FEW_ROWS {
+        (WIDEST, WIDEST / 2 + 1)
+    } else {
+        let fitting = PANEL_VALUES / inner.max(1);
+        (fitting.clamp(NARROWEST, WIDEST), NARROWEST)
+    };
+    let mut parts = width.div_ceil(widest);
+    // As many for each thread, if they stay wide enough.
+    let even = parts.next_multiple_of(threads);
+    if width / even.max(1) >= narrowest {
+        parts = even;
+    }
+    let units = width.div_ceil(unit);
+    while parts > 1 && units / parts * unit < narrowest {
+        parts -= 1;
+    }
+    divided_by(width, parts, unit)
+}
+
+/// Whole units in as even parts as there can be.
+fn divided_by(width: usize, parts: usize, unit: usize) -> Vec<Range<usize>> {
+    let units = width.div_ceil(unit);
+    let parts = parts.clamp(1, units.max(1));
+    let bound = |i: usize| (i * units / parts * unit).min(width);
+    (0..parts).map(|i| bound(i)..bound(i + 1)).collect()
+}
+
+thread_local! {
+    /// Kept from panel to panel: new memory would be cleared each time.
+    static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls with room for a panel, which holds anything.
+fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut buffer = BUFFER.take();
+    if buffer.len() < len {
+        // What it held is not copied.
+        buffer = vec![0.0; len];
+    }
+    let result = work(&mut buffer[..len]);
+    BUFFER.set(buffer);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_all_outputs_once_and_whole_units() {
+        for width in [1, 2, 64, 65, 192, 576, 1536, 2304, 14336, 49152] {
+            for (unit, inner) in [(1, 576), (1, 14336), (32, 64), (64, 4096), (256, 1024)] {
+                if !usize::is_multiple_of(width, unit) {
+                    continue;
+                }
+                for n_rows in [2, 64, 65, 512] {
+                    for threads in [1, 2, 3, 16, 96] {
+                        let shares = shares(width, inner, unit, n_rows, threads);
+                        let mut end = 0;
+                        for share in &shares {
+                            assert_eq!(share.start, end);
+                            assert!(share.start.is_multiple_of(unit) && !share.is_empty());
+                            end = share.end;
+                        }
+                        assert_eq!(end, width);
+                        let narrowest = if n_rows <= FEW_ROWS { 129 } else { 64 };
+                        let wide = shares.iter().all(|share| share.len() >= narrowest);
+                        assert!(wide || shares.len() == 1, "{shares:?}");
+                    }
+                }
+            }
+        }
+    }
+}
