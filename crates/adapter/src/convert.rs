@@ -150,6 +150,20 @@ impl PeftAdapter {
         } else {
             base_fingerprint = fingerprints.into_iter().next().flatten();
         }
+        let packings: BTreeSet<_> = adapters
+            .iter()
+            .map(|(adapter, _)| adapter.base_packing.clone())
+            .collect();
+        let mut base_packing = None;
+        if packings.len() > 1 {
+            notes.push(
+                "the adapters were trained on the same base packed in different formats: their \
+                 updates are measured from slightly different weights"
+                    .to_owned(),
+            );
+        } else {
+            base_packing = packings.into_iter().next().flatten();
+        }
         let Some((first, _)) = adapters.into_iter().next() else {
             return Err(AdapterError::OutOfRange {
                 key: "adapters",
@@ -167,6 +181,7 @@ impl PeftAdapter {
             layers: combined,
             notes,
             base_fingerprint,
+            base_packing,
             rules: None,
             ..first
         };

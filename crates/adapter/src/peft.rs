@@ -66,6 +66,9 @@ pub struct PeftAdapter {
     pub notes: Vec<String>,
     /// What identified the base's weights when the adapter was written.
     pub base_fingerprint: Option<String>,
+    /// What the base's matrices were packed in for training, if not what its
+    /// files have: on others, the update is measured from another base.
+    pub base_packing: Option<String>,
     /// The file read, for errors.
     pub(crate) file: PathBuf,
     /// By layer path.
@@ -194,6 +197,7 @@ impl PeftAdapter {
             task: None,
             notes: Vec::new(),
             base_fingerprint: None,
+            base_packing: None,
             file: PathBuf::new(),
             layers,
             saved: saved

@@ -9,7 +9,7 @@ use olora_data::DEFAULT_MAX_LENGTH;
 use olora_devices::KernelOptions;
 use olora_doctor::LENGTHS;
 use olora_gguf::GgufType;
-use olora_model::Dtype;
+use olora_model::{Dtype, Packing};
 use olora_runs::recipe::bounds::{
     MAX_BATCH_SIZE, MAX_LENGTH, MAX_NEW_TOKENS, MAX_SAMPLES, has_control,
 };
@@ -231,6 +231,10 @@ pub(crate) struct ModelArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
+    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
+    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantize: Option<Packing>,
     /// Number format to hold the weights in; if not given, float32 on the CPU, and on a GPU
     /// bfloat16 for a half-precision checkpoint where it can
     #[arg(long, value_parser = dtype())]
@@ -344,6 +348,10 @@ pub(crate) struct MergeArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: PathBuf,
+    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
+    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantize: Option<Packing>,
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
     #[arg(long, value_parser = output())]
     pub(crate) output: PathBuf,
@@ -371,6 +379,10 @@ pub(crate) struct ConvertArgs {
     /// The adapters' base: a directory, a GGUF file or a hub name; may be left out if they name it
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
+    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
+    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantize: Option<Packing>,
     /// Plain LoRA on the original base, or PEFT's own form of the method
     #[arg(long, default_value = "plain")]
     pub(crate) form: Form,

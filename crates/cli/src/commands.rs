@@ -19,7 +19,7 @@ use olora_data::{
     DataOptions, Message, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
 };
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Dtype, Llama, ModelConfig, Sampling};
+use olora_model::{Dtype, Llama, ModelConfig, Packing, Sampling};
 use olora_runs::{Observer, Recipe, RunError, Start, TrainOptions, check_samples, choose_dtype};
 use olora_training::CrossEntropy;
 use serde_json::json;
@@ -28,7 +28,7 @@ use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
     devices, inspect_data,
-    models::{attached, base_of, data_files, locate, locate_data},
+    models::{attached, base_of, data_files, locate, locate_data, packing_of},
     progress::{Display, finished},
     signals::{interrupted, interrupter},
     tasks,
@@ -281,6 +281,7 @@ pub(crate) struct Opening {
     adapter: Option<PeftAdapter>,
     base: PathBuf,
     dtype: Dtype,
+    packing: Packing,
 }
 
 impl Opening {
@@ -288,6 +289,7 @@ impl Opening {
         let Opened { device, details } = devices::open(&args.device, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
+        let packing = packing_of(args.quantize, adapter.as_ref())?;
         let tokenizer = Tokenizer::from_path(&base)?;
         let config = ModelConfig::from_path(&base)?;
         let stored = config.stored_dtype();
@@ -300,6 +302,7 @@ impl Opening {
             adapter,
             base,
             dtype,
+            packing,
         })
     }
 
@@ -316,7 +319,8 @@ impl Opening {
 
     /// Reads the weights.
     pub(crate) fn load(self) -> Result<Loaded> {
-        let (llama, config) = olora_model::load(&self.base, self.dtype, &self.device)?;
+        let (llama, config) =
+            olora_model::load_as(&self.base, self.dtype, self.packing, &self.device)?;
         let llama = match self.adapter {
             None => llama,
             Some(adapter) => attached(adapter, llama)?,

@@ -14,7 +14,7 @@ use crate::{
     args::{Combine, ConvertArgs, Form},
     commands::read_adapter,
     devices,
-    models::{Base, attached, base_of},
+    models::{Base, attached, base_of, packing_of},
     terminal::say,
 };
 
@@ -90,7 +90,8 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let method = Method::from(args.method.unwrap_or_default());
         let base = needed(&mut base, args, &adapter)?;
         let device = devices::open(&args.device, kernels)?.device;
-        let (llama, _) = olora_model::load(&base.path, Dtype::F32, &device)?;
+        let packing = packing_of(args.quantize, Some(&adapter))?;
+        let (llama, _) = olora_model::load_as(&base.path, Dtype::F32, packing, &device)?;
         adapter = adapter.into_native(&llama, method)?;
     }
     adapter.base = base
@@ -223,11 +224,14 @@ fn to_plain(
     kernels: KernelOptions,
 ) -> Result<PeftAdapter> {
     let device = devices::open(&args.device, kernels)?.device;
-    let (llama, _) = olora_model::load(base, Dtype::F32, &device)?;
+    let packing = packing_of(args.quantize, Some(&adapter))?;
+    let (llama, _) = olora_model::load_as(base, Dtype::F32, packing, &device)?;
     let config = adapter.config.clone();
     let (task, fingerprint) = (adapter.task.clone(), adapter.base_fingerprint.clone());
+    let packed = adapter.base_packing.clone();
     let mut plain = PeftAdapter::of(&attached(adapter, llama)?, &config, PeftForm::Plain)?;
     (plain.task, plain.base_fingerprint) = (task, fingerprint);
+    plain.base_packing = packed;
     Ok(plain)
 }
 

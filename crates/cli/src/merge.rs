@@ -14,7 +14,7 @@ use crate::{
     args::{MergeArgs, MergedFormat},
     commands::read_adapter,
     devices,
-    models::{attached, base_of},
+    models::{attached, base_of, packing_of},
     terminal::say,
 };
 
@@ -47,10 +47,11 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let Opened { device, details } = devices::open(&args.device, kernels)?;
     let adapter = read_adapter(&args.adapter)?;
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
+    let packing = packing_of(args.quantize, Some(&adapter))?;
     let advice = "Merge on the CPU: leave --device out";
     let written = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
-        let (llama, config) = olora_model::load(&base, Dtype::F32, &device)?;
+        let (llama, config) = olora_model::load_as(&base, Dtype::F32, packing, &device)?;
         // Now, as the weights are: the base may be gone when the result is written.
         let companions = if to_file {
             Companions::default()

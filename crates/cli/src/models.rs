@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use olora_adapter::PeftAdapter;
 use olora_data::find;
 use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
-use olora_model::Llama;
+use olora_model::{Llama, Packing};
 use olora_runs::{Located, Recipe};
 
 use crate::terminal::{say, shown};
@@ -147,6 +147,29 @@ fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
              not the same weights, the result means nothing",
             shown()
         ));
+    }
+}
+
+/// What the base's matrices are to be held in: what was asked for, else what the
+/// adapter was trained on.
+pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) -> Result<Packing> {
+    let recorded = adapter.and_then(|adapter| adapter.base_packing.as_deref());
+    match (asked, recorded) {
+        (Some(asked), _) => Ok(asked),
+        (None, None) => Ok(Packing::default()),
+        (None, Some(recorded)) => {
+            let packing = recorded.parse().map_err(|_| {
+                anyhow!(
+                    "the adapter was trained on a base packed as `{recorded}`, which this version does not know: \
+                     give --quantize none to use it on the base as it is"
+                )
+            })?;
+            say(&format!(
+                "note: the adapter was trained on a base packed as {recorded}, and the base is packed so here \
+                 too (--quantize none leaves it as it is)"
+            ));
+            Ok(packing)
+        }
     }
 }
 

@@ -45,11 +45,12 @@ pub(crate) fn save(
     let failed = |error: &dyn std::fmt::Display| {
         RunError::io("writing", &path, std::io::Error::other(error.to_string()))
     };
-    record(trainee)
-        .save(staged.path().join(TRAINED))
-        .map_err(|error| failed(&error))?;
+    // The optimiser's record is a copy on the host: it goes before the other is made.
     optimizer
         .save(staged.path().join(OPTIMIZER))
+        .map_err(|error| failed(&error))?;
+    record(trainee)
+        .save(staged.path().join(TRAINED))
         .map_err(|error| failed(&error))?;
     let json = state_file::write(state, staged.path(), &[TRAINED, OPTIMIZER])
         .map_err(|error| failed(&error))?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use olora_adapter::{PeftAdapter, TaskType, WriteOptions};
 use olora_files::StagedDirectory;
-use olora_model::{Companions, save, weights_fingerprint};
+use olora_model::{Companions, Packing, save, weights_fingerprint};
 
 use crate::{
     RunError,
@@ -32,6 +32,9 @@ pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, 
         .transpose()?;
     let companions = full.then(|| Companions::read(base)).transpose()?;
     let companions = companions.unwrap_or_default();
+    let packing = recipe.model.quantize;
+    // Unpacked values are those of the file: only new ones are worth a note.
+    let packing = matches!(packing, Packing::As(_)).then(|| packing.name().to_owned());
     let dtype = recipe.output.dtype.unwrap_or_default();
     Ok(Box::new(move |trainee: &Trainee| {
         match section.trained(trainee.llama.lm_head.is_some()) {
@@ -40,6 +43,7 @@ pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, 
                 adapter.task = Some(TaskType::CausalLm);
                 adapter.base = Some(name.clone());
                 adapter.base_fingerprint.clone_from(&fingerprint);
+                adapter.base_packing.clone_from(&packing);
                 adapter.write(&result, &WriteOptions::default())?;
             }
             Trained::Everything => {

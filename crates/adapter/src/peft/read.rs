@@ -103,10 +103,9 @@ impl PeftAdapter {
         check_header(&bytes).map_err(|reason| malformed(&file, "safetensors file", &reason))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|error| malformed(&file, "safetensors file", &error))?;
-        let base_fingerprint = header
-            .metadata()
-            .as_ref()
-            .and_then(|metadata| metadata.get(super::write::FINGERPRINT).cloned());
+        let noted = |key| header.metadata().as_ref()?.get(key).cloned();
+        let base_fingerprint = noted(super::write::FINGERPRINT);
+        let base_packing = noted(super::write::PACKING);
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|error| malformed(&file, "safetensors file", &error))?;
 
@@ -168,6 +167,7 @@ impl PeftAdapter {
             task: task.map(TaskType::from_name),
             notes,
             base_fingerprint,
+            base_packing,
             file,
             layers,
             saved,

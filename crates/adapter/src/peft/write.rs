@@ -21,6 +21,8 @@ use crate::{
 /// The key under which the tensor file says which weights the adapter is for.
 /// PEFT reads none but `format`.
 pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
+/// The key that [`PeftAdapter::base_packing`] has in the file's metadata.
+pub(super) const PACKING: &str = "olora.base_packing";
 
 /// What safetensors calls a number format.
 fn stored(dtype: Dtype) -> safetensors::Dtype {
@@ -107,11 +109,18 @@ impl PeftAdapter {
             .collect::<Result<Vec<_>, _>>()
             .and_then(|views| safetensors::serialize(views, Some(metadata)))
             .map_err(|error| malformed(&path, "safetensors file", &error))?;
-        let bytes = match &self.base_fingerprint {
-            None => bytes,
-            Some(fingerprint) => noted(&bytes, fingerprint)
-                .ok_or_else(|| malformed(&path, "safetensors file", &"its header is no JSON"))?,
-        };
+        let notes = [
+            (FINGERPRINT, &self.base_fingerprint),
+            (PACKING, &self.base_packing),
+        ];
+        let mut bytes = bytes;
+        for (key, value) in notes {
+            if let Some(value) = value {
+                bytes = noted(&bytes, key, value).ok_or_else(|| {
+                    malformed(&path, "safetensors file", &"its header is no JSON")
+                })?;
+            }
+        }
         write_file(&path, &bytes)?;
         if let Some(card) = &options.card {
             write_file(&directory.join("README.md"), card.as_bytes())?;
@@ -153,11 +162,11 @@ fn encode(values: &[f32], dtype: Dtype) -> Result<Vec<u8>, f32> {
 /// The file with the base's fingerprint among its metadata. By hand, since the
 /// library writes several entries in an order that changes from run to run, and
 /// equal adapters shall be equal files.
-fn noted(bytes: &[u8], fingerprint: &str) -> Option<Vec<u8>> {
+fn noted(bytes: &[u8], key: &str, value: &str) -> Option<Vec<u8>> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
     let mut header: Value = serde_json::from_slice(header).ok()?;
-    header["__metadata__"][FINGERPRINT] = fingerprint.into();
+    header["__metadata__"][key] = value.into();
     let mut header = serde_json::to_vec(&header).ok()?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let length = (header.len() as u64).to_le_bytes();
