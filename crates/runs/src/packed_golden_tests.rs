@@ -81,7 +81,7 @@ fn check_steps(format: &str, method: Method) {
 macro_rules! golden {
     ($($module:ident $format:literal $($ignored:literal)?)*) => {$(
         mod $module {
-            use super::*;
+            use super::{Method, check_logits, check_steps};
 
             #[test]
             $(#[ignore = $ignored])?
