@@ -29,7 +29,7 @@ use crate::{
 };
 use olora_training::{FailureContext, Passes, scheduler};
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures")
         .join(name)
@@ -75,7 +75,7 @@ impl DataLoader<Batch> for Fixed {
 }
 
 /// The reference's batches, one entry per micro-batch.
-fn batches(run: &Path) -> Vec<Batch> {
+pub(crate) fn batches(run: &Path) -> Vec<Batch> {
     let bytes = fs::read(run.join("batches.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let ints = |name: &str| -> Vec<i32> {
@@ -118,8 +118,9 @@ impl Observer for Recorder {
     }
 }
 
-struct Outcome {
-    steps: Vec<(f64, f64)>,
+pub(crate) struct Outcome {
+    /// Loss and gradient norm of each step.
+    pub(crate) steps: Vec<(f64, f64)>,
     llama: Llama,
 }
 
@@ -135,6 +136,18 @@ fn run_on(
     accumulation: usize,
     initial: &Path,
 ) -> Outcome {
+    let (llama, _) = olora_model::load(base, Dtype::F32, &Device::flex()).unwrap();
+    let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
+    run_adapted(llama, reference, batches, accumulation)
+}
+
+/// The same from a model that has its adapter.
+pub(crate) fn run_adapted(
+    llama: Llama,
+    reference: &Value,
+    batches: Vec<Batch>,
+    accumulation: usize,
+) -> Outcome {
     let out = tempfile::tempdir().unwrap();
     let optimiser = &reference["optimiser"];
     let ratio = optimiser["loraplus_lr_ratio"].as_f64();
@@ -149,9 +162,6 @@ fn run_on(
         out.path().display()
     );
     let recipe = Recipe::parse(&text, "golden", &[]).unwrap();
-    let device = Device::flex();
-    let (llama, _) = olora_model::load(base, Dtype::F32, &device).unwrap();
-    let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
     let recorder = Arc::new(Recorder::default());
     let passes = Passes::new(recipe.objective(), &llama).unwrap();
     let trainee = Module::train(Trainee::new(llama, passes.clone()));
@@ -194,7 +204,7 @@ fn run_on(
     Outcome { steps, llama }
 }
 
-fn numbers(reference: &Value, key: &str) -> Vec<f64> {
+pub(crate) fn numbers(reference: &Value, key: &str) -> Vec<f64> {
     reference[key]
         .as_array()
         .unwrap()
@@ -273,7 +283,7 @@ fn check(name: &str, accumulation: usize) {
         return;
     };
     for (what, llama) in [("trained", outcome.llama.valid()), ("loaded", last)] {
-        let diff = logits_diff(&bytes, &llama);
+        let diff = logits_diff(&bytes, "logits", &llama);
         let bar = if what == "loaded" { 1e-4 } else { 2e-3 };
         assert!(
             diff < bar,
@@ -282,8 +292,8 @@ fn check(name: &str, accumulation: usize) {
     }
 }
 
-/// How far the model's logits are from those of the file.
-fn logits_diff(bytes: &[u8], llama: &Llama) -> f32 {
+/// How far the model's logits are from those of the file, which have a name in it.
+pub(crate) fn logits_diff(bytes: &[u8], expected: &str, llama: &Llama) -> f32 {
     let tensors = SafeTensors::deserialize(bytes).unwrap();
     let words = |name: &str| -> Vec<[u8; 4]> {
         tensors
@@ -299,7 +309,7 @@ fn logits_diff(bytes: &[u8], llama: &Llama) -> f32 {
         .into_iter()
         .map(i32::from_le_bytes)
         .collect();
-    let expected: Vec<f32> = words("logits")
+    let expected: Vec<f32> = words(expected)
         .into_iter()
         .map(f32::from_le_bytes)
         .collect();

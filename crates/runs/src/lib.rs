@@ -42,6 +42,8 @@ mod golden_tests;
 mod learner;
 mod memory;
 mod options;
+#[cfg(test)]
+mod packed_golden_tests;
 mod plan;
 mod plot;
 mod precision;
