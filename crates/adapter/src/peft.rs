@@ -9,6 +9,7 @@ mod matching;
 mod read;
 mod restore;
 mod task;
+mod tensors;
 mod write;
 
 use std::{

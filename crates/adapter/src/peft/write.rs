@@ -3,15 +3,13 @@
 use std::{collections::BTreeMap, path::Path};
 
 use burn::module::Module;
-use half::{bf16, f16};
 use olora_files::write_atomically;
 use olora_operations::Dtype;
-use safetensors::tensor::TensorView;
-use serde_json::Value;
 
 use super::{
     CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE,
     read::{io, malformed},
+    tensors::{self, Written},
 };
 use crate::{
     AdapterError,
@@ -23,15 +21,6 @@ use crate::{
 pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
 /// The key that [`PeftAdapter::base_packing`] has in the file's metadata.
 pub(super) const PACKING: &str = "olora.base_packing";
-
-/// What safetensors calls a number format.
-fn stored(dtype: Dtype) -> safetensors::Dtype {
-    match dtype {
-        Dtype::F32 => safetensors::Dtype::F32,
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::Bf16 => safetensors::Dtype::BF16,
-    }
-}
 
 /// How an adapter is written.
 #[derive(Clone, Debug, Default)]
@@ -54,32 +43,28 @@ impl PeftAdapter {
     pub fn write(&self, directory: &Path, options: &WriteOptions) -> Result<(), AdapterError> {
         self.ensure_sound()?;
         let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize], values: &[f32], dtype: Dtype| {
-            let unfit = |value: f32| {
-                if value.is_finite() {
-                    AdapterError::DoesNotFit {
-                        path: name.clone(),
-                        value,
-                        dtype: dtype.name(),
-                        limit: dtype.limit(),
-                    }
-                } else {
-                    AdapterError::NotFinite(name.clone())
-                }
-            };
-            let bytes = encode(values, dtype).map_err(unfit)?;
-            tensors.push((name, shape.to_vec(), bytes, dtype));
-            Ok(())
+        let mut add = |name, shape, values, dtype| {
+            tensors.push(Written {
+                name,
+                shape,
+                values,
+                dtype,
+            });
         };
         let dtype = options.dtype;
         for (path, layer) in &self.layers {
             for (name, factor) in names(layer.kind).into_iter().zip([&layer.a, &layer.b]) {
                 let name = format!("{PREFIX}{path}.{name}");
-                add(name, &factor.shape, &factor.values, dtype)?;
+                add(
+                    name,
+                    factor.shape.as_slice(),
+                    factor.values.as_slice(),
+                    dtype,
+                );
             }
             if let Some(magnitude) = &layer.magnitude {
                 let name = format!("{PREFIX}{path}.lora_magnitude_vector");
-                add(name, &magnitude.shape, &magnitude.values, dtype)?;
+                add(name, &magnitude.shape, &magnitude.values, dtype);
             }
         }
         for (path, (value, _)) in &self.saved {
@@ -87,41 +72,25 @@ impl PeftAdapter {
                 // The base's own, which is not to be rounded, under the name that PEFT gives it.
                 let (layer, name) = path.rsplit_once('.').unwrap_or((path, "weight"));
                 let name = format!("{PREFIX}{layer}.base_layer.{name}");
-                add(name, &value.shape, &value.values, Dtype::F32)?;
+                add(name, &value.shape, &value.values, Dtype::F32);
             } else {
                 add(
                     format!("{PREFIX}{path}"),
                     &value.shape,
                     &value.values,
                     dtype,
-                )?;
+                );
             }
         }
         let json = serde_json::to_string_pretty(&self.to_json())
             .map_err(|error| malformed(&directory.join(CONFIG_FILE), "JSON value", &error))?;
 
         let path = directory.join(TENSOR_FILE);
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        let views = tensors.iter().map(|(name, shape, bytes, dtype)| {
-            TensorView::new(stored(*dtype), shape.clone(), bytes).map(|view| (name.as_str(), view))
-        });
-        let bytes = views
-            .collect::<Result<Vec<_>, _>>()
-            .and_then(|views| safetensors::serialize(views, Some(metadata)))
-            .map_err(|error| malformed(&path, "safetensors file", &error))?;
         let notes = [
             (FINGERPRINT, &self.base_fingerprint),
             (PACKING, &self.base_packing),
         ];
-        let mut bytes = bytes;
-        for (key, value) in notes {
-            if let Some(value) = value {
-                bytes = noted(&bytes, key, value).ok_or_else(|| {
-                    malformed(&path, "safetensors file", &"its header is no JSON")
-                })?;
-            }
-        }
-        write_file(&path, &bytes)?;
+        tensors::write(&path, tensors, &notes)?;
         if let Some(card) = &options.card {
             write_file(&directory.join("README.md"), card.as_bytes())?;
         }
@@ -135,42 +104,6 @@ pub(super) fn names(kind: Kind) -> [&'static str; 2] {
         Kind::Linear => ["lora_A.weight", "lora_B.weight"],
         Kind::Embedding => ["lora_embedding_A", "lora_embedding_B"],
     }
-}
-
-/// Little-endian; the first value that is or becomes no number is the error.
-fn encode(values: &[f32], dtype: Dtype) -> Result<Vec<u8>, f32> {
-    let fits = |value: f32| match dtype {
-        Dtype::F32 => value.is_finite(),
-        Dtype::F16 => f16::from_f32(value).is_finite(),
-        Dtype::Bf16 => bf16::from_f32(value).is_finite(),
-    };
-    if let Some(value) = values.iter().find(|value| !fits(**value)) {
-        return Err(*value);
-    }
-    let values = values.iter();
-    Ok(match dtype {
-        Dtype::F32 => values.flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::F16 => values
-            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-            .collect(),
-        Dtype::Bf16 => values
-            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-            .collect(),
-    })
-}
-
-/// The file with the base's fingerprint among its metadata. By hand, since the
-/// library writes several entries in an order that changes from run to run, and
-/// equal adapters shall be equal files.
-fn noted(bytes: &[u8], key: &str, value: &str) -> Option<Vec<u8>> {
-    let (length, rest) = bytes.split_first_chunk::<8>()?;
-    let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
-    let mut header: Value = serde_json::from_slice(header).ok()?;
-    header["__metadata__"][key] = value.into();
-    let mut header = serde_json::to_vec(&header).ok()?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let length = (header.len() as u64).to_le_bytes();
-    Some([&length, &header[..], data].concat())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
