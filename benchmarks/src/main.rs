@@ -19,6 +19,7 @@ mod generate;
 mod init;
 mod instruction;
 mod memory;
+mod packed;
 mod paths;
 mod replay;
 mod starts;
@@ -135,6 +136,8 @@ enum Suite {
     Evaluate,
     /// One training step: factored against Burn's composed weight
     Paths,
+    /// A layer with its weight packed against the same layer dense
+    Packed,
     /// Peak memory of a step against the length of the sequence
     Memory,
     /// Instruction tuning of a real checkpoint
@@ -186,6 +189,7 @@ fn main() -> anyhow::Result<()> {
         }
         Suite::Generate => generate(&args, rounds),
         Suite::Evaluate => evaluate(&args, rounds),
+        Suite::Packed => packed::run(args.quick, if args.quick { 1 } else { rounds }),
         Suite::Memory => match (args.keeping, args.sequence) {
             (Some(keeping), Some(seq)) => memory::run_one(keeping, seq, args.quick),
             _ => memory::run(args.quick, peer, args.plot.as_deref()),

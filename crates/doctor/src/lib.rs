@@ -12,6 +12,7 @@
 
 mod inputs;
 mod operations;
+mod packed;
 mod tiny;
 
 use burn::tensor::Device;

@@ -21,6 +21,7 @@ use olora_training::average_and_clip;
 use crate::{
     Bench, Formats, Kind, Operation, Outputs,
     inputs::numbers,
+    packed,
     tiny::{self, Variant},
 };
 
@@ -85,6 +86,17 @@ pub(super) const ALL: &[Operation] = &[
     operation("adapter", adapter),
     operation("loss", cross_entropy),
     operation("log-likelihoods", log_likelihoods),
+    operation("packed q4_0", packed::q4_0),
+    operation("packed q4_1", packed::q4_1),
+    operation("packed q5_0", packed::q5_0),
+    operation("packed q5_1", packed::q5_1),
+    operation("packed q8_0", packed::q8_0),
+    operation("packed q4_k", packed::q4_k),
+    operation("packed q5_k", packed::q5_k),
+    operation("packed q6_k", packed::q6_k),
+    operation("packed nf4", packed::nf4),
+    operation("packed embedding", packed::embedding),
+    operation("packed loss", packed::cross_entropy),
     only(Formats::Full, operation("clip", clip)),
     only(Formats::Full, operation("adamw", adamw)),
     whole("model", Kind::Model, None, |bench, length| {
@@ -160,7 +172,7 @@ pub(super) fn read<const D: usize>(name: &str, tensor: Tensor<D>) -> (String, Ve
 
 /// Runs backward from `output`, each element of which counts as `weights` say,
 /// and reads it and the gradients of `variables`.
-fn backward<const D: usize>(
+pub(super) fn backward<const D: usize>(
     bench: &Bench,
     operation: &str,
     output: Tensor<D>,
@@ -177,7 +189,7 @@ fn backward<const D: usize>(
     outputs
 }
 
-fn gradient<const D: usize>(
+pub(super) fn gradient<const D: usize>(
     name: &str,
     variable: &Tensor<D>,
     gradients: &Gradients,
@@ -217,7 +229,7 @@ fn embedding(bench: &Bench, length: usize) -> Outputs {
 }
 
 /// Row-major token ids, some of them repeated.
-fn ids(bench: &Bench, length: usize) -> Tensor<2, Int> {
+pub(super) fn ids(bench: &Bench, length: usize) -> Tensor<2, Int> {
     let ids: Vec<i32> = numbers("ids", ROWS * length, 1.0)
         .iter()
         .map(|x| ((x + 1.0) * 64.0) as i32 % VOCAB as i32)

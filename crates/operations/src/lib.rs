@@ -16,6 +16,10 @@
 //! | [`swiglu()`] | gate and up |
 //! | [`project()`] | its input and `x·A` |
 //!
+//! A frozen weight of [`project()`], [`cross_entropy()`] and
+//! [`token_log_likelihoods()`] may be packed ([`Weight`]): panels of it are
+//! unpacked, multiplied and forgotten.
+//!
 //! Each is an extension of Burn's backends: portable code in tensor operations
 //! runs on all of them, and the CPU backend (`flex`) has kernels of its own for
 //! f32. Each module has a function `composed`, the obvious composition of
@@ -64,10 +68,16 @@ pub mod attention;
 )]
 mod cpu;
 mod dtype;
+#[cfg(all(test, feature = "flex"))]
+#[path = "../tests/formats/mod.rs"]
+mod formats;
 pub mod likelihood;
 mod logits;
 pub mod loss;
 pub mod norm;
+mod placed;
+#[cfg(all(test, feature = "flex"))]
+mod placed_tests;
 mod portable;
 #[cfg(all(test, feature = "flex"))]
 mod portable_tests;

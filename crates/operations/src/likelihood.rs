@@ -39,7 +39,7 @@ use crate::{
 /// # Shapes
 ///
 /// - hidden: `[n, width]`, any float dtype
-/// - weight: `[width, vocab]`, of the same dtype
+/// - weight: `[width, vocab]`, of the same dtype, or packed
 /// - targets: `n` token ids, each below `vocab`
 /// - output: `[n]`, f32, natural logarithms
 ///

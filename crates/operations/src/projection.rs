@@ -38,10 +38,15 @@ pub struct LowRankFactors {
 /// While the factors equal the anchor, the update is exactly zero: the two
 /// products are computed alike and subtracted before anything is added.
 ///
+/// A packed weight is unpacked a panel at a time, again in the backward pass,
+/// which keeps nothing of it but the packed bytes. On the CPU in f32 the numbers
+/// are those of the unpacked weight, bit for bit; but where x is a single row,
+/// sums are in another order, and differ by rounding.
+///
 /// # Shapes
 ///
 /// - x: `[.., d_in]`
-/// - weight: `[d_in, d_out]`, bias: `[d_out]`, of x's dtype
+/// - weight: `[d_in, d_out]`, if dense of x's dtype; bias: `[d_out]`, of x's dtype
 /// - output: `[.., d_out]`, in x's dtype
 ///
 /// # Panics

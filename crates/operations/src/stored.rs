@@ -9,14 +9,14 @@ use burn::backend::{
 };
 use olora_packed::Packed;
 
-use crate::portable::Portable;
+use crate::{placed::Placed, portable::Portable};
 
 /// Values of a packed weight that are tensors of floats at once, in the portable
-/// body: 64 MiB of f32.
-const PANEL_VALUES: usize = 1 << 24;
+/// body: 32 MiB of f32.
+const PANEL_VALUES: usize = 1 << 23;
 
 /// A tensor or none, as an argument of an operation.
-#[derive(ExtensionType)]
+#[derive(Clone, Debug, ExtensionType)]
 pub(crate) enum Maybe<B: Backend> {
     /// There is one.
     Tensor(FloatTensor<B>),
@@ -44,6 +44,8 @@ pub(crate) enum Stored<B: Backend> {
     Dense(FloatTensor<B>),
     /// Packed, `[d_out, d_in]`, in the host's memory.
     Host(Arc<Packed>),
+    /// Packed, on a device that has no kernels for it.
+    Placed(#[extension_type] Placed<B>),
 }
 
 impl<B: Backend> Stored<B> {
@@ -51,7 +53,7 @@ impl<B: Backend> Stored<B> {
     pub(crate) fn dense(&self) -> Option<&FloatTensor<B>> {
         match self {
             Self::Dense(weight) => Some(weight),
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Placed(_) => None,
         }
     }
 
@@ -61,6 +63,10 @@ impl<B: Backend> Stored<B> {
             Self::Dense(weight) => [weight.shape()[0], weight.shape()[1]],
             Self::Host(packed) => {
                 let [d_out, d_in] = packed.shape();
+                [d_in, d_out]
+            }
+            Self::Placed(placed) => {
+                let [d_out, d_in] = placed.shape();
                 [d_in, d_out]
             }
         }
@@ -123,6 +129,7 @@ impl<B: Backend> Stored<B> {
                 let data = TensorData::new(unpacked(packed, rows), shape);
                 Portable::<B>(B::float_from_data(data, device)).cast(dtype)
             }
+            Self::Placed(placed) => placed.rows(rows, dtype),
         }
     }
 }
@@ -132,7 +139,7 @@ impl<B: Backend, C: CheckpointStrategy> Stored<Autodiff<B, C>> {
     pub(crate) fn is_tracked(&self) -> bool {
         match self {
             Self::Dense(weight) => weight.is_tracked(),
-            Self::Host(_) => false,
+            Self::Host(_) | Self::Placed(_) => false,
         }
     }
 
@@ -141,6 +148,7 @@ impl<B: Backend, C: CheckpointStrategy> Stored<Autodiff<B, C>> {
         match self {
             Self::Dense(weight) => Stored::Dense(weight.into_primitive()),
             Self::Host(packed) => Stored::Host(packed),
+            Self::Placed(placed) => Stored::Placed(placed.into_primitive()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use burn::{
@@ -13,8 +13,9 @@ use olora_packed::Packed;
 
 use crate::{
     loss::rows_at_once,
+    placed::Placed,
     stored::{Stored, unpack, unpacked},
-    support::to_dtype,
+    support::{supports, to_dtype},
 };
 
 /// A frozen matrix of a layer, `[d_in, d_out]`.
@@ -62,10 +63,10 @@ impl Weight {
 
     /// As the operations take it, for a device that has them.
     pub(crate) fn stored(self, device: &Device) -> Stored<Dispatch> {
-        let _ = device;
         match self {
             Self::Dense(weight) => Stored::Dense(weight.into_dispatch()),
-            Self::Packed(packed) => Stored::Host(packed.packed),
+            Self::Packed(packed) if is_host(device) => Stored::Host(packed.shared.packed.clone()),
+            Self::Packed(packed) => Stored::Placed(packed.placed(device)),
         }
     }
 
@@ -91,35 +92,75 @@ impl From<PackedTensor> for Weight {
     }
 }
 
+/// Whether the device computes in the host's memory, with kernels for packed
+/// weights.
+fn is_host(device: &Device) -> bool {
+    #[allow(unused_imports, reason = "unused without a backend")]
+    use burn::backend::DispatchDevice;
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[allow(unreachable_patterns, reason = "reachable with other backends")]
+        _ => false,
+    }
+}
+
 /// A packed matrix that operations multiply with. Cloning it shares the bytes.
 #[derive(Clone, Debug)]
 pub struct PackedTensor {
+    shared: Arc<Shared>,
+}
+
+/// What clones of a packed tensor have in common.
+#[derive(Debug)]
+struct Shared {
     packed: Arc<Packed>,
+    /// Copies on devices that have no kernels for it, made when first used there.
+    placed: Mutex<Vec<(Device, Placed<Dispatch>)>>,
 }
 
 impl PackedTensor {
     /// Of a matrix `[d_out, d_in]`, as files have them.
     pub fn new(packed: Packed) -> Self {
         Self {
-            packed: Arc::new(packed),
+            shared: Arc::new(Shared {
+                packed: Arc::new(packed),
+                placed: Mutex::default(),
+            }),
         }
     }
 
     /// The matrix, `[d_out, d_in]`.
     pub fn packed(&self) -> &Packed {
-        &self.packed
+        &self.shared.packed
     }
 
     /// `[d_in, d_out]`, as for a dense weight.
     pub fn dims(&self) -> [usize; 2] {
-        let [d_out, d_in] = self.packed.shape();
+        let [d_out, d_in] = self.packed().shape();
         [d_in, d_out]
+    }
+
+    /// Its codes on a device, the same for all clones.
+    fn placed(&self, device: &Device) -> Placed<Dispatch> {
+        let device = device.clone().inner();
+        let mut placed = match self.shared.placed.lock() {
+            Ok(placed) => placed,
+            // Whoever panicked had not pushed yet, or had done so.
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        if let Some((_, found)) = placed.iter().find(|(at, _)| *at == device) {
+            return found.clone();
+        }
+        let made = Placed::new(self.packed(), device.as_dispatch());
+        placed.push((device, made.clone()));
+        made
     }
 
     /// Every value, `[d_in, d_out]`, on a device: a view of `[d_out, d_in]`.
     pub fn dense(&self, device: &Device, dtype: DType) -> Tensor<2> {
-        let [rows, columns] = self.packed.shape();
-        let data = TensorData::new(unpacked(&self.packed, 0..rows), [rows, columns]);
+        let [rows, columns] = self.packed().shape();
+        let data = TensorData::new(unpacked(self.packed(), 0..rows), [rows, columns]);
         let device = device.clone().inner();
         let dense = Tensor::<2>::from_data(data, (&device, DType::F32));
         to_dtype(dense, dtype).transpose()
@@ -135,11 +176,19 @@ impl PackedTensor {
     ///
     /// # Panics
     ///
-    /// If an id is not below `d_out`, as Burn's embedding does on the CPU.
+    /// On the CPU, if an id is not below `d_out`, as Burn's embedding does there.
     pub fn embedding(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         let device = ids.device().inner();
         let [batch, seq] = ids.dims();
         let [width, rows] = self.dims();
+        if supports(&device) && !is_host(&device) {
+            let ids = ids
+                .without_autodiff()
+                .reshape([batch * seq])
+                .into_dispatch();
+            let found = self.placed(&device).selected(&ids, dtype).0;
+            return Tensor::<2>::from_dispatch(found).reshape([batch, seq, width]);
+        }
         let ids: Vec<i64> = ids.into_data().iter::<i64>().collect();
         let stray = ids
             .iter()
@@ -161,7 +210,7 @@ impl PackedTensor {
                     place.insert(i);
                     let row = *id as usize;
                     let output = &mut values[i * width..(i + 1) * width];
-                    unpack(&self.packed, row..row + 1, 0..width, output);
+                    unpack(self.packed(), row..row + 1, 0..width, output);
                 }
             }
         }

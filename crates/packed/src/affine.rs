@@ -185,13 +185,39 @@ impl Groups {
         self.quants.len() + self.scales.len() + self.biases.len()
     }
 
+    /// A group's quants, its scale and its bias.
+    pub(crate) fn group(&self, group: usize) -> (&[u8], f32, f32) {
+        let size = self.affine.quant_bytes();
+        (
+            &self.quants.as_slice()[group * size..][..size],
+            self.affine.scales.at(self.scales.as_slice(), group),
+            self.affine.scales.at(self.biases.as_slice(), group),
+        )
+    }
+
     /// Values of the groups from `first` on, as many as `output` holds.
     pub(crate) fn unpack(&self, first: usize, output: &mut [f32]) {
+        let width = output.len();
+        self.unpack_rows(first, [0, width], output, width);
+    }
+
+    /// Values of some rows, `width` of each, from whose first groups to the next there are
+    /// `per_row` groups and, in the output, `stride` values.
+    pub(crate) fn unpack_rows(
+        &self,
+        first: usize,
+        [per_row, width]: [usize; 2],
+        output: &mut [f32],
+        stride: usize,
+    ) {
         let this = self.slices();
         dispatch(Each {
             this,
             first,
+            per_row,
             output,
+            stride: stride.max(1),
+            width,
         });
     }
 
@@ -225,34 +251,61 @@ struct Slices<'a> {
 struct Each<'a> {
     this: Slices<'a>,
     first: usize,
+    /// Groups from a row to the next.
+    per_row: usize,
     output: &'a mut [f32],
+    /// Values from a row to the next.
+    stride: usize,
+    width: usize,
+}
+
+impl Each<'_> {
+    /// Calls with the first group and the output of each row.
+    #[inline(always)]
+    fn rows(self, one: impl Fn(usize, &mut [f32])) {
+        for (row, output) in self.output.chunks_mut(self.stride).enumerate() {
+            one(self.first + row * self.per_row, &mut output[..self.width]);
+        }
+    }
 }
 
 impl Work for Each<'_> {
     type Output = ();
 
     fn plain(self) {
-        match self.this.affine.bits {
-            4 => self.this.each(self.first, self.output, four_bits),
-            _ => self.this.each(self.first, self.output, eight_bits),
+        let this = self.this;
+        match this.affine.bits {
+            4 => self.rows(|first, output| this.each(first, output, four_bits)),
+            _ => self.rows(|first, output| this.each(first, output, eight_bits)),
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn run<S: x86::Sixteen>(self, simd: S) {
-        match self.this.affine.bits {
-            4 => self.this.each(
-                self.first,
-                self.output,
+        let this = self.this;
+        match this.affine.bits {
+            4 => self.rows(
                 #[inline(always)]
-                |quants, scale, bias, out| x86::affine_4(simd, quants, scale, bias, out),
+                |first, output| {
+                    this.each(
+                        first,
+                        output,
+                        #[inline(always)]
+                        |quants, scale, bias, out| x86::affine_4(simd, quants, scale, bias, out),
+                    );
+                },
             ),
-            _ => self.this.each(
-                self.first,
-                self.output,
+            _ => self.rows(
                 #[inline(always)]
-                |quants, scale, bias, out| x86::affine_8(simd, quants, scale, bias, out),
+                |first, output| {
+                    this.each(
+                        first,
+                        output,
+                        #[inline(always)]
+                        |quants, scale, bias, out| x86::affine_8(simd, quants, scale, bias, out),
+                    );
+                },
             ),
         }
     }
@@ -424,7 +477,10 @@ mod tests {
             run(Each {
                 this: self.0,
                 first: self.1,
+                per_row: 0,
                 output: &mut output,
+                stride: 256,
+                width: 256,
             });
             output
         }

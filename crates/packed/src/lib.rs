@@ -33,6 +33,7 @@
 mod affine;
 mod blocks;
 mod bytes;
+mod codes;
 mod dot;
 mod error;
 mod format;
@@ -49,6 +50,7 @@ mod x86;
 pub use affine::{Affine, ScaleType};
 pub use blocks::{BlockFormat, unpack_blocks};
 pub use bytes::Bytes;
+pub use codes::{CodeLayout, Codes};
 pub use error::PackedError;
 pub use format::Format;
 pub use nf4::{NestedScales, dynamic_code};

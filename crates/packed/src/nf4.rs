@@ -181,24 +181,60 @@ impl Nf4 {
         }
     }
 
+    /// A block's quants and its largest value.
+    pub(crate) fn block(&self, block: usize) -> (&[u8], f32) {
+        let quants = &self.quants.as_slice()[block * QUANTS..][..QUANTS];
+        (quants, self.scale(block))
+    }
+
     /// Values of the blocks from `first` on, as many as `output` holds.
     pub(crate) fn unpack(&self, first: usize, output: &mut [f32]) {
-        let quants = &self.quants.as_slice()[first * QUANTS..];
+        let width = output.len();
+        self.unpack_rows(first, [0, width], output, width);
+    }
+
+    /// Values of some rows, `width` of each, from whose first blocks to the next there are
+    /// `per_row` blocks and, in the output, `stride` values.
+    pub(crate) fn unpack_rows(
+        &self,
+        first: usize,
+        [per_row, width]: [usize; 2],
+        output: &mut [f32],
+        stride: usize,
+    ) {
         // Scales before values: what reads them stays out of the vector code.
-        let mut scales = [0.0; 64];
-        let mut at = 0;
-        for output in output.chunks_mut(scales.len() * BLOCK) {
-            let blocks = output.len() / BLOCK;
-            for (i, scale) in scales[..blocks].iter_mut().enumerate() {
-                *scale = self.scale(first + at + i);
+        let mut scales = [0.0; SCALES];
+        let (blocks, stride) = (width / BLOCK, stride.max(1));
+        if blocks > SCALES {
+            for (row, output) in output.chunks_mut(stride).enumerate() {
+                let parts = output[..width].chunks_mut(SCALES * BLOCK);
+                for (part, output) in parts.enumerate() {
+                    let (len, first) = (output.len(), first + row * per_row + part * SCALES);
+                    self.unpack_rows(first, [0, len], output, len);
+                }
             }
-            let quants = quants[at * QUANTS..].as_chunks().0;
+            return;
+        }
+        // As many rows as there are places for scales: choosing the instructions takes as long as
+        // some blocks.
+        let rows = (SCALES / blocks.max(1)).max(1);
+        for (i, output) in output.chunks_mut(rows.saturating_mul(stride)).enumerate() {
+            let first = first + i * rows * per_row;
+            let here = output.len().div_ceil(stride);
+            for (row, scales) in scales.chunks_mut(blocks.max(1)).take(here).enumerate() {
+                for (at, scale) in scales.iter_mut().enumerate() {
+                    *scale = self.scale(first + row * per_row + at);
+                }
+            }
+            let quants = self.quants.as_slice()[first * QUANTS..].as_chunks().0;
             dispatch(Each {
-                quants: &quants[..blocks],
-                scales: &scales[..blocks],
+                quants,
+                per_row,
+                scales: &scales,
+                blocks,
                 output,
+                stride,
             });
-            at += blocks;
         }
     }
 
@@ -225,18 +261,35 @@ impl Nf4 {
     }
 }
 
+/// Blocks whose scales are there at once.
+const SCALES: usize = 256;
+
+/// Some blocks of each row.
 struct Each<'a> {
+    /// From the first row's first block on.
     quants: &'a [[u8; QUANTS]],
+    /// Blocks from a row to the next.
+    per_row: usize,
+    /// Row after row.
     scales: &'a [f32],
+    /// Blocks of a row.
+    blocks: usize,
     output: &'a mut [f32],
+    /// Values from a row to the next.
+    stride: usize,
 }
 
 impl Each<'_> {
     #[inline(always)]
     fn with(self, one: impl Fn(&[u8; QUANTS], f32, &mut [f32; BLOCK])) {
-        let blocks = self.quants.iter().zip(self.scales);
-        for ((quants, scale), output) in blocks.zip(self.output.as_chunks_mut().0) {
-            one(quants, *scale, output);
+        let rows = self.output.chunks_mut(self.stride);
+        let scales = self.scales.chunks(self.blocks.max(1));
+        for ((row, output), scales) in rows.enumerate().zip(scales) {
+            let blocks = self.quants[row * self.per_row..].iter().zip(scales);
+            let output = output.as_chunks_mut().0.iter_mut().take(self.blocks);
+            for ((quants, scale), output) in blocks.zip(output) {
+                one(quants, *scale, output);
+            }
         }
     }
 }
@@ -398,8 +451,11 @@ mod tests {
             let mut output = vec![0.0; self.0.len() * BLOCK];
             run(Each {
                 quants: self.0,
+                per_row: 64,
                 scales: self.1,
+                blocks: 64,
                 output: &mut output,
+                stride: 64 * BLOCK,
             });
             output.iter().map(|value| value.to_bits()).collect()
         }

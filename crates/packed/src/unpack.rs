@@ -47,25 +47,29 @@ impl Packed {
             .saturating_add(width);
         PackedError::check_range("an output does not hold places", &(0..places), output.len())?;
         let block = self.format.block_values();
-        if let Parts::Blocks(format, bytes) = &self.parts
-            && columns.start.is_multiple_of(block)
-            && width.is_multiple_of(block)
-        {
-            // All rows at once: for a few blocks of each, choosing the instructions takes as long.
-            let row_bytes = self.shape[1] / block * format.block_bytes();
-            let first = rows.start * row_bytes + columns.start / block * format.block_bytes();
-            dispatch(Each {
-                format: *format,
-                bytes: &bytes.as_slice()[first..],
-                row_bytes,
-                output: &mut output[..places],
-                stride,
-                width,
-            });
+        if !columns.start.is_multiple_of(block) || !width.is_multiple_of(block) {
+            for (row, output) in rows.zip(output.chunks_mut(stride)) {
+                self.some_of_row(row, columns.clone(), &mut output[..width]);
+            }
             return Ok(());
         }
-        for (row, output) in rows.zip(output.chunks_mut(stride)) {
-            self.some_of_row(row, columns.clone(), &mut output[..width]);
+        // All rows at once: for a few blocks of each, choosing the instructions takes as long.
+        let output = &mut output[..places];
+        let per_row = self.shape[1] / block;
+        let first = rows.start * per_row + columns.start / block;
+        match &self.parts {
+            Parts::Blocks(format, bytes) => dispatch(Each {
+                format: *format,
+                bytes: &bytes.as_slice()[first * format.block_bytes()..],
+                row_bytes: per_row * format.block_bytes(),
+                output,
+                stride,
+                width,
+            }),
+            Parts::Nf4(nf4) => nf4.unpack_rows(first, [per_row, width], output, stride),
+            Parts::Groups(groups) => {
+                groups.unpack_rows(first, [per_row, width], output, stride);
+            }
         }
         Ok(())
     }

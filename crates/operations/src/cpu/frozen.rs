@@ -6,6 +6,7 @@ use burn::backend::{Flex, flex::FlexTensor};
 use olora_packed::Packed;
 
 use super::{
+    all_f32,
     matrix::{Before, Matrix, add_product, multiplied, unflipped, write_product},
     packed,
 };
@@ -18,10 +19,12 @@ pub(super) enum Straight<'a> {
 }
 
 impl<'a> Straight<'a> {
-    pub(super) fn of(weight: &'a Stored<Flex>) -> Self {
+    /// Where these kernels can multiply with it, as far as the dtype goes too.
+    pub(super) fn of(weight: &'a Stored<Flex>) -> Option<Self> {
         match weight {
-            Stored::Dense(tensor) => Self::Dense(unflipped(tensor)),
-            Stored::Host(packed) => Self::Packed(packed),
+            Stored::Dense(tensor) if all_f32([tensor]) => Some(Self::Dense(unflipped(tensor))),
+            Stored::Host(packed) => Some(Self::Packed(packed)),
+            Stored::Dense(_) | Stored::Placed(_) => None,
         }
     }
 

@@ -22,9 +22,8 @@ impl LikelihoodKernel for Flex {
         rows: usize,
         with_grad_hidden: bool,
     ) -> (FlexTensor, Option<FlexTensor>) {
-        let Some(ids) =
-            host_ids(&targets).filter(|_| all_f32(weight.dense().into_iter().chain([&hidden])))
-        else {
+        let ids = host_ids(&targets).filter(|_| all_f32([&hidden]));
+        let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
             return portable_forward::<Self>(hidden, &weight, &targets, rows, with_grad_hidden);
         };
         let hidden = contiguous(hidden);
@@ -32,7 +31,6 @@ impl LikelihoodKernel for Flex {
             hidden: with_grad_hidden,
             weight: false,
         };
-        let straight = Straight::of(&weight);
         let matrix = straight.frozen();
         let found = pass(values(&hidden), matrix, &ids, None, rows, wanted);
         let grad_hidden = found.grad_hidden.map(|grad| tensor(grad, shape(&hidden)));
@@ -47,13 +45,12 @@ impl LikelihoodKernel for Flex {
         grad: FlexTensor,
         wanted: WantedGradients,
     ) -> [Option<FlexTensor>; 2] {
-        let given = weight.dense().into_iter().chain([&hidden, &grad]);
-        let Some(ids) = host_ids(&targets).filter(|_| all_f32(given)) else {
+        let ids = host_ids(&targets).filter(|_| all_f32([&hidden, &grad]));
+        let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
             return portable_backward::<Self>(hidden, &weight, &targets, rows, grad, wanted);
         };
         let (hidden, grad) = (contiguous(hidden), contiguous(grad));
         let scales: Vec<f32> = values(&grad).iter().map(|grad| -grad).collect();
-        let straight = Straight::of(&weight);
         let matrix = straight.frozen();
         let found = pass(values(&hidden), matrix, &ids, Some(&scales), rows, wanted);
         [

@@ -23,13 +23,11 @@ impl LossKernel for Flex {
         rows: usize,
         wanted: WantedGradients,
     ) -> LossAndGradients<Self> {
-        let Some(ids) =
-            host_ids(&targets).filter(|_| all_f32(weight.dense().into_iter().chain([&hidden])))
-        else {
+        let ids = host_ids(&targets).filter(|_| all_f32([&hidden]));
+        let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
             return portable::<Self>(hidden, &weight, &targets, n_trained, rows, wanted);
         };
         let hidden = contiguous(hidden);
-        let straight = Straight::of(&weight);
         let matrix = straight.frozen();
         let found = pass(
             values(&hidden),

@@ -247,6 +247,68 @@ fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        formats::{bits, made, some},
+        stored::unpacked,
+    };
+
+    /// In every way of sharing out the work: by few threads and many, in panels
+    /// of each and in panels that all of them unpack.
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        for ([d_out, d_in], n) in [([576, 576], 70), ([192, 1536], 70), ([1536, 192], 20)] {
+            let packed = made(olora_packed::BlockFormat::Q8_0, [d_out, d_in]);
+            let dense = unpacked(&packed, 0..d_out);
+            let dense = Matrix::of_rows(&dense, d_in);
+            let (x, grad) = (some(1, n * d_in), some(2, n * d_out));
+            let x = Matrix::of_rows(&x, d_in);
+            let grad = Matrix::of_rows(&grad, d_out);
+            let right = crate::cpu::matrix::multiplied(1.0, x, dense.transposed());
+            let right_back = crate::cpu::matrix::multiplied(1.0, grad, dense);
+            for threads in [1, 2, 5, 16] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let mut output = vec![f32::NAN; n * d_out];
+                let mut back = vec![f32::NAN; n * d_in];
+                let (to, to_back) = (Columns(output.as_mut_ptr()), Columns(back.as_mut_ptr()));
+                // SAFETY: both are as large as the products, and ours.
+                pool.unwrap().install(|| unsafe {
+                    multiply(to.from(0), Before::Overwritten, x, &packed);
+                    multiply_back(
+                        to_back.from(0),
+                        Before::Overwritten,
+                        grad,
+                        &packed,
+                        0..d_out,
+                    );
+                });
+                assert_eq!(bits(&output), bits(&right), "{d_out} x {d_in}, {threads}");
+                assert_eq!(
+                    bits(&back),
+                    bits(&right_back),
+                    "{d_out} x {d_in}, {threads}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn slices_of_outputs_add_up_to_the_whole_gradient() {
+        let (d_out, d_in, n) = (96, 128, 3);
+        let packed = made(olora_packed::BlockFormat::Q8_0, [d_out, d_in]);
+        let dense = unpacked(&packed, 0..d_out);
+        let grad = some(2, n * d_out);
+        let grad = Matrix::of_rows(&grad, d_out);
+        let right = crate::cpu::matrix::multiplied(1.0, grad, Matrix::of_rows(&dense, d_in));
+        let mut back = vec![f32::NAN; n * d_in];
+        for (slice, before) in [(0..50, Before::Overwritten), (50..96, Before::Kept)] {
+            let left = grad.some_columns(slice.clone());
+            // SAFETY: it is as large as the product, and ours.
+            unsafe { multiply_back(back.as_mut_ptr(), before, left, &packed, slice) };
+        }
+        for (found, right) in back.iter().zip(&right) {
+            assert!((found - right).abs() < 1e-5, "{found} for {right}");
+        }
+    }
 
     #[test]
     fn shares_are_all_outputs_once_and_whole_units() {

@@ -13,10 +13,11 @@ use crate::projection::{
     Layer, LayerGradients, ProjectionKernel, portable_backward, portable_forward,
 };
 
+/// Whether all but the weight is f32.
 fn is_f32(layer: &Layer<Flex>) -> bool {
     let parts = [&layer.factors, &layer.anchor];
     let factors = parts.into_iter().flatten().flatten();
-    all_f32(factors.chain(&layer.bias).chain(layer.weight.dense()))
+    all_f32(factors.chain(&layer.bias))
 }
 
 /// The shape with another last axis.
@@ -100,11 +101,11 @@ fn transposed(tensor: &FlexTensor) -> FlexTensor {
 
 impl ProjectionKernel for Flex {
     fn projection_forward(x: FlexTensor, layer: &Layer<Self>) -> (FlexTensor, Option<FlexTensor>) {
-        if !all_f32([&x]) || !is_f32(layer) {
+        let weight = Straight::of(&layer.weight).filter(|_| all_f32([&x]) && is_f32(layer));
+        let Some(weight) = weight else {
             return portable_forward::<Self>(x, layer);
-        }
+        };
         let x = contiguous(x);
-        let weight = Straight::of(&layer.weight);
         let weight = weight.frozen();
         let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let rows = Matrix::of_rows(values(&x), d_in);
@@ -154,11 +155,11 @@ impl ProjectionKernel for Flex {
         for_x: bool,
     ) -> LayerGradients<Self> {
         let given = kept.iter().flatten().chain([&grad]);
-        if !all_f32(given) || !is_f32(layer) {
+        let weight = Straight::of(&layer.weight).filter(|_| all_f32(given) && is_f32(layer));
+        let Some(weight) = weight else {
             return portable_backward::<Self>(layer, kept, grad, for_x);
-        }
+        };
         let grad = contiguous(grad);
-        let weight = Straight::of(&layer.weight);
         let weight = weight.frozen();
         let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let grads = Matrix::of_rows(values(&grad), d_out);
