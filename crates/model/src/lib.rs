@@ -43,6 +43,7 @@ mod generate;
 pub mod llama;
 mod naming;
 mod norm;
+mod quantize;
 mod rope;
 
 pub use activation::Activation;
@@ -60,4 +61,5 @@ pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
 pub use olora_operations::Dtype;
+pub use quantize::{Quantize, UnknownQuantize};
 pub use rope::Rotation;

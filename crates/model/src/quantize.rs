@@ -1,0 +1,111 @@
+//! In what matrices are packed as they are read.
+
+use std::{error::Error, fmt, str::FromStr};
+
+use olora_packed::{BlockFormat, Format};
+use serde::{Deserialize, Serialize};
+
+/// A format that the matrices of a base model are packed in as they are read:
+/// `model.quantize` of a recipe.
+///
+/// ```
+/// use olora_model::Quantize;
+///
+/// let quantize: Quantize = "nf4".parse()?;
+/// assert_eq!(quantize.format().block_values(), 64);
+/// # Ok::<(), olora_model::UnknownQuantize>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Quantize {
+    /// bitsandbytes' NF4 with double quantisation, as QLoRA has it
+    /// ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314)): 4.13 bits a value.
+    #[serde(rename = "nf4")]
+    Nf4,
+    /// llama.cpp's 8 bits, the nearest to the original: 8.5 bits a value.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// llama.cpp's simplest 4 bits: 4.5 bits a value.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// llama.cpp's 4 bits with scales in two steps: 4.5 bits a value. Rows must be multiples of 256 long,
+    /// and making it takes ten times as long as the others.
+    #[serde(rename = "q4_k")]
+    Q4K,
+}
+
+impl Quantize {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::Nf4, Self::Q8_0, Self::Q4_0, Self::Q4K];
+
+    /// As recipes and the command line spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_k",
+        }
+    }
+
+    /// How values are packed. NF4 is with double quantisation.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::Nf4 => Format::Nf4Double,
+            Self::Q8_0 => Format::Blocks(BlockFormat::Q8_0),
+            Self::Q4_0 => Format::Blocks(BlockFormat::Q4_0),
+            Self::Q4K => Format::Blocks(BlockFormat::Q4K),
+        }
+    }
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = UnknownQuantize;
+
+    fn from_str(name: &str) -> Result<Self, UnknownQuantize> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|quantize| quantize.name() == name)
+            .ok_or_else(|| UnknownQuantize(name.to_owned()))
+    }
+}
+
+/// What was given is the name of no [`Quantize`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownQuantize(pub String);
+
+impl fmt::Display for UnknownQuantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "`{}` is no format to pack weights in: write nf4, q8_0, q4_0 or q4_k",
+            self.0
+        )
+    }
+}
+
+impl Error for UnknownQuantize {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_everywhere() {
+        for quantize in Quantize::ALL {
+            assert_eq!(quantize.name().parse(), Ok(quantize));
+            let json = serde_json::to_value(quantize).unwrap();
+            assert_eq!(json, quantize.name());
+            assert_eq!(serde_json::from_value::<Quantize>(json).unwrap(), quantize);
+        }
+        let error = "int4".parse::<Quantize>().unwrap_err().to_string();
+        assert!(
+            error.contains("`int4`") && error.contains("q4_k"),
+            "{error}"
+        );
+    }
+}
