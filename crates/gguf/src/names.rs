@@ -106,6 +106,19 @@ impl Change {
         }
     }
 
+    /// The row of the file that is row `row` of a checkpoint's tensor: the inverse of
+    /// [`Self::source_row`].
+    pub(crate) fn stored_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Interleaved { heads } => {
+                let width = rows / heads;
+                let (head, within) = (row / width, row % width);
+                head * width + within % (width / 2) * 2 + within / (width / 2)
+            }
+            Self::None | Self::PlusOne => row,
+        }
+    }
+
     /// Whether rows can be rearranged like this.
     pub(crate) fn fits(self, rows: usize) -> bool {
         match self {

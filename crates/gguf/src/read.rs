@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use memmap2::Mmap;
-use olora_packed::{Bytes, Packed};
+use olora_packed::{BlockFormat, Bytes, Packed};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -114,14 +115,7 @@ impl GgufFile {
     ///
     /// [`GgufError::NoTensor`].
     pub fn read(&self, name: &str) -> Result<Vec<f32>, GgufError> {
-        let info = self
-            .names
-            .get(name)
-            .and_then(|stored| self.header.tensors.get(stored))
-            .ok_or_else(|| GgufError::NoTensor {
-                path: self.path.clone(),
-                name: name.to_owned(),
-            })?;
+        let (_, info) = self.info(name)?;
         let mut read = values(&self.mapped, info);
         match self.change(name) {
             Change::None => {}
@@ -151,14 +145,7 @@ impl GgufFile {
     /// [`GgufError::NoTensor`]; [`GgufError::Malformed`] for blocks with scales that are
     /// infinite or not a number.
     pub fn packed(&self, name: &str) -> Result<Option<Packed>, GgufError> {
-        let (stored, info) = self
-            .names
-            .get(name)
-            .and_then(|stored| self.header.tensors.get_key_value(stored))
-            .ok_or_else(|| GgufError::NoTensor {
-                path: self.path.clone(),
-                name: name.to_owned(),
-            })?;
+        let (stored, info) = self.info(name)?;
         let (Some(format), &[rows, columns]) = (info.kind.blocks(), info.shape.as_slice()) else {
             return Ok(None);
         };
@@ -169,11 +156,10 @@ impl GgufFile {
                 Change::None => Ok(packed),
                 // The row of the file that is a checkpoint's.
                 Change::Interleaved { .. } => {
-                    let mut sources = vec![0; rows];
-                    for row in 0..rows {
-                        sources[change.source_row(row, rows)] = row;
-                    }
-                    packed.rearranged(|row| sources[row])
+                    let sorted = packed.rearranged(|row| change.stored_row(row, rows));
+                    // They were copied, and are not read here again.
+                    self.release(info);
+                    sorted
                 }
                 // Norms, which are vectors: should one be a matrix, it is not what the file holds.
                 Change::PlusOne => Err(olora_packed::PackedError::Unsupported {
@@ -185,6 +171,68 @@ impl GgufFile {
         let malformed =
             |error| GgufError::malformed(&self.path, format!("in the tensor `{stored}`, {error}"));
         packed.map(Some).map_err(malformed)
+    }
+
+    /// The blocks that a matrix is stored in; `None` if it is dense, no matrix or not there.
+    pub fn block_format(&self, name: &str) -> Option<BlockFormat> {
+        let info = self.header.tensors.get(self.names.get(name)?)?;
+        info.kind.blocks().filter(|_| info.shape.len() == 2)
+    }
+
+    /// Writes some rows of a tensor as [`read`](Self::read) gives them: what can be done by parts.
+    ///
+    /// # Errors
+    ///
+    /// [`GgufError::NoTensor`], and [`GgufError::Malformed`] for rows that are not there or do not
+    /// fill `output`.
+    pub fn read_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        output: &mut [f32],
+    ) -> Result<(), GgufError> {
+        let (stored, info) = self.info(name)?;
+        let n_rows = info.shape.first().copied().unwrap_or_default();
+        let width = info.shape.iter().skip(1).product::<usize>();
+        if rows.end > n_rows || rows.len().checked_mul(width) != Some(output.len()) {
+            let reason = format!(
+                "`{stored}` is {:?}, of which rows {rows:?} were to be {} values",
+                info.shape,
+                output.len()
+            );
+            return Err(GgufError::malformed(&self.path, reason));
+        }
+        let change = self.change(name);
+        let bytes = &self.mapped[info.bytes.clone()];
+        let row_bytes = bytes.len().checked_div(n_rows).unwrap_or_default();
+        for (row, output) in rows.zip(output.chunks_exact_mut(width.max(1))) {
+            let begin = change.stored_row(row, n_rows) * row_bytes;
+            info.kind.dequantise(&bytes[begin..][..row_bytes], output);
+            if change == Change::PlusOne {
+                output.iter_mut().for_each(|value| *value -= 1.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the system drop the part of the file that a tensor is in from memory: it was read,
+    /// and will not be soon again.
+    pub fn done_with(&self, name: &str) {
+        if let Ok((_, info)) = self.info(name) {
+            self.release(info);
+        }
+    }
+
+    /// A tensor's name in the file, and where it is there.
+    fn info(&self, name: &str) -> Result<(&str, &TensorInfo), GgufError> {
+        let stored = self.names.get(name);
+        stored
+            .and_then(|stored| self.header.tensors.get_key_value(stored))
+            .map(|(stored, info)| (stored.as_str(), info))
+            .ok_or_else(|| GgufError::NoTensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            })
     }
 
     /// The tokenizer that the metadata describes.

@@ -9,8 +9,12 @@ mod config;
 mod convert;
 mod identity;
 mod load;
+mod packing;
+#[cfg(test)]
+mod packing_tests;
 mod pickle;
 mod pytorch;
+mod quantised;
 mod safetensors;
 mod save;
 mod save_gguf;

@@ -6,8 +6,10 @@ use olora_files::read_bounded;
 use serde_json::{Map, Value};
 
 mod keys;
+mod quantization;
 
 pub(crate) use keys::Keys;
+pub(crate) use quantization::{Groups, Mlx, Quantization};
 
 use crate::{Activation, Dtype, Family, ModelError, NormKind};
 
@@ -251,7 +253,7 @@ impl ModelConfig {
 /// Bytes of the largest configuration: published ones have some kilobytes.
 pub(crate) const MOST_BYTES: u64 = 4 << 20;
 
-fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError> {
     let bytes =
         read_bounded(path, MOST_BYTES).map_err(|source| ModelError::io("reading", path, source))?;
     serde_json::from_slice(&bytes)

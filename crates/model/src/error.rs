@@ -48,6 +48,16 @@ pub enum ModelError {
     /// A GGUF file could not be read or written.
     #[error(transparent)]
     Gguf(#[from] olora_gguf::GgufError),
+    /// A packed matrix is damaged, or a matrix cannot be packed.
+    #[error("`{tensor}` in {path}: {source}")]
+    Packed {
+        /// The tensor's name.
+        tensor: String,
+        /// The file that it is in.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: olora_packed::PackedError,
+    },
     /// A directory has no weights under a name that is known.
     #[error(
         "there are no weights in {directory}: looked for model.safetensors and pytorch_model.bin, \

@@ -53,8 +53,8 @@ pub use bytes::Bytes;
 pub use codes::{CodeLayout, Codes};
 pub use error::PackedError;
 pub use format::Format;
-pub use nf4::{NestedScales, dynamic_code};
-pub use pack::pack_blocks;
+pub use nf4::{NestedScales, dynamic_code, nf4_code};
+pub use pack::{PackedRows, pack_blocks};
 pub use packed::Packed;
 pub use transposed::{GptqZeros, TransposedParts};
 

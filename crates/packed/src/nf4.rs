@@ -38,6 +38,11 @@ pub(crate) const CODE: [f32; 16] = [
     1.0,
 ];
 
+/// NF4's code book, as files have it beside each matrix (`quant_map`).
+pub const fn nf4_code() -> [f32; 16] {
+    CODE
+}
+
 /// Bytes beside those of the blocks: code book, offset and a scale for each [`NESTED`].
 pub(crate) const fn shared_bytes(blocks: usize) -> usize {
     (NESTED + 1 + blocks.div_ceil(NESTED)) * 4

@@ -25,21 +25,51 @@ impl Packed {
         values: &[f32],
     ) -> Result<Self, PackedError> {
         let format = format.into();
-        let expected = format.bytes(shape)?;
+        format.bytes(shape)?;
         PackedError::check_length("the values", values.len(), shape[0] * shape[1])?;
+        let rows = PackedRows::pack(format, shape[1], values)?;
+        Self::from_rows(format, shape, [rows])
+    }
+
+    /// A matrix of rows that were packed in parts, in their order: byte for byte what
+    /// [`Self::pack`] makes of all of them. Each part is freed as it is taken over.
+    ///
+    /// # Errors
+    ///
+    /// [`PackedError::Width`], [`PackedError::Length`] if the parts are not all of the rows, and
+    /// [`PackedError::Unsupported`] for parts in another format.
+    pub fn from_rows(
+        format: impl Into<Format>,
+        shape: [usize; 2],
+        parts: impl IntoIterator<Item = PackedRows>,
+    ) -> Result<Self, PackedError> {
+        let format = format.into();
+        let mut quants = Vec::with_capacity(format.bytes(shape)?);
+        let mut largest = Vec::new();
+        for part in parts {
+            if part.format != format {
+                return Err(PackedError::Unsupported {
+                    what: "the format of some rows",
+                    found: part.format.to_string(),
+                    supported: "rows that are all in the matrix's format",
+                });
+            }
+            quants.extend_from_slice(&part.quants);
+            largest.extend_from_slice(&part.largest);
+        }
+        let blocks = shape[0] * shape[1] / format.block_values();
         match format {
-            Format::Blocks(blocks) => {
-                let mut bytes = Vec::with_capacity(expected);
-                pack_blocks(blocks, values, &mut bytes)?;
+            Format::Blocks(kind) => {
+                let expected = blocks * kind.block_bytes();
+                PackedError::check_length("the packed values", quants.len(), expected)?;
                 Ok(Self {
                     shape,
                     format,
-                    parts: Parts::Blocks(blocks, Bytes::from(bytes)),
+                    parts: Parts::Blocks(kind, Bytes::from(quants)),
                 })
             }
             Format::Nf4 | Format::Nf4Double => {
-                within(format, f32::INFINITY, values)?;
-                let (quants, largest) = nf4::pack(values);
+                quants.shrink_to_fit();
                 let quants = Bytes::from(quants);
                 if format == Format::Nf4Double {
                     return Self::from_nf4_double(shape, quants, nf4::nest(&largest));
@@ -47,11 +77,61 @@ impl Packed {
                 let largest: Vec<u8> = largest.iter().flat_map(|most| most.to_le_bytes()).collect();
                 Self::from_nf4(shape, quants, Bytes::from(largest))
             }
-            Format::Affine(_) => Err(PackedError::NotMade {
-                format: format.to_string(),
-                made: Format::MADE,
-            }),
+            Format::Affine(_) => Err(not_made(format)),
         }
+    }
+}
+
+/// Some rows of a matrix, packed by themselves: so that not all of its `f32` are there at
+/// once, and that threads share the work. [`Packed::from_rows`] puts them together.
+#[derive(Clone, Debug)]
+pub struct PackedRows {
+    format: Format,
+    /// Blocks, or NF4's quants.
+    quants: Vec<u8>,
+    /// Of each of NF4's blocks. What double quantisation makes of them depends on all.
+    largest: Vec<f32>,
+}
+
+impl PackedRows {
+    /// Packs whole rows of `columns` values.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packed::pack`]; places are counted from the first of `values`.
+    pub fn pack(
+        format: impl Into<Format>,
+        columns: usize,
+        values: &[f32],
+    ) -> Result<Self, PackedError> {
+        let format = format.into();
+        let row = format.row_bytes(columns)?;
+        let rows = values.len() / columns;
+        PackedError::check_length("the values of rows", values.len(), rows * columns)?;
+        let (quants, largest) = match format {
+            Format::Blocks(blocks) => {
+                let mut bytes = Vec::with_capacity(rows * row);
+                pack_blocks(blocks, values, &mut bytes)?;
+                (bytes, Vec::new())
+            }
+            Format::Nf4 | Format::Nf4Double => {
+                within(format, f32::INFINITY, values)?;
+                nf4::pack(values)
+            }
+            Format::Affine(_) => return Err(not_made(format)),
+        };
+        Ok(Self {
+            format,
+            quants,
+            largest,
+        })
+    }
+}
+
+fn not_made(format: Format) -> PackedError {
+    PackedError::NotMade {
+        format: format.to_string(),
+        made: Format::MADE,
     }
 }
 

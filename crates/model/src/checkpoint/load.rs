@@ -202,8 +202,7 @@ impl Names {
             }
         }
         for name in self.source.names() {
-            // Old checkpoints carry the rotary frequencies as a buffer; they follow from the config.
-            if used.contains(name) || name.ends_with(".rotary_emb.inv_freq") {
+            if used.contains(name) || self.source.is_idle(name) {
                 continue;
             }
             match &self.embedding {

@@ -5,10 +5,12 @@ use std::{
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
 use olora_adapter::check_header;
+use olora_packed::Bytes;
 use safetensors::SafeTensors;
 
 use super::Dtype;
@@ -18,8 +20,15 @@ const KIND: &str = "safetensors file";
 
 /// The memory-mapped weight files of a checkpoint.
 pub(super) struct Shards {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
     tensors: BTreeMap<String, Entry>,
+}
+
+/// A tensor as the file has it.
+pub(super) struct Raw<'a> {
+    pub(super) dtype: safetensors::Dtype,
+    pub(super) shape: &'a [usize],
+    pub(super) bytes: &'a [u8],
 }
 
 /// Where a tensor is, and as what.
@@ -36,7 +45,7 @@ impl Shards {
         let mut files = Vec::with_capacity(paths.len());
         let mut tensors = BTreeMap::new();
         for path in paths {
-            let mapped = map_file(&path)?;
+            let mapped = Arc::new(map_file(&path)?);
             for (name, view) in parse(&path, &mapped)?.iter() {
                 let start = view.data().as_ptr() as usize - mapped.as_ptr() as usize;
                 let entry = Entry {
@@ -46,7 +55,7 @@ impl Shards {
                     bytes: start..start + view.data().len(),
                 };
                 if let Some(other) = tensors.insert(name.to_owned(), entry) {
-                    let (other, _): &(PathBuf, Mmap) = &files[other.file];
+                    let (other, _): &(PathBuf, Arc<Mmap>) = &files[other.file];
                     let reason = format!("`{name}` is in it and in {} too", other.display());
                     return Err(ModelError::malformed(&path, KIND, &reason));
                 }
@@ -89,6 +98,29 @@ impl Shards {
             }
         };
         Ok((&mapped[entry.bytes.clone()], format))
+    }
+
+    /// A tensor in whatever format; `None` if there is none of this name.
+    pub(super) fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let entry = self.tensors.get(name)?;
+        Some(Raw {
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &self.files[entry.file].1[entry.bytes.clone()],
+        })
+    }
+
+    /// A tensor's bytes as they lie in the file, which stays mapped for them.
+    pub(super) fn bytes(&self, name: &str) -> Result<Bytes, ModelError> {
+        let entry = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
+            tensor: name.to_owned(),
+        })?;
+        let (path, mapped) = &self.files[entry.file];
+        Bytes::part(mapped.clone(), entry.bytes.clone()).map_err(|source| ModelError::Packed {
+            tensor: name.to_owned(),
+            path: path.clone(),
+            source,
+        })
     }
 
     /// Tells the system that a tensor's pages will not be read again; without

@@ -52,7 +52,7 @@ impl From<Dtype> for SaveOptions {
 }
 
 /// Writes a checkpoint directory that transformers loads: the weights as
-/// safetensors, `config.json` as it was read with only the dtype changed, and
+/// safetensors, `config.json` as it was read but for the dtype and how it was packed, and
 /// the tokenizer and generation files that `companions` are.
 ///
 /// Weights are taken from their device one at a time. The directory is written
@@ -87,6 +87,10 @@ pub fn save(
         "dtype"
     };
     json.insert(key.to_owned(), json!(options.dtype.name()));
+    // What was packed is written dense.
+    for key in ["quantization", "quantization_config"] {
+        json.shift_remove(key);
+    }
     write_json(&json, &path.join("config.json"))?;
     if let Some(companions) = companions {
         companions.write(path)?;

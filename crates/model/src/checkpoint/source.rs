@@ -9,16 +9,19 @@ use burn::tensor::TensorData;
 use olora_adapter::UniqueMap;
 use olora_files::read_bounded;
 use olora_gguf::{GgufFile, is_gguf};
-use olora_packed::Packed;
 use serde::Deserialize;
 
 use super::{
     Dtype,
     convert::{Unfit, check, convert, place},
     pytorch::Pickles,
+    quantised::Matrices,
     safetensors::Shards,
 };
-use crate::ModelError;
+use crate::{
+    ModelError,
+    config::{Keys, Quantization, read_object},
+};
 
 /// One file or several with an index, in the order in which transformers
 /// looks for them.
@@ -31,7 +34,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Named tensors, to be read one at a time.
 pub(super) enum Source {
-    Safetensors(Shards),
+    Safetensors(Shards, Matrices),
     Pytorch(Pickles),
     Gguf(GgufFile),
 }
@@ -40,15 +43,32 @@ impl Source {
     /// Opens a GGUF file or the weights of a directory.
     pub(super) fn open(path: &Path) -> Result<Self, ModelError> {
         Ok(match weights(path)? {
-            Weights::Safetensors(files) => Self::Safetensors(Shards::open(files)?),
-            Weights::Pytorch(files) => Self::Pytorch(Pickles::open(files)?),
+            Weights::Safetensors(files) => {
+                let shards = Shards::open(files)?;
+                let config = path.join(CONFIG);
+                let matrices = Matrices::find(&shards, quantization(&config)?.as_ref(), &config)?;
+                Self::Safetensors(shards, matrices)
+            }
+            Weights::Pytorch(files) => {
+                let config = path.join(CONFIG);
+                if quantization(&config)?.is_some() {
+                    return Err(ModelError::Unsupported {
+                        path: config,
+                        what: "packed weights in PyTorch's files (`quantization_config`)"
+                            .to_owned(),
+                        supported: "packed weights in safetensors and in GGUF files".to_owned(),
+                    });
+                }
+                Self::Pytorch(Pickles::open(files)?)
+            }
             Weights::Gguf(file) => Self::Gguf(GgufFile::open(&file)?),
         })
     }
 
+    /// The names of weights, and of whatever else there is, but not of what belongs to packed weights.
     pub(super) fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match self {
-            Self::Safetensors(shards) => Box::new(shards.names()),
+            Self::Safetensors(shards, matrices) => Box::new(matrices.names(shards)),
             Self::Pytorch(pickles) => Box::new(pickles.names()),
             Self::Gguf(file) => Box::new(file.names()),
         }
@@ -58,17 +78,28 @@ impl Source {
         self.shape(name).is_some()
     }
 
-    /// A tensor's shape as PyTorch has it: `[d_out, d_in]` for a linear layer.
+    /// Whether a tensor that no model asks for is of no use either: rotary frequencies, which old
+    /// checkpoints carry as a buffer and which follow from the configuration, and biases of zeros that
+    /// AutoGPTQ adds.
+    pub(super) fn is_idle(&self, name: &str) -> bool {
+        name.ends_with(".rotary_emb.inv_freq")
+            || match self {
+                Self::Safetensors(shards, matrices) => matrices.is_idle_bias(shards, name),
+                Self::Pytorch(_) | Self::Gguf(_) => false,
+            }
+    }
+
+    /// A tensor's shape as PyTorch has it: `[d_out, d_in]` for a linear layer, packed or not.
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         match self {
-            Self::Safetensors(shards) => shards.shape(name),
+            Self::Safetensors(shards, matrices) => matrices.shape(shards, name),
             Self::Pytorch(pickles) => pickles.shape(name),
             Self::Gguf(file) => file.shape(name),
         }
     }
 
     /// A tensor in `dtype` and of `shape`, which is the stored one, or the
-    /// other way around if it is to be `transposed`.
+    /// other way around if it is to be `transposed`. Packed values are unpacked.
     pub(super) fn read(
         &self,
         name: &str,
@@ -76,8 +107,13 @@ impl Source {
         transposed: bool,
         dtype: Dtype,
     ) -> Result<TensorData, ModelError> {
+        if let Some(values) = self.unpacked(name)? {
+            let bytes = bytemuck::cast_slice(&values);
+            self.refuse_unfit(name, bytes, Dtype::F32, dtype)?;
+            return Ok(convert(bytes, Dtype::F32, dtype, shape, transposed));
+        }
         match self {
-            Self::Safetensors(shards) => {
+            Self::Safetensors(shards, _) => {
                 let (bytes, stored) = shards.read(name)?;
                 self.refuse_unfit(name, bytes, stored, dtype)?;
                 let data = convert(bytes, stored, dtype, shape, transposed);
@@ -95,38 +131,6 @@ impl Source {
                 self.refuse_unfit(name, bytes, Dtype::F32, dtype)?;
                 Ok(convert(bytes, Dtype::F32, dtype, shape, transposed))
             }
-        }
-    }
-
-    pub(super) fn format(&self, name: &str) -> Option<olora_packed::Format> {
-        self.packed(name)
-            .ok()
-            .flatten()
-            .map(|packed| packed.format())
-    }
-
-    pub(super) fn packed_as(
-        &self,
-        name: &str,
-        format: olora_packed::Format,
-    ) -> Result<Option<Packed>, ModelError> {
-        if let Some(packed) = self.packed(name)?
-            && packed.format() == format
-        {
-            return Ok(Some(packed));
-        }
-        let shape = self.shape(name).unwrap_or_default().to_vec();
-        let data = self.read(name, &shape, false, Dtype::F32)?;
-        let values = data.try_into_vec::<f32>().unwrap_or_default();
-        Ok(Packed::pack(format, [shape[0], shape[1]], &values).ok())
-    }
-
-    /// A matrix `[d_out, d_in]` that is stored packed, as it lies; `None` for
-    /// what is dense.
-    pub(super) fn packed(&self, name: &str) -> Result<Option<Packed>, ModelError> {
-        match self {
-            Self::Gguf(file) => Ok(file.packed(name)?),
-            Self::Safetensors(_) | Self::Pytorch(_) => Ok(None),
         }
     }
 
@@ -162,23 +166,43 @@ impl Source {
     }
 
     /// The file that a tensor is in.
-    fn file(&self, name: &str) -> &Path {
+    pub(super) fn file(&self, name: &str) -> &Path {
         match self {
-            Self::Safetensors(shards) => shards.file(name),
+            Self::Safetensors(shards, matrices) => shards.file(&matrices.stored(name)),
             Self::Pytorch(pickles) => pickles.file(name),
             Self::Gguf(file) => file.path(),
         }
     }
 
-    /// Whether two tensors have the same shape and bytes.
+    /// Whether two tensors have the same shape and bytes, or values if they are packed.
     pub(super) fn same(&self, a: &str, b: &str) -> Result<bool, ModelError> {
-        Ok(self.shape(a) == self.shape(b)
+        if self.shape(a) != self.shape(b) {
+            return Ok(false);
+        }
+        if let (Some(a), Some(b)) = (self.unpacked(a)?, self.unpacked(b)?) {
+            return Ok(a == b);
+        }
+        Ok(self.format(a) == self.format(b)
             && match self {
-                Self::Safetensors(shards) => shards.read(a)? == shards.read(b)?,
+                Self::Safetensors(shards, _) => shards.read(a)? == shards.read(b)?,
                 Self::Pytorch(pickles) => pickles.read(a)? == pickles.read(b)?,
                 Self::Gguf(file) => file.read(a)? == file.read(b)?,
             })
     }
+}
+
+const CONFIG: &str = "config.json";
+
+/// How the configuration says that matrices are packed. There need not be one.
+fn quantization(config: &Path) -> Result<Option<Quantization>, ModelError> {
+    if !config.exists() {
+        return Ok(None);
+    }
+    let json = read_object(config)?;
+    Quantization::of(&Keys {
+        json: &json,
+        path: config,
+    })
 }
 
 /// The files that a checkpoint's weights are in.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::Quantization;
 use crate::{Activation, ModelError};
 
 /// The largest size that a model has in any direction: what is beyond does not
@@ -201,12 +202,8 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn refuse_what_no_family_computes(&self) -> Result<(), ModelError> {
-        if self.get("quantization_config").is_some() {
-            return Err(self.unsupported(
-                "a quantised checkpoint (`quantization_config`)".to_owned(),
-                "f32, f16 and bf16 weights",
-            ));
-        }
+        // Matrices that are packed are read, in the ways that are known.
+        Quantization::of(self)?;
         for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
             if let Some(cap) = self.get(key) {
                 return Err(self.unsupported(format!("`{key}: {cap}`"), "logits without a cap"));
