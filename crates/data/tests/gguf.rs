@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 
 use common::{CHATML, World};
 use olora_data::{DataOptions, Message, TokenCache, Tokenizer, load_samples, load_samples_cached};
-use olora_gguf::{GgufType, TensorSpec, TokenizerFiles, write_model};
+use olora_gguf::{GgufType, TensorSpec, TensorValues, TokenizerFiles, write_model};
 use serde_json::{Map, Value, json};
 
 /// The world's tokenizer in a file, with the smallest model around it.
@@ -41,7 +41,11 @@ fn file(world: &World) -> PathBuf {
     }
     let tensors: Vec<TensorSpec> = tensors
         .into_iter()
-        .map(|(name, shape)| TensorSpec { name, shape })
+        .map(|(name, shape)| TensorSpec {
+            name,
+            shape,
+            packed: None,
+        })
         .collect();
     let path = world.path("model.gguf");
     let read = |name: &str| fs::read(world.path(name)).unwrap();
@@ -52,7 +56,7 @@ fn file(world: &World) -> PathBuf {
     };
     write_model(&path, &config, files, &tensors, GgufType::F32, |name| {
         let spec = tensors.iter().find(|spec| spec.name == name).unwrap();
-        Ok(vec![0.5; spec.shape.iter().product()])
+        Ok(TensorValues::Floats(vec![0.5; spec.shape.iter().product()]))
     })
     .unwrap();
     path

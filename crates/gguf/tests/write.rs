@@ -18,7 +18,7 @@ use common::{Tensor, fixture, json, kept, safetensors};
 use olora_gguf::{
     GgufError, GgufFile, GgufType, TensorSpec, TensorValues, TokenizerFiles, write_model,
 };
-use olora_packed::BlockFormat;
+use olora_packed::{BlockFormat, Packed};
 use serde_json::{Map, Value, json};
 
 /// A checkpoint of `fixtures/` with a tokenizer to go with it.
@@ -78,7 +78,7 @@ impl Checkpoint {
             chat_template: Some("{{ messages }}"),
         };
         write_model(path, &self.config, tokenizer, &specs, format, |name| {
-            Ok(self.tensors[name].1.clone())
+            Ok(TensorValues::Floats(self.tensors[name].1.clone()))
         })
     }
 
@@ -404,4 +404,79 @@ fn merges_that_no_scores_give_are_refused() {
         message.contains("SentencePiece would merge differently"),
         "{message}"
     );
+}
+
+/// A matrix in blocks goes into a file of the same format as it is, whatever
+/// order its rows have there, and is packed anew for another.
+#[test]
+fn a_packed_matrix_is_copied_where_the_format_is_its_own() {
+    let checkpoint = Checkpoint::new("llama");
+    let directory = tempfile::tempdir().unwrap();
+    let format = BlockFormat::Q8_0;
+    let packed_of = |name: &str| {
+        let (shape, values) = &checkpoint.tensors[name];
+        let &[rows, columns] = shape.as_slice() else {
+            return None;
+        };
+        Packed::pack(format, [rows, columns], values).ok()
+    };
+    let written = |as_type: GgufType, packed: bool| {
+        let path = directory
+            .path()
+            .join(format!("{}-{packed}.gguf", as_type.name()));
+        let specs: Vec<_> = checkpoint
+            .tensors
+            .iter()
+            .map(|(name, (shape, _))| TensorSpec {
+                name: name.clone(),
+                shape: shape.clone(),
+                packed: packed_of(name).map(|_| format),
+            })
+            .collect();
+        let tokenizer = TokenizerFiles {
+            tokenizer: &checkpoint.tokenizer,
+            config: Some(&checkpoint.tokenizer_config),
+            chat_template: None,
+        };
+        write_model(
+            &path,
+            &checkpoint.config,
+            tokenizer,
+            &specs,
+            as_type,
+            |name| {
+                Ok(match packed_of(name).filter(|_| packed) {
+                    Some(packed) => TensorValues::Packed(packed),
+                    None => TensorValues::Floats(checkpoint.tensors[name].1.clone()),
+                })
+            },
+        )
+        .unwrap();
+        fs::read(&path).unwrap()
+    };
+    let right = written(GgufType::Blocks(format), false);
+    assert!(written(GgufType::Blocks(format), true) == right, "copied");
+    written(GgufType::AsPacked, true);
+    let same = GgufFile::open(&directory.path().join("same-true.gguf")).unwrap();
+    let of = |name: &str| same.stored_type(&format!("model.layers.0.mlp.{name}.weight"));
+    // Rows of 48 are in no blocks.
+    assert_eq!(
+        (of("up_proj"), of("down_proj")),
+        (Some("Q8_0"), Some("BF16"))
+    );
+    let path = directory.path().join("q4_0-true.gguf");
+    written(GgufType::Blocks(BlockFormat::Q4_0), true);
+    let file = GgufFile::open(&path).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    assert_eq!(file.stored_type(name), Some("Q4_0"));
+    let (rows, columns) = (48, 32);
+    let mut values = vec![0.0; rows * columns];
+    let q8 = packed_of(name).unwrap();
+    q8.unpack(0..rows, 0..columns, &mut values, columns)
+        .unwrap();
+    let again = Packed::pack(BlockFormat::Q4_0, [rows, columns], &values).unwrap();
+    again
+        .unpack(0..rows, 0..columns, &mut values, columns)
+        .unwrap();
+    assert_eq!(file.read(name).unwrap(), values);
 }
