@@ -110,7 +110,7 @@ impl<B: Backend> Placed<B> {
         let some = |tensor: FloatTensor<B>| Portable::<B>(tensor).narrow(0, rows.clone());
         let words = cut::<B>(self.words.clone(), 0, rows.clone());
         let offsets = self.offsets.clone().into_option().map(some);
-        self.values(words, some(self.scales.clone()), offsets, dtype)
+        self.values(&words, some(self.scales.clone()), offsets, dtype)
     }
 
     /// The rows of these numbers as values, `[ids, d_in]`.
@@ -118,12 +118,12 @@ impl<B: Backend> Placed<B> {
         let some = |tensor| Portable::<B>(B::float_select(tensor, 0, ids.clone()));
         let words = B::int_select(self.words.clone(), 0, ids.clone());
         let offsets = self.offsets.clone().into_option().map(some);
-        self.values(words, some(self.scales.clone()), offsets, dtype)
+        self.values(&words, some(self.scales.clone()), offsets, dtype)
     }
 
     fn values(
         &self,
-        words: IntTensor<B>,
+        words: &IntTensor<B>,
         scales: Portable<B>,
         offsets: Option<Portable<B>>,
         dtype: DType,
@@ -135,7 +135,7 @@ impl<B: Backend> Placed<B> {
         let by_groups = [rows, columns / group, group];
         let values = match self.table.clone() {
             Maybe::Tensor(table) => {
-                let places = codes::<B>(&words, 0..columns * bits / WORD, bits);
+                let places = codes::<B>(words, 0..columns * bits / WORD, bits);
                 let places = B::int_reshape(places, Shape::from(vec![rows * columns]));
                 Portable::<B>(B::float_select(table, 0, places))
             }
@@ -144,7 +144,7 @@ impl<B: Backend> Placed<B> {
                 let mut at = 0;
                 for &(bits, lower) in planes(bits) {
                     let end = at + columns * bits / WORD;
-                    let part = codes::<B>(&words, at..end, bits);
+                    let part = codes::<B>(words, at..end, bits);
                     at = end;
                     let part = Portable::<B>(B::int_into_float(part, FloatDType::F32));
                     sum = Some(match sum {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::backend::{DType, Flex, TensorData, flex::FlexTensor};
+use burn::backend::{DType, Flex, TensorData, TensorMetadata, flex::FlexTensor};
 use olora_packed::{BlockFormat, Format, Packed};
 
 use crate::{
@@ -25,7 +25,7 @@ fn read(tensor: FlexTensor) -> Vec<f32> {
 }
 
 fn placed(packed: &Packed) -> Placed<Flex> {
-    Placed::new(packed, &Default::default())
+    Placed::new(packed, &numbers(1, &[1]).device())
 }
 
 /// Within rounding of sums in another order.

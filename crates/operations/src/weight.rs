@@ -20,6 +20,10 @@ use crate::{
 
 /// A frozen matrix of a layer, `[d_in, d_out]`.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a tensor is as large wherever it is passed"
+)]
 pub enum Weight {
     /// Values of a float dtype, `[d_in, d_out]`.
     Dense(Tensor<2>),
