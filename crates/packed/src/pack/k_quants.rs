@@ -387,3 +387,35 @@ pub(super) fn q6_k(block: &[f32], output: &mut Vec<u8>) {
     output.extend(scales.map(i8::cast_unsigned));
     output.extend(stored.to_le_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::every_way;
+
+    #[test]
+    fn every_processor_makes_the_same() {
+        // Groups that are flat, constant, subnormal when stored, and any.
+        let values: [f32; 256] = std::array::from_fn(|i| match i / 32 {
+            0 => 0.0,
+            1 => -0.25,
+            2 => 0.25,
+            3 => (i as f32).sin() * 1e-9,
+            group => (i as f32 * 0.7).sin() * group as f32,
+        });
+        for (most, trials) in [(15, (-1.0, 20)), (31, (-0.5, 15))] {
+            let made = every_way(|| WithMinima {
+                values: &values,
+                most,
+                trials,
+            });
+            let all = |made: &Packed| {
+                let scales = [made.scale.to_bits(), made.minimum.to_bits()];
+                (scales, made.packed, made.quants)
+            };
+            for other in &made {
+                assert_eq!(all(other), all(&made[0]));
+            }
+        }
+    }
+}
