@@ -42,10 +42,9 @@ struct Fit {
     from: Eight,
 }
 
-/// Scale and minimum of each group for quants from 0 to `most`: those of the least squared
-/// error, weighted, of several scales.
+/// How much each value counts in its group.
 #[inline(always)]
-fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)) -> Fit {
+fn weights(values: &[Eight; 32]) -> [Eight; 32] {
     let mut squares = [0.0; 8];
     for values in values {
         for j in 0..8 {
@@ -62,6 +61,14 @@ fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)
             weights[j] = average[j] + values[j].abs();
         }
     }
+    weights
+}
+
+/// Scale and minimum of each group for quants from 0 to `most`: those of the least squared
+/// error, weighted, of several scales.
+#[inline(always)]
+fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)) -> Fit {
+    let weights = weights(values);
     let (mut least, mut highest) = (values[0], values[0]);
     let mut sum_w = weights[0];
     let mut sum_x = [0.0; 8];
@@ -219,7 +226,7 @@ struct WithMinima<'a> {
 struct Packed {
     scale: f32,
     minimum: f32,
-    packed: [u8; 12],
+    scales: [u8; 12],
     quants: [u8; 256],
 }
 
@@ -290,7 +297,7 @@ impl Work for WithMinima<'_> {
         Packed {
             scale,
             minimum,
-            packed,
+            scales: packed,
             quants,
         }
     }
@@ -314,7 +321,7 @@ fn with_minima(block: &[f32], most: i32, trials: (f32, i32), output: &mut Vec<u8
     });
     store(output, made.scale);
     store(output, made.minimum);
-    output.extend(made.packed);
+    output.extend(made.scales);
     made.quants
 }
 
@@ -410,8 +417,8 @@ mod tests {
                 trials,
             });
             let all = |made: &Packed| {
-                let scales = [made.scale.to_bits(), made.minimum.to_bits()];
-                (scales, made.packed, made.quants)
+                let outer = [made.scale.to_bits(), made.minimum.to_bits()];
+                (outer, made.scales, made.quants)
             };
             for other in &made {
                 assert_eq!(all(other), all(&made[0]));
