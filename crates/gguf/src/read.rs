@@ -209,7 +209,9 @@ impl GgufFile {
             let begin = change.stored_row(row, n_rows) * row_bytes;
             info.kind.dequantise(&bytes[begin..][..row_bytes], output);
             if change == Change::PlusOne {
-                output.iter_mut().for_each(|value| *value -= 1.0);
+                for value in output {
+                    *value -= 1.0;
+                }
             }
         }
         Ok(())

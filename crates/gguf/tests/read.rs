@@ -33,6 +33,32 @@ fn every_format_gives_the_numbers_of_the_reference_implementation() {
 }
 
 #[test]
+fn rows_are_those_of_the_whole_tensor() {
+    let file = open("types.gguf");
+    for (name, (shape, values)) in safetensors(&fixture("gguf/types.safetensors")) {
+        let width: usize = shape[1..].iter().product();
+        let rows = shape[0] / 3..shape[0];
+        let mut read = vec![0.0; rows.len() * width];
+        file.read_rows(&name, rows.clone(), &mut read).unwrap();
+        assert_eq!(read, values[rows.start * width..], "{name}");
+    }
+}
+
+#[test]
+fn rows_that_are_not_there_are_refused() {
+    let file = open("types.gguf");
+    let name = "model.layers.1.self_attn.v_proj.weight";
+    let &[rows, columns] = file.shape(name).unwrap() else {
+        panic!("{name} is a matrix");
+    };
+    let mut output = vec![0.0; 2 * columns];
+    for (rows, length) in [(rows - 1..rows + 1, 2 * columns), (0..2, 2 * columns - 1)] {
+        let error = file.read_rows(name, rows, &mut output[..length]);
+        assert!(matches!(error, Err(GgufError::Malformed { .. })));
+    }
+}
+
+#[test]
 fn packed_matrices_are_those_of_the_reference_implementation() {
     let file = open("types.gguf");
     let expected = safetensors(&fixture("gguf/types.safetensors"));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Quantize {
-    /// bitsandbytes' NF4 with double quantisation, as QLoRA has it
+    /// bitsandbytes' NF4 with double quantisation, as `QLoRA` has it
     /// ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314)): 4.13 bits a value.
     #[serde(rename = "nf4")]
     Nf4,
@@ -28,7 +28,7 @@ pub enum Quantize {
     #[serde(rename = "q4_0")]
     Q4_0,
     /// llama.cpp's 4 bits with scales in two steps: 4.5 bits a value. Rows must be multiples of 256 long,
-    /// and making it takes ten times as long as the others.
+    /// and making it takes several times as long as the others.
     #[serde(rename = "q4_k")]
     Q4K,
 }

@@ -131,7 +131,7 @@ impl Matrices {
         made.map(Some)
     }
 
-    /// Whether a tensor is the bias of a packed layer and nothing but zeros, as AutoGPTQ writes it for
+    /// Whether a tensor is the bias of a packed layer and nothing but zeros, as `AutoGPTQ` writes it for
     /// layers without one.
     pub(super) fn is_idle_bias(&self, shards: &Shards, name: &str) -> bool {
         let of_packed = name

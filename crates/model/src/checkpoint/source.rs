@@ -80,7 +80,7 @@ impl Source {
 
     /// Whether a tensor that no model asks for is of no use either: rotary frequencies, which old
     /// checkpoints carry as a buffer and which follow from the configuration, and biases of zeros that
-    /// AutoGPTQ adds.
+    /// `AutoGPTQ` adds.
     pub(super) fn is_idle(&self, name: &str) -> bool {
         name.ends_with(".rotary_emb.inv_freq")
             || match self {

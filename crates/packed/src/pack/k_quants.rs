@@ -42,10 +42,9 @@ struct Fit {
     from: Eight,
 }
 
-/// Scale and minimum of each group for quants from 0 to `most`: those of the least squared
-/// error, weighted, of several scales.
+/// How much each value counts in its group.
 #[inline(always)]
-fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)) -> Fit {
+fn weights(values: &[Eight; 32]) -> [Eight; 32] {
     let mut squares = [0.0; 8];
     for values in values {
         for j in 0..8 {
@@ -62,6 +61,14 @@ fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)
             weights[j] = average[j] + values[j].abs();
         }
     }
+    weights
+}
+
+/// Scale and minimum of each group for quants from 0 to `most`: those of the least squared
+/// error, weighted, of several scales.
+#[inline(always)]
+fn scales_and_minima(values: &[Eight; 32], most: i32, (begin, steps): (f32, i32)) -> Fit {
+    let weights = weights(values);
     let (mut least, mut highest) = (values[0], values[0]);
     let mut sum_w = weights[0];
     let mut sum_x = [0.0; 8];
@@ -219,7 +226,7 @@ struct WithMinima<'a> {
 struct Packed {
     scale: f32,
     minimum: f32,
-    packed: [u8; 12],
+    scales: [u8; 12],
     quants: [u8; 256],
 }
 
@@ -290,7 +297,7 @@ impl Work for WithMinima<'_> {
         Packed {
             scale,
             minimum,
-            packed,
+            scales: packed,
             quants,
         }
     }
@@ -314,7 +321,7 @@ fn with_minima(block: &[f32], most: i32, trials: (f32, i32), output: &mut Vec<u8
     });
     store(output, made.scale);
     store(output, made.minimum);
-    output.extend(made.packed);
+    output.extend(made.scales);
     made.quants
 }
 
@@ -386,4 +393,36 @@ pub(super) fn q6_k(block: &[f32], output: &mut Vec<u8>) {
     }
     output.extend(scales.map(i8::cast_unsigned));
     output.extend(stored.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::every_way;
+
+    #[test]
+    fn every_processor_makes_the_same() {
+        // Groups that are flat, constant, subnormal when stored, and any.
+        let values: [f32; 256] = std::array::from_fn(|i| match i / 32 {
+            0 => 0.0,
+            1 => -0.25,
+            2 => 0.25,
+            3 => (i as f32).sin() * 1e-9,
+            group => (i as f32 * 0.7).sin() * group as f32,
+        });
+        for (most, trials) in [(15, (-1.0, 20)), (31, (-0.5, 15))] {
+            let made = every_way(|| WithMinima {
+                values: &values,
+                most,
+                trials,
+            });
+            let all = |made: &Packed| {
+                let outer = [made.scale.to_bits(), made.minimum.to_bits()];
+                (outer, made.scales, made.quants)
+            };
+            for other in &made {
+                assert_eq!(all(other), all(&made[0]));
+            }
+        }
+    }
 }

@@ -196,8 +196,8 @@ fn compare(
     let found = floats(bytes);
     let mut pairs = found.iter().zip(known).enumerate();
     let odd = pairs.find(|(_, (found, known))| {
-        // A NaN is not near anything.
-        !((**found - **known).abs() <= tolerance)
+        let difference = (**found - **known).abs();
+        difference.is_nan() || difference > tolerance
     });
     match odd {
         None => Ok(()),

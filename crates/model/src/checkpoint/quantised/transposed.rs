@@ -161,7 +161,9 @@ impl Layout {
             Maker::Awq => Packed::from_awq(self.group, shape, parts),
         };
         // They were copied.
-        names.iter().for_each(|name| shards.release(name));
+        for name in &names {
+            shards.release(name);
+        }
         Ok(made)
     }
 }
