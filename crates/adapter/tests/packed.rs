@@ -1,6 +1,13 @@
 //! Packed weights in a module: the same as their unpacked values, whatever is
 //! attached, and in the place of a parameter that holds nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 use std::collections::BTreeMap;
 
 use burn::{

@@ -231,9 +231,7 @@ pub(crate) struct ModelArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
-    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
     /// Number format to hold the weights in; if not given, float32 on the CPU, and on a GPU
     /// bfloat16 for a half-precision checkpoint where it can
@@ -348,9 +346,7 @@ pub(crate) struct MergeArgs {
     /// PEFT adapter directory, or a run directory
     #[arg(long)]
     pub(crate) adapter: PathBuf,
-    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
-    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
     #[arg(long, value_parser = output())]
@@ -379,9 +375,7 @@ pub(crate) struct ConvertArgs {
     /// The adapters' base: a directory, a GGUF file or a hub name; may be left out if they name it
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
-    /// What the base's matrices are held in: stored (as the files have them), none (unpacked), nf4,
-    /// q8_0, q4_0 or q4_k; if not given, what the adapter was trained on
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
     /// Plain LoRA on the original base, or PEFT's own form of the method
     #[arg(long, default_value = "plain")]
@@ -464,6 +458,10 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// Of `--quantize`.
+const QUANTIZE: &str = "What the base's matrices are held in: stored (as the files have them), none (unpacked), \
+    nf4, q8_0, q4_0 or q4_k; if not given, what the adapter was trained on";
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum What {

@@ -7,7 +7,7 @@ use olora_adapter::{Combination, Method, PeftAdapter, PeftForm, WriteOptions};
 use olora_devices::KernelOptions;
 use olora_files::{StagedDirectory, clear_leftovers};
 use olora_gguf::LoraLayer;
-use olora_model::{Dtype, ModelConfig};
+use olora_model::{Dtype, Llama, ModelConfig};
 
 use crate::{
     Usage,
@@ -89,9 +89,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     if args.form == Form::Native && !adapter.config.method.is_anchored() {
         let method = Method::from(args.method.unwrap_or_default());
         let base = needed(&mut base, args, &adapter)?;
-        let device = devices::open(&args.device, kernels)?.device;
-        let packing = packing_of(args.quantize, Some(&adapter))?;
-        let (llama, _) = olora_model::load_as(&base.path, Dtype::F32, packing, &device)?;
+        let llama = loaded(&base.path, &adapter, args, kernels)?;
         adapter = adapter.into_native(&llama, method)?;
     }
     adapter.base = base
@@ -216,6 +214,19 @@ fn needed<'a>(
     }
 }
 
+/// The base as the adapter was trained on it.
+fn loaded(
+    base: &Path,
+    adapter: &PeftAdapter,
+    args: &ConvertArgs,
+    kernels: KernelOptions,
+) -> Result<Llama> {
+    let device = devices::open(&args.device, kernels)?.device;
+    let packing = packing_of(args.quantize, Some(adapter))?;
+    let (llama, _) = olora_model::load_as(base, Dtype::F32, packing, &device)?;
+    Ok(llama)
+}
+
 /// Exactly the same update, measured from the base itself.
 fn to_plain(
     adapter: PeftAdapter,
@@ -223,9 +234,7 @@ fn to_plain(
     args: &ConvertArgs,
     kernels: KernelOptions,
 ) -> Result<PeftAdapter> {
-    let device = devices::open(&args.device, kernels)?.device;
-    let packing = packing_of(args.quantize, Some(&adapter))?;
-    let (llama, _) = olora_model::load_as(base, Dtype::F32, packing, &device)?;
+    let llama = loaded(base, &adapter, args, kernels)?;
     let config = adapter.config.clone();
     let (task, fingerprint) = (adapter.task.clone(), adapter.base_fingerprint.clone());
     let packed = adapter.base_packing.clone();

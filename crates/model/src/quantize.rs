@@ -83,7 +83,7 @@ pub enum Packing {
     Stored,
     /// All are unpacked into the number format of the rest.
     None,
-    /// Those of the blocks' linear layers are packed as they are read, as QLoRA
+    /// Those of the blocks' linear layers are packed as they are read, as `QLoRA`
     /// does; the embedding and the vocabulary projection stay what they are. Rows
     /// that do not divide into the format's blocks stay dense.
     As(Quantize),

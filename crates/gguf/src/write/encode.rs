@@ -73,7 +73,9 @@ pub(super) fn packed(
                     GgufError::unwritable(format!("`{}`", tensor.name), error.to_string())
                 })?;
             if change == Change::PlusOne {
-                values.iter_mut().for_each(|value| *value += 1.0);
+                for value in &mut values {
+                    *value += 1.0;
+                }
             }
             encode(tensor, &values, &mut bytes)?;
         }
