@@ -355,6 +355,9 @@ pub(crate) struct MergeArgs {
     /// base has; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
     pub(crate) dtype: Option<MergedFormat>,
+    /// Data by which to say what the rounding costs: the loss on it before and after
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
     /// [default: 5GB]
     #[arg(long, value_parser = bytes)]

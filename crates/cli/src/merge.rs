@@ -4,17 +4,22 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
 use olora_adapter::Kind;
+use olora_data::{
+    Corpus, DataOptions, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
+};
 use olora_devices::{KernelOptions, Opened};
 use olora_files::clear_leftovers;
 use olora_gguf::GgufType;
 use olora_model::{Companions, Dtype, Llama, ModelConfig, ModelError, SaveOptions};
+use olora_runs::check_samples;
+use olora_training::CrossEntropy;
 
 use crate::{
     Usage,
     args::{MergeArgs, MergedFormat},
     commands::read_adapter,
     devices,
-    models::{attached, base_of, packing_of},
+    models::{attached, base_of, data_files, packing_of},
     terminal::say,
 };
 
@@ -49,6 +54,12 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let packing = packing_of(args.quantize, Some(&adapter))?;
     let advice = "Merge on the CPU: leave --device out";
+    let sample = args
+        .data
+        .as_deref()
+        .map(|data| Sample::read(data, &base))
+        .transpose()?;
+    let mut before = None;
     let written = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
         let (llama, config) = olora_model::load_as(&base, Dtype::F32, packing, &device)?;
@@ -60,6 +71,10 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
         };
         let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
+        before = sample
+            .as_ref()
+            .map(|sample| sample.loss(&adapted))
+            .transpose()?;
         if to_file {
             write_file(&adapted, &config, args, &base)
         } else {
@@ -67,7 +82,60 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
         }
     })?;
     say(&format!("wrote {} ({written})", output.display()));
+    if let Some((sample, before)) = sample.zip(before) {
+        let after = devices::guarded(&details, advice, || {
+            let (merged, _) = olora_model::load(output, Dtype::F32, &device)?;
+            sample.loss(&merged)
+        })?;
+        say(&format!(
+            "loss over {} tokens: {before:.4} with the adapter on its base, {after:.4} merged ({:+.4})",
+            sample.n_tokens,
+            after - before
+        ));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Data by which the rounding of a merged model is measured.
+struct Sample {
+    samples: Corpus,
+    padding: Padding,
+    n_tokens: usize,
+}
+
+impl Sample {
+    fn read(data: &Path, base: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::from_path(base)?;
+        let config = ModelConfig::from_path(base)?;
+        let (files, first) = data_files(data)?;
+        let options = DataOptions {
+            first,
+            ..DataOptions::default()
+        };
+        let data = load_files(
+            &files,
+            &tokenizer,
+            &options,
+            TokenCache::from_env().as_ref(),
+        )?;
+        check_samples(&data.samples, &config, &tokenizer)?;
+        Ok(Self {
+            n_tokens: data.report.n_trained_tokens,
+            samples: data.samples,
+            padding: Padding {
+                id: tokenizer.pad_id(),
+                multiple: 1,
+            },
+        })
+    }
+
+    fn loss(&self, llama: &Llama) -> Result<f64> {
+        const ROWS: usize = 4;
+        let schedule = Schedule::sequential(self.samples.clone(), ROWS)?;
+        let batches = loader(schedule, self.padding);
+        let evaluation = olora_training::evaluate(&CrossEntropy, llama, batches.iter())?;
+        Ok(evaluation.loss)
+    }
 }
 
 /// An adapter on a tied embedding changes what goes in and not what comes out;

@@ -22,6 +22,9 @@ use crate::{Weight, portable::Portable, stored::Stored};
 /// Bytes of f32 logits that are there at once.
 const LOGITS_BYTES: usize = 32 << 20;
 
+/// The fewest rows of logits at once where the projection is packed.
+pub const PACKED_ROWS: usize = 128;
+
 /// How many rows of logits are there at once, unless the caller says: those of
 /// 32 MiB, but 16 at least.
 pub fn rows_at_once(vocab: usize) -> usize {

@@ -20,7 +20,7 @@ use burn::{
     tensor::{Tensor, TensorData, module::linear},
 };
 
-pub use crate::logits::rows_at_once;
+pub use crate::logits::{PACKED_ROWS, rows_at_once};
 use crate::{
     Weight, likelihood,
     logits::{WantedGradients, check, ids, portable_pass},

@@ -12,7 +12,7 @@ use burn::{
 use olora_packed::Packed;
 
 use crate::{
-    loss::rows_at_once,
+    loss::{PACKED_ROWS, rows_at_once},
     placed::Placed,
     stored::{Stored, unpack, unpacked},
     support::{supports, to_dtype},
@@ -61,7 +61,7 @@ impl Weight {
         let rows = rows_at_once(self.dims()[1]);
         match self {
             Self::Dense(_) => rows,
-            Self::Packed(_) => rows.max(128),
+            Self::Packed(_) => rows.max(PACKED_ROWS),
         }
     }
 

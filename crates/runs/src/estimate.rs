@@ -66,6 +66,25 @@ pub(crate) struct PackedShare {
     pub(crate) bytes: u64,
     /// Columns of the widest matrix, inputs or outputs.
     pub(crate) widest: usize,
+    /// Whether the vocabulary projection is one of them.
+    pub(crate) head: bool,
+    /// Linear layers within the blocks, and those of them that are packed.
+    pub(crate) linear: usize,
+    pub(crate) packed_linear: usize,
+}
+
+impl PackedShare {
+    /// What to tell where layers that were to be packed stay dense.
+    pub(crate) fn left_dense(&self) -> Option<String> {
+        let dense = self.linear - self.packed_linear;
+        (dense > 0).then(|| {
+            format!(
+                "{dense} of {} linear layers stay dense, as their rows do not divide into the format's blocks, or \
+                 they train whole",
+                self.linear
+            )
+        })
+    }
 }
 
 fn bytes(dtype: Dtype) -> u64 {
@@ -150,6 +169,7 @@ impl MemoryEstimate {
             vocab: config.vocab_size,
             element,
             is_adapted: counts.adapted_output,
+            is_packed: load.packed.head,
             accelerator: load.accelerator,
         };
         let logits = objective.head_bytes(&head);

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use olora_adapter::{Kind, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
-use olora_model::{ModelConfig, packed_bytes};
+use olora_model::{ModelConfig, Packing, packed_bytes};
 
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
@@ -58,6 +58,11 @@ impl Prepared {
         }
         let counts = Counts::expected(&recipe, &config)?;
         let packed = packed_share(&recipe, &config)?;
+        if let (Packing::As(quantize), Some(note)) = (recipe.packing(), packed.left_dense()) {
+            observer.on(&Event::Note(format!(
+                "model.quantize = \"{quantize}\": {note}"
+            )));
+        }
         Ok(Self {
             recipe,
             config,
@@ -120,14 +125,21 @@ fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, Ru
     )]
     let model = config.init(&Default::default());
     for param in params(&model) {
+        let is_linear =
+            param.place().kind == Some(Kind::Linear) && param.place().name() == "weight";
+        share.linear += usize::from(is_linear && param.path() != "lm_head.weight");
         let saved = &recipe.adapter.config.modules_to_save;
         let is_saved = saved.iter().any(|name| is_saved_with(param.path(), name));
         if let Some(bytes) = bytes.get(param.path()).filter(|_| !is_saved) {
             share.elements += param.num_elements();
             share.bytes += bytes;
+            let is_tied =
+                config.tie_word_embeddings && param.path().ends_with("embed_tokens.weight");
+            share.head |= is_tied || param.path() == "lm_head.weight";
             let widest = param.shape().into_iter().max().unwrap_or(0);
             // The vocabulary projection goes by panels of its rows, as wide as the model.
-            if param.place().kind == Some(Kind::Linear) && param.path() != "lm_head.weight" {
+            if is_linear && param.path() != "lm_head.weight" {
+                share.packed_linear += 1;
                 share.widest = share.widest.max(widest);
             }
         }

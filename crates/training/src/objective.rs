@@ -11,7 +11,7 @@ use olora_data::Batch;
 use olora_model::Llama;
 use olora_operations::{
     likelihood,
-    loss::{composed, cross_entropy, rows_at_once},
+    loss::{PACKED_ROWS, composed, cross_entropy, rows_at_once},
     token_log_likelihoods,
 };
 
@@ -225,6 +225,8 @@ pub struct HeadShape {
     /// Whether the vocabulary projection has an adapter, so that its logits are
     /// made whole.
     pub is_adapted: bool,
+    /// Whether its weight is packed, so that more rows go through it at once.
+    pub is_packed: bool,
     /// Whether the device has no kernels of ours, which keep fewer copies.
     pub accelerator: bool,
 }
@@ -233,10 +235,16 @@ impl HeadShape {
     /// What cross-entropy and per-token log-likelihoods take: logits of some
     /// positions, and hidden states with their gradient.
     pub fn log_likelihood_bytes(&self) -> u64 {
+        let rows = rows_at_once(self.vocab);
+        let rows = if self.is_packed {
+            rows.max(PACKED_ROWS)
+        } else {
+            rows
+        };
         let (at_once, copies) = match (self.is_adapted, self.accelerator) {
             (true, _) => (self.targets, 4),
-            (false, true) => (self.targets.min(rows_at_once(self.vocab)), 4),
-            (false, false) => (self.targets.min(rows_at_once(self.vocab)), 1),
+            (false, true) => (self.targets.min(rows), 4),
+            (false, false) => (self.targets.min(rows), 1),
         };
         at_once as u64 * self.vocab as u64 * 4 * copies
             + self.targets as u64 * 2 * self.width as u64 * self.element

@@ -13,10 +13,6 @@ use crate::ModelError;
 /// Values that a thread has in `f32` at a time; a row, if that is longer.
 const AT_ONCE: usize = 1 << 16;
 
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the loader will ask for packed matrices")
-)]
 impl Source {
     /// How a matrix is packed in the file, without reading it; `None` if it is dense, or has to become
     /// so, as [`packed`](Self::packed) says.
@@ -188,10 +184,6 @@ impl Source {
     }
 }
 
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the loader will ask for packed matrices")
-)]
 /// A matrix whose rows become `f32` when they are needed.
 enum Values<'a> {
     Dense(Cow<'a, [u8]>, Dtype),
