@@ -334,7 +334,7 @@ pub(crate) fn attach_prepared<M: Module>(
 }
 
 /// Burn stores one reparameterization per parameter, of whatever kind.
-fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
+pub(crate) fn refuse_adapted<M: Module>(module: &M) -> Result<(), AdapterError> {
     let mut attached = reparameterized(module).into_iter();
     match attached.find(|weight| !weight.is_packed()) {
         None => Ok(()),

@@ -17,6 +17,7 @@ use burn::{
 
 use crate::{
     AdapterConfig, AdapterError,
+    attach::refuse_adapted,
     error::device_error,
     init::{InitialFactors, PlannedLayer, Sketched, generator, randomised},
     low_rank::as_f32,
@@ -112,6 +113,7 @@ fn watch<M: Module>(module: M, config: &AdapterConfig) -> Result<(M, Inputs), Ad
     }
     let layers = planned_layers(&module, config)?.into_iter();
     let inputs = Inputs::default();
+    refuse_adapted(&module)?;
     let (module, packed) = taken_off(module);
     let mut watching = Watching {
         layers: layers.map(|layer| layer.target.path).collect(),

@@ -2,8 +2,7 @@
 //!
 //! The weight's parameter is *hollow*: of the right shape and dtype, with one zero
 //! behind it. A reparameterization on it holds the packed matrix, so that paths,
-//! counts, freezing, `valid()`, moving to a device and records go on as for any
-//! weight, and whoever asks Burn for the weight itself (`Param::val`, Burn's own
+//! counts, freezing and `valid()` go on as for any weight, and whoever asks Burn for the weight itself (`Param::val`, Burn's own
 //! `forward`, `materialize`) is given it whole. Burn has one place for a
 //! reparameterization: an adapter takes it over and holds the packed matrix itself.
 
@@ -167,10 +166,20 @@ fn materialised<M: Module>(module: M, mode: Mode) -> (M, BTreeMap<String, Held>)
             layer.unwrap_or(&weight.path).to_owned()
         })
         .collect();
+    // Taken back even if a device fails in between, so that weights are made again afterwards.
+    struct Emptied;
+    impl Drop for Emptied {
+        fn drop(&mut self) {
+            LEFT.set(None);
+        }
+    }
+    let emptied = Emptied;
     LEFT.set(Some((mode, Vec::with_capacity(paths.len()))));
     let module = module.materialize();
     let all = LEFT.take().map(|(_, all)| all).unwrap_or_default();
-    debug_assert_eq!(paths.len(), all.len(), "each left what it is");
+    drop(emptied);
+    // A wrong pairing would give every layer another's weight.
+    assert_eq!(paths.len(), all.len(), "each leaves what it is, once");
     (module, paths.into_iter().zip(all).collect())
 }
 
@@ -208,11 +217,17 @@ pub(crate) fn taken_off<M: Module>(module: M) -> (M, BTreeMap<String, PackedBase
 }
 
 /// The module with these packed matrices, by the path of the layer, in the place
-/// of its weights, which are [`hollow`] already. A layer that something is
-/// attached to keeps that, and gets none.
+/// of its weights, which are [`hollow`] already and to be frozen.
+///
+/// Burn's own records of such a module (`into_record`) hold the zeros of hollow
+/// weights, not the matrices: those come from the checkpoint again.
+///
+/// # Panics
+///
+/// If the module has no layer of such a path.
 pub fn put_on<M: Module>(module: M, packed: BTreeMap<String, PackedBase>) -> M {
     struct PutOn(BTreeMap<String, PackedBase>);
-    impl Reparameterizer for PutOn {
+    impl Reparameterizer for &mut PutOn {
         type Reparam = PackedWeight;
         fn reparameterize<const D: usize>(
             &mut self,
@@ -229,5 +244,9 @@ pub fn put_on<M: Module>(module: M, packed: BTreeMap<String, PackedBase>) -> M {
     if packed.is_empty() {
         return module;
     }
-    module.apply_reparameterization(PutOn(packed))
+    let mut put_on = PutOn(packed);
+    let module = module.apply_reparameterization(&mut put_on);
+    let left: Vec<&String> = put_on.0.keys().collect();
+    assert!(left.is_empty(), "the module has no layers {left:?}");
+    module
 }

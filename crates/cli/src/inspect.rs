@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode};
 use anyhow::Result;
 use burn::{module::Module, tensor::Device};
 use olora_gguf::{GgufFile, is_gguf};
-use olora_model::ModelConfig;
+use olora_model::{ModelConfig, Packing, packed_matrices, weight_files};
 use serde_json::{Value, json};
 
 use crate::{
@@ -65,6 +65,20 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     if is_gguf(&path) {
         facts["tensor_types"] = json!(tensor_types(&GgufFile::open(&path)?));
     }
+    // A directory with a configuration alone is shown too.
+    let packed = if weight_files(&path).is_ok() {
+        packed_matrices(&path, &config, Packing::Stored)?
+    } else {
+        BTreeMap::new()
+    };
+    if !packed.is_empty() {
+        let mut formats = BTreeMap::<String, usize>::new();
+        for matrix in packed.values() {
+            *formats.entry(matrix.format.to_string()).or_default() += 1;
+        }
+        facts["packed"] = json!(formats);
+        facts["packed_bytes"] = json!(packed.values().map(|matrix| matrix.bytes).sum::<u64>());
+    }
     print_facts(&facts, args.json)?;
     if !args.json {
         let layers = olora_adapter::linear_paths(&llama);
@@ -103,6 +117,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
         "scale": adapter.config.scale(),
         "dropout": adapter.config.dropout,
         "base": adapter.base,
+        "base_packing": adapter.base_packing,
         "target_modules": adapter.config.targets,
         "adapted_layers": shapes.len(),
         "parameters": adapter.num_params(),

@@ -45,6 +45,7 @@ fn file(world: &World) -> PathBuf {
             name,
             shape,
             packed: None,
+            copied: false,
         })
         .collect();
     let path = world.path("model.gguf");

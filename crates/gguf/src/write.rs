@@ -162,8 +162,10 @@ pub struct TensorSpec {
     pub name: String,
     /// Row-major, outermost first.
     pub shape: Vec<usize>,
-    /// The blocks that the matrix comes in, if it does.
+    /// The blocks that the matrix has in the base, if it does.
     pub packed: Option<BlockFormat>,
+    /// Whether it comes in those blocks, with nothing added.
+    pub copied: bool,
 }
 
 /// A tensor's values, as a checkpoint has them.
@@ -300,10 +302,18 @@ fn plan(
             spec.shape[0]
         )));
     }
+    let kind = format.stored(spec);
+    if let Some(made @ (BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q8K)) = kind.blocks()
+        && !spec.copied
+    {
+        return Err(refused(format!(
+            "it is in {made}, which is read and not made: choose another format, such as q4_k or q8_0"
+        )));
+    }
     Ok(Planned {
         name,
         shape: spec.shape.clone(),
-        kind: format.stored(spec),
+        kind,
     })
 }
 

@@ -70,6 +70,7 @@ impl Checkpoint {
                 name: name.clone(),
                 shape: shape.clone(),
                 packed: None,
+                copied: false,
             })
             .collect();
         let tokenizer = TokenizerFiles {
@@ -282,6 +283,7 @@ fn a_failing_source_leaves_the_old_file() {
             name: name.clone(),
             shape: shape.clone(),
             packed: None,
+            copied: false,
         })
         .collect();
     let tokenizer = TokenizerFiles {
@@ -431,6 +433,7 @@ fn a_packed_matrix_is_copied_where_the_format_is_its_own() {
                 name: name.clone(),
                 shape: shape.clone(),
                 packed: packed_of(name).map(|_| format),
+                copied: packed,
             })
             .collect();
         let tokenizer = TokenizerFiles {

@@ -24,7 +24,7 @@ use olora_operations::Dtype;
 
 pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
-pub use load::{load, load_as, packed_bytes};
+pub use load::{PackedMatrix, load, load_as, packed_matrices};
 pub use save::{Companions, SaveOptions, save};
 pub use save_gguf::save_gguf;
 pub use source::weight_files;

@@ -7,6 +7,11 @@ use crate::NotFinite;
 /// Why a model could not be read, written or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// A GGUF file in the base's own formats is wanted of a base that has none.
+    #[error(
+        "no matrix of the base is in blocks of GGUF files, so that there is no format to keep: choose one, such as q8_0 or bf16"
+    )]
+    NotInBlocks,
     /// A file could not be read or written.
     #[error("{action} {path}: {source}")]
     Io {

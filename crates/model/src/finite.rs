@@ -7,6 +7,8 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
+use olora_adapter::{Parameter, params};
+
 use crate::{Llama, ModelError, Positions};
 
 /// The first thing in a forward pass that is NaN or infinite.
@@ -160,8 +162,15 @@ fn weight_not_finite(model: &Llama, part: &impl Module) -> Result<Option<NotFini
             }
         }
     }
+    // What is packed was looked at when it was read, and its parameter is hollow.
+    let packed: BTreeSet<ParamId> = params(model)
+        .iter()
+        .filter(|param| param.packed().is_some())
+        .map(Parameter::id)
+        .collect();
+    let wanted = list_param_ids(part).into_iter();
     let mut finder = Finder {
-        wanted: list_param_ids(part).into_iter().collect(),
+        wanted: wanted.filter(|id| !packed.contains(id)).collect(),
         path: Vec::new(),
         found: Ok(None),
     };

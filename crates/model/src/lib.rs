@@ -49,8 +49,8 @@ mod rope;
 pub use activation::Activation;
 pub use cache::KvCache;
 pub use checkpoint::{
-    Companions, SaveOptions, config_bytes, load, load_as, packed_bytes, sample_weights, save,
-    save_gguf, weight_files, weights_fingerprint,
+    Companions, PackedMatrix, SaveOptions, config_bytes, load, load_as, packed_matrices,
+    sample_weights, save, save_gguf, weight_files, weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;

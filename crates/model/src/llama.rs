@@ -24,9 +24,7 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{
-    Embed, Project, has_dropout, is_adapted, stored_weight, tied_weight, to_dtype,
-};
+use olora_adapter::{Embed, Project, has_dropout, is_adapted, packed_of, tied_weight, to_dtype};
 use olora_operations::{AttentionMask, Weight, attention, project};
 
 use crate::{
@@ -324,7 +322,10 @@ impl Llama {
     pub fn output_weight(&self, dtype: DType) -> Option<Weight> {
         let weight = match &self.lm_head {
             Some(lm_head) if is_adapted(lm_head) => return None,
-            Some(lm_head) => stored_weight(&lm_head.weight),
+            Some(lm_head) => match packed_of(&lm_head.weight) {
+                Some(packed) => Weight::Packed(packed.tensor.clone()),
+                None => Weight::Dense(lm_head.weight.val()),
+            },
             // An adapter on the embedding is none on the head, tied or not.
             None => tied_weight(&self.model.embed_tokens.weight),
         };

@@ -64,6 +64,8 @@ pub(crate) struct PackedShare {
     pub(crate) elements: usize,
     /// Bytes that they take, mapped from the file or in memory.
     pub(crate) bytes: u64,
+    /// Bytes that they take on a device of its own memory.
+    pub(crate) placed: u64,
     /// Columns of the widest matrix, inputs or outputs.
     pub(crate) widest: usize,
     /// Whether the vocabulary projection is one of them.
@@ -91,8 +93,10 @@ fn bytes(dtype: Dtype) -> u64 {
     dtype.size() as u64
 }
 
-/// Rows of a packed matrix that are unpacked at a time.
-const PANEL: usize = 256;
+/// Values of a packed matrix that a thread unpacks at a time, if that is between 64 and 256 rows.
+const PANEL: u64 = 1 << 20;
+/// The same in portable code.
+const PLACED_PANEL: u64 = 1 << 23;
 /// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
 const PROCESS: u64 = 22_000_000;
@@ -185,19 +189,22 @@ impl MemoryEstimate {
         };
         let frozen = counts.params.saturating_sub(counts.trained);
         let dense = frozen.saturating_sub(load.packed.elements);
-        // A panel for each thread; portable code unpacks a matrix whole.
+        // A panel for each thread; portable code has the integers and floats of one.
+        let widest = n(load.packed.widest);
         let panels = if load.packed.elements == 0 {
             0
         } else if load.accelerator {
-            n(load.packed.widest) * d * element
+            (widest * d).min(PLACED_PANEL) * 16
         } else {
-            n(load.packed.widest) * n(PANEL) * 4 * n(rayon::current_num_threads())
+            PANEL.clamp(64 * widest, 256 * widest) * 4 * n(rayon::current_num_threads())
+        };
+        let packed = if load.accelerator {
+            load.packed.placed
+        } else {
+            load.packed.bytes
         };
         Self {
-            weights: cast_copy
-                + n(dense) * bytes(load.base)
-                + load.packed.bytes
-                + n(counts.anchor) * 4,
+            weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
             // The value, its gradient, two moments; and the sum of gradients, if there is one.
             trained: n(counts.trained) * if load.accumulates { 20 } else { 16 }
                 + UPDATE * n(counts.largest_trained) * 4,

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use olora_adapter::{Kind, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
-use olora_model::{ModelConfig, Packing, packed_bytes};
+use olora_model::{ModelConfig, Packing, packed_matrices};
 
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
@@ -114,8 +114,8 @@ fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, Ru
     if recipe.model.weights != Weights::Checkpoint {
         return Ok(PackedShare::default());
     }
-    let bytes = packed_bytes(&recipe.model.path, config, recipe.packing())?;
-    if bytes.is_empty() {
+    let matrices = packed_matrices(&recipe.model.path, config, recipe.packing())?;
+    if matrices.is_empty() && !matches!(recipe.packing(), Packing::As(_)) {
         return Ok(PackedShare::default());
     }
     let mut share = PackedShare::default();
@@ -130,9 +130,10 @@ fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, Ru
         share.linear += usize::from(is_linear && param.path() != "lm_head.weight");
         let saved = &recipe.adapter.config.modules_to_save;
         let is_saved = saved.iter().any(|name| is_saved_with(param.path(), name));
-        if let Some(bytes) = bytes.get(param.path()).filter(|_| !is_saved) {
+        if let Some(matrix) = matrices.get(param.path()).filter(|_| !is_saved) {
             share.elements += param.num_elements();
-            share.bytes += bytes;
+            share.bytes += matrix.bytes;
+            share.placed += matrix.placed;
             let is_tied =
                 config.tie_word_embeddings && param.path().ends_with("embed_tokens.weight");
             share.head |= is_tied || param.path() == "lm_head.weight";

@@ -8,6 +8,7 @@ mod parse;
 
 use std::{path::PathBuf, sync::Arc};
 
+use olora_adapter::Placement;
 use olora_model::{Dtype, Packing};
 use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
@@ -50,10 +51,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// What becomes of the base's matrices: where every weight trains, they are
-    /// unpacked whatever the file has them in.
+    /// What becomes of the base's matrices: where every weight trains, or is
+    /// rewritten for a residual adapter, they are unpacked whatever the file has
+    /// them in.
     pub fn packing(&self) -> Packing {
-        if self.adapter.everything {
+        let rewrites = self.adapter.config.placement == Placement::Residual;
+        if self.adapter.everything || rewrites {
             Packing::None
         } else {
             self.model.quantize

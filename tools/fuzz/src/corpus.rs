@@ -102,6 +102,11 @@ pub fn write(corpus: &Path, root: &Path) -> Vec<PathBuf> {
         "safetensors/sharded",
         [index, weights(|i| i % 2 == 0), weights(|i| i % 2 == 1)].join(SEPARATOR),
     );
+    for name in ["bnb-nf4-double", "mlx-4", "awq"] {
+        let part = |file: &str| read(&format!("quantised/{name}/{file}"));
+        let parts = [part("config.json"), part("model.safetensors")];
+        add(&format!("packed/{name}"), parts.join(SEPARATOR));
+    }
     let archive = read("pytorch/zip/pytorch_model.bin");
     add("pytorch/pickle", stored(&archive, "pytorch_model/data.pkl"));
     add("pytorch/zip", archive);

@@ -66,6 +66,8 @@ pub const TARGETS: &[Target] = &[
     #[cfg(feature = "models")]
     target("safetensors", targets::model::safetensors),
     #[cfg(feature = "models")]
+    target("packed", targets::model::packed),
+    #[cfg(feature = "models")]
     target("pytorch", targets::model::pytorch),
     #[cfg(feature = "models")]
     target("adapter", targets::model::adapter),

@@ -130,7 +130,11 @@ fn olora(
         .iter()
         .map(|layer| {
             let [_, d_out] = layer.target.dims();
-            let rows = layer.target.weight().slice([0..layer.shape.rank, 0..d_out]);
+            let rank = layer.shape.rank;
+            if let Some(slab) = packed_slab(layer) {
+                return Ok(slab);
+            }
+            let rows = layer.target.weight().slice([0..rank, 0..d_out]);
             transposed_to_host(rows, &layer.target.path)
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -150,6 +154,40 @@ fn olora(
     Ok(starts)
 }
 
+/// The first `rank` rows of a packed weight, transposed: no more of it is
+/// unpacked.
+fn packed_slab(layer: &PlannedLayer) -> Option<DMatrix<f64>> {
+    let packed = layer.target.packed.as_ref()?.tensor.packed();
+    let ([_, d_out], rank) = (layer.target.dims(), layer.shape.rank);
+    let mut values = vec![0.0_f32; d_out * rank];
+    packed.unpack(0..d_out, 0..rank, &mut values, rank).ok()?;
+    let values = values.into_iter().map(f64::from);
+    Some(DMatrix::from_row_iterator(d_out, rank, values))
+}
+
+/// As many layers as are to be looked at together: no more than `most`, nor than
+/// fit into half a gigabyte with `bytes` for each of their values.
+fn at_once(
+    planned: &[PlannedLayer],
+    most: usize,
+    bytes: usize,
+) -> impl Iterator<Item = &[PlannedLayer]> {
+    const LIMIT: usize = 512 << 20;
+    let mut rest = planned;
+    std::iter::from_fn(move || {
+        let mut sum = 0_usize;
+        let fitting = rest.iter().take(most.max(1)).take_while(|layer| {
+            let [d_in, d_out] = layer.target.dims();
+            sum = sum.saturating_add(d_in * d_out * bytes);
+            sum <= LIMIT
+        });
+        let n = fitting.count().max(1).min(rest.len());
+        let (chunk, left) = rest.split_at(n);
+        rest = left;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
 /// From the exact decomposition of each weight, a few of them at a time.
 fn singular(
     method: Method,
@@ -158,7 +196,7 @@ fn singular(
 ) -> Result<Vec<InitialFactors>, AdapterError> {
     progress(0, planned.len());
     let mut all = Vec::with_capacity(planned.len());
-    for layers in planned.chunks(rayon::current_num_threads()) {
+    for layers in at_once(planned, rayon::current_num_threads(), 8) {
         let weights = layers
             .iter()
             .map(|layer| transposed_to_host(layer.weight(), &layer.target.path))
@@ -219,7 +257,7 @@ fn randomised_pissa(
     const AT_ONCE: usize = 16;
     progress(0, planned.len());
     let mut all = Vec::with_capacity(planned.len());
-    for layers in planned.chunks(AT_ONCE) {
+    for layers in at_once(planned, AT_ONCE, 4) {
         let matrices: Vec<Sketched> = layers
             .iter()
             .map(|layer| Sketched {

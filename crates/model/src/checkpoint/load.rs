@@ -78,17 +78,28 @@ pub fn load_as(
     }
 }
 
-/// The bytes that each packed matrix of a checkpoint takes, by the name that the
-/// model has for it, from the files' headers alone.
+/// A matrix of a base that is packed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PackedMatrix {
+    /// What it is packed in.
+    pub format: Format,
+    /// Bytes in the file, or in memory on the CPU.
+    pub bytes: u64,
+    /// Bytes on a device without kernels of ours: codes in words, scales in f32.
+    pub placed: u64,
+}
+
+/// The matrices of a checkpoint that are packed, by the name that the model has
+/// for each, from the files' headers alone.
 ///
 /// # Errors
 ///
 /// As [`load`] for configurations and headers.
-pub fn packed_bytes(
+pub fn packed_matrices(
     path: &Path,
     config: &ModelConfig,
     packing: Packing,
-) -> Result<BTreeMap<String, u64>, ModelError> {
+) -> Result<BTreeMap<String, PackedMatrix>, ModelError> {
     if packing == Packing::None {
         return Ok(BTreeMap::new());
     }
@@ -104,12 +115,20 @@ pub fn packed_bytes(
         let Some(format) = names.format(param.place(), stored, packing) else {
             continue;
         };
-        let bytes = match names.source.shape(stored) {
-            Some(&[rows, columns]) => format.bytes([rows, columns]).ok(),
-            _ => None,
+        let Some(&[rows, columns]) = names.source.shape(stored) else {
+            continue;
         };
-        if let Some(bytes) = bytes {
-            all.insert(param.path().to_owned(), bytes as u64);
+        if let Ok(bytes) = format.bytes([rows, columns]) {
+            let layout = format.code_layout();
+            let scales = 1 + usize::from(layout.offsets);
+            let n = rows * columns;
+            let placed = n / 8 * layout.bits + n / layout.group * 4 * scales;
+            let matrix = PackedMatrix {
+                format,
+                bytes: bytes as u64,
+                placed: placed as u64,
+            };
+            all.insert(param.path().to_owned(), matrix);
         }
     }
     Ok(all)
@@ -261,7 +280,8 @@ impl MapParams for Loader {
                 self.packed.insert(place.layer().to_owned(), packed);
                 let shape: [usize; D] = param.lazy_shape().dims();
                 let hollow = hollow(shape, &device, DType::from(self.dtype));
-                return param.transform_for_load(hollow, id);
+                // It has no gradient.
+                return param.transform_for_load(hollow, id).set_require_grad(false);
             }
             Err(error) => {
                 self.error = Some(error);

@@ -44,8 +44,12 @@ pub fn save_gguf(
             name: weight.name.clone(),
             shape: weight.shape.clone(),
             packed: weight.blocks,
+            copied: weight.packed.is_some(),
         })
         .collect();
+    if format == GgufType::AsPacked && specs.iter().all(|spec| spec.packed.is_none()) {
+        return Err(ModelError::NotInBlocks);
+    }
     let tokenizer = TokenizerFiles {
         tokenizer: &files.tokenizer,
         config: files.config.as_deref(),

@@ -7,6 +7,7 @@ use olora_devices::find;
 use olora_model::{Dtype, Llama, ModelConfig, load, save, weight_files, weights_fingerprint};
 
 use crate::{
+    SEPARATOR,
     parts::{put, scratch, split, twice, twice_in_any_words},
     village::{CONFIG, model},
 };
@@ -57,6 +58,20 @@ pub fn safetensors(data: &[u8]) {
         }
     } else {
         put(directory.path(), "model.safetensors", data);
+    }
+    weights(directory.path());
+}
+
+/// Parts: `config.json` and a safetensors file of packed weights.
+pub fn packed(data: &[u8]) {
+    let directory = scratch();
+    if let [config, weights @ ..] = split(data).as_slice() {
+        put(directory.path(), "config.json", config);
+        put(
+            directory.path(),
+            "model.safetensors",
+            &weights.join(SEPARATOR),
+        );
     }
     weights(directory.path());
 }
