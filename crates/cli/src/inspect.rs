@@ -99,7 +99,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 /// In how many tensors each format is used.
-fn tensor_types(file: &GgufFile) -> BTreeMap<&'static str, usize> {
+pub(crate) fn tensor_types(file: &GgufFile) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for kind in file.names().filter_map(|name| file.stored_type(name)) {
         *counts.entry(kind).or_default() += 1;

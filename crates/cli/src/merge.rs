@@ -9,7 +9,7 @@ use olora_data::{
 };
 use olora_devices::{KernelOptions, Opened};
 use olora_files::clear_leftovers;
-use olora_gguf::GgufType;
+use olora_gguf::{GgufFile, GgufType};
 use olora_model::{Companions, Dtype, Llama, ModelConfig, ModelError, SaveOptions};
 use olora_runs::check_samples;
 use olora_training::CrossEntropy;
@@ -19,6 +19,7 @@ use crate::{
     args::{MergeArgs, MergedFormat},
     commands::read_adapter,
     devices,
+    inspect::tensor_types,
     models::{attached, base_of, data_files, packing_of},
     terminal::say,
 };
@@ -82,6 +83,19 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
         }
     })?;
     say(&format!("wrote {} ({written})", output.display()));
+    if to_file {
+        let types = tensor_types(&GgufFile::open(output)?);
+        let types = types.iter().map(|(kind, n)| format!("{n} {kind}"));
+        say(&format!(
+            "tensors: {}",
+            types.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    if matches!(args.dtype, Some(MergedFormat::Gguf(_))) && sample.is_none() {
+        say(
+            "note: rounding to few bits takes much of a small update back: --data FILE says how much",
+        );
+    }
     if let Some((sample, before)) = sample.zip(before) {
         let after = devices::guarded(&details, advice, || {
             let (merged, _) = olora_model::load(output, Dtype::F32, &device)?;

@@ -166,7 +166,7 @@ pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) 
             })?;
             say(&format!(
                 "note: the adapter was trained on a base packed as {recorded}, and the base is packed so here \
-                 too (--quantize none leaves it as it is)"
+                 too (--quantize stored leaves it as it is)"
             ));
             Ok(packing)
         }

@@ -76,10 +76,15 @@ impl Observer for Display {
             Event::ModelLoaded {
                 path,
                 n_params,
+                n_packed,
                 seconds,
             } => {
+                let packed = match n_packed {
+                    0 => String::new(),
+                    n => format!(", {n} matrices packed"),
+                };
                 say(&format!(
-                    "model: {} ({}) in {seconds:.1} s",
+                    "model: {} ({}{packed}) in {seconds:.1} s",
                     path.display(),
                     parameters(*n_params)
                 ));

@@ -36,7 +36,8 @@ pub enum GgufType {
     /// the blocks, another format is taken, as `llama-quantize` does: `Q5_0` for
     /// `Q4_K`, `Q5_1` for `Q5_K`, `Q8_0` for `Q6_K`, and `F16` for all others.
     Blocks(BlockFormat),
-    /// What each matrix is packed in ([`TensorSpec::packed`]); `BF16` for dense ones.
+    /// What each matrix is packed in ([`TensorSpec::packed`]); dense ones in the
+    /// number format that the configuration says.
     AsPacked,
 }
 
@@ -114,7 +115,7 @@ impl GgufType {
         }
     }
 
-    fn stored(self, spec: &TensorSpec) -> TensorType {
+    fn stored(self, spec: &TensorSpec, dense: TensorType) -> TensorType {
         let [.., _, row] = spec.shape.as_slice() else {
             return TensorType::F32;
         };
@@ -133,7 +134,7 @@ impl GgufType {
             Self::F16 => TensorType::F16,
             Self::Bf16 => TensorType::Bf16,
             Self::Blocks(format) => fitting(format).unwrap_or(TensorType::F16),
-            Self::AsPacked => spec.packed.and_then(fitting).unwrap_or(TensorType::Bf16),
+            Self::AsPacked => spec.packed.and_then(fitting).unwrap_or(dense),
         }
     }
 }
@@ -232,6 +233,12 @@ pub fn write_model(
         .collect();
     shape.check_complete(written.iter().map(|spec| spec.name.as_str()))?;
     let factors = shape.rope_factors()?;
+    let dense = (["dtype", "torch_dtype"].iter()).find_map(|key| config.get(*key)?.as_str());
+    let dense = match dense {
+        Some("float32") => TensorType::F32,
+        Some("float16") => TensorType::F16,
+        _ => TensorType::Bf16,
+    };
     let mut planned = Vec::new();
     if let Some(factors) = &factors {
         planned.push(Planned {
@@ -241,7 +248,7 @@ pub fn write_model(
         });
     }
     for spec in &written {
-        planned.push(plan(spec, shape.family, shape.heads, format)?);
+        planned.push(plan(spec, shape.family, shape.heads, format, dense)?);
     }
     reject_duplicates(&planned)?;
 
@@ -286,6 +293,7 @@ fn plan(
     family: &Family,
     heads: Heads,
     format: GgufType,
+    dense: TensorType,
 ) -> Result<Planned, GgufError> {
     let refused = |reason: String| GgufError::unwritable(format!("`{}`", spec.name), reason);
     let name = to_gguf(&spec.name)
@@ -302,7 +310,7 @@ fn plan(
             spec.shape[0]
         )));
     }
-    let kind = format.stored(spec);
+    let kind = format.stored(spec, dense);
     if let Some(made @ (BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q8K)) = kind.blocks()
         && !spec.copied
     {

@@ -462,10 +462,10 @@ fn a_packed_matrix_is_copied_where_the_format_is_its_own() {
     written(GgufType::AsPacked, true);
     let same = GgufFile::open(&directory.path().join("same-true.gguf")).unwrap();
     let of = |name: &str| same.stored_type(&format!("model.layers.0.mlp.{name}.weight"));
-    // Rows of 48 are in no blocks.
+    // Rows of 48 are in no blocks, and the configuration says float32.
     assert_eq!(
         (of("up_proj"), of("down_proj")),
-        (Some("Q8_0"), Some("BF16"))
+        (Some("Q8_0"), Some("F32"))
     );
     let path = directory.path().join("q4_0-true.gguf");
     written(GgufType::Blocks(BlockFormat::Q4_0), true);

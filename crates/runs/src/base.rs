@@ -6,7 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Device, Tensor},
 };
-use olora_adapter::to_dtype;
+use olora_adapter::{packed_weights, to_dtype};
 use olora_model::{Dtype, Llama, ModelConfig, load_as};
 
 use crate::{Event, Observer, Precision, Recipe, RunError, recipe::Weights};
@@ -44,6 +44,7 @@ pub fn load_base(
     observer.on(&Event::ModelLoaded {
         path: recipe.model.path.clone(),
         n_params: llama.num_params(),
+        n_packed: packed_weights(&llama).len(),
         seconds: loading.elapsed().as_secs_f64(),
     });
     Ok(llama)

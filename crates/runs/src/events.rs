@@ -31,6 +31,8 @@ pub enum Event {
         path: PathBuf,
         /// All of its parameters.
         n_params: usize,
+        /// Its matrices that are packed.
+        n_packed: usize,
         /// Seconds it took.
         seconds: f64,
     },

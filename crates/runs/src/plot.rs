@@ -9,8 +9,9 @@ const SIZE: (u32, u32) = (800, 480);
 const TRAIN: RGBColor = RGBColor(0x4c, 0x78, 0xa8);
 const VALIDATION: RGBColor = RGBColor(0xe4, 0x57, 0x56);
 
-/// Training and validation loss over steps, as SVG.
-pub(crate) fn loss_curves(metrics: &[Value]) -> Result<String, RunError> {
+/// Training and validation loss over steps, as SVG; `None` while there is
+/// neither: `plotters` looks for ticks for ever where no range is given.
+pub(crate) fn loss_curves(metrics: &[Value]) -> Result<Option<String>, RunError> {
     let series = |key: &str| -> Vec<(f64, f64)> {
         metrics
             .iter()
@@ -18,10 +19,13 @@ pub(crate) fn loss_curves(metrics: &[Value]) -> Result<String, RunError> {
             .collect()
     };
     let (train, validation) = (series("loss"), series("validation_loss"));
+    if train.is_empty() && validation.is_empty() {
+        return Ok(None);
+    }
     let mut svg = String::new();
     draw(&mut svg, &train, &validation)
         .map_err(|error| RunError::burn(&format!("drawing loss.svg: {error}")))?;
-    Ok(svg)
+    Ok(Some(svg))
 }
 
 fn draw(
@@ -83,4 +87,24 @@ fn draw(
         .draw()?;
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As of a run that was interrupted before it logged anything.
+    #[test]
+    fn nothing_is_drawn_of_nothing() {
+        assert_eq!(loss_curves(&[]).unwrap(), None);
+        assert_eq!(loss_curves(&[json!({"step": 3})]).unwrap(), None);
+    }
+
+    #[test]
+    fn one_point_is_drawn() {
+        let svg = loss_curves(&[json!({"step": 1, "loss": 2.0})]).unwrap();
+        assert!(svg.unwrap().contains("<svg"));
+    }
 }

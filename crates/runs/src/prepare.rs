@@ -145,5 +145,18 @@ fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, Ru
             }
         }
     }
+    if let Packing::As(quantize) = recipe.packing()
+        && share.packed_linear == 0
+    {
+        let size = quantize.format().block_values();
+        return Err(RunError::Recipe {
+            recipe: format!("model.quantize = \"{quantize}\""),
+            reason: format!(
+                "none of the {} linear layers would be packed: no row divides into blocks of {size} values; choose \
+                 a format with smaller blocks, such as q8_0 or q4_0",
+                share.linear
+            ),
+        });
+    }
     Ok(share)
 }

@@ -197,8 +197,10 @@ impl RunDirectory {
 
     /// Draws `loss.svg` from the metrics so far.
     pub(crate) fn draw(&self) -> Result<(), RunError> {
-        let svg = plot::loss_curves(&self.metrics()?)?;
-        self.write("loss.svg", svg.as_bytes())
+        match plot::loss_curves(&self.metrics()?)? {
+            None => Ok(()),
+            Some(svg) => self.write("loss.svg", svg.as_bytes()),
+        }
     }
 
     fn forget_after(&self, step: usize) -> Result<(), RunError> {

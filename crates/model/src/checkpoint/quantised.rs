@@ -182,7 +182,11 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn malformed(&self, reason: &str) -> ModelError {
-        ModelError::malformed(self.shards.file(self.values), "checkpoint", &reason)
+        ModelError::malformed(
+            self.shards.file_or_first(self.values),
+            "checkpoint",
+            &reason,
+        )
     }
 
     /// A part, of one of these types.

@@ -79,6 +79,13 @@ impl Shards {
         entry.map_or(Path::new(""), |entry| &self.files[entry.file].0)
     }
 
+    /// The same, and for a tensor that is missing the first file.
+    pub(super) fn file_or_first(&self, name: &str) -> &Path {
+        let first = self.files.first().map_or(Path::new(""), |file| &file.0);
+        let entry = self.tensors.get(name);
+        entry.map_or(first, |entry| &self.files[entry.file].0)
+    }
+
     /// The tensor's bytes and their format.
     pub(super) fn read(&self, name: &str) -> Result<(&[u8], Dtype), ModelError> {
         let entry = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
