@@ -28,7 +28,8 @@ pub enum Weight {
     /// Values of a float dtype, `[d_in, d_out]`.
     Dense(Tensor<2>),
     /// Blocks of a few bits a value. It has no gradient, and nothing of its
-    /// size in floats is ever made by an operation.
+    /// size in floats is ever made by an operation, but for the compositions
+    /// that run where [`supports`](crate::supports) says no.
     Packed(PackedTensor),
 }
 
