@@ -29,7 +29,7 @@ pub enum Weight {
     Dense(Tensor<2>),
     /// Blocks of a few bits a value. It has no gradient, and nothing of its
     /// size in floats is ever made by an operation, but for the compositions
-    /// that run where [`supports`](crate::supports) says no.
+    /// that run where [`supports`] says no.
     Packed(PackedTensor),
 }
 
