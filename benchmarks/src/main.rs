@@ -113,6 +113,9 @@ struct Args {
     /// `train_step`: tokens in a sequence [default: 256]; `memory`: of this length
     #[arg(long)]
     sequence: Option<usize>,
+    /// `packed`: only a layer of so many inputs and outputs
+    #[arg(long, value_name = "INxOUT", value_parser = layer)]
+    layer: Option<[usize; 2]>,
     /// `paths`: run one path in this process and print its JSON
     #[arg(long, hide = true)]
     path: Option<paths::Kind>,
@@ -189,12 +192,22 @@ fn main() -> anyhow::Result<()> {
         }
         Suite::Generate => generate(&args, rounds),
         Suite::Evaluate => evaluate(&args, rounds),
-        Suite::Packed => packed::run(args.quick, if args.quick { 1 } else { rounds }),
+        Suite::Packed => packed::run(args.quick, if args.quick { 1 } else { rounds }, args.layer),
         Suite::Memory => match (args.keeping, args.sequence) {
             (Some(keeping), Some(seq)) => memory::run_one(keeping, seq, args.quick),
             _ => memory::run(args.quick, peer, args.plot.as_deref()),
         },
         Suite::Instruction => instruction(&args, rounds),
+    }
+}
+
+fn layer(text: &str) -> Result<[usize; 2], String> {
+    let sizes = text
+        .split_once('x')
+        .map(|(d_in, d_out)| (d_in.parse(), d_out.parse()));
+    match sizes {
+        Some((Ok(d_in), Ok(d_out))) if d_in > 0 && d_out > 0 => Ok([d_in, d_out]),
+        _ => Err("give inputs and outputs, as 4096x14336".to_owned()),
     }
 }
 

@@ -35,7 +35,7 @@ const FORMATS: [Format; 5] = [
 /// A measurement is repeated until it has taken so long.
 const SECONDS: f64 = 0.05;
 
-pub(crate) fn run(quick: bool, rounds: usize) -> anyhow::Result<()> {
+pub(crate) fn run(quick: bool, rounds: usize, only: Option<[usize; 2]>) -> anyhow::Result<()> {
     println!("A frozen layer in f32 with its weight packed, against the same layer dense.");
     println!(
         "Percent more time than dense, forward / forward and backward: medians of {rounds} pairs. \
@@ -53,6 +53,7 @@ pub(crate) fn run(quick: bool, rounds: usize) -> anyhow::Result<()> {
     } else {
         (&LAYERS, &TOKENS)
     };
+    let layers = only.as_ref().map_or(layers, std::slice::from_ref);
     let mut results = Vec::new();
     for &layer in layers {
         let weights = FORMATS.map(|format| packed(format, layer));

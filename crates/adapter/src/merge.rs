@@ -1,5 +1,7 @@
 //! Leaving the adapter behind: merged into the weights, or removed.
 
+use std::collections::BTreeSet;
+
 use burn::{
     module::{Module, Reparameterization},
     tensor::{Tensor, TensorData},
@@ -93,7 +95,15 @@ impl MergedParameter {
 ///
 /// [`AdapterError::NotFinite`], as for [`merge`].
 pub fn merged_params<M: Module>(module: &M) -> Result<Vec<MergedParameter>, AdapterError> {
-    check_finite(&factors(module))?;
+    let factors = factors(module);
+    check_finite(&factors)?;
+    // A packed weight to which nothing is added stays as it is packed: it is not rounded again.
+    let mut idle = BTreeSet::new();
+    for layer in factors {
+        if !has_layer_moved(&layer)? {
+            idle.insert(layer.path);
+        }
+    }
     let mut held = held(module);
     let all = params(module).into_iter();
     let own = all.filter(|param| !param.role().is_adapter());
@@ -101,8 +111,9 @@ pub fn merged_params<M: Module>(module: &M) -> Result<Vec<MergedParameter>, Adap
         .map(|param| {
             let is_weight = param.place().name() == "weight";
             let held = is_weight.then(|| held.remove(param.layer())).flatten();
+            let is_idle = param.packed().is_some() && idle.contains(param.layer());
             MergedParameter {
-                update: held.and_then(|held| held.low_rank),
+                update: held.and_then(|held| held.low_rank).filter(|_| !is_idle),
                 param,
             }
         })
@@ -186,28 +197,30 @@ fn at_start<M: Module>(module: M) -> Result<M, AdapterError> {
 /// [`AdapterError::Device`] if a factor cannot be read back.
 pub fn has_moved<M: Module>(module: &M) -> Result<bool, AdapterError> {
     for layer in factors(module) {
-        let same = |now: &Tensor<2>, start: &Tensor<2>| {
-            let equal = now.clone().equal(start.clone()).all();
-            equal
-                .try_into_scalar::<bool>()
-                .map_err(|error| device_error(&layer.path, &error))
-        };
-        let at_start = match (&layer.anchor, layer.kind) {
-            (Some((a, b)), _) => same(&layer.a, a)? && same(&layer.b, b)?,
-            (None, Kind::Linear) => {
-                same(&layer.b, &layer.b.zeros_like())? || is_zero_product(&layer)?
-            }
-            (None, Kind::Embedding) => same(&layer.a, &layer.a.zeros_like())?,
-        };
-        let magnitude = match &layer.magnitude {
-            None => true,
-            Some((now, start)) => same(&now.clone().unsqueeze(), &start.clone().unsqueeze())?,
-        };
-        if !(at_start && magnitude) {
+        if has_layer_moved(&layer)? {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn has_layer_moved(layer: &LayerFactors) -> Result<bool, AdapterError> {
+    let same = |now: &Tensor<2>, start: &Tensor<2>| {
+        let equal = now.clone().equal(start.clone()).all();
+        equal
+            .try_into_scalar::<bool>()
+            .map_err(|error| device_error(&layer.path, &error))
+    };
+    let at_start = match (&layer.anchor, layer.kind) {
+        (Some((a, b)), _) => same(&layer.a, a)? && same(&layer.b, b)?,
+        (None, Kind::Linear) => same(&layer.b, &layer.b.zeros_like())? || is_zero_product(layer)?,
+        (None, Kind::Embedding) => same(&layer.a, &layer.a.zeros_like())?,
+    };
+    let magnitude = match &layer.magnitude {
+        None => true,
+        Some((now, start)) => same(&now.clone().unsqueeze(), &start.clone().unsqueeze())?,
+    };
+    Ok(!(at_start && magnitude))
 }
 
 /// Whether factors that are not zero have a product that is, up to rounding:

@@ -17,7 +17,7 @@ use burn::{
 };
 use olora_adapter::{
     AdapterConfig, Embed, Kind, Method, PackedBase, PackedWeight, Placement, Project, attach,
-    factors, hollow, merge, packed_weights, params, put_on, without_adapter,
+    factors, hollow, merge, merged_params, packed_weights, params, put_on, without_adapter,
 };
 use olora_operations::PackedTensor;
 use olora_packed::{BlockFormat, Packed};
@@ -255,6 +255,23 @@ fn merging_makes_it_dense() {
             "{}",
             ours.path()
         );
+    }
+}
+
+/// Blocks that were unpacked, added nothing to and packed again could be others.
+#[test]
+fn a_weight_to_which_nothing_is_added_stays_in_its_blocks() {
+    for method in [Method::Lora, Method::Olora] {
+        let stays_packed = |net: &Net| {
+            let all = merged_params(net).unwrap();
+            let first = all
+                .iter()
+                .find(|param| param.param().path() == "first.weight");
+            first.unwrap().packed().is_some()
+        };
+        let adapted = attached(net(true), &config(method));
+        assert!(stays_packed(&adapted), "{method:?}");
+        assert!(!stays_packed(&moved(adapted)), "{method:?}");
     }
 }
 

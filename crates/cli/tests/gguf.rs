@@ -99,3 +99,81 @@ fn a_gguf_file_stands_where_a_directory_does() {
         resumed()
     );
 }
+
+/// A small run, merged to blocks of 8 bits; and the loss of what is there.
+#[test]
+fn a_packed_file_trains_and_is_merged_into_its_own_blocks() {
+    const DATA: &str = "recipes/quickstart/valid.jsonl";
+    let out = TempDir::new().unwrap();
+    assert!(train(&out, &[]).status.success());
+    let path = |name: &str| out.path().join(name).display().to_string();
+    let merge = |run: &str, name: &str, more: &[&str]| {
+        let (run, output) = (path(run), path(name));
+        let merge = ["merge", "--adapter", &run, "--output", &output];
+        let output = olora(&[&merge, more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let said = merge(
+        "quickstart",
+        "small.gguf",
+        &["--dtype", "q8_0", "--data", DATA],
+    );
+    assert!(said.contains("with the adapter on its base"), "{said}");
+    let (before, after) = losses(&said);
+    assert!(before != after && (before - after).abs() < 0.05, "{said}");
+
+    let file = path("small.gguf");
+    let loss = |arguments: &[&str]| {
+        let evaluate = ["evaluate", "--data", DATA, "--json"];
+        let output = olora(&[&evaluate, arguments].concat());
+        let json: Value = serde_json::from_str(&stdout(&output))
+            .unwrap_or_else(|_| panic!("{}", stderr(&output)));
+        json["loss"].as_f64().unwrap()
+    };
+    let packed = loss(&["--model", &file]);
+    assert!((packed - after).abs() < 1e-4, "{packed} {after}");
+    let unpacked = loss(&["--model", &file, "--quantize", "none"]);
+    assert!((packed - unpacked).abs() < 1e-5, "{packed} {unpacked}");
+    let coarser = loss(&["--model", &file, "--quantize", "nf4"]);
+    assert!((packed - coarser).abs() > 1e-4, "{packed} {coarser}");
+    let text = refused(
+        &olora(&[
+            "evaluate",
+            "--data",
+            DATA,
+            "--model",
+            &file,
+            "--quantize",
+            "q9",
+        ]),
+        2,
+    );
+    assert!(text.contains("q9") && text.contains("nf4"), "{text}");
+
+    let setting = format!("model.path=\"{file}\"");
+    let output = train(&out, &[&setting, "name=\"again\""]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    merge("again", "again.gguf", &["--dtype", "same"]);
+    let types = |file: &str| {
+        let output = olora(&["inspect", "model", file, "--json"]);
+        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        json["tensor_types"].clone()
+    };
+    let again = path("again.gguf");
+    assert!(types(&file)["Q8_0"].as_u64().unwrap() > 0);
+    assert_eq!(types(&again), types(&file));
+}
+
+/// The two losses of `merge --data`.
+fn losses(said: &str) -> (f64, f64) {
+    let numbers: Vec<f64> = said
+        .lines()
+        .find(|line| line.contains("with the adapter on its base"))
+        .unwrap()
+        .split_whitespace()
+        .filter(|word| word.contains('.'))
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    (numbers[0], numbers[1])
+}

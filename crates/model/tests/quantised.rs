@@ -10,7 +10,11 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
 
 use burn::tensor::Device;
 use common::{fixture, floats, host, ids, max_diff};
@@ -322,7 +326,9 @@ fn bits_that_do_not_fit_the_tensors_are_refused() {
 #[test]
 fn a_layer_that_is_packed_against_the_configuration_is_refused() {
     assert_refused("mlx-4", &["lm_head", "false"], |_, config| {
-        config["quantization"]["lm_head"] = json!(false);
+        for section in ["quantization", "quantization_config"] {
+            config[section]["lm_head"] = json!(false);
+        }
     });
 }
 
@@ -330,7 +336,9 @@ fn a_layer_that_is_packed_against_the_configuration_is_refused() {
 fn a_layer_that_is_dense_against_the_configuration_is_refused() {
     let scales = format!("{DOWN}.scales");
     assert_refused("mlx-4", &[&scales], |_, config| {
-        config["quantization"][DOWN] = json!({"group_size": 64, "bits": 4});
+        for section in ["quantization", "quantization_config"] {
+            config[section][DOWN] = json!({"group_size": 64, "bits": 4});
+        }
     });
 }
 
@@ -358,4 +366,52 @@ fn packed_weights_in_pytorchs_files_are_refused() {
     let error = load(directory.path(), Dtype::F32, &Device::flex());
     let error = error.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("safetensors and in GGUF"), "{error}");
+}
+
+#[test]
+fn dense_weights_that_are_said_to_be_packed_are_refused() {
+    for fixture in ["bnb-nf4", "mlx-8", "gptq", "awq"] {
+        let words = ["config.json", "quantization_config", "none is", "remove"];
+        assert_refused(fixture, &words, |tensors, _| {
+            let dense = changed_to_dense(tensors.keys().cloned().collect());
+            *tensors = dense;
+        });
+    }
+}
+
+/// A weight in f32 for each layer of these tensors.
+fn changed_to_dense(names: Vec<String>) -> Tensors {
+    let layers = names.iter().map(|name| {
+        let end = name.find(".weight").or_else(|| name.rfind('.'));
+        format!("{}.weight", &name[..end.unwrap()])
+    });
+    let layers: BTreeSet<String> = layers.collect();
+    layers
+        .into_iter()
+        .map(|name| (name, (Stored::F32, vec![1], vec![0; 4])))
+        .collect()
+}
+
+#[test]
+fn weights_in_8_bits_that_nothing_describes_are_named_by_their_format() {
+    for dtype in [Stored::I8, Stored::F8_E4M3, Stored::F8_E5M2] {
+        let words = [
+            "down_proj.weight",
+            "in 8 bits",
+            &format!("{dtype:?}"),
+            "original",
+        ];
+        assert_refused("bnb-nf4", &words, |tensors, config| {
+            config
+                .as_object_mut()
+                .unwrap()
+                .remove("quantization_config");
+            *tensors = changed_to_dense(vec![format!("{DOWN}.weight")]);
+            let (stored, _, bytes) = tensors.values_mut().next().unwrap();
+            *stored = dtype;
+            bytes.truncate(1);
+            let scale = (Stored::F32, vec![1], vec![0; 4]);
+            tensors.insert(format!("{DOWN}.weight_scale"), scale);
+        });
+    }
 }

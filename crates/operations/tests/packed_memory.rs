@@ -47,7 +47,7 @@ static ALLOCATOR: Watched = Watched;
 static ALONE: Mutex<()> = Mutex::new(());
 
 const D_IN: usize = 1024;
-const D_OUT: usize = 8192;
+const D_OUT: usize = 16_384;
 const DENSE: usize = D_IN * D_OUT * 4;
 
 fn weight() -> PackedTensor {

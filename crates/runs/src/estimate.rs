@@ -93,8 +93,8 @@ fn bytes(dtype: Dtype) -> u64 {
     dtype.size() as u64
 }
 
-/// Values of a packed matrix that a thread unpacks at a time, if that is between 64 and 256 rows.
-const PANEL: u64 = 1 << 20;
+/// Values of a packed matrix that a thread unpacks at a time, if that is between 64 and 512 rows.
+const PANEL: u64 = 1 << 22;
 /// The same in portable code.
 const PLACED_PANEL: u64 = 1 << 23;
 /// The program with its threads, as measured on a model of no size
@@ -196,7 +196,7 @@ impl MemoryEstimate {
         } else if load.accelerator {
             (widest * d).min(PLACED_PANEL) * 16
         } else {
-            PANEL.clamp(64 * widest, 256 * widest) * 4 * n(rayon::current_num_threads())
+            PANEL.clamp(64 * widest, 512 * widest) * 4 * n(rayon::current_num_threads())
         };
         let packed = if load.accelerator {
             load.packed.placed

@@ -2,7 +2,7 @@
 //! f32: logits before training, and ten steps of `LoRA` and of `OLoRA`. See
 //! `fixtures/README.md`.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use burn::tensor::Device;
 use olora_adapter::{AdapterConfig, Method, PeftAdapter, attach, packed_weights};
@@ -11,33 +11,54 @@ use serde_json::Value;
 
 use crate::golden_tests::{Outcome, batches, fixture, logits_diff, numbers, run_adapted};
 
-/// The reference's run of a method on a format, with the optimiser of all runs.
-fn reference(format: &str, method: Method) -> Value {
-    let bytes = fs::read(fixture("packed-losses/reference.json")).unwrap();
-    let all: Value = serde_json::from_slice(&bytes).unwrap();
-    let runs = all["runs"].as_array().unwrap();
-    let mut run = runs
-        .iter()
-        .find(|run| run["format"] == format && run["method"] == method.name())
-        .unwrap()
-        .clone();
-    for key in ["batches", "optimiser", "r", "alpha"] {
-        run[key] = all[key].clone();
-    }
-    run
+/// A packed base and what the reference made of it.
+struct Golden {
+    base: PathBuf,
+    initial: PathBuf,
+    batches: PathBuf,
+    /// Packed matrices in the base.
+    packed: usize,
+    runs: Vec<Value>,
 }
 
-fn base(reference: &Value) -> Llama {
-    let path = fixture("packed-losses").join(reference["base"].as_str().unwrap());
-    let (llama, _) = olora_model::load(&path, Dtype::F32, &Device::flex()).unwrap();
-    // Seven linear layers and the embedding; of bitsandbytes' those whose rows divide into blocks.
-    let expected = if path.is_dir() { 5 } else { 8 };
-    assert_eq!(packed_weights(&llama).len(), expected);
-    llama
+impl Golden {
+    /// Of a file with references. `format` picks the runs if they are of several bases.
+    fn read(file: &str, format: Option<&str>, packed: usize) -> Self {
+        let path = fixture(file);
+        let directory = path.parent().unwrap();
+        let all: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mut runs: Vec<Value> = all["runs"].as_array().unwrap().clone();
+        runs.retain(|run| format.is_none_or(|format| run["format"] == format));
+        for run in &mut runs {
+            for key in ["optimiser", "r", "alpha", "target_modules"] {
+                run[key] = all[key].clone();
+            }
+        }
+        let base = runs[0]["base"].as_str().unwrap_or(".");
+        Self {
+            base: directory.join(base),
+            initial: directory.join("initial"),
+            batches: directory.join(all["batches"].as_str().unwrap()),
+            packed,
+            runs,
+        }
+    }
+
+    fn of_format(format: &str) -> Self {
+        // Seven linear layers and the embedding; of bitsandbytes' those whose rows divide into blocks.
+        let packed = if format == "NF4" { 5 } else { 8 };
+        Self::read("packed-losses/reference.json", Some(format), packed)
+    }
+
+    fn base(&self) -> Llama {
+        let (llama, _) = olora_model::load(&self.base, Dtype::F32, &Device::flex()).unwrap();
+        assert_eq!(packed_weights(&llama).len(), self.packed);
+        llama
+    }
 }
 
 fn check_logits(format: &str) {
-    let llama = base(&reference(format, Method::Lora));
+    let llama = Golden::of_format(format).base();
     let bytes = fs::read(fixture("packed-losses/logits.safetensors")).unwrap();
     let diff = logits_diff(&bytes, format, &llama);
     assert!(diff < 1e-4, "{format}: logits differ by {diff}");
@@ -45,36 +66,38 @@ fn check_logits(format: &str) {
 
 /// Losses and norms of ten steps; `OLoRA` starts from our own factors, which
 /// come from the packed weights.
-fn check_steps(format: &str, method: Method) {
-    let reference = reference(format, method);
-    let llama = base(&reference);
+fn check_steps(golden: &Golden, method: Method) {
+    let mut runs = golden.runs.iter();
+    let reference = runs.find(|run| run["method"] == method.name()).unwrap();
+    let llama = golden.base();
     let llama = if method == Method::Lora {
-        let initial = PeftAdapter::read(&fixture("packed-losses/initial")).unwrap();
+        let initial = PeftAdapter::read(&golden.initial).unwrap();
         initial.attach(llama).unwrap()
     } else {
         let config = AdapterConfig {
             method,
             rank: usize::try_from(reference["r"].as_u64().unwrap()).unwrap(),
             alpha: reference["alpha"].as_f64().unwrap(),
+            targets: serde_json::from_value(reference["target_modules"].clone()).unwrap(),
             ..AdapterConfig::default()
         };
         attach(llama, &config, 0, &mut |_, _| {}).unwrap()
     };
-    let file = fixture("packed-losses").join(reference["batches"].as_str().unwrap());
-    let Outcome { steps, .. } = run_adapted(llama, &reference, batches(file.parent().unwrap()), 1);
-    let losses = numbers(&reference, "losses");
-    let norms = numbers(&reference, "grad_norms");
+    let batches = batches(golden.batches.parent().unwrap());
+    let Outcome { steps, .. } = run_adapted(llama, reference, batches, 1);
+    let losses = numbers(reference, "losses");
+    let norms = numbers(reference, "grad_norms");
     assert_eq!((steps.len(), losses.len()), (10, 10));
     for (step, (loss, norm)) in steps.into_iter().enumerate() {
         let (loss_ref, norm_ref) = (losses[step], norms[step]);
         assert!(
             (loss - loss_ref).abs() < 1e-4,
-            "{format} step {}: loss {loss}, PEFT {loss_ref}",
+            "step {}: loss {loss}, PEFT {loss_ref}",
             step + 1
         );
         assert!(
             (norm - norm_ref).abs() < 1e-3 * norm_ref.max(1.0),
-            "{format} step {}: norm {norm}, PEFT {norm_ref}",
+            "step {}: norm {norm}, PEFT {norm_ref}",
             step + 1
         );
     }
@@ -84,7 +107,7 @@ fn check_steps(format: &str, method: Method) {
 macro_rules! golden {
     ($($module:ident $format:literal)*) => {$(
         mod $module {
-            use super::{Method, check_logits, check_steps};
+            use super::{Golden, Method, check_logits, check_steps};
 
             #[test]
             fn its_logits_equal_transformers() {
@@ -93,12 +116,12 @@ macro_rules! golden {
 
             #[test]
             fn ten_steps_of_lora_equal_pefts() {
-                check_steps($format, Method::Lora);
+                check_steps(&Golden::of_format($format), Method::Lora);
             }
 
             #[test]
             fn ten_steps_of_olora_equal_pefts() {
-                check_steps($format, Method::Olora);
+                check_steps(&Golden::of_format($format), Method::Olora);
             }
         }
     )*};
@@ -114,4 +137,37 @@ golden! {
     q5_k "Q5_K"
     q6_k "Q6_K"
     nf4 "NF4"
+}
+
+/// The two trainings on a checkpoint of `quantised/`, with as many packed
+/// matrices. Its logits are compared in `olora-model`.
+macro_rules! golden_checkpoints {
+    ($($module:ident $directory:literal $packed:literal)*) => {$(
+        mod $module {
+            use super::{Golden, Method, check_steps};
+
+            fn golden() -> Golden {
+                Golden::read(concat!("quantised/", $directory, "/losses.json"), None, $packed)
+            }
+
+            #[test]
+            fn ten_steps_of_lora_equal_pefts() {
+                check_steps(&golden(), Method::Lora);
+            }
+
+            #[test]
+            fn ten_steps_of_olora_equal_pefts() {
+                check_steps(&golden(), Method::Olora);
+            }
+        }
+    )*};
+}
+
+golden_checkpoints! {
+    bitsandbytes_nested "bnb-nf4-double" 7
+    bitsandbytes "bnb-nf4" 6
+    mlx_4_bits "mlx-4" 8
+    mlx_8_bits "mlx-8" 8
+    gptq "gptq" 7
+    awq "awq" 7
 }

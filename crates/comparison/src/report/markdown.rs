@@ -78,7 +78,17 @@ impl Report {
         };
         let n_sequences = training.batch_size * training.accumulation;
         writeln!(text, "| | |\n|---|---|")?;
-        writeln!(text, "| base | `{}` |", recipe.model.path.display())?;
+        let packing = recipe.model.quantize;
+        let packing = if packing.is_stored() {
+            String::new()
+        } else {
+            format!(", `model.quantize = \"{}\"`", packing.name())
+        };
+        writeln!(
+            text,
+            "| base | `{}`{packing} |",
+            recipe.model.path.display()
+        )?;
         writeln!(text, "| training data | `{}` |", recipe.data.described())?;
         writeln!(text, "| validation data | {held_out} |")?;
         writeln!(

@@ -181,3 +181,18 @@ fn one_method_alone_has_pictures() {
         assert!(svg.contains("lora") && !svg.contains("NaN"));
     }
 }
+
+#[test]
+fn a_base_that_is_packed_is_said_to_be() {
+    let mut trials = three_seeds();
+    let text = report(&trials).unwrap().markdown();
+    assert!(text.contains("| base | `base` |"), "{text}");
+    for trial in &mut trials {
+        trial.recipe.model.quantize = "nf4".parse().unwrap();
+    }
+    let text = report(&trials).unwrap().markdown();
+    assert!(
+        text.contains("| base | `base`, `model.quantize = \"nf4\"` |"),
+        "{text}"
+    );
+}

@@ -62,7 +62,10 @@ impl Matrices {
     ) -> Result<Self, ModelError> {
         let mut found = Self::default();
         match quantization {
-            None => refuse_unsaid(shards, config)?,
+            None => {
+                refuse_unsaid(shards, config)?;
+                return Ok(found);
+            }
             Some(Quantization::Nf4 { storage }) => {
                 bitsandbytes::find(shards, *storage, &mut found)?;
             }
@@ -72,6 +75,16 @@ impl Matrices {
                     transposed::find(shards, quantization, &mut found)?;
                 }
             }
+        }
+        if found.matrices.is_empty() {
+            let reason = "it says that weights are packed (`quantization_config`), but none is, or they are packed in \
+                          another way: copy the configuration that belongs to them, or remove the section if they \
+                          are as they were trained";
+            return Err(ModelError::malformed(
+                config,
+                "model configuration",
+                &reason,
+            ));
         }
         Ok(found)
     }
@@ -156,20 +169,38 @@ fn refuse_unsaid(shards: &Shards, config: &Path) -> Result<(), ModelError> {
                 dtype == Some(Dtype::U32) && shards.raw(&format!("{layer}.scales")).is_some()
             })
     };
-    match shards.names().find(packed) {
-        None => Ok(()),
-        Some(name) => {
-            let reason = format!(
-                "it says nothing of how weights are packed (`quantization_config`), but the weights have `{name}`: \
-                 copy the configuration that belongs to them"
-            );
-            Err(ModelError::malformed(
-                config,
-                "model configuration",
-                &reason,
-            ))
-        }
+    if let Some(name) = shards.names().find(packed) {
+        let reason = format!(
+            "it says nothing of how weights are packed (`quantization_config`), but the weights have `{name}`: \
+             copy the configuration that belongs to them"
+        );
+        return Err(ModelError::malformed(
+            config,
+            "model configuration",
+            &reason,
+        ));
     }
+    let small = |name: &str| {
+        let dtype = shards.raw(name)?.dtype;
+        let eight_bits = matches!(
+            dtype,
+            Dtype::I8 | Dtype::U8 | Dtype::F8_E4M3 | Dtype::F8_E5M2
+        );
+        (eight_bits && name.ends_with(".weight")).then(|| (name.to_owned(), dtype))
+    };
+    if let Some((name, dtype)) = shards.names().find_map(small) {
+        let reason = format!(
+            "`{name}` is stored in 8 bits ({dtype:?}), which is read neither with scales beside it nor without: get the \
+             model in f32, f16 or bf16, most often its original, which `model.quantize` packs as it is read, or as a GGUF \
+             file (Q8_0)"
+        );
+        return Err(ModelError::malformed(
+            shards.file(&name),
+            "checkpoint",
+            &reason,
+        ));
+    }
+    Ok(())
 }
 
 /// The parts of one matrix, to be looked at.

@@ -79,6 +79,11 @@ impl Quantization {
             }
         }
         let (json, name) = match (section("quantization")?, general) {
+            // mlx-lm writes both, and the same.
+            (Some(json), Some(other)) if json != other => {
+                let what = "a quantised checkpoint whose `quantization` and `quantization_config` say different things";
+                return Err(keys.unsupported(what.to_owned(), SUPPORTED));
+            }
             (Some(json), _) => (json, "quantization"),
             (None, Some(json)) => (json, "quantization_config"),
             (None, None) => return Ok(None),
@@ -180,11 +185,11 @@ impl Section<'_> {
     }
 
     fn four_bits(&self, key: &str) -> Result<(), ModelError> {
-        let bits = self.keys.size_or(key, 4)?;
-        if bits != 4 {
-            return Err(self.unsupported(&format!("`{key}: {bits}`")));
+        match self.keys.get(key) {
+            None => Err(self.unsupported(&format!("no `{key}`"))),
+            Some(_) if self.keys.size_or(key, 4)? == 4 => Ok(()),
+            Some(bits) => Err(self.unsupported(&format!("`{key}: {bits}`"))),
         }
-        Ok(())
     }
 
     fn group(&self, key: &str, supported: &[usize]) -> Result<usize, ModelError> {
@@ -358,6 +363,12 @@ mod tests {
                 "bnb_4bit_quant_type: fp4",
             ),
             (gptq("bits", json!(3)), "bits: 3"),
+            (gptq("bits", Value::Null), "no `bits`"),
+            (
+                json!({"quantization": {"bits": 4, "group_size": 64},
+                    "quantization_config": {"bits": 8, "group_size": 64}}),
+                "say different things",
+            ),
             (gptq("group_size", json!(-1)), "group_size: -1"),
             (
                 gptq("checkpoint_format", json!("marlin")),

@@ -7,7 +7,7 @@ use olora_packed::Packed;
 
 use super::{
     all_f32,
-    matrix::{Before, Matrix, add_product, multiplied, unflipped, write_product},
+    matrix::{Before, Matrix, add_product, multiplied, size, unflipped, write_product},
     packed,
 };
 use crate::stored::Stored;
@@ -63,7 +63,7 @@ impl Frozen<'_> {
         match self {
             Self::Dense(matrix) => multiplied(1.0, left, matrix),
             Self::Packed(packed) => {
-                let n = left.rows() * self.d_out();
+                let n = size(left.rows(), self.d_out());
                 let mut output = Vec::with_capacity(n);
                 // SAFETY: there is room for the product's values, which nobody else has a pointer
                 // to, and they are not read. All are written when the length is set.
@@ -106,7 +106,7 @@ impl Frozen<'_> {
         match self {
             Self::Dense(matrix) => multiplied(1.0, left, matrix.transposed()),
             Self::Packed(packed) => {
-                let n = left.rows() * self.d_in();
+                let n = size(left.rows(), self.d_in());
                 let mut output = Vec::with_capacity(n);
                 let rows = 0..self.d_out();
                 let to = output.as_mut_ptr();
@@ -154,7 +154,7 @@ impl Frozen<'_> {
 fn check_size(output: &[f32], left: Matrix, width: usize) {
     assert_eq!(
         output.len(),
-        left.rows() * width,
+        size(left.rows(), width),
         "the values of the output and of the product"
     );
 }

@@ -258,9 +258,9 @@ pub(super) unsafe fn product(
     }
 }
 
-/// How many values the product has.
-fn size(left: Matrix, right: Matrix) -> usize {
-    let size = left.rows.checked_mul(right.columns);
+/// How many values a product of so many rows and columns has.
+pub(super) fn size(rows: usize, columns: usize) -> usize {
+    let size = rows.checked_mul(columns);
     // A broadcast matrix may have more rows than memory has values.
     assert!(
         size.is_some(),
@@ -273,14 +273,14 @@ fn size(left: Matrix, right: Matrix) -> usize {
 fn check_size(output: &[f32], left: Matrix, right: Matrix) {
     assert_eq!(
         output.len(),
-        size(left, right),
+        size(left.rows, right.columns),
         "the values of the output and of the product"
     );
 }
 
 /// `scale·left·right`, rows one after the other.
 pub(super) fn multiplied(scale: f32, left: Matrix, right: Matrix) -> Vec<f32> {
-    let n = size(left, right);
+    let n = size(left.rows, right.columns);
     let mut output = Vec::with_capacity(n);
     // SAFETY: there is room for the product's values, which nobody else has a pointer to, and they
     // are not read. The product has written all of them when its length is set.
