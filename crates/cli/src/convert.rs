@@ -14,7 +14,7 @@ use crate::{
     args::{Combine, ConvertArgs, Form},
     commands::read_adapter,
     devices,
-    models::{Base, attached, base_of, packing_of},
+    models::{Base, announce, attached, base_of, packing_of},
     terminal::say,
 };
 
@@ -47,9 +47,9 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     let mut base = None;
     let mut plain = Vec::with_capacity(read.len());
     for mut adapter in read {
-        for note in std::mem::take(&mut adapter.notes) {
-            say(&format!("note: {note}"));
-        }
+        announce(&adapter);
+        adapter.notes.clear();
+        adapter.warnings.clear();
         if let Some(method) = args.method
             && adapter.config.method.is_anchored()
             && adapter.config.method != Method::from(method)
@@ -105,12 +105,17 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         write_gguf(&adapter, &base.path, output)?;
     } else {
         let dtype = args.dtype.unwrap_or_default();
-        let card = Some(card(&adapter, args));
+        // mlx-lm says what an adapter is in its own words.
+        let card = (args.form != Form::Mlx).then(|| card(&adapter, args));
         let options = WriteOptions { dtype, card };
         // All of its files or none: a kill or a full disk leaves nothing that looks like an adapter.
         let failed = || format!("writing {}", output.display());
         let staged = StagedDirectory::new(output).with_context(failed)?;
-        adapter.write(staged.path(), &options)?;
+        if args.form == Form::Mlx {
+            adapter.write_mlx(staged.path(), &options)?;
+        } else {
+            adapter.write(staged.path(), &options)?;
+        }
         staged.commit().with_context(failed)?;
     }
     say(&format!(
@@ -140,7 +145,7 @@ fn as_one(mut plain: Vec<PeftAdapter>, args: &ConvertArgs) -> Result<PeftAdapter
 
 /// What was asked for and does not go together.
 fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
-    if to_gguf && (args.form == Form::Native || args.dtype.is_some()) {
+    if to_gguf && (args.form != Form::Plain || args.dtype.is_some()) {
         return Err(Usage::new(
             "a GGUF adapter is plain LoRA in float32: leave out --form and --dtype",
         ));

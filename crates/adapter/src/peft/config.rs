@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{PeftAdapter, TaskType, matching::strings, read::malformed};
+use super::{CONFIG_FILE, PeftAdapter, TaskType, matching::strings, read::malformed};
 use crate::{
     AdapterConfig, AdapterError, Method,
     config::{ALPHAS, MAX_RANK},
@@ -15,7 +15,6 @@ use crate::{
 const DEFAULTS_ONLY: &[&str] = &[
     "alora_invocation_tokens",
     "arrow_config",
-    "ensure_weight_tying",
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
@@ -26,7 +25,57 @@ const DEFAULTS_ONLY: &[&str] = &[
     "use_bdlora",
     "use_qalora",
     "velora_config",
+    // PEFT before 0.3: LoRA on parts of a fused layer.
+    "enable_lora",
 ];
+
+/// Keys that are read here or beside this, or say nothing of what a trained
+/// adapter computes: where it came from, how it started, how it was trained.
+/// Those of PEFT 0.21 and before.
+const KNOWN: &[&str] = &[
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "merge_weights",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+];
+
+/// What a configuration says.
+pub(super) struct Read {
+    /// Without its patterns.
+    pub(super) config: AdapterConfig,
+    pub(super) notes: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// `ensure_weight_tying`: what is trained of a tied embedding is trained of
+    /// both of its ends.
+    pub(super) ties_weights: bool,
+}
 
 /// Power iterations beyond those that a `pissa_niter` adapter was made with:
 /// PEFT's start cannot be had again, and the exact one is nearest to all.
@@ -35,11 +84,27 @@ const MORE_ITERATIONS: usize = 16;
 /// PEFT's own examples have 4 to 16.
 const MOST_ITERATIONS: usize = 1000;
 
-/// The configuration without its patterns, and what to say of it.
-pub(super) fn read(
-    json: &Map<String, Value>,
-    file: &Path,
-) -> Result<(AdapterConfig, Vec<String>), AdapterError> {
+/// Keys that are set to something and that this version does not know. A key
+/// that is null, false or empty asks for nothing, whoever wrote it.
+fn unknown(json: &Map<String, Value>) -> Vec<String> {
+    let set = json.iter().filter(|(key, value)| {
+        let key = key.as_str();
+        !is_default(value) && !KNOWN.contains(&key) && !DEFAULTS_ONLY.contains(&key)
+    });
+    set.map(|(key, value)| {
+        // A list may be as long as the file.
+        let text = value.to_string();
+        let shown: String = text.chars().take(80).collect();
+        let more = if shown.len() < text.len() { "…" } else { "" };
+        format!(
+            "{CONFIG_FILE} sets `{key}: {shown}{more}`, which this version does not know and does not \
+             follow: if it changes what the adapter computes, the result is not the adapter's"
+        )
+    })
+    .collect()
+}
+
+pub(super) fn read(json: &Map<String, Value>, file: &Path) -> Result<Read, AdapterError> {
     let unsupported = |what: String| AdapterError::Unsupported {
         file: file.to_owned(),
         what,
@@ -137,7 +202,12 @@ pub(super) fn read(
         ..AdapterConfig::default()
     };
     config.validate()?;
-    Ok((config, notes))
+    Ok(Read {
+        config,
+        notes,
+        warnings: unknown(json),
+        ties_weights: flag("ensure_weight_tying")?,
+    })
 }
 
 fn is_default(value: &Value) -> bool {
@@ -145,7 +215,8 @@ fn is_default(value: &Value) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::Object(map) => map.is_empty(),
         Value::Array(list) => list.is_empty(),
-        _ => false,
+        Value::String(text) => text.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
     }
 }
 

@@ -26,11 +26,12 @@ impl PeftAdapter {
     ///
     /// [`AdapterError::Mismatch`] lists every tensor that is missing, unused
     /// or of the wrong shape. PEFT only warns about those.
-    pub fn attach<M: Module>(self, module: M) -> Result<M, AdapterError> {
+    pub fn attach<M: Module>(mut self, module: M) -> Result<M, AdapterError> {
         let targets: BTreeMap<String, Target> = layers(&module)
             .into_iter()
             .map(|layer| (layer.path.clone(), layer))
             .collect();
+        self.find_own_names(&targets);
         let (saved, problems) = self.compare(&module, &targets);
         if !problems.is_empty() {
             return Err(AdapterError::Mismatch {
@@ -106,6 +107,22 @@ impl PeftAdapter {
         attach_prepared(module, attached, saved)
     }
 
+    /// What only the model can tell of names: whether its outermost module is
+    /// called as a wrapper would be.
+    fn find_own_names(&mut self, targets: &BTreeMap<String, Target>) {
+        const OUTER: &str = "module.";
+        if self.inner && targets.keys().all(|path| path.starts_with(OUTER)) {
+            let layers = std::mem::take(&mut self.layers).into_iter();
+            self.layers = layers
+                .map(|(path, layer)| (format!("{OUTER}{path}"), layer))
+                .collect();
+            let saved = std::mem::take(&mut self.saved).into_iter();
+            self.saved = saved
+                .map(|(path, value)| (format!("{OUTER}{path}"), value))
+                .collect();
+        }
+    }
+
     /// What the file puts in the place of the model's own parameters, and
     /// everything that does not fit.
     fn compare<M: Module>(
@@ -115,10 +132,17 @@ impl PeftAdapter {
     ) -> (SavedModules, Vec<String>) {
         let mut problems = self.problems.clone();
         for (path, target) in targets {
-            let named = self
-                .rules
-                .as_ref()
-                .is_none_or(|rules| rules.name(path, target.kind));
+            let named = match &self.rules {
+                None => Ok(true),
+                Some(rules) => rules.name(path, target.kind),
+            };
+            let named = match named {
+                Ok(named) => named,
+                Err(reason) => {
+                    problems.push(reason);
+                    break;
+                }
+            };
             match (self.rules.is_some() && named, self.layers.contains_key(path)) {
                 (true, false) => problems.push(format!(
                     "missing: `{PREFIX}{path}.{}`, a layer that the configuration names",
