@@ -104,19 +104,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let base = needed(&mut base, args, &adapter)?;
         write_gguf(&adapter, &base.path, output)?;
     } else {
-        let dtype = args.dtype.unwrap_or_default();
-        // mlx-lm says what an adapter is in its own words.
-        let card = (args.form != Form::Mlx).then(|| card(&adapter, args));
-        let options = WriteOptions { dtype, card };
-        // All of its files or none: a kill or a full disk leaves nothing that looks like an adapter.
-        let failed = || format!("writing {}", output.display());
-        let staged = StagedDirectory::new(output).with_context(failed)?;
-        if args.form == Form::Mlx {
-            adapter.write_mlx(staged.path(), &options)?;
-        } else {
-            adapter.write(staged.path(), &options)?;
-        }
-        staged.commit().with_context(failed)?;
+        write_directory(&adapter, args)?;
     }
     say(&format!(
         "wrote {} ({} layers, rank {})",
@@ -125,6 +113,25 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         adapter.config.rank
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// As PEFT or mlx-lm reads it: all of its files or none, since a kill or a full
+/// disk is to leave nothing that looks like an adapter.
+fn write_directory(adapter: &PeftAdapter, args: &ConvertArgs) -> Result<()> {
+    // mlx-lm says what an adapter is in its own words.
+    let card = (args.form != Form::Mlx).then(|| card(adapter, args));
+    let options = WriteOptions {
+        dtype: args.dtype.unwrap_or_default(),
+        card,
+    };
+    let failed = || format!("writing {}", args.output.display());
+    let staged = StagedDirectory::new(&args.output).with_context(failed)?;
+    if args.form == Form::Mlx {
+        adapter.write_mlx(staged.path(), &options)?;
+    } else {
+        adapter.write(staged.path(), &options)?;
+    }
+    staged.commit().with_context(failed)
 }
 
 /// Several adapters as one, or the only one, with its weight if it has one.

@@ -110,7 +110,7 @@ impl Llama {
         mut self,
         mut adapter: PeftAdapter,
     ) -> Result<(Self, Vec<String>), AdapterError> {
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = adapter.settle_prefix(&self).into_iter().collect();
         let tied = self.lm_head.is_none();
         if tied {
             self.settle_ties(&mut adapter, &mut notes)?;
@@ -166,6 +166,8 @@ impl Llama {
                     );
                 }
                 adapter.forget(&head.path);
+                // What is left stands for both ends.
+                adapter.ties_weights = true;
                 notes.push(format!(
                     "the adapter holds `{}` and `{}`, which are equal, as the base ties them",
                     embedding.path, head.path

@@ -158,6 +158,36 @@ fn names_of_wrapped_models_are_read_and_said() {
 }
 
 #[test]
+fn names_of_a_part_of_the_model_are_read_and_said() {
+    let plain = logits(
+        &read(&fixture("peft/llama-lora"))
+            .attach(model("llama"))
+            .unwrap(),
+    );
+    let inner = renamed(|name| name.replace("base_model.model.model.", "base_model.model."));
+    let outer =
+        renamed(|name| name.replace("base_model.model.", "base_model.model.language_model."));
+    for (directory, said) in [
+        (inner, "lack `model.`"),
+        (outer, "begin with `language_model.`"),
+    ] {
+        let (adapted, notes) = model("llama").adapted(read(directory.path())).unwrap();
+        assert!(notes[0].contains(said), "{notes:?}");
+        assert_eq!(logits(&adapted), plain);
+    }
+    // One layer that would not fit is enough to leave all names alone.
+    let mixed = renamed(|name| {
+        let name = name.replace("base_model.model.model.", "base_model.model.");
+        name.replace("layers.1.mlp", "layers.9.mlp")
+    });
+    let message = model("llama")
+        .adapted(read(mixed.path()))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("does not fit the model"), "{message}");
+}
+
+#[test]
 fn one_tensor_under_two_names_is_read_if_the_values_are_equal() {
     let twice = |factor: f32| {
         changed(&fixture("peft/llama-lora"), &json!({}), |mut all| {
@@ -430,6 +460,33 @@ fn copies_of_a_tied_embedding_are_accepted_and_said() {
             plain,
             "{embedding:?} {head:?}"
         );
+    }
+}
+
+#[test]
+fn both_ends_of_a_tied_embedding_may_be_resized_alike() {
+    let keys =
+        json!({"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": false});
+    let grown = changed(&found("ties"), &keys, |mut all| {
+        all.retain(|name, _| name.contains("lora"));
+        let (shape, mut values) = table();
+        values.iter_mut().for_each(|value| *value *= 1.5);
+        values.extend_from_within(..3 * shape[1]);
+        for name in [EMBEDDING, HEAD] {
+            all.insert(
+                name.to_owned(),
+                (vec![shape[0] + 3, shape[1]], values.clone()),
+            );
+        }
+        all
+    });
+    let (adapted, notes) = model("llama-tied").adapted(read(grown.path())).unwrap();
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    // The new rows are the first three again, and score as they do.
+    let scores = logits_of(&adapted, &found("ties").join("logits.safetensors"));
+    for position in scores.chunks(67) {
+        assert_eq!(position[..3], position[64..]);
+        assert!(position[..64].iter().any(|score| score.abs() > 1.0));
     }
 }
 

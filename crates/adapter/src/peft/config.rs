@@ -136,23 +136,9 @@ pub(super) fn read(json: &Map<String, Value>, file: &Path) -> Result<Read, Adapt
         return Err(unsupported(format!("`bias: {bias}`")));
     }
     let mut notes = Vec::new();
-    // Only initialisations that change the base matter for an adapter that is already trained.
     let init = text("init_lora_weights", "true").to_lowercase();
-    let (method, iterations) = match init.as_str() {
-        "olora" => (Method::Olora, None),
-        "pissa" => (Method::Pissa, None),
-        "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
-        other => match other.strip_prefix("pissa_niter_").map(str::parse::<usize>) {
-            Some(Ok(iterations)) if iterations <= MOST_ITERATIONS => {
-                notes.push(format!(
-                    "`init_lora_weights: {other}` was started from a random decomposition that \
-                     nothing can repeat, PEFT neither; it is measured from one that is nearly exact"
-                ));
-                (Method::Pissa, Some(iterations + MORE_ITERATIONS))
-            }
-            _ => return Err(unsupported(format!("`init_lora_weights: {other}`"))),
-        },
-    };
+    let (method, iterations) = start(&init, &mut notes)
+        .ok_or_else(|| unsupported(format!("`init_lora_weights: {init}`")))?;
     let number = |key: &str, default: f64, allowed: RangeInclusive<f64>| match json.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(value) => value
@@ -207,6 +193,28 @@ pub(super) fn read(json: &Map<String, Value>, file: &Path) -> Result<Read, Adapt
         notes,
         warnings: unknown(json),
         ties_weights: flag("ensure_weight_tying")?,
+    })
+}
+
+/// What the factors are measured from, by `init_lora_weights`; `None` for what is
+/// not supported. Only initialisations that change the base matter for an adapter
+/// that is already trained.
+fn start(init: &str, notes: &mut Vec<String>) -> Option<(Method, Option<usize>)> {
+    Some(match init {
+        "olora" => (Method::Olora, None),
+        "pissa" => (Method::Pissa, None),
+        "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
+        other => {
+            let iterations = other.strip_prefix("pissa_niter_")?.parse::<usize>().ok()?;
+            if iterations > MOST_ITERATIONS {
+                return None;
+            }
+            notes.push(format!(
+                "`init_lora_weights: {other}` was started from a random decomposition that nothing can \
+                 repeat, PEFT neither; it is measured from one that is nearly exact"
+            ));
+            (Method::Pissa, Some(iterations + MORE_ITERATIONS))
+        }
     })
 }
 

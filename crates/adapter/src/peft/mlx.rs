@@ -182,31 +182,7 @@ pub(super) fn read(
             _ => layer.m = Some(stored),
         }
     }
-    let mut layers = BTreeMap::new();
-    for (path, parts) in parts {
-        if parts.m.is_some() != options.dora {
-            let what = if options.dora { "missing" } else { "unused" };
-            problems.push(format!("{what}: `{path}.m`, DoRA's magnitudes"));
-        }
-        match (parts.a, parts.b) {
-            (Some(a), Some(b)) => {
-                let kind = kind_of(&path);
-                let layer = Layer {
-                    kind,
-                    rank: options.rank,
-                    a,
-                    b,
-                    magnitude: parts.m,
-                    scale: options.scale,
-                };
-                layers.insert(path, layer);
-            }
-            (a, _) => {
-                let leaf = if a.is_some() { "lora_b" } else { "lora_a" };
-                problems.push(format!("missing: `{path}.{leaf}`"));
-            }
-        }
-    }
+    let layers = whole(parts, &options, &mut problems);
     let mut notes = vec!["an adapter of mlx-lm".to_owned()];
     let blocks: BTreeSet<usize> = layers.keys().filter_map(|path| block_of(path)).collect();
     if let Some(expected) = options
@@ -245,6 +221,39 @@ pub(super) fn read(
     };
     adapter.config.validate()?;
     Ok(adapter.settled())
+}
+
+/// The layers of which both factors are there; what is amiss goes to `problems`.
+fn whole(
+    parts: BTreeMap<String, Parts>,
+    options: &Options,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, Layer> {
+    let mut layers = BTreeMap::new();
+    for (path, parts) in parts {
+        if parts.m.is_some() != options.dora {
+            let what = if options.dora { "missing" } else { "unused" };
+            problems.push(format!("{what}: `{path}.m`, DoRA's magnitudes"));
+        }
+        match (parts.a, parts.b) {
+            (Some(a), Some(b)) => {
+                let layer = Layer {
+                    kind: kind_of(&path),
+                    rank: options.rank,
+                    a,
+                    b,
+                    magnitude: parts.m,
+                    scale: options.scale,
+                };
+                layers.insert(path, layer);
+            }
+            (a, _) => {
+                let leaf = if a.is_some() { "lora_b" } else { "lora_a" };
+                problems.push(format!("missing: `{path}.{leaf}`"));
+            }
+        }
+    }
+    layers
 }
 
 /// mlx-lm gives factors on an embedding the names of those on a linear layer;

@@ -16,7 +16,7 @@ const WRAPPERS: [(&str, &str); 4] = [
     ("_fpw_module", "FSDP"),
     ("_checkpoint_wrapped_module", "activation checkpointing"),
 ];
-/// What DDP and DeepSpeed call the module in them. Modules of anybody may be
+/// What DDP and `DeepSpeed` call the module in them. Modules of anybody may be
 /// called so, and it is taken for a wrapper only where a path begins.
 const WRAPPED: &str = "module";
 const PREFIX: [&str; 2] = ["base_model", "model"];
@@ -234,7 +234,10 @@ mod tests {
                 "torch.compile",
             ),
             (A.replacen("base", "module.base", 1), "DDP"),
-            (A.replace("model.model.", "model.module.model."), "DDP"),
+            (
+                A.replace("base_model.model.", "base_model.model.module."),
+                "DDP",
+            ),
             (A.replace("layers.", "layers._fsdp_wrapped_module."), "FSDP"),
             (
                 A.replace(".self", "._checkpoint_wrapped_module.self"),

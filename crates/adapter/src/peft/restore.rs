@@ -1,6 +1,6 @@
 //! A PEFT adapter onto a module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::{
     module::Module,
@@ -105,6 +105,51 @@ impl PeftAdapter {
             })
             .collect();
         attach_prepared(module, attached, saved)
+    }
+
+    /// Where no layer of the file is one of the module's, and all would be with one
+    /// more name before them, or with one less, takes them for those: an adapter
+    /// that was trained on the part of a model that another holds, or the other
+    /// way around. Gives what to say then.
+    pub fn settle_prefix<M: Module>(&mut self, module: &M) -> Option<String> {
+        let paths: BTreeSet<String> = layers(module).into_iter().map(|layer| layer.path).collect();
+        let first = self.layers.keys().next()?;
+        if self.layers.keys().any(|path| paths.contains(path)) {
+            return None;
+        }
+        let all = |renamed: &dyn Fn(&str) -> Option<String>| {
+            let mut layers = self.layers.keys();
+            layers.all(|path| renamed(path).is_some_and(|path| paths.contains(&path)))
+        };
+        let longer: BTreeSet<&str> = paths
+            .iter()
+            .filter_map(|path| path.strip_suffix(first.as_str()))
+            .filter(|prefix| prefix.ends_with('.'))
+            .filter(|prefix| all(&|path| Some(format!("{prefix}{path}"))))
+            .collect();
+        let shorter: BTreeSet<&str> = first
+            .match_indices('.')
+            .map(|(at, _)| &first[..=at])
+            .filter(|prefix| all(&|path| path.strip_prefix(*prefix).map(str::to_owned)))
+            .collect();
+        let (prefix, longer) = match (longer.first(), shorter.first()) {
+            (Some(prefix), None) if longer.len() == 1 => ((*prefix).to_owned(), true),
+            (None, Some(prefix)) if shorter.len() == 1 => ((*prefix).to_owned(), false),
+            _ => return None,
+        };
+        let renamed = |path: String| match path.strip_prefix(&prefix) {
+            _ if longer => format!("{prefix}{path}"),
+            Some(rest) => rest.to_owned(),
+            None => path,
+        };
+        let layers = std::mem::take(&mut self.layers).into_iter();
+        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
+        let saved = std::mem::take(&mut self.saved).into_iter();
+        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
+        let how = if longer { "lack" } else { "begin with" };
+        Some(format!(
+            "the adapter's names {how} `{prefix}`, other than this model's, and are read as if they were its"
+        ))
     }
 
     /// What only the model can tell of names: whether its outermost module is
