@@ -146,6 +146,17 @@ fn files_that_do_not_belong_together_or_are_damaged_are_told() {
 }
 
 #[test]
+fn a_vocabulary_of_another_kind_is_told_by_its_kind() {
+    let out = tempfile::tempdir().unwrap();
+    fs::write(out.path().join("tekken.json"), "{}").unwrap();
+    let message = refused(&out);
+    assert!(
+        message.contains("Mistral's own") && message.contains("save_pretrained"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_directory_without_any_tokenizer_says_what_was_looked_for() {
     let empty = tempfile::tempdir().unwrap();
     assert!(refused(&empty).contains("tokenizer.json"));

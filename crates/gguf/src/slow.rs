@@ -148,8 +148,27 @@ pub fn slow_tokenizer(directory: &Path) -> Result<Option<SlowTokenizer>, GgufErr
         );
         return Err(GgufError::tokenizer(&there, reason));
     }
+    for (name, what) in OTHERS {
+        let path = directory.join(name);
+        if path.exists() {
+            let reason = format!(
+                "there is no tokenizer.json, and this is {what}, which is not read: {}",
+                advice(directory)
+            );
+            return Err(GgufError::tokenizer(&path, reason));
+        }
+    }
     Ok(None)
 }
+
+/// Vocabularies in files of other kinds.
+const OTHERS: [(&str, &str); 5] = [
+    ("tekken.json", "Mistral's own form of a tokenizer"),
+    ("tokenizer.model.v3", "Mistral's own form of a tokenizer"),
+    ("spiece.model", "a SentencePiece model of T5 or ALBERT"),
+    ("qwen.tiktoken", "a vocabulary of tiktoken"),
+    ("vocab.txt", "a vocabulary of BERT"),
+];
 
 /// How a user gets what is read.
 fn advice(directory: &Path) -> String {
@@ -209,32 +228,7 @@ fn byte_level(
         let reason = format!("its token {token:?} has the number {id}, which is none of a token");
         return Err(GgufError::tokenizer(vocabulary_path, reason));
     }
-    let text = read(merges_path)?;
-    let text = String::from_utf8(text)
-        .map_err(|_| GgufError::tokenizer(merges_path, "it is not UTF-8".to_owned()))?;
-    let mut merges = Vec::new();
-    for (i, line) in text.lines().enumerate() {
-        if line.is_empty() || (i == 0 && line.starts_with("#version")) {
-            continue;
-        }
-        let pair = line
-            .split_once(' ')
-            .filter(|(_, right)| !right.contains(' '));
-        let Some((left, right)) = pair else {
-            let reason = format!("its line {} is {line:?}, and not two tokens", i + 1);
-            return Err(GgufError::tokenizer(merges_path, reason));
-        };
-        for token in [left.to_owned(), right.to_owned(), format!("{left}{right}")] {
-            if !vocabulary.contains_key(&token) {
-                let reason = format!(
-                    "its line {} makes {token:?}, which vocab.json does not have: are the two files of one model?",
-                    i + 1
-                );
-                return Err(GgufError::tokenizer(merges_path, reason));
-            }
-        }
-        merges.push([left, right]);
-    }
+    let merges = read_merges(merges_path, &vocabulary)?;
     let prefix = config.get("add_prefix_space") == Some(&Value::Bool(true));
     let (normalizer, pre_tokenizer) = match class {
         Class::Qwen2 => (
@@ -287,6 +281,39 @@ fn byte_level(
     })
 }
 
+/// The pairs of `merges.txt`, the first to be merged first.
+fn read_merges(
+    path: &Path,
+    vocabulary: &Map<String, Value>,
+) -> Result<Vec<[String; 2]>, GgufError> {
+    let text = String::from_utf8(read(path)?)
+        .map_err(|_| GgufError::tokenizer(path, "it is not UTF-8".to_owned()))?;
+    let mut merges = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if line.is_empty() || (i == 0 && line.starts_with("#version")) {
+            continue;
+        }
+        let pair = line
+            .split_once(' ')
+            .filter(|(_, right)| !right.contains(' '));
+        let Some((left, right)) = pair else {
+            let reason = format!("its line {} is {line:?}, and not two tokens", i + 1);
+            return Err(GgufError::tokenizer(path, reason));
+        };
+        for token in [left.to_owned(), right.to_owned(), format!("{left}{right}")] {
+            if !vocabulary.contains_key(&token) {
+                let reason = format!(
+                    "its line {} has {token:?}, which vocab.json does not have: are the two files of one model?",
+                    i + 1
+                );
+                return Err(GgufError::tokenizer(path, reason));
+            }
+        }
+        merges.push([left.to_owned(), right.to_owned()]);
+    }
+    Ok(merges)
+}
+
 /// How Qwen2 splits a text.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -295,40 +322,8 @@ fn sentence_piece(
     path: &Path,
     config: Map<String, Value>,
 ) -> Result<SlowTokenizer, GgufError> {
-    const BPE: i32 = 2;
     let refuse = |reason: String| Err(GgufError::tokenizer(path, reason));
-    let unread = |what: &str| {
-        refuse(format!(
-            "there is no tokenizer.json, and this is {what}, which is not read: {}",
-            advice(directory)
-        ))
-    };
-    match class(directory, &config)? {
-        Some(Class::Llama) => {}
-        _ => return unread("a SentencePiece model that nothing says to be LLaMA's or Mistral's"),
-    }
-    let bytes = read(path)?;
-    let model = match ModelProto::decode(bytes.as_slice()) {
-        Ok(model) => model,
-        Err(error) => {
-            return refuse(format!(
-                "it is no SentencePiece model ({error}). Is the file complete? If it is tiktoken's, {}",
-                advice(directory)
-            ));
-        }
-    };
-    // The format's default is 1.
-    let kind = model.trainer.as_ref().and_then(|spec| spec.model_type);
-    if kind.unwrap_or(1) != BPE {
-        return unread("a SentencePiece model of another kind than BPE (unigram, as a rule)");
-    }
-    let charsmap = model
-        .normalizer
-        .as_ref()
-        .and_then(|spec| spec.charsmap.as_ref());
-    if charsmap.is_some_and(|map| !map.is_empty()) {
-        return unread("a SentencePiece model that rewrites characters (`precompiled_charsmap`)");
-    }
+    let model = read_model(directory, path, &config)?;
     let mut vocabulary = HashMap::new();
     let tokens: Vec<&str> = model
         .pieces
@@ -411,6 +406,50 @@ fn sentence_piece(
     })
 }
 
+/// A `SentencePiece` model of the kind that is read.
+fn read_model(
+    directory: &Path,
+    path: &Path,
+    config: &Map<String, Value>,
+) -> Result<ModelProto, GgufError> {
+    const BPE: i32 = 2;
+    let unread = |what: &str| {
+        let reason = format!(
+            "there is no tokenizer.json, and this is {what}, which is not read: {}",
+            advice(directory)
+        );
+        Err(GgufError::tokenizer(path, reason))
+    };
+    match class(directory, config)? {
+        Some(Class::Llama) => {}
+        _ => return unread("a SentencePiece model that nothing says to be LLaMA's or Mistral's"),
+    }
+    let none = |reason: &str| {
+        let reason = format!(
+            "it is no SentencePiece model ({reason}). Is the file complete? If it is tiktoken's, {}",
+            advice(directory)
+        );
+        GgufError::tokenizer(path, reason)
+    };
+    let model =
+        ModelProto::decode(read(path)?.as_slice()).map_err(|error| none(&error.to_string()))?;
+    // Almost any text is a message of fields that are not known.
+    if model.pieces.is_empty() {
+        return Err(none("it has no tokens"));
+    }
+    // The format's default is 1.
+    let kind = model.trainer.as_ref().and_then(|spec| spec.model_type);
+    if kind.unwrap_or(1) != BPE {
+        return unread("a SentencePiece model of another kind than BPE (unigram, as a rule)");
+    }
+    let normalizer = model.normalizer.as_ref();
+    let charsmap = normalizer.and_then(|spec| spec.charsmap.as_ref());
+    if charsmap.is_some_and(|map| !map.is_empty()) {
+        return unread("a SentencePiece model that rewrites characters (`precompiled_charsmap`)");
+    }
+    Ok(model)
+}
+
 /// Every way in which two tokens make a third, in the order of the third's
 /// number (`generate_merges` of transformers 5).
 fn merges<'a>(tokens: &[&'a str], vocabulary: &HashMap<&str, usize>) -> Vec<[&'a str; 2]> {
@@ -474,10 +513,7 @@ impl Special {
         {
             let mut all = Vec::new();
             for (id, token) in declared {
-                let parsed = id
-                    .parse::<usize>()
-                    .ok()
-                    .filter(|id| *id <= u32::MAX as usize);
+                let parsed = id.parse::<u32>().ok();
                 let content = token.get("content").and_then(Value::as_str);
                 let (Some(id), Some(content)) = (parsed, content) else {
                     let reason = format!(
@@ -485,7 +521,7 @@ impl Special {
                     );
                     return Err(GgufError::tokenizer(&path, reason));
                 };
-                all.push((id, content.to_owned(), token.clone()));
+                all.push((id as usize, content.to_owned(), token.clone()));
             }
             for (id, content, token) in all {
                 self.add(id, &content, &token);
