@@ -9,7 +9,7 @@
 
 mod common;
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 use common::fixture;
 use olora_gguf::GgufFile;
@@ -35,8 +35,8 @@ fn copied(name: impl Fn(usize) -> Option<String>) -> TempDir {
     out
 }
 
-fn refused(path: PathBuf) -> String {
-    GgufFile::open(&path).unwrap_err().to_string()
+fn refused(path: &Path) -> String {
+    GgufFile::open(path).unwrap_err().to_string()
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_lost_part_is_named() {
     for lost in 1..=parts() {
         let some = copied(|number| (number != lost).then(|| part(number)));
         let given = if lost == 1 { 2 } else { 1 };
-        let message = refused(some.path().join(part(given)));
+        let message = refused(&some.path().join(part(given)));
         assert!(
             message.contains(&part(lost)) && message.contains("not beside it"),
             "{message}"
@@ -81,10 +81,10 @@ fn a_part_under_another_name_is_told() {
             part(number)
         })
     });
-    let message = refused(other.path().join("model.gguf"));
+    let message = refused(&other.path().join("model.gguf"));
     assert!(message.contains("names back"), "{message}");
     let swapped = copied(|number| Some(part(if number < 3 { 3 - number } else { number })));
-    let message = refused(swapped.path().join(part(1)));
+    let message = refused(&swapped.path().join(part(1)));
     assert!(message.contains("by its metadata"), "{message}");
 }
 
@@ -93,7 +93,7 @@ fn a_pointer_in_the_place_of_a_part_is_told() {
     let all = copied(|number| Some(part(number)));
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 77\n";
     fs::write(all.path().join(part(2)), pointer).unwrap();
-    let message = refused(all.path().join(part(1)));
+    let message = refused(&all.path().join(part(1)));
     assert!(
         message.contains(&part(2)) && message.contains("git lfs pull"),
         "{message}"

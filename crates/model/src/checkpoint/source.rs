@@ -262,7 +262,7 @@ fn hint(directory: &Path) -> String {
             );
         }
     }
-    if let Some(gguf) = first(&|name| name.ends_with(".gguf")) {
+    if let Some(gguf) = first(&|name| has_ending(name, "gguf")) {
         return format!(". It has {gguf}: give the path of that file");
     }
     let own = first(&|name| name.starts_with("consolidated."));
@@ -272,6 +272,11 @@ fn hint(directory: &Path) -> String {
             .to_owned();
     }
     ". The path of a GGUF file is that of the file itself".to_owned()
+}
+
+fn has_ending(name: &str, ending: &str) -> bool {
+    let found = Path::new(name).extension();
+    found.is_some_and(|found| found.eq_ignore_ascii_case(ending))
 }
 
 /// The files that [`load`](crate::load) takes the weights of a checkpoint from,
