@@ -2,7 +2,7 @@
 //! `adapter_config.json`, in and out.
 //!
 //! By mlx-lm's `tuner/lora.py`, `tuner/dora.py` and `tuner/utils.py` (version
-//! 0.31): a layer computes `y + scale · (x·lora_a)·lora_b` with `lora_a`
+//! 0.32): a layer computes `y + scale · (x·lora_a)·lora_b` with `lora_a`
 //! `[in, rank]` and `lora_b` `[rank, out]`, the transposes of PEFT's, and `scale`
 //! as it stands, not divided by the rank. `DoRA` multiplies what its weight and
 //! the factors give by `m / ‖W + scale·(lora_a·lora_b)ᵀ‖`, rows by rows, before
@@ -100,8 +100,8 @@ impl Options {
             )));
         }
         let scale = number("scale", None, ALPHAS)?;
-        // Until 0.14 (June 2024) the scale was multiplied by alpha / rank. Later versions wrote the key
-        // on for a year, and did not follow it; those since 0.19 wrote `fine_tune_type` too.
+        // Up to 0.14.2 (June 2024) the scale was multiplied by alpha / rank. Later versions wrote the
+        // key on for a year, and did not follow it; those after 0.18.2 wrote `fine_tune_type` too.
         if let Some(alpha) = parameters.get("alpha").and_then(Value::as_f64)
             && alpha != rank
             && !json.contains_key("fine_tune_type")
