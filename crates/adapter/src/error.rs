@@ -21,6 +21,12 @@ pub enum AdapterError {
     /// The list of targets is empty, or everything it names is excluded.
     #[error("no layer is left to adapt: {0}. Give at least one target, for example \"all-linear\"")]
     NoTargets(String),
+    /// A module that is to be saved whole is not there.
+    #[error(
+        "`{0}` in `modules_to_save` is no module of this model (an `lm_head` that is tied to the \
+         embedding is not one either)"
+    )]
+    NoModule(String),
     /// A target or exclusion is not a valid glob.
     #[error("`{pattern}` is not a valid pattern: {reason}")]
     BadPattern {
@@ -91,7 +97,7 @@ pub enum AdapterError {
         limit: f32,
     },
     /// An adapter's tensors are not those that the model and configuration call for.
-    #[error("{file} does not fit the model:{}", listed(.problems))]
+    #[error("{file} does not fit the model: {}", in_short(.problems))]
     Mismatch {
         /// The file read.
         file: PathBuf,
@@ -99,7 +105,7 @@ pub enum AdapterError {
         problems: Vec<String>,
     },
     /// An adapter's tensors are not those that its own configuration calls for.
-    #[error("{file} does not fit its own {}:{}", crate::CONFIG_FILE, listed(.problems))]
+    #[error("{file} does not fit its own {}: {}", crate::CONFIG_FILE, in_short(.problems))]
     Unsound {
         /// The file read.
         file: PathBuf,
@@ -156,8 +162,53 @@ fn quoted(names: &[String]) -> String {
     names.join(", ")
 }
 
-fn listed(problems: &[String]) -> String {
-    problems
+/// Many problems as one sentence: how many there are of each kind, the word
+/// before their colon, and three of them, of as many kinds as can be.
+///
+/// ```
+/// let all: Vec<String> = (0..40).map(|i| format!("missing: `layers.{i}`")).collect();
+/// assert_eq!(
+///     olora_adapter::in_short(&all),
+///     "40 tensors (40 missing), such as missing: `layers.0`; missing: `layers.1`; missing: `layers.2`"
+/// );
+/// assert_eq!(olora_adapter::in_short(&all[..1]), "missing: `layers.0`");
+/// ```
+pub fn in_short(problems: &[String]) -> String {
+    const EXAMPLES: usize = 3;
+    if problems.len() <= EXAMPLES {
+        return problems.join("; ");
+    }
+    let kind = |problem: &str| {
+        let kind = problem.split_once(": ").map_or("", |(kind, _)| kind);
+        if kind.chars().all(|c| c.is_ascii_lowercase()) {
+            kind.to_owned()
+        } else {
+            String::new()
+        }
+    };
+    let mut kinds: Vec<(String, Vec<&String>)> = Vec::new();
+    for problem in problems {
+        let kind = kind(problem);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, of_kind)) => of_kind.push(problem),
+            None => kinds.push((kind, vec![problem])),
+        }
+    }
+    let counts: Vec<_> = kinds
         .iter()
-        .fold(String::new(), |list, problem| list + "\n  " + problem)
+        .map(|(kind, of_kind)| {
+            let kind = if kind.is_empty() { "other" } else { kind };
+            format!("{} {kind}", of_kind.len())
+        })
+        .collect();
+    let most = kinds.iter().map(|(_, of_kind)| of_kind.len()).max();
+    let in_turn = (0..most.unwrap_or(0))
+        .flat_map(|i| kinds.iter().filter_map(move |(_, of_kind)| of_kind.get(i)));
+    let examples: Vec<_> = in_turn.take(EXAMPLES).map(|text| text.as_str()).collect();
+    format!(
+        "{} tensors ({}), such as {}",
+        problems.len(),
+        counts.join(", "),
+        examples.join("; ")
+    )
 }

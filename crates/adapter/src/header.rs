@@ -63,8 +63,13 @@ impl<'de> Deserialize<'de> for About {
                 }
                 Ok(About)
             }
+
+            // mlx writes this for notes that it has not got.
+            fn visit_unit<E: Error>(self) -> Result<About, E> {
+                Ok(About)
+            }
         }
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_any(Fields)
     }
 }
 
@@ -147,6 +152,7 @@ mod tests {
         let header = r#"{"__metadata__": {"shape": "Oxmere", "format": "pt"},
             "Zora": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}  "#;
         checked(header).unwrap();
+        checked(r#"{"__metadata__": null}"#).unwrap();
         check_header(b"").unwrap();
         check_header(&[0xff; 20]).unwrap();
     }

@@ -63,7 +63,7 @@ pub use attach::{attach, attach_along, attach_empty};
 pub use config::{AdapterConfig, LayerShape, MAX_ITERATIONS, MAX_RANK, Method, Placement};
 pub use convert::{Combination, Reduction, WEIGHTS, is_weight};
 pub use dora::Dora;
-pub use error::AdapterError;
+pub use error::{AdapterError, in_short};
 pub use eva::{Directions, Rows};
 pub use factors::{LayerFactors, factors};
 pub use header::{UniqueMap, check_header};
@@ -76,7 +76,8 @@ pub use params::{
     MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };
 pub use peft::{
-    CONFIG_FILE, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType, WriteOptions, save_peft,
+    CONFIG_FILE, MLX_TENSOR_FILE, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType,
+    WriteOptions, save_peft,
 };
 pub use planned::planned;
 pub use project::{Embed, Project, has_dropout, is_adapted};

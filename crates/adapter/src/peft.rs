@@ -5,7 +5,10 @@
 //! transposes of ours, under `base_model.model.<layer>.lora_A.weight`.
 
 mod config;
+mod file;
 mod matching;
+mod mlx;
+mod names;
 mod read;
 mod restore;
 mod task;
@@ -17,8 +20,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::{module::Module, tensor::Tensor};
+use burn::{
+    module::Module,
+    tensor::{Tensor, TensorData},
+};
 use matching::Rules;
+pub use mlx::MLX_TENSOR_FILE;
 use serde::{Deserialize, Serialize};
 pub use task::TaskType;
 pub use write::WriteOptions;
@@ -26,9 +33,10 @@ pub use write::WriteOptions;
 use crate::{
     AdapterConfig, AdapterError, Method,
     factors::{LayerFactors, factors},
+    params::params,
     planned::Shapes,
     saved::{self, Stored},
-    target::Kind,
+    target::{Kind, is_or_ends_with},
 };
 
 /// The name of the configuration file.
@@ -65,11 +73,17 @@ pub struct PeftAdapter {
     pub task: Option<TaskType>,
     /// What a reader should know: things that are allowed and seldom meant.
     pub notes: Vec<String>,
+    /// What may make the result another than the adapter's: keys that are set and
+    /// that this version does not know.
+    pub warnings: Vec<String>,
     /// What identified the base's weights when the adapter was written.
     pub base_fingerprint: Option<String>,
     /// What the base's matrices were packed in for training, if not what its
     /// files have: on others, the update is measured from another base.
     pub base_packing: Option<String>,
+    /// Whether what is trained of a tied embedding is meant for both of its ends
+    /// (PEFT's `ensure_weight_tying`).
+    pub ties_weights: bool,
     /// The file read, for errors.
     pub(crate) file: PathBuf,
     /// By layer path.
@@ -82,6 +96,8 @@ pub struct PeftAdapter {
     pub(crate) rules: Option<Rules>,
     /// Everything in the file that is wrong before any model is known.
     pub(crate) problems: Vec<String>,
+    /// Whether a `module.` was taken from the beginning of all paths.
+    pub(crate) inner: bool,
 }
 
 /// One adapted layer, in PyTorch's orientation.
@@ -197,6 +213,9 @@ impl PeftAdapter {
             base: None,
             task: None,
             notes: Vec::new(),
+            warnings: Vec::new(),
+            ties_weights: false,
+            inner: false,
             base_fingerprint: None,
             base_packing: None,
             file: PathBuf::new(),
@@ -303,10 +322,75 @@ impl PeftAdapter {
         self.layers.contains_key(layer)
     }
 
-    /// Whether a module of this last name is saved whole.
-    pub fn saves_whole(&self, name: &str) -> bool {
-        let mut trained = self.saved.iter().filter(|(_, (_, trained))| *trained);
-        trained.any(|(path, _)| path.split('.').any(|part| part == name))
+    /// What is saved whole, by path: shape in PyTorch's orientation, and whether
+    /// it trained or came along with the adapter.
+    pub fn saved(&self) -> impl Iterator<Item = (&str, &[usize], bool)> {
+        let saved = self.saved.iter();
+        saved.map(|(path, (value, trained))| (path.as_str(), value.shape.as_slice(), *trained))
+    }
+
+    /// Whether two of the parameters that are saved whole have the same values.
+    pub fn saved_alike(&self, one: &str, other: &str) -> bool {
+        match (self.saved.get(one), self.saved.get(other)) {
+            (Some((one, _)), Some((other, _))) => one == other,
+            _ => false,
+        }
+    }
+
+    /// Whether a parameter that is saved whole is what a module has as the weight
+    /// of an embedding of this name, in the number format that it has it in.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Device`] and [`AdapterError::NotFinite`] from reading it.
+    pub fn saves_the_layer<M: Module>(
+        &self,
+        path: &str,
+        module: &M,
+        name: &str,
+    ) -> Result<bool, AdapterError> {
+        let mut all = params(module).into_iter();
+        let layer = all
+            .find(|param| param.place().name() == "weight" && is_or_ends_with(param.layer(), name));
+        let (Some(layer), Some((saved, _))) = (layer, self.saved.get(path)) else {
+            return Ok(false);
+        };
+        let (Some(weight), Ok(shape)) = (
+            layer.tensor::<2>(),
+            <[usize; 2]>::try_from(saved.shape.clone()),
+        ) else {
+            return Ok(false);
+        };
+        if weight.dims() != shape {
+            return Ok(false);
+        }
+        let on = (&weight.device(), weight.dtype());
+        let data = TensorData::new(saved.values.clone(), shape);
+        let rounded = Stored::of(Tensor::<2>::from_data(data, on), false, path)?;
+        Ok(rounded == Stored::of(weight, false, layer.path())?)
+    }
+
+    /// Leaves out a parameter that is saved whole, and the names in
+    /// `modules_to_save` that it is under.
+    pub fn forget(&mut self, path: &str) {
+        self.saved.remove(path);
+        let names = &mut self.config.modules_to_save;
+        names.retain(|name| !saved::is_saved_with(path, name));
+    }
+
+    /// The path of the adapted layer of this name, if there is one.
+    pub fn adapts(&self, name: &str) -> Option<&str> {
+        let mut paths = self.layers.keys();
+        paths
+            .find(|path| is_or_ends_with(path, name))
+            .map(String::as_str)
+    }
+
+    /// The directory that it was read from.
+    pub fn directory(&self) -> Option<&Path> {
+        self.file
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
     }
 
     /// Refuses a file that does not fit itself.

@@ -128,10 +128,7 @@ impl SavedModules {
         let all = parameters_to_save(module, names);
         for name in names {
             if !all.iter().any(|param| is_saved_with(param.path(), name)) {
-                return Err(AdapterError::NoTargets(format!(
-                    "`{name}` in `modules_to_save` is no module of this model \
-                     (an `lm_head` that is tied to the embedding is not one either)"
-                )));
+                return Err(AdapterError::NoModule(name.clone()));
             }
         }
         let saved = all.iter().map(|param| {

@@ -369,7 +369,7 @@ pub(crate) struct MergeArgs {
 
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// PEFT adapter directories, or run directories; several become one
+    /// Adapter directories of PEFT or mlx-lm, or run directories; several become one
     #[arg(required = true)]
     pub(crate) adapters: Vec<PathBuf>,
     /// Directory to write, or a file if its name ends in .gguf; must not exist
@@ -380,7 +380,8 @@ pub(crate) struct ConvertArgs {
     pub(crate) model: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
-    /// Plain LoRA on the original base, or PEFT's own form of the method
+    /// Plain LoRA on the original base, PEFT's own form of the method, or plain LoRA as mlx-lm
+    /// reads it
     #[arg(long, default_value = "plain")]
     pub(crate) form: Form,
     /// With `--form native`, for adapters that are plain: what they were trained with
@@ -407,6 +408,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) enum Form {
     Plain,
     Native,
+    Mlx,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]

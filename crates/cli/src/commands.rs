@@ -28,7 +28,10 @@ use crate::{
     Usage,
     args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
     devices, inspect_data,
-    models::{attached, base_of, data_files, locate, locate_data, packing_of},
+    mistaken::adapter_in,
+    models::{
+        attached, base_of, data_files, locate, locate_data, packing_of, tokenizer, tokenizer_beside,
+    },
     progress::{Display, finished},
     signals::{interrupted, interrupter},
     tasks,
@@ -290,8 +293,13 @@ impl Opening {
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let packing = packing_of(args.quantize, adapter.as_ref())?;
-        let tokenizer = Tokenizer::from_path(&base)?;
-        let config = ModelConfig::from_path(&base)?;
+        let mut config = ModelConfig::from_path(&base)?;
+        let mut beside = None;
+        if let Some(adapter) = &adapter {
+            beside = tokenizer_beside(adapter, &config)?;
+            config = config.adapted(adapter)?;
+        }
+        let tokenizer = tokenizer(&base, beside.as_deref())?;
         let stored = config.stored_dtype();
         let dtype = choose_dtype("--dtype", args.dtype, stored, &device, details.accelerator)?;
         Ok(Self {
@@ -319,15 +327,14 @@ impl Opening {
 
     /// Reads the weights.
     pub(crate) fn load(self) -> Result<Loaded> {
-        let (llama, config) =
-            olora_model::load_as(&self.base, self.dtype, self.packing, &self.device)?;
+        let (llama, _) = olora_model::load_as(&self.base, self.dtype, self.packing, &self.device)?;
         let llama = match self.adapter {
             None => llama,
             Some(adapter) => attached(adapter, llama)?,
         };
         Ok(Loaded {
             llama,
-            config,
+            config: self.config,
             tokenizer: self.tokenizer,
             details: self.details,
             base: self.base,
@@ -387,8 +394,5 @@ impl Loaded {
 
 /// Reads an adapter directory; a run directory stands for the adapter in it.
 pub(crate) fn read_adapter(path: &Path) -> Result<PeftAdapter> {
-    let inside = path.join("adapter");
-    let run = !path.join(olora_adapter::CONFIG_FILE).exists()
-        && inside.join(olora_adapter::CONFIG_FILE).exists();
-    Ok(PeftAdapter::read(if run { &inside } else { path })?)
+    Ok(PeftAdapter::read(&adapter_in(path)?)?)
 }

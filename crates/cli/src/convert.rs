@@ -14,7 +14,7 @@ use crate::{
     args::{Combine, ConvertArgs, Form},
     commands::read_adapter,
     devices,
-    models::{Base, attached, base_of, packing_of},
+    models::{Base, announce, attached, base_of, packing_of},
     terminal::say,
 };
 
@@ -47,9 +47,9 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     let mut base = None;
     let mut plain = Vec::with_capacity(read.len());
     for mut adapter in read {
-        for note in std::mem::take(&mut adapter.notes) {
-            say(&format!("note: {note}"));
-        }
+        announce(&adapter);
+        adapter.notes.clear();
+        adapter.warnings.clear();
         if let Some(method) = args.method
             && adapter.config.method.is_anchored()
             && adapter.config.method != Method::from(method)
@@ -104,14 +104,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         let base = needed(&mut base, args, &adapter)?;
         write_gguf(&adapter, &base.path, output)?;
     } else {
-        let dtype = args.dtype.unwrap_or_default();
-        let card = Some(card(&adapter, args));
-        let options = WriteOptions { dtype, card };
-        // All of its files or none: a kill or a full disk leaves nothing that looks like an adapter.
-        let failed = || format!("writing {}", output.display());
-        let staged = StagedDirectory::new(output).with_context(failed)?;
-        adapter.write(staged.path(), &options)?;
-        staged.commit().with_context(failed)?;
+        write_directory(&adapter, args)?;
     }
     say(&format!(
         "wrote {} ({} layers, rank {})",
@@ -120,6 +113,25 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         adapter.config.rank
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// As PEFT or mlx-lm reads it: all of its files or none, since a kill or a full
+/// disk is to leave nothing that looks like an adapter.
+fn write_directory(adapter: &PeftAdapter, args: &ConvertArgs) -> Result<()> {
+    // mlx-lm says what an adapter is in its own words.
+    let card = (args.form != Form::Mlx).then(|| card(adapter, args));
+    let options = WriteOptions {
+        dtype: args.dtype.unwrap_or_default(),
+        card,
+    };
+    let failed = || format!("writing {}", args.output.display());
+    let staged = StagedDirectory::new(&args.output).with_context(failed)?;
+    if args.form == Form::Mlx {
+        adapter.write_mlx(staged.path(), &options)?;
+    } else {
+        adapter.write(staged.path(), &options)?;
+    }
+    staged.commit().with_context(failed)
 }
 
 /// Several adapters as one, or the only one, with its weight if it has one.
@@ -140,7 +152,7 @@ fn as_one(mut plain: Vec<PeftAdapter>, args: &ConvertArgs) -> Result<PeftAdapter
 
 /// What was asked for and does not go together.
 fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
-    if to_gguf && (args.form == Form::Native || args.dtype.is_some()) {
+    if to_gguf && (args.form != Form::Plain || args.dtype.is_some()) {
         return Err(Usage::new(
             "a GGUF adapter is plain LoRA in float32: leave out --form and --dtype",
         ));

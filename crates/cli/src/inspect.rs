@@ -13,7 +13,7 @@ use crate::{
     args::{InspectArgs, What},
     commands::read_adapter,
     inspect_data,
-    models::locate,
+    models::{announce, locate},
     progress::parameters,
     terminal::{out, say},
 };
@@ -109,6 +109,7 @@ pub(crate) fn tensor_types(file: &GgufFile) -> BTreeMap<&'static str, usize> {
 
 fn adapter(args: &InspectArgs) -> Result<ExitCode> {
     let adapter = read_adapter(&args.path)?;
+    announce(&adapter);
     let shapes = adapter.shapes();
     let facts = json!({
         "method": adapter.config.method,

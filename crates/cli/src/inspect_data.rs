@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     Usage,
     args::InspectArgs,
-    models::{data_files, locate},
+    models::{data_files, locate, tokenizer},
     terminal::{Out, out, say},
 };
 
@@ -37,7 +37,7 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     };
     let options = options(&args.set, args.max_length)?;
     let model = locate(&model.to_string_lossy())?.path;
-    let tokenizer = Tokenizer::from_path(&model)?;
+    let tokenizer = tokenizer(&model, None)?;
     let (files, first) = data_files(&args.path)?;
     let options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();

@@ -12,6 +12,7 @@ mod doctor;
 mod inspect;
 mod inspect_data;
 mod merge;
+mod mistaken;
 mod models;
 mod progress;
 mod signals;

@@ -3,10 +3,8 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use olora_adapter::Kind;
-use olora_data::{
-    Corpus, DataOptions, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
-};
+use olora_adapter::{Kind, PeftAdapter};
+use olora_data::{Corpus, DataOptions, Padding, Schedule, TokenCache, load_files, loader};
 use olora_devices::{KernelOptions, Opened};
 use olora_files::clear_leftovers;
 use olora_gguf::{GgufFile, GgufType};
@@ -20,7 +18,7 @@ use crate::{
     commands::read_adapter,
     devices,
     inspect::tensor_types,
-    models::{attached, base_of, data_files, packing_of},
+    models::{attached, base_of, data_files, packing_of, tokenizer, tokenizer_beside},
     terminal::say,
 };
 
@@ -54,21 +52,23 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let adapter = read_adapter(&args.adapter)?;
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let packing = packing_of(args.quantize, Some(&adapter))?;
+    let beside = tokenizer_beside(&adapter, &ModelConfig::from_path(&base)?)?;
     let advice = "Merge on the CPU: leave --device out";
     let sample = args
         .data
         .as_deref()
-        .map(|data| Sample::read(data, &base))
+        .map(|data| Sample::read(data, &base, &adapter, beside.as_deref()))
         .transpose()?;
     let mut before = None;
     let written = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
         let (llama, config) = olora_model::load_as(&base, Dtype::F32, packing, &device)?;
+        let config = config.adapted(&adapter)?;
         // Now, as the weights are: the base may be gone when the result is written.
         let companions = if to_file {
             Companions::default()
         } else {
-            Companions::read(&base)?
+            Companions::read(&base)?.with(beside.as_deref())?
         };
         let adapted = attached(adapter, llama)?;
         refuse_tied_embedding(&adapted)?;
@@ -77,7 +77,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             .map(|sample| sample.loss(&adapted))
             .transpose()?;
         if to_file {
-            write_file(&adapted, &config, args, &base)
+            write_file(&adapted, &config, args, &base, beside.as_deref())
         } else {
             write_directory(&adapted, &config, args, &companions)
         }
@@ -118,9 +118,14 @@ struct Sample {
 }
 
 impl Sample {
-    fn read(data: &Path, base: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::from_path(base)?;
-        let config = ModelConfig::from_path(base)?;
+    fn read(
+        data: &Path,
+        base: &Path,
+        adapter: &PeftAdapter,
+        beside: Option<&Path>,
+    ) -> Result<Self> {
+        let tokenizer = tokenizer(base, beside)?;
+        let config = ModelConfig::from_path(base)?.adapted(adapter)?;
         let (files, first) = data_files(data)?;
         let options = DataOptions {
             first,
@@ -195,6 +200,7 @@ fn write_file(
     config: &ModelConfig,
     args: &MergeArgs,
     base: &Path,
+    beside: Option<&Path>,
 ) -> Result<&'static str> {
     let format = match (args.dtype, weight_type(config, args)) {
         (Some(MergedFormat::Gguf(format)), _) => format,
@@ -202,6 +208,6 @@ fn write_file(
         (_, Dtype::Bf16) => GgufType::Bf16,
         (_, Dtype::F16) => GgufType::F16,
     };
-    olora_model::save_gguf(adapted, config, format, base, &args.output)?;
+    olora_model::save_gguf_with(adapted, config, format, base, beside, &args.output)?;
     Ok(format.name())
 }

@@ -8,12 +8,15 @@ use std::{
 use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use olora_adapter::PeftAdapter;
-use olora_data::find;
+use olora_data::{Tokenizer, find};
 use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
-use olora_model::{Llama, Packing};
+use olora_model::{Llama, ModelConfig, Packing};
 use olora_runs::{Located, Recipe};
 
-use crate::terminal::{say, shown};
+use crate::{
+    mistaken::{doubled, refuse_as_model},
+    terminal::{say, shown},
+};
 
 /// A model as it was named, and where it is.
 pub(crate) struct Base {
@@ -31,9 +34,10 @@ pub(crate) fn locate(spec: &str) -> Result<Base> {
         path, commit, note, ..
     } = olora_hub::resolve(spec, &options, &mut |progress| bars.on(progress))?;
     bars.finish();
-    if let Some(note) = note {
+    for note in note.into_iter().chain(doubled(&path)) {
         say(&format!("note: {note}"));
     }
+    refuse_as_model(&path)?;
     let name = commit.map(|commit| {
         say(&format!(
             "{spec}: commit {}",
@@ -121,12 +125,20 @@ pub(crate) fn base_of(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Re
     Ok(base)
 }
 
-/// Says what is odd about an adapter, its base above all. What cannot be is
-/// refused where it is attached.
-fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
+/// Says what its files say about an adapter.
+pub(crate) fn announce(adapter: &PeftAdapter) {
+    for warning in &adapter.warnings {
+        say(&format!("warning: {warning}"));
+    }
     for note in &adapter.notes {
         say(&format!("note: {note}"));
     }
+}
+
+/// Says what is odd about an adapter, its base above all. What cannot be is
+/// refused where it is attached.
+fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
+    announce(adapter);
     let shown = || {
         let path = || base.path.display().to_string();
         base.name.clone().unwrap_or_else(path)
@@ -175,13 +187,44 @@ pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) 
 
 /// The model with the adapter on it.
 pub(crate) fn attached(adapter: PeftAdapter, llama: Llama) -> Result<Llama> {
-    if llama.lm_head.is_none() && adapter.saves_whole("embed_tokens") {
-        bail!(
-            "the adapter holds a whole embedding, which this model ties to `lm_head`: PEFT has trained only \
-             one of the two, and one weight cannot be both"
-        );
+    let (llama, notes) = llama.adapted(adapter)?;
+    for note in notes {
+        say(&format!("note: {note}"));
     }
-    Ok(adapter.attach(llama)?)
+    Ok(llama)
+}
+
+/// A checkpoint's tokenizer, or the one in a directory beside.
+pub(crate) fn tokenizer(base: &Path, beside: Option<&Path>) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_paths(base, beside)?;
+    if let Some(note) = tokenizer.note() {
+        say(&format!("note: {note}"));
+    }
+    Ok(tokenizer)
+}
+
+/// The directory whose tokenizer goes before the base's: an adapter that resized
+/// the vocabulary was saved with the tokenizer that has the new tokens.
+pub(crate) fn tokenizer_beside(
+    adapter: &PeftAdapter,
+    config: &ModelConfig,
+) -> Result<Option<PathBuf>> {
+    let tied = config.tie_word_embeddings;
+    if olora_model::adapted_vocabulary(adapter, config.vocab_size, tied)?.is_none() {
+        return Ok(None);
+    }
+    let directory = adapter.directory().map(Path::to_owned);
+    let found = directory.filter(|directory| olora_data::has_tokenizer(directory));
+    say(&match &found {
+        Some(directory) => format!(
+            "note: the tokenizer is the one beside the adapter, in {}",
+            directory.display()
+        ),
+        None => "note: the adapter resized the vocabulary, and no tokenizer is beside it: the base's is used, \
+                 which does not know the new tokens"
+            .to_owned(),
+    });
+    Ok(found)
 }
 
 /// `owner/Name` and `/models/name/` are called alike.

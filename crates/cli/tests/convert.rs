@@ -233,7 +233,7 @@ fn an_adapter_for_another_base_is_warned_of_or_refused() {
         merged.to_str().unwrap(),
     ]);
     assert!(
-        words.contains("misshapen") && words.contains("q_proj"),
+        words.contains("misshapen: `base_model.model.model.layers.0.self_attn.k_proj"),
         "{words}"
     );
     assert!(!merged.exists());
@@ -291,4 +291,82 @@ fn a_converted_adapter_is_there_whole_or_not_at_all() {
     ] {
         assert!(place.join(file).exists(), "{file}");
     }
+}
+
+#[test]
+fn adapters_of_mlx_lm_are_converted_both_ways() {
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name).to_str().unwrap().to_owned();
+    let words = done(&["convert", "fixtures/mlx/lora", "--output", &at("peft")]);
+    assert!(words.contains("an adapter of mlx-lm"), "{words}");
+    let peft = config(Path::new(&at("peft")));
+    assert_eq!(
+        (&peft["r"], &peft["lora_alpha"]),
+        (&Value::from(4), &Value::from(12))
+    );
+    done(&[
+        "convert",
+        &at("peft"),
+        "--form",
+        "mlx",
+        "--output",
+        &at("mlx"),
+    ]);
+    let mlx = config(Path::new(&at("mlx")));
+    assert_eq!(mlx["fine_tune_type"], "lora");
+    assert_eq!(mlx["lora_parameters"]["scale"], 3.0);
+    assert!(Path::new(&at("mlx")).join("adapters.safetensors").exists());
+}
+
+#[test]
+fn a_resized_vocabulary_is_merged_with_the_tokenizer_beside_the_adapter() {
+    let out = tempfile::tempdir().unwrap();
+    let adapter = out.path().join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    let from = root().join("fixtures/peft/found/resized");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(from.join(name), adapter.join(name)).unwrap();
+    }
+    let merged = |name: &str| {
+        let to = out.path().join(name);
+        let [adapter, to_text] = [&adapter, &to].map(|path| path.to_str().unwrap().to_owned());
+        let words = done(&[
+            "merge",
+            "--model",
+            "fixtures/llama",
+            "--adapter",
+            &adapter,
+            "--output",
+            &to_text,
+        ]);
+        let config = fs::read(to.join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["vocab_size"], 70);
+        (to, words)
+    };
+    let (_, words) = merged("without");
+    assert!(words.contains("no tokenizer is beside it"), "{words}");
+    assert!(words.contains("70 rows"), "{words}");
+    let tokenizer = root().join("fixtures/chat_masks/tokenizer.json");
+    fs::copy(&tokenizer, adapter.join("tokenizer.json")).unwrap();
+    let (to, words) = merged("with");
+    assert!(words.contains("the one beside the adapter"), "{words}");
+    assert_eq!(
+        fs::read(to.join("tokenizer.json")).unwrap(),
+        fs::read(&tokenizer).unwrap()
+    );
+}
+
+#[test]
+fn what_is_given_in_anothers_place_is_told_with_the_command_that_would_do() {
+    let message = refused(&[
+        "merge",
+        "--adapter",
+        "fixtures/llama",
+        "--output",
+        "target/never",
+    ]);
+    assert!(message.contains("is a model, not an adapter"), "{message}");
+    let message = refused(&["inspect", "model", "fixtures/peft/llama-lora"]);
+    assert!(message.contains("olora merge --model BASE"), "{message}");
 }

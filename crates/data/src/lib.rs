@@ -83,7 +83,7 @@ pub use report::{DataReport, PromptStyle};
 pub use sample::{Piece, Sample, describe_sample};
 pub use schedule::{MicroBatch, Schedule, loader};
 pub use split::{ValidationSplit, split};
-pub use tokenizer::{DecodeStream, Tokenizer};
+pub use tokenizer::{DecodeStream, Tokenizer, has_tokenizer};
 
 /// Has the examples of `README.md` compiled and run.
 #[cfg(doctest)]

@@ -16,6 +16,7 @@ use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
+pub use files::has_tokenizer;
 use files::{Config, Files};
 use guarded::guarded;
 use olora_gguf::is_gguf;
@@ -43,21 +44,38 @@ pub struct Tokenizer {
     turn_end: Option<u32>,
     n_vocab: usize,
     identity: Option<Key>,
+    note: Option<String>,
 }
 
 impl Tokenizer {
     /// Reads the tokenizer of a checkpoint: of a directory, as
     /// [`from_dir`](Self::from_dir) does, or the one in a GGUF file.
     pub fn from_path(path: &Path) -> Result<Self, DataError> {
+        Self::from_paths(path, None)
+    }
+
+    /// The same with the tokenizer of a directory, such as an adapter's, in the
+    /// place of the checkpoint's, if one is given.
+    pub fn from_paths(path: &Path, beside: Option<&Path>) -> Result<Self, DataError> {
         let files = if is_gguf(path) {
             Files::of_gguf(path)?
         } else {
             Files::of_directory(path)?
         };
-        Self::new(path, files)
+        match beside {
+            None => Self::new(path, files),
+            Some(beside) => Self::new(path, files.with(beside)?),
+        }
     }
 
-    /// Reads `tokenizer.json` of a checkpoint's directory and, where they are
+    /// What was taken for granted about it, to be said.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Reads `tokenizer.json` of a checkpoint's directory, or what older
+    /// checkpoints have in its place (`vocab.json` and `merges.txt`,
+    /// `tokenizer.model`) and, where they are
     /// present, `tokenizer_config.json`, `chat_template.jinja`,
     /// `generation_config.json` and `config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
@@ -150,6 +168,7 @@ impl Tokenizer {
             turn_end: None,
             n_vocab,
             identity: None,
+            note: files.note,
         };
         tokenizer.turn_end = tokenizer.find_turn_end();
         stop_ids.extend(tokenizer.turn_end);

@@ -6,14 +6,16 @@ use std::{
     path::Path,
 };
 
+use crate::pointer::stands_for;
+
 /// All bytes of a file that has at most `most` of them: a configuration of a
 /// model that somebody published. A device or a pipe has no end, and a file of
 /// gigabytes is none that was meant, so both are refused before anything is read.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::InvalidData`] for what is larger or no file; those of
-/// reading.
+/// [`io::ErrorKind::InvalidData`] for what is larger, no file or a pointer of
+/// git-lfs; those of reading.
 ///
 /// ```
 /// # let directory = tempfile::tempdir()?;
@@ -38,7 +40,10 @@ pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
             about.len().max(most + 1)
         )));
     }
-    Ok(bytes)
+    match stands_for(&bytes) {
+        None => Ok(bytes),
+        Some(reason) => Err(refused(reason)),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!   before or all of what is new; a full disk or a killed process changes
 //!   nothing.
 //! - [`read_bounded`] reads a small file that somebody else made, and refuses one that is not small.
+//! - [`refuse_pointer`] tells what git leaves of a large file without git-lfs; [`read_bounded`] does so too.
 //! - [`DirectoryLock`] keeps other processes out of a directory, as long as its
 //!   process lives.
 //! - [`Fnv1a`] and [`fnv1a`] are 64-bit FNV-1a, for identities that are stored:
@@ -37,6 +38,7 @@ mod bounded;
 mod fnv;
 mod leftovers;
 mod lock;
+mod pointer;
 mod size;
 mod staged;
 
@@ -45,6 +47,7 @@ pub use bounded::read_bounded;
 pub use fnv::{Fnv1a, fnv1a};
 pub use leftovers::{clear_leftovers, remove_directory, remove_leftovers};
 pub use lock::{DirectoryLock, Holder, LockError};
+pub use pointer::refuse_pointer;
 pub use size::size;
 pub use staged::StagedDirectory;
 

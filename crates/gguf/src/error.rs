@@ -59,6 +59,22 @@ pub enum GgufError {
         /// What is supported instead.
         supported: String,
     },
+    /// A file is one part of a model, and another is not there.
+    #[error("{path} is not a whole model: {reason}")]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// Which other is missing.
+        reason: String,
+    },
+    /// A file of a tokenizer is damaged, or not of a kind that is read.
+    #[error("{path}: {reason}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// A tensor was asked for that the file does not have.
     #[error("{path} has no tensor `{name}`")]
     NoTensor {
@@ -92,6 +108,20 @@ impl GgufError {
             action,
             path: path.to_owned(),
             source,
+        }
+    }
+
+    pub(crate) fn part(path: &Path, reason: String) -> Self {
+        Self::Part {
+            path: path.to_owned(),
+            reason,
+        }
+    }
+
+    pub(crate) fn tokenizer(path: &Path, reason: String) -> Self {
+        Self::Tokenizer {
+            path: path.to_owned(),
+            reason,
         }
     }
 

@@ -94,6 +94,8 @@ pub(crate) struct TensorInfo {
     pub(crate) kind: TensorType,
     /// Its data's place in the file.
     pub(crate) bytes: Range<usize>,
+    /// Which file it is in, of a model that is split over several.
+    pub(crate) part: usize,
 }
 
 /// A header that was found to be in order.
@@ -232,6 +234,7 @@ impl Declared {
             });
         }
         Ok(TensorInfo {
+            part: 0,
             shape: self.shape,
             kind: self.kind,
             bytes: first as usize..end as usize,

@@ -56,6 +56,8 @@ mod metadata;
 mod names;
 mod read;
 mod rope;
+mod slow;
+mod split;
 mod tokenizer;
 mod types;
 mod write;
@@ -64,6 +66,7 @@ use std::path::Path;
 
 pub use error::GgufError;
 pub use read::GgufFile;
+pub use slow::{SlowTokenizer, slow_tokenizer};
 pub use tokenizer::Tokenizer;
 pub use write::{
     GgufType, LoraLayer, TensorSpec, TensorValues, TokenizerFiles, write_adapter, write_model,

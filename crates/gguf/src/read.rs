@@ -9,6 +9,7 @@ use std::{
 };
 
 use memmap2::Mmap;
+use olora_files::refuse_pointer;
 use olora_packed::{BlockFormat, Bytes, Packed};
 use serde_json::{Map, Value};
 
@@ -18,20 +19,22 @@ use crate::{
     header::{Header, TensorInfo},
     metadata::Metadata,
     names::{Change, Heads, is_ignorable, to_hugging_face},
-    tokenizer,
+    split, tokenizer,
 };
 
 /// The name of the tensor with Llama 3's scaling of the rotary frequencies.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
-/// A memory-mapped GGUF file with a model, seen as a Hugging Face checkpoint.
+/// A memory-mapped GGUF file with a model, or several that it is split over, seen
+/// as a Hugging Face checkpoint.
 ///
 /// Tensors have the names, the orientation (`[out, in]`) and the order of rows
 /// of a `model.safetensors`; quantised ones are given as `f32`.
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    mapped: Arc<Mmap>,
+    /// The files that hold it, the one with the metadata first.
+    parts: Vec<(PathBuf, Arc<Mmap>)>,
     header: Header,
     family: &'static Family,
     heads: Heads,
@@ -48,13 +51,15 @@ impl GgufFile {
     /// [`GgufError::NotGguf`], [`GgufError::Truncated`] and
     /// [`GgufError::Malformed`] for what is not a whole GGUF file of version 2
     /// or 3; [`GgufError::Unsupported`] for another architecture, a tensor
-    /// format without a reader, a LoRA adapter, or one part of a split file.
+    /// format without a reader or a LoRA adapter; [`GgufError::Part`] for one part
+    /// of a model that is split over files, if not all others are beside it.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let mapped = Arc::new(map(path)?);
-        let header = Header::parse(path, &mapped)?;
+        let (parts, header) = split::open(path)?;
+        // Errors name the file that the metadata are in.
+        let path = parts[0].0.as_path();
         let metadata = Metadata {
             path,
-            bytes: &mapped,
+            bytes: &parts[0].1,
             header: &header,
         };
         let family = family(metadata)?;
@@ -62,12 +67,12 @@ impl GgufFile {
         let rope_factors = header
             .tensors
             .get(ROPE_FREQUENCIES)
-            .map(|info| values(&mapped, info));
+            .map(|info| values(&parts[info.part].1, info));
         let config = config::read(metadata, family, rope_factors.as_deref())?;
         let heads = config::heads(&config);
         let file = Self {
             path: path.to_owned(),
-            mapped,
+            parts,
             header,
             family,
             heads,
@@ -81,6 +86,11 @@ impl GgufFile {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All files that it is in: one, unless the model is split.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|(path, _)| path.as_path())
     }
 
     /// What a `config.json` would hold.
@@ -116,7 +126,7 @@ impl GgufFile {
     /// [`GgufError::NoTensor`].
     pub fn read(&self, name: &str) -> Result<Vec<f32>, GgufError> {
         let (_, info) = self.info(name)?;
-        let mut read = values(&self.mapped, info);
+        let mut read = values(self.mapped(info), info);
         match self.change(name) {
             Change::None => {}
             Change::PlusOne => read.iter_mut().for_each(|value| *value -= 1.0),
@@ -150,7 +160,7 @@ impl GgufFile {
             return Ok(None);
         };
         let change = self.change(name);
-        let packed = Bytes::part(self.mapped.clone(), info.bytes.clone())
+        let packed = Bytes::part(self.mapped(info).clone(), info.bytes.clone())
             .and_then(|bytes| Packed::from_blocks(format, [rows, columns], bytes))
             .and_then(|packed| match change {
                 Change::None => Ok(packed),
@@ -203,7 +213,7 @@ impl GgufFile {
             return Err(GgufError::malformed(&self.path, reason));
         }
         let change = self.change(name);
-        let bytes = &self.mapped[info.bytes.clone()];
+        let bytes = &self.mapped(info)[info.bytes.clone()];
         let row_bytes = bytes.len().checked_div(n_rows).unwrap_or_default();
         for (row, output) in rows.zip(output.chunks_exact_mut(width.max(1))) {
             let begin = change.stored_row(row, n_rows) * row_bytes;
@@ -251,9 +261,14 @@ impl GgufFile {
     fn metadata(&self) -> Metadata<'_> {
         Metadata {
             path: &self.path,
-            bytes: &self.mapped,
+            bytes: &self.parts[0].1,
             header: &self.header,
         }
+    }
+
+    /// The file that a tensor is in.
+    fn mapped(&self, info: &TensorInfo) -> &Arc<Mmap> {
+        &self.parts[info.part].1
     }
 
     fn change(&self, name: &str) -> Change {
@@ -294,7 +309,7 @@ impl GgufFile {
             // pages are read from the file again if they are ever needed.
             #[expect(unsafe_code, reason = "madvise(MADV_DONTNEED) has no safe form")]
             let released = unsafe {
-                self.mapped.unchecked_advise_range(
+                self.mapped(info).unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
                     first,
                     last.saturating_sub(first),
@@ -308,7 +323,8 @@ impl GgufFile {
     }
 }
 
-fn map(path: &Path) -> Result<Mmap, GgufError> {
+pub(crate) fn map(path: &Path) -> Result<Mmap, GgufError> {
+    refuse_pointer(path).map_err(|source| GgufError::io("reading", path, source))?;
     let file = File::open(path).map_err(|source| GgufError::io("opening", path, source))?;
     // SAFETY: as with every reader of mapped files, another process that cuts
     // the file short while it is read would crash this one; model files are
@@ -337,13 +353,6 @@ fn family(metadata: Metadata<'_>) -> Result<&'static Family, GgufError> {
             path,
             what,
             "files with a whole model",
-        ));
-    }
-    if metadata.size("split.count")?.is_some_and(|count| count > 1) {
-        return Err(GgufError::unsupported(
-            path,
-            "only one part of a model that was split over several files",
-            "whole files (llama-gguf-split --merge puts them together)",
         ));
     }
     let key = "general.architecture";

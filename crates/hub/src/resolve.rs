@@ -7,7 +7,7 @@ use crate::{
     cache::Repository,
     client::{Client, Listing, is_commit},
     download::fetch,
-    select::{CONFIG, OPTIONAL, Weights, has_tokenizer, is_complete, shards, weights},
+    select::{CONFIG, OPTIONAL, Weights, has_tokenizer, is_complete, parts, shards, weights},
 };
 
 /// How far the download of one file has got.
@@ -108,7 +108,9 @@ fn resolve_hub(
     };
     let path = match &name.file {
         Some(file) => {
-            session.need(file, on)?;
+            for part in parts(file) {
+                session.need(&part, on)?;
+            }
             session.snapshot.join(file)
         }
         None => {
@@ -214,10 +216,11 @@ impl Cached {
         let commit = repository.commit(name.revision())?;
         let snapshot = repository.snapshot(&commit);
         let (path, whole) = match &name.file {
-            Some(file) => (
-                Some(snapshot.join(file)).filter(|path| path.is_file())?,
-                true,
-            ),
+            Some(file) => {
+                let parts = parts(file);
+                let all = parts.iter().all(|part| snapshot.join(part).is_file());
+                (Some(snapshot.join(file)).filter(|_| all)?, true)
+            }
             None => {
                 let whole = has_tokenizer(&snapshot);
                 (Some(snapshot).filter(|path| is_complete(path))?, whole)

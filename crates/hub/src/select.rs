@@ -53,6 +53,34 @@ pub(crate) fn weights(has: impl Fn(&str) -> bool) -> Option<Weights> {
     })
 }
 
+/// A GGUF file, and if its name is that of one of several that a model is split
+/// over (`name-00002-of-00003.gguf`), all of them.
+pub(crate) fn parts(file: &str) -> Vec<String> {
+    /// More than anybody has split a model over.
+    const MOST: usize = 1000;
+    let digits = |text: &str| {
+        let all = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+        all.then(|| text.parse::<usize>().ok()).flatten()
+    };
+    let split = file
+        .strip_suffix(".gguf")
+        .and_then(|name| name.rsplit_once("-of-"))
+        .and_then(|(name, count)| {
+            let (stem, number) = name.rsplit_once('-')?;
+            digits(number)?;
+            Some((
+                stem,
+                digits(count).filter(|count| (2..=MOST).contains(count))?,
+            ))
+        });
+    match split {
+        None => vec![file.to_owned()],
+        Some((stem, count)) => (1..=count)
+            .map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf"))
+            .collect(),
+    }
+}
+
 /// Whether a snapshot has all that a model needs to be loaded. Says nothing
 /// about the tokenizer: [`has_tokenizer`] does.
 pub(crate) fn is_complete(snapshot: &Path) -> bool {
@@ -117,6 +145,21 @@ mod tests {
             Some(Weights::Index("pytorch_model.bin.index.json"))
         );
         assert_eq!(pick(&["model.gguf", "flax_model.msgpack"]), None);
+    }
+
+    #[test]
+    fn one_part_of_a_split_model_brings_the_others() {
+        let all = parts("Q4/m-7b-00002-of-00003.gguf");
+        let expected = [1, 2, 3].map(|number| format!("Q4/m-7b-{number:05}-of-00003.gguf"));
+        assert_eq!(all, expected);
+        for alone in [
+            "m.gguf",
+            "m-1-of-2.gguf",
+            "m-00001-of-00001.gguf",
+            "m-00001-of-99999.gguf",
+        ] {
+            assert_eq!(parts(alone), [alone]);
+        }
     }
 
     #[test]

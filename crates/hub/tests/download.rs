@@ -151,6 +151,22 @@ fn one_gguf_file_comes_alone() {
 }
 
 #[test]
+fn one_part_of_a_split_gguf_model_brings_the_others() {
+    let hub = Hub::start(&[
+        CONFIG,
+        ("m-00001-of-00002.gguf", b"GGUF, and metadata"),
+        ("m-00002-of-00002.gguf", b"GGUF"),
+        ("b.gguf", b"not needed"),
+    ]);
+    let cache = tempdir().unwrap();
+    let spec = "owner/name@v1:m-00002-of-00002.gguf";
+    let found = quiet(spec, &hub.options(cache.path())).unwrap();
+    assert!(found.path.ends_with("m-00002-of-00002.gguf"), "{found:?}");
+    assert!(found.path.with_file_name("m-00001-of-00002.gguf").exists());
+    assert_eq!(blobs(cache.path()).len(), 2);
+}
+
+#[test]
 fn a_local_path_is_used_as_it_is() {
     let directory = tempdir().unwrap();
     let options = quick(HubOptions::new(&dead_endpoint(), directory.path()));

@@ -12,8 +12,6 @@ mod load;
 mod packing;
 #[cfg(test)]
 mod packing_tests;
-mod pickle;
-mod pytorch;
 mod quantised;
 mod safetensors;
 mod save;
@@ -26,7 +24,7 @@ pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
 pub use load::{PackedMatrix, load, load_as, packed_matrices};
 pub use save::{Companions, SaveOptions, save};
-pub use save_gguf::save_gguf;
+pub use save_gguf::{save_gguf, save_gguf_with};
 pub use source::weight_files;
 
 /// What safetensors calls a number format.

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use olora_adapter::in_short;
+use olora_pickles::PickleError;
+
 use crate::NotFinite;
 
 /// Why a model could not be read, written or run.
@@ -43,7 +46,7 @@ pub enum ModelError {
         supported: String,
     },
     /// The checkpoint's tensors are not those that its configuration calls for.
-    #[error("the checkpoint in {directory} does not fit its configuration:{}", listed(.problems))]
+    #[error("the checkpoint in {directory} does not fit its configuration: {}", in_short(.problems))]
     Mismatch {
         /// The checkpoint's directory or file.
         directory: PathBuf,
@@ -66,12 +69,13 @@ pub enum ModelError {
     /// A directory has no weights under a name that is known.
     #[error(
         "there are no weights in {directory}: looked for model.safetensors and pytorch_model.bin, \
-         each as one file or as several with an index (.index.json). The path of a GGUF file is \
-         that of the file itself"
+         each as one file or as several with an index (.index.json){hint}"
     )]
     NoWeights {
         /// The checkpoint's directory.
         directory: PathBuf,
+        /// What is there instead, and what to do.
+        hint: String,
     },
     /// A checkpoint lacks a tensor that was asked for by name.
     #[error("the checkpoint has no tensor `{tensor}`")]
@@ -215,11 +219,24 @@ fn hint(supported: &str) -> String {
     }
 }
 
-fn listed(problems: &[String]) -> String {
-    // A screen of them: of a model of another kind, every weight is one.
-    const SHOWN: usize = 40;
-    let more = problems.len().saturating_sub(SHOWN);
-    let last = (more > 0).then(|| format!("and {more} more"));
-    let shown = problems.iter().take(SHOWN).chain(&last);
-    shown.fold(String::new(), |list, problem| list + "\n  " + problem)
+impl From<PickleError> for ModelError {
+    fn from(error: PickleError) -> Self {
+        match error {
+            PickleError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            PickleError::Malformed { path, reason } => Self::Malformed {
+                path,
+                kind: "PyTorch checkpoint",
+                reason,
+            },
+            PickleError::Missing(tensor) => Self::Missing { tensor },
+        }
+    }
 }

@@ -33,6 +33,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod activation;
+mod adapt;
 mod cache;
 mod checkpoint;
 mod config;
@@ -47,10 +48,11 @@ mod quantize;
 mod rope;
 
 pub use activation::Activation;
+pub use adapt::adapted_vocabulary;
 pub use cache::KvCache;
 pub use checkpoint::{
     Companions, PackedMatrix, SaveOptions, config_bytes, load, load_as, packed_matrices,
-    sample_weights, save, save_gguf, weight_files, weights_fingerprint,
+    sample_weights, save, save_gguf, save_gguf_with, weight_files, weights_fingerprint,
 };
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;

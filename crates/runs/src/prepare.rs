@@ -40,6 +40,9 @@ impl Prepared {
         let config = ModelConfig::from_path(&recipe.model.path)?;
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
         let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
+        if let Some(note) = tokenizer.note() {
+            observer.on(&Event::Note(note.to_owned()));
+        }
         let data = Data::load(&recipe, &tokenizer, observer)?;
         data.check_against(&config, &tokenizer)?;
         let padding = Padding {

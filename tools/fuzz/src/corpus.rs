@@ -127,6 +127,21 @@ pub fn write(corpus: &Path, root: &Path) -> Vec<PathBuf> {
             [config.to_string().into_bytes(), safetensors(&tensors)].join(SEPARATOR),
         );
     }
+    let mlx = |scale: f64| {
+        serde_json::json!({
+            "fine_tune_type": "lora", "model": "oxmere/village", "num_layers": 1,
+            "lora_parameters": {"rank": 2, "scale": scale, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+        })
+    };
+    let layer = "model.layers.0.self_attn.q_proj";
+    let factors = safetensors(&[
+        (format!("{layer}.lora_a"), vec![8, 2]),
+        (format!("{layer}.lora_b"), vec![2, 8]),
+    ]);
+    add(
+        "adapter/mlx",
+        [mlx(2.0).to_string().into_bytes(), factors].join(SEPARATOR),
+    );
     add(
         "recipe/quickstart",
         fs::read(root.join("recipes/quickstart.toml")).expect("a recipe"),
@@ -158,6 +173,25 @@ pub fn write(corpus: &Path, root: &Path) -> Vec<PathBuf> {
         [TOKENIZER, TOKENIZER_CONFIG, "Where does Zora live"]
             .join("\n---8<---\n")
             .into_bytes(),
+    );
+    let old = |name: &str| read(&format!("tokenizers/{name}"));
+    add(
+        "tokenizer/sentence-piece",
+        [
+            br#"!{"tokenizer_class": "LlamaTokenizer"}"#.to_vec(),
+            old("llama/tokenizer.model"),
+        ]
+        .join(SEPARATOR),
+    );
+    add(
+        "tokenizer/vocabulary-and-merges",
+        [
+            br#"!{"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": true, "bos_token": "!"}"#
+                .to_vec(),
+            old("gpt2/vocab.json"),
+            old("gpt2/merges.txt"),
+        ]
+        .join(SEPARATOR),
     );
     let tokens = tokens();
     add("token-cache/whole", tokens.clone());
@@ -269,6 +303,19 @@ fn adapters() -> Vec<(&'static str, serde_json::Value, Tensors)> {
             "regex",
             config("target_modules", r".*layers\.0\..*q_proj".into()),
             plain(2),
+        ),
+        (
+            "lookahead",
+            config("target_modules", r"^(?!.*visual)(?:.*q_proj)+$".into()),
+            plain(2),
+        ),
+        (
+            "wrapped",
+            config("r", 2.into()),
+            plain(2)
+                .into_iter()
+                .map(|(name, shape)| (format!("_orig_mod.{name}"), shape))
+                .collect(),
         ),
         (
             "dora",

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{PeftAdapter, TaskType, matching::strings, read::malformed};
+use super::{CONFIG_FILE, PeftAdapter, TaskType, matching::strings, read::malformed};
 use crate::{
     AdapterConfig, AdapterError, Method,
     config::{ALPHAS, MAX_RANK},
@@ -15,7 +15,6 @@ use crate::{
 const DEFAULTS_ONLY: &[&str] = &[
     "alora_invocation_tokens",
     "arrow_config",
-    "ensure_weight_tying",
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
@@ -26,7 +25,57 @@ const DEFAULTS_ONLY: &[&str] = &[
     "use_bdlora",
     "use_qalora",
     "velora_config",
+    // PEFT before 0.3: LoRA on parts of a fused layer.
+    "enable_lora",
 ];
+
+/// Keys that are read here or beside this, or say nothing of what a trained
+/// adapter computes: where it came from, how it started, how it was trained.
+/// Those of PEFT 0.21 and before.
+const KNOWN: &[&str] = &[
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "merge_weights",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+];
+
+/// What a configuration says.
+pub(super) struct Read {
+    /// Without its patterns.
+    pub(super) config: AdapterConfig,
+    pub(super) notes: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// `ensure_weight_tying`: what is trained of a tied embedding is trained of
+    /// both of its ends.
+    pub(super) ties_weights: bool,
+}
 
 /// Power iterations beyond those that a `pissa_niter` adapter was made with:
 /// PEFT's start cannot be had again, and the exact one is nearest to all.
@@ -35,11 +84,27 @@ const MORE_ITERATIONS: usize = 16;
 /// PEFT's own examples have 4 to 16.
 const MOST_ITERATIONS: usize = 1000;
 
-/// The configuration without its patterns, and what to say of it.
-pub(super) fn read(
-    json: &Map<String, Value>,
-    file: &Path,
-) -> Result<(AdapterConfig, Vec<String>), AdapterError> {
+/// Keys that are set to something and that this version does not know. A key
+/// that is null, false or empty asks for nothing, whoever wrote it.
+fn unknown(json: &Map<String, Value>) -> Vec<String> {
+    let set = json.iter().filter(|(key, value)| {
+        let key = key.as_str();
+        !is_default(value) && !KNOWN.contains(&key) && !DEFAULTS_ONLY.contains(&key)
+    });
+    set.map(|(key, value)| {
+        // A list may be as long as the file.
+        let text = value.to_string();
+        let shown: String = text.chars().take(80).collect();
+        let more = if shown.len() < text.len() { "…" } else { "" };
+        format!(
+            "{CONFIG_FILE} sets `{key}: {shown}{more}`, which this version does not know and does not \
+             follow: if it changes what the adapter computes, the result is not the adapter's"
+        )
+    })
+    .collect()
+}
+
+pub(super) fn read(json: &Map<String, Value>, file: &Path) -> Result<Read, AdapterError> {
     let unsupported = |what: String| AdapterError::Unsupported {
         file: file.to_owned(),
         what,
@@ -71,23 +136,9 @@ pub(super) fn read(
         return Err(unsupported(format!("`bias: {bias}`")));
     }
     let mut notes = Vec::new();
-    // Only initialisations that change the base matter for an adapter that is already trained.
     let init = text("init_lora_weights", "true").to_lowercase();
-    let (method, iterations) = match init.as_str() {
-        "olora" => (Method::Olora, None),
-        "pissa" => (Method::Pissa, None),
-        "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
-        other => match other.strip_prefix("pissa_niter_").map(str::parse::<usize>) {
-            Some(Ok(iterations)) if iterations <= MOST_ITERATIONS => {
-                notes.push(format!(
-                    "`init_lora_weights: {other}` was started from a random decomposition that \
-                     nothing can repeat, PEFT neither; it is measured from one that is nearly exact"
-                ));
-                (Method::Pissa, Some(iterations + MORE_ITERATIONS))
-            }
-            _ => return Err(unsupported(format!("`init_lora_weights: {other}`"))),
-        },
-    };
+    let (method, iterations) = start(&init, &mut notes)
+        .ok_or_else(|| unsupported(format!("`init_lora_weights: {init}`")))?;
     let number = |key: &str, default: f64, allowed: RangeInclusive<f64>| match json.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(value) => value
@@ -137,7 +188,34 @@ pub(super) fn read(
         ..AdapterConfig::default()
     };
     config.validate()?;
-    Ok((config, notes))
+    Ok(Read {
+        config,
+        notes,
+        warnings: unknown(json),
+        ties_weights: flag("ensure_weight_tying")?,
+    })
+}
+
+/// What the factors are measured from, by `init_lora_weights`; `None` for what is
+/// not supported. Only initialisations that change the base matter for an adapter
+/// that is already trained.
+fn start(init: &str, notes: &mut Vec<String>) -> Option<(Method, Option<usize>)> {
+    Some(match init {
+        "olora" => (Method::Olora, None),
+        "pissa" => (Method::Pissa, None),
+        "true" | "false" | "gaussian" | "orthogonal" | "eva" | "mica" => (Method::Lora, None),
+        other => {
+            let iterations = other.strip_prefix("pissa_niter_")?.parse::<usize>().ok()?;
+            if iterations > MOST_ITERATIONS {
+                return None;
+            }
+            notes.push(format!(
+                "`init_lora_weights: {other}` was started from a random decomposition that nothing can \
+                 repeat, PEFT neither; it is measured from one that is nearly exact"
+            ));
+            (Method::Pissa, Some(iterations + MORE_ITERATIONS))
+        }
+    })
 }
 
 fn is_default(value: &Value) -> bool {
@@ -145,7 +223,8 @@ fn is_default(value: &Value) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::Object(map) => map.is_empty(),
         Value::Array(list) => list.is_empty(),
-        _ => false,
+        Value::String(text) => text.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
     }
 }
 

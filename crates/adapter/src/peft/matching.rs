@@ -1,7 +1,9 @@
 //! PEFT's own rules for which layers a configuration names
 //! (`tuners_utils.check_target_module_exists`, `utils.other.get_pattern_key`).
-//! They are regular expressions of Python's, of which the common part is
-//! Rust's too.
+//! They are regular expressions of Python's, of which the common part is that of
+//! the `regex` crate, whose time is bounded by the text's length. What it does
+//! not have, look-around above all, `fancy-regex` reads: by trying one way after
+//! the other, as Python does, up to a number of steps.
 
 use std::{ops::RangeInclusive, path::Path};
 
@@ -18,7 +20,7 @@ use crate::{
 #[derive(Clone, Debug)]
 enum Names {
     List(Vec<String>),
-    Regex(Regex),
+    Expression(Expression),
     AllLinear,
 }
 
@@ -28,7 +30,7 @@ pub(crate) struct Rules {
     targets: Names,
     exclude: Option<Names>,
     layers: Option<Vec<usize>>,
-    patterns: Vec<Regex>,
+    patterns: Vec<Expression>,
     saved: Vec<String>,
 }
 
@@ -40,29 +42,28 @@ impl Rules {
         file: &Path,
     ) -> Result<Option<Self>, AdapterError> {
         let refuse = |reason: String| malformed(file, "adapter configuration", &reason);
-        let names = |key: &str| match json.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
-                Ok(Some(Names::AllLinear))
-            }
-            Some(Value::String(text)) => {
-                full_match(text)
-                    .map(Names::Regex)
+        let names =
+            |key: &str| match json.get(key) {
+                None | Some(Value::Null) => Ok(None),
+                Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+                    Ok(Some(Names::AllLinear))
+                }
+                Some(Value::String(text)) => full_match(text)
+                    .map(Names::Expression)
                     .map(Some)
                     .map_err(|error| {
                         refuse(format!(
                             "`{key}` is {text:?}, no regular expression we read: {error}"
                         ))
-                    })
-            }
-            Some(value) => strings(value)
-                .map(|list| Some(Names::List(list)))
-                .ok_or_else(|| {
-                    refuse(format!(
-                        "`{key}` is {value}, but must be text or a list of it"
-                    ))
-                }),
-        };
+                    }),
+                Some(value) => strings(value)
+                    .map(|list| Some(Names::List(list)))
+                    .ok_or_else(|| {
+                        refuse(format!(
+                            "`{key}` is {value}, but must be text or a list of it"
+                        ))
+                    }),
+            };
         let Some(targets) = names("target_modules")? else {
             return Ok(None);
         };
@@ -98,7 +99,7 @@ impl Rules {
         let patterns = patterns
             .into_iter()
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| refuse(error.to_string()))?;
+            .map_err(|error| refuse(format!("`layers_pattern` has no names we read: {error}")))?;
         let saved = json.get("modules_to_save").and_then(strings);
         Ok(Some(Self {
             targets,
@@ -110,11 +111,15 @@ impl Rules {
     }
 
     /// Whether the configuration puts an adapter on this layer.
-    pub(super) fn name(&self, path: &str, kind: Kind) -> bool {
-        let excluded = self
-            .exclude
-            .as_ref()
-            .is_some_and(|names| names.has(path, kind));
+    ///
+    /// # Errors
+    ///
+    /// In words, of an expression that takes too long.
+    pub(super) fn name(&self, path: &str, kind: Kind) -> Result<bool, String> {
+        let excluded = match &self.exclude {
+            None => false,
+            Some(names) => names.has(path, kind)?,
+        };
         // A module that is saved whole takes everything in it along.
         let ends = path
             .match_indices('.')
@@ -124,50 +129,107 @@ impl Rules {
         let whole =
             holders.any(|holder| self.saved.iter().any(|name| is_or_ends_with(holder, name)));
         if excluded || whole {
-            return false;
+            return Ok(false);
         }
         if let Names::List(list) = &self.targets
             && list.iter().any(|name| name == path)
         {
             // An exact path is not subject to `layers_to_transform`.
-            return true;
+            return Ok(true);
         }
-        let in_layers = self.layers.as_ref().is_none_or(|layers| {
-            let mut numbers = self.patterns.iter().filter_map(|pattern| {
-                let found = pattern.captures(path)?;
-                found.get(1)
-            });
-            numbers.next().is_some_and(|number| {
-                let number = number.as_str().parse::<usize>();
-                number.is_ok_and(|number| layers.contains(&number))
-            })
-        });
-        in_layers && self.targets.has(path, kind)
+        if let Some(layers) = &self.layers {
+            let mut number = None;
+            for pattern in &self.patterns {
+                number = number.or(pattern.first_group(path)?);
+            }
+            let number = number.and_then(|number| number.parse::<usize>().ok());
+            if !number.is_some_and(|number| layers.contains(&number)) {
+                return Ok(false);
+            }
+        }
+        self.targets.has(path, kind)
     }
 }
 
 impl Names {
-    fn has(&self, path: &str, kind: Kind) -> bool {
-        match self {
+    fn has(&self, path: &str, kind: Kind) -> Result<bool, String> {
+        Ok(match self {
             Self::AllLinear => kind == Kind::Linear && path != "lm_head",
-            Self::Regex(regex) => regex.is_match(path),
+            Self::Expression(expression) => expression.is_match(path)?,
             Self::List(list) => list.iter().any(|name| is_or_ends_with(path, name)),
-        }
+        })
     }
 }
 
+/// A regular expression, with a bound on the time that it takes.
+#[derive(Clone, Debug)]
+enum Expression {
+    Plain(Regex),
+    /// With look-around or the like.
+    Fancy(Box<fancy_regex::Regex>),
+}
+
+impl Expression {
+    fn is_match(&self, path: &str) -> Result<bool, String> {
+        match self {
+            Self::Plain(regex) => Ok(regex.is_match(path)),
+            Self::Fancy(regex) => regex
+                .is_match(path)
+                .map_err(|error| too_long(regex, path, &error)),
+        }
+    }
+
+    fn first_group<'a>(&self, path: &'a str) -> Result<Option<&'a str>, String> {
+        Ok(match self {
+            Self::Plain(regex) => {
+                let found = regex.captures(path);
+                found.and_then(|found| Some(found.get(1)?.as_str()))
+            }
+            Self::Fancy(regex) => {
+                let found = regex
+                    .captures(path)
+                    .map_err(|error| too_long(regex, path, &error))?;
+                found.and_then(|found| Some(found.get(1)?.as_str()))
+            }
+        })
+    }
+}
+
+fn too_long(regex: &fancy_regex::Regex, path: &str, error: &fancy_regex::Error) -> String {
+    let pattern: String = regex.as_str().chars().take(200).collect();
+    format!("the expression {pattern:?} cannot be tried on `{path}`: {error}")
+}
+
 /// Python's `re.fullmatch`.
-fn full_match(pattern: &str) -> Result<Regex, regex::Error> {
+fn full_match(pattern: &str) -> Result<Expression, String> {
     small(&format!("^(?:{pattern})$"))
 }
 
 /// An expression that is small when it is compiled: a few letters can stand for
 /// millions of states, and a file may have many of them.
-fn small(pattern: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(pattern)
-        .size_limit(256 << 10)
-        .dfa_size_limit(256 << 10)
-        .build()
+fn small(pattern: &str) -> Result<Expression, String> {
+    const STATES: usize = 256 << 10;
+    /// One step is a character or a turn back; real ones take some thousands.
+    const STEPS: usize = 1_000_000;
+    /// Bytes of an expression that is parsed a second time.
+    const LONGEST: usize = 64 << 10;
+    let plain = RegexBuilder::new(pattern)
+        .size_limit(STATES)
+        .dfa_size_limit(STATES)
+        .build();
+    match plain {
+        Ok(regex) => Ok(Expression::Plain(regex)),
+        Err(regex::Error::Syntax(_)) if pattern.len() <= LONGEST => {
+            fancy_regex::RegexBuilder::new(pattern)
+                .backtrack_limit(STEPS)
+                .delegate_size_limit(STATES)
+                .delegate_dfa_size_limit(STATES)
+                .build()
+                .map(|regex| Expression::Fancy(Box::new(regex)))
+                .map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The most expressions that one key may have: an adapter with a rank for each
@@ -175,7 +237,7 @@ fn small(pattern: &str) -> Result<Regex, regex::Error> {
 const MOST_PATTERNS: usize = 4096;
 
 /// The keys of `rank_pattern` or `alpha_pattern`, in the file's order.
-pub(super) struct PatternKeys(Vec<(Regex, f64)>);
+pub(super) struct PatternKeys(Vec<(Expression, f64)>);
 
 impl PatternKeys {
     pub(super) fn read(
@@ -219,9 +281,17 @@ impl PatternKeys {
     }
 
     /// The value of the first key that names the layer.
-    pub(super) fn of(&self, path: &str) -> Option<f64> {
-        let found = self.0.iter().find(|(regex, _)| regex.is_match(path));
-        found.map(|(_, value)| *value)
+    ///
+    /// # Errors
+    ///
+    /// In words, of an expression that takes too long.
+    pub(super) fn of(&self, path: &str) -> Result<Option<f64>, String> {
+        for (expression, value) in &self.0 {
+            if expression.is_match(path)? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -256,7 +326,7 @@ mod tests {
     }
 
     fn linear(rules: &Rules, path: &str) -> bool {
-        rules.name(path, Kind::Linear)
+        rules.name(path, Kind::Linear).unwrap()
     }
 
     const Q0: &str = "model.layers.0.self_attn.q_proj";
@@ -270,7 +340,33 @@ mod tests {
         assert!(linear(&text, Q1) && !linear(&text, Q0));
         let all = rules(&json!({"target_modules": "all-linear"}));
         assert!(linear(&all, Q0) && !linear(&all, "lm_head"));
-        assert!(!all.name("model.embed_tokens", Kind::Embedding));
+        assert!(!all.name("model.embed_tokens", Kind::Embedding).unwrap());
+    }
+
+    #[test]
+    fn expressions_may_look_ahead_and_behind() {
+        let rules = rules(&json!({
+            "target_modules": r"^(?!.*(?:visual|lm_head)).*(?:q_proj|(?<!mlp\.)v_proj)$",
+        }));
+        assert!(linear(&rules, Q0));
+        assert!(linear(&rules, "model.layers.0.self_attn.v_proj"));
+        assert!(!linear(&rules, "visual.layers.0.self_attn.q_proj"));
+        assert!(!linear(&rules, "model.layers.0.mlp.v_proj"));
+        assert!(
+            !linear(&rules, "model.layers.0.self_attn.q_proj.more"),
+            "the whole path"
+        );
+    }
+
+    #[test]
+    fn an_expression_that_would_never_end_is_an_error_that_names_it() {
+        let rules = rules(&json!({"target_modules": r"(?=x)(?:(x+)+)+(?<!x)y"}));
+        let path = "x".repeat(200);
+        let message = rules.name(&path, Kind::Linear).unwrap_err();
+        assert!(
+            message.contains("(x+)+") && message.contains("cannot be tried"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -313,9 +409,9 @@ mod tests {
             json!({"rank_pattern": {"q_proj": 6, "layers.1.self_attn.q_proj": 2, "^k_proj": 3}});
         let json = json.as_object().unwrap();
         let keys = PatternKeys::read(json, "rank_pattern", &(1.0..=9.0), file).unwrap();
-        assert_eq!(keys.of(Q1), Some(6.0), "not the longest, the first");
-        assert_eq!(keys.of(Q0), Some(6.0));
-        assert_eq!(keys.of("model.layers.0.self_attn.k_proj"), None);
+        assert_eq!(keys.of(Q1), Ok(Some(6.0)), "not the longest, the first");
+        assert_eq!(keys.of(Q0), Ok(Some(6.0)));
+        assert_eq!(keys.of("model.layers.0.self_attn.k_proj"), Ok(None));
     }
 
     #[test]

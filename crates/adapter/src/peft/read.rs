@@ -1,18 +1,20 @@
 //! A PEFT directory onto the host.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use olora_files::read_bounded;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value};
 
 use super::{
-    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TENSOR_FILE, TaskType, config,
+    CONFIG_FILE, Layer, PREFIX, PeftAdapter, TaskType, config,
+    file::TensorFile,
     matching::{PatternKeys, Rules},
+    mlx,
+    names::{Unwrapped, Unwrapping, unwrap_configuration, unwrapped},
     write::names,
 };
 use crate::{
-    AdapterError, LayerShape, check_header,
+    AdapterConfig, AdapterError, LayerShape,
     config::{ALPHAS, MAX_RANK},
     saved::Stored,
     target::Kind,
@@ -78,7 +80,7 @@ impl Parts {
 }
 
 impl PeftAdapter {
-    /// Reads a directory that PEFT, or [`write`](Self::write), has written.
+    /// Reads a directory that PEFT, mlx-lm or [`write`](Self::write) has written.
     ///
     /// # Errors
     ///
@@ -90,65 +92,51 @@ impl PeftAdapter {
         let config_file = directory.join(CONFIG_FILE);
         let text = read_bounded(&config_file, MOST_BYTES)
             .map_err(|source| io("reading", &config_file, source))?;
-        let json: Map<String, Value> = serde_json::from_slice(&text)
+        let mut json: Map<String, Value> = serde_json::from_slice(&text)
             .map_err(|error| malformed(&config_file, "adapter configuration", &error))?;
-        let (config, notes) = config::read(&json, &config_file)?;
+        if mlx::is_configuration(&json) {
+            return mlx::read(directory, &json, &config_file);
+        }
+        unwrap_configuration(&mut json);
+        let config::Read {
+            config,
+            mut notes,
+            warnings,
+            ties_weights,
+        } = config::read(&json, &config_file)?;
         let rules = Rules::read(&json, &config_file)?;
         let whole = 1.0..=MAX_RANK as f64;
         let ranks = PatternKeys::read(&json, "rank_pattern", &whole, &config_file)?;
         let alphas = PatternKeys::read(&json, "alpha_pattern", &ALPHAS, &config_file)?;
 
-        let file = directory.join(TENSOR_FILE);
-        let bytes = fs::read(&file).map_err(|source| io("reading", &file, source))?;
-        check_header(&bytes).map_err(|reason| malformed(&file, "safetensors file", &reason))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| malformed(&file, "safetensors file", &error))?;
-        let noted = |key| header.metadata().as_ref()?.get(key).cloned();
-        let base_fingerprint = noted(super::write::FINGERPRINT);
-        let base_packing = noted(super::write::PACKING);
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|error| malformed(&file, "safetensors file", &error))?;
-
-        let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
-        let mut saved = BTreeMap::new();
-        let mut problems = Vec::new();
-        for (name, view) in tensors.tensors() {
-            let stored = stored(&view)
-                .map_err(|reason| malformed(&file, "adapter", &format!("`{name}` {reason}")))?;
-            match place(&name) {
-                None => problems.push(format!("unused: `{name}` is no part of a LoRA adapter")),
-                Some(Place::Layer(path, part, is_embedding)) => {
-                    let layer = parts.entry(path.to_owned()).or_default();
-                    layer.is_embedding |= is_embedding;
-                    layer.found.insert(part, stored);
-                }
-                // What PEFT has taken the start out of, which is made again from the base.
-                Some(Place::Base(_)) if config.method.is_anchored() => {}
-                Some(Place::Base(path)) => {
-                    saved.insert(path, (stored, false));
-                }
-                Some(Place::Parameter(path)) => {
-                    let module = path
-                        .rsplit_once('.')
-                        .map_or(path.as_str(), |(module, _)| module);
-                    // PEFT's rule: the end of the module's name, not of a part of it.
-                    let mut names = config.modules_to_save.iter();
-                    let trained =
-                        names.any(|name| module.ends_with(name) || is_under(module, name));
-                    saved.insert(path, (stored, trained));
-                }
-            }
-        }
+        let TensorFile {
+            path: file,
+            tensors,
+            metadata,
+            note,
+        } = TensorFile::of(directory)?;
+        notes.extend(note);
+        let Sorted {
+            parts,
+            saved,
+            mut problems,
+            inner,
+            notes: of_names,
+        } = sorted(tensors, &config, &file)?;
+        notes.extend(of_names);
+        let wrong = |reason: &str| malformed(&config_file, "adapter configuration", &reason);
         let mut layers = BTreeMap::new();
         for (path, parts) in parts {
-            let rank = ranks.of(&path).unwrap_or(config.rank as f64);
+            let rank = ranks.of(&path).map_err(|reason| wrong(&reason))?;
+            let rank = rank.unwrap_or(config.rank as f64);
             if rank.fract() != 0.0 {
                 let reason =
                     format!("`rank_pattern` gives `{path}` the rank {rank}, no whole number");
-                return Err(malformed(&config_file, "adapter configuration", &reason));
+                return Err(wrong(&reason));
             }
             let rank = rank as usize;
-            let shape = config.shape(rank, alphas.of(&path).unwrap_or(config.alpha));
+            let alpha = alphas.of(&path).map_err(|reason| wrong(&reason))?;
+            let shape = config.shape(rank, alpha.unwrap_or(config.alpha));
             match parts.into_layer(&path, shape, config.dora, &mut problems) {
                 None => {}
                 Some(layer) => {
@@ -161,30 +149,151 @@ impl PeftAdapter {
             .and_then(Value::as_str)
             .map(str::to_owned);
         let task = json.get("task_type").and_then(Value::as_str);
-        let mut adapter = Self {
+        let noted = |key| metadata.get(key).cloned();
+        let adapter = Self {
             config,
             base,
             task: task.map(TaskType::from_name),
             notes,
-            base_fingerprint,
-            base_packing,
+            warnings,
+            base_fingerprint: noted(super::write::FINGERPRINT),
+            base_packing: noted(super::write::PACKING),
+            ties_weights,
             file,
             layers,
             saved,
             rules,
             problems,
+            inner,
         };
-        if adapter.ensure_sound().is_ok() {
-            adapter.settle_patterns();
+        Ok(adapter.settled())
+    }
+
+    /// With its patterns, and with a note if it changes nothing.
+    pub(super) fn settled(mut self) -> Self {
+        if self.ensure_sound().is_ok() {
+            self.settle_patterns();
         }
-        if adapter.is_idle() && !adapter.layers.is_empty() {
-            adapter.notes.push(
+        if self.is_idle() && !self.layers.is_empty() {
+            self.notes.push(
                 "every `lora_B` is zero: this adapter changes nothing. Was it saved before training?"
                     .to_owned(),
             );
         }
-        Ok(adapter)
+        self
     }
+}
+
+/// A file's tensors by where they belong.
+#[derive(Default)]
+struct Sorted {
+    parts: BTreeMap<String, Parts>,
+    saved: BTreeMap<String, (Stored, bool)>,
+    problems: Vec<String>,
+    /// Whether all had a `module.` behind the prefix.
+    inner: bool,
+    notes: Vec<String>,
+}
+
+fn sorted(
+    tensors: Vec<(String, Stored)>,
+    config: &AdapterConfig,
+    file: &Path,
+) -> Result<Sorted, AdapterError> {
+    let mut seen = Unwrapping::default();
+    let tensors: Vec<(String, Unwrapped, Stored)> = tensors
+        .into_iter()
+        .map(|(name, stored)| {
+            let read = unwrapped(&name, &mut seen);
+            (name, read, stored)
+        })
+        .collect();
+    if seen.adapters.len() > 1 {
+        let names: Vec<_> = seen
+            .adapters
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect();
+        let reason = format!(
+            "it holds several adapters ({}): save the one that is meant by itself, with PEFT's \
+             save_pretrained(…, selected_adapters=[…])",
+            names.join(", ")
+        );
+        return Err(malformed(file, "adapter", &reason));
+    }
+    // A file without the prefix is one whose factors have none; beside those that have, a name
+    // without it is none of the adapter's.
+    let bare = |read: &Unwrapped| !read.prefixed && is_factor(&read.path);
+    let unprefixed = tensors.iter().any(|(_, read, _)| bare(read));
+    if unprefixed {
+        seen.without_prefix();
+    }
+    let mut all = Sorted {
+        inner: !tensors.is_empty() && tensors.iter().all(|(_, read, _)| read.inner),
+        ..Sorted::default()
+    };
+    let mut n_original = 0;
+    let mut by_path: BTreeMap<String, (String, bool, Stored)> = BTreeMap::new();
+    for (name, read, stored) in tensors {
+        if read.original {
+            n_original += 1;
+            continue;
+        }
+        match by_path.get(&read.path) {
+            None => {
+                by_path.insert(read.path, (name, read.prefixed, stored));
+            }
+            // PEFT itself writes a resized embedding under two names.
+            Some((_, _, other)) if *other == stored => {}
+            Some((other, ..)) => {
+                let reason = format!(
+                    "`{other}` and `{name}` are the same tensor but for wrappers in their names, and their \
+                     values differ: remove the one that is not meant"
+                );
+                return Err(malformed(file, "adapter", &reason));
+            }
+        }
+    }
+    for (path, (name, prefixed, stored)) in by_path {
+        let place = place(&path).filter(|_| prefixed || unprefixed);
+        match place {
+            None => {
+                let what = format!("unused: `{name}` is no part of a LoRA adapter");
+                all.problems.push(what);
+            }
+            Some(Place::Layer(path, part, is_embedding)) => {
+                let layer = all.parts.entry(path.to_owned()).or_default();
+                layer.is_embedding |= is_embedding;
+                layer.found.insert(part, stored);
+            }
+            // What PEFT has taken the start out of, which is made again from the base.
+            Some(Place::Base(_)) if config.method.is_anchored() => {}
+            Some(Place::Base(path)) => {
+                all.saved.insert(path, (stored, false));
+            }
+            Some(Place::Parameter(path)) => {
+                let module = path
+                    .rsplit_once('.')
+                    .map_or(path.as_str(), |(module, _)| module);
+                // PEFT's rule: the end of the module's name, not of a part of it.
+                let mut names = config.modules_to_save.iter();
+                let trained = names.any(|name| module.ends_with(name) || is_under(module, name));
+                all.saved.insert(path, (stored, trained));
+            }
+        }
+    }
+    all.notes.extend(seen.note());
+    if n_original > 0 {
+        all.notes.push(format!(
+            "{n_original} tensors are what saved modules were before training (`original_module`), and are \
+             not needed"
+        ));
+    }
+    Ok(all)
+}
+
+fn is_factor(path: &str) -> bool {
+    matches!(place(path), Some(Place::Layer(..)))
 }
 
 /// Where a tensor of the file belongs.
@@ -197,6 +306,7 @@ enum Place<'a> {
     Base(String),
 }
 
+/// By a name without its prefix.
 fn place(name: &str) -> Option<Place<'_>> {
     const PARTS: &[(&str, Part, bool)] = &[
         (".lora_A.weight", Part::A, false),
@@ -207,56 +317,23 @@ fn place(name: &str) -> Option<Place<'_>> {
         // Before PEFT 0.12.
         (".lora_magnitude_vector.weight", Part::Magnitude, false),
     ];
-    let path = name.strip_prefix(PREFIX)?;
     for (suffix, part, is_embedding) in PARTS {
-        if let Some(layer) = path.strip_suffix(suffix) {
+        if let Some(layer) = name.strip_suffix(suffix) {
             return Some(Place::Layer(layer, *part, *is_embedding));
         }
     }
-    if path.contains(".lora_") {
+    if name.contains(".lora_") {
         return None;
     }
     // An adapted layer's own weight may come along, for embeddings and heads.
-    Some(match path.split_once(".base_layer.") {
+    Some(match name.split_once(".base_layer.") {
         Some((layer, name)) => Place::Base(format!("{layer}.{name}")),
-        None => Place::Parameter(path.to_owned()),
+        None => Place::Parameter(name.to_owned()),
     })
 }
 
 fn is_under(module: &str, name: &str) -> bool {
     module.starts_with(&format!("{name}.")) || module.contains(&format!(".{name}."))
-}
-
-fn stored(view: &TensorView<'_>) -> Result<Stored, String> {
-    let bytes = view.data();
-    let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => {
-            let all = bytes.as_chunks::<4>().0.iter();
-            all.map(|&b| f32::from_le_bytes(b)).collect()
-        }
-        Dtype::F16 => {
-            let all = bytes.as_chunks::<2>().0.iter();
-            all.map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
-        }
-        Dtype::BF16 => {
-            let all = bytes.as_chunks::<2>().0.iter();
-            all.map(|&b| half::bf16::from_le_bytes(b).to_f32())
-                .collect()
-        }
-        other => return Err(format!("has dtype {other:?}; expected F32, F16 or BF16")),
-    };
-    let mut odd = values.iter().enumerate();
-    if let Some((first, value)) = odd.find(|(_, value)| !value.is_finite()) {
-        return Err(format!(
-            "holds values that are not finite, the first of them {value} at element {first} of {:?}. Either \
-             the file is damaged, or its training diverged",
-            view.shape()
-        ));
-    }
-    Ok(Stored {
-        shape: view.shape().to_vec(),
-        values,
-    })
 }
 
 pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> AdapterError {
@@ -270,7 +347,7 @@ pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> A
 pub(super) fn malformed(
     path: &Path,
     kind: &'static str,
-    reason: &impl std::fmt::Display,
+    reason: &(impl std::fmt::Display + ?Sized),
 ) -> AdapterError {
     AdapterError::Malformed {
         path: path.to_owned(),

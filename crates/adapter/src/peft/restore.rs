@@ -1,6 +1,6 @@
 //! A PEFT adapter onto a module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::{
     module::Module,
@@ -26,11 +26,12 @@ impl PeftAdapter {
     ///
     /// [`AdapterError::Mismatch`] lists every tensor that is missing, unused
     /// or of the wrong shape. PEFT only warns about those.
-    pub fn attach<M: Module>(self, module: M) -> Result<M, AdapterError> {
+    pub fn attach<M: Module>(mut self, module: M) -> Result<M, AdapterError> {
         let targets: BTreeMap<String, Target> = layers(&module)
             .into_iter()
             .map(|layer| (layer.path.clone(), layer))
             .collect();
+        self.find_own_names(&targets);
         let (saved, problems) = self.compare(&module, &targets);
         if !problems.is_empty() {
             return Err(AdapterError::Mismatch {
@@ -106,6 +107,67 @@ impl PeftAdapter {
         attach_prepared(module, attached, saved)
     }
 
+    /// Where no layer of the file is one of the module's, and all would be with one
+    /// more name before them, or with one less, takes them for those: an adapter
+    /// that was trained on the part of a model that another holds, or the other
+    /// way around. Gives what to say then.
+    pub fn settle_prefix<M: Module>(&mut self, module: &M) -> Option<String> {
+        let paths: BTreeSet<String> = layers(module).into_iter().map(|layer| layer.path).collect();
+        let first = self.layers.keys().next()?;
+        if self.layers.keys().any(|path| paths.contains(path)) {
+            return None;
+        }
+        let all = |renamed: &dyn Fn(&str) -> Option<String>| {
+            let mut layers = self.layers.keys();
+            layers.all(|path| renamed(path).is_some_and(|path| paths.contains(&path)))
+        };
+        let longer: BTreeSet<&str> = paths
+            .iter()
+            .filter_map(|path| path.strip_suffix(first.as_str()))
+            .filter(|prefix| prefix.ends_with('.'))
+            .filter(|prefix| all(&|path| Some(format!("{prefix}{path}"))))
+            .collect();
+        let shorter: BTreeSet<&str> = first
+            .match_indices('.')
+            .map(|(at, _)| &first[..=at])
+            .filter(|prefix| all(&|path| path.strip_prefix(*prefix).map(str::to_owned)))
+            .collect();
+        let (prefix, longer) = match (longer.first(), shorter.first()) {
+            (Some(prefix), None) if longer.len() == 1 => ((*prefix).to_owned(), true),
+            (None, Some(prefix)) if shorter.len() == 1 => ((*prefix).to_owned(), false),
+            _ => return None,
+        };
+        let renamed = |path: String| match path.strip_prefix(&prefix) {
+            _ if longer => format!("{prefix}{path}"),
+            Some(rest) => rest.to_owned(),
+            None => path,
+        };
+        let layers = std::mem::take(&mut self.layers).into_iter();
+        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
+        let saved = std::mem::take(&mut self.saved).into_iter();
+        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
+        let how = if longer { "lack" } else { "begin with" };
+        Some(format!(
+            "the adapter's names {how} `{prefix}`, other than this model's, and are read as if they were its"
+        ))
+    }
+
+    /// What only the model can tell of names: whether its outermost module is
+    /// called as a wrapper would be.
+    fn find_own_names(&mut self, targets: &BTreeMap<String, Target>) {
+        const OUTER: &str = "module.";
+        if self.inner && targets.keys().all(|path| path.starts_with(OUTER)) {
+            let layers = std::mem::take(&mut self.layers).into_iter();
+            self.layers = layers
+                .map(|(path, layer)| (format!("{OUTER}{path}"), layer))
+                .collect();
+            let saved = std::mem::take(&mut self.saved).into_iter();
+            self.saved = saved
+                .map(|(path, value)| (format!("{OUTER}{path}"), value))
+                .collect();
+        }
+    }
+
     /// What the file puts in the place of the model's own parameters, and
     /// everything that does not fit.
     fn compare<M: Module>(
@@ -115,10 +177,17 @@ impl PeftAdapter {
     ) -> (SavedModules, Vec<String>) {
         let mut problems = self.problems.clone();
         for (path, target) in targets {
-            let named = self
-                .rules
-                .as_ref()
-                .is_none_or(|rules| rules.name(path, target.kind));
+            let named = match &self.rules {
+                None => Ok(true),
+                Some(rules) => rules.name(path, target.kind),
+            };
+            let named = match named {
+                Ok(named) => named,
+                Err(reason) => {
+                    problems.push(reason);
+                    break;
+                }
+            };
             match (self.rules.is_some() && named, self.layers.contains_key(path)) {
                 (true, false) => problems.push(format!(
                     "missing: `{PREFIX}{path}.{}`, a layer that the configuration names",

@@ -106,7 +106,7 @@ pub(super) fn names(kind: Kind) -> [&'static str; 2] {
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
     write_atomically(path, |file| file.write_all(bytes))
         .map_err(|source| io("writing", path, source))
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use olora_files::read_bounded;
-use olora_gguf::GgufFile;
+use olora_gguf::{GgufFile, slow_tokenizer};
 use serde_json::{Map, Value};
 
 use crate::DataError;
@@ -31,17 +31,34 @@ pub(super) struct Files {
     pub(super) template: Option<String>,
     /// What may name special tokens by their ids, first things first.
     pub(super) models: Vec<(Config, PathBuf)>,
+    /// What was taken for granted, to be said.
+    pub(super) note: Option<String>,
 }
 
 impl Files {
     pub(super) fn of_directory(dir: &Path) -> Result<Self, DataError> {
-        let tokenizer_path = dir.join("tokenizer.json");
-        let tokenizer =
-            read_bounded(&tokenizer_path, MOST_TOKENIZER).map_err(|source| DataError::Read {
-                path: tokenizer_path.clone(),
-                source,
-            })?;
+        let mut tokenizer_path = dir.join("tokenizer.json");
         let config_path = dir.join("tokenizer_config.json");
+        let mut note = None;
+        let (tokenizer, config) = match read_bounded(&tokenizer_path, MOST_TOKENIZER) {
+            Ok(tokenizer) => (tokenizer, read_config(&config_path)?),
+            Err(source) => {
+                let slow = match source.kind() {
+                    io::ErrorKind::NotFound => slow_tokenizer(dir)?,
+                    _ => None,
+                };
+                let Some(slow) = slow else {
+                    return Err(DataError::Read {
+                        path: tokenizer_path,
+                        source,
+                    });
+                };
+                tokenizer_path = slow.path;
+                note = slow.note;
+                let json = slow.tokenizer.json.to_string().into_bytes();
+                (json, slow.tokenizer.config)
+            }
+        };
         let path = dir.join("chat_template.jinja");
         let text = |bytes| {
             String::from_utf8(bytes).map_err(|_| {
@@ -61,11 +78,32 @@ impl Files {
         Ok(Self {
             tokenizer,
             tokenizer_path,
-            config: read_config(&config_path)?,
+            config,
             config_path,
             template,
+            note,
             models: models.collect::<Result<_, DataError>>()?,
         })
+    }
+
+    /// Those of a directory, as far as they are there, in the place of these.
+    pub(super) fn with(mut self, beside: &Path) -> Result<Self, DataError> {
+        let own = Self::of_directory(beside)?;
+        (self.tokenizer, self.tokenizer_path, self.note) =
+            (own.tokenizer, own.tokenizer_path, own.note);
+        // A configuration without a template leaves the base's in force.
+        let template = self.template.take().or_else(|| {
+            let template = self.config.get("chat_template")?;
+            template.as_str().map(str::to_owned)
+        });
+        if !own.config.is_empty() {
+            (self.config, self.config_path) = (own.config, own.config_path);
+        }
+        self.template = own.template;
+        if self.template.is_none() && !self.config.contains_key("chat_template") {
+            self.template = template;
+        }
+        Ok(self)
     }
 
     pub(super) fn of_gguf(path: &Path) -> Result<Self, DataError> {
@@ -82,6 +120,7 @@ impl Files {
             config: tokenizer.config,
             config_path: path.to_owned(),
             template: None,
+            note: None,
             models: vec![(file.config(), path.to_owned())],
         })
     }
@@ -100,4 +139,10 @@ fn read_config(path: &Path) -> Result<Config, DataError> {
             source,
         }),
     }
+}
+
+/// Whether a directory has a tokenizer, in whatever files.
+pub fn has_tokenizer(directory: &Path) -> bool {
+    let mut names = ["tokenizer.json", "tokenizer.model", "vocab.json"].into_iter();
+    names.any(|name| directory.join(name).exists())
 }

@@ -7,7 +7,10 @@ use olora_gguf::GgufFile;
 use olora_packed::{Format, Packed, PackedError, PackedRows};
 use rayon::prelude::*;
 
-use super::{Dtype, source::Source};
+use super::{
+    Dtype,
+    source::{Source, of_pickle},
+};
 use crate::ModelError;
 
 /// Values that a thread has in `f32` at a time; a row, if that is longer.
@@ -128,8 +131,8 @@ impl Source {
                 }
             },
             Self::Pytorch(pickles) => {
-                let (bytes, dtype) = pickles.read(name)?;
-                Values::Dense(bytes.into(), dtype)
+                let (bytes, format) = pickles.read(name)?;
+                Values::Dense(bytes.into(), of_pickle(format))
             }
             Self::Gguf(file) => match file.packed(name)? {
                 Some(packed) => Values::Packed(packed),

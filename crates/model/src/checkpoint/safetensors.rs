@@ -10,6 +10,7 @@ use std::{
 
 use memmap2::Mmap;
 use olora_adapter::check_header;
+use olora_files::refuse_pointer;
 use olora_packed::Bytes;
 use safetensors::SafeTensors;
 
@@ -161,6 +162,7 @@ fn whole_pages(start: usize, length: usize) -> (usize, usize) {
 }
 
 fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+    refuse_pointer(path).map_err(|source| ModelError::io("reading", path, source))?;
     let file = File::open(path).map_err(|source| ModelError::io("opening", path, source))?;
     // SAFETY: as with every reader of mapped files, another process that cuts
     // the file short while it is read would crash this one; checkpoints are

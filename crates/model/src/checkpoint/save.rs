@@ -133,6 +133,21 @@ impl Companions {
         Ok(Self(files))
     }
 
+    /// The same, with those of a directory in the place of others of their names.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn with(mut self, beside: Option<&Path>) -> Result<Self, ModelError> {
+        if let Some(directory) = beside {
+            for (name, bytes) in Self::read(directory)?.0 {
+                self.0.retain(|(other, _)| *other != name);
+                self.0.push((name, bytes));
+            }
+        }
+        Ok(self)
+    }
+
     /// Writes them into a directory.
     ///
     /// # Errors

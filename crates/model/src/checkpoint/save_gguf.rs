@@ -4,7 +4,8 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use olora_files::clear_leftovers;
 use olora_gguf::{
-    GgufFile, GgufType, TensorSpec, TensorValues, TokenizerFiles, is_gguf, write_model,
+    GgufFile, GgufType, TensorSpec, TensorValues, TokenizerFiles, is_gguf, slow_tokenizer,
+    write_model,
 };
 
 use super::{Dtype, save::weights};
@@ -29,6 +30,23 @@ pub fn save_gguf(
     companions: &Path,
     path: &Path,
 ) -> Result<(), ModelError> {
+    save_gguf_with(model, config, format, companions, None, path)
+}
+
+/// [`save_gguf`] with the tokenizer's files of another directory, as far as they
+/// are there, in the place of the checkpoint's.
+///
+/// # Errors
+///
+/// As [`save_gguf`].
+pub fn save_gguf_with(
+    model: &Llama,
+    config: &ModelConfig,
+    format: GgufType,
+    companions: &Path,
+    beside: Option<&Path>,
+    path: &Path,
+) -> Result<(), ModelError> {
     clear_leftovers(path);
     if path.exists() {
         return Err(ModelError::Exists(path.to_owned()));
@@ -36,7 +54,13 @@ pub fn save_gguf(
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|source| ModelError::io("creating", parent, source))?;
     }
-    let files = Files::read(companions)?;
+    let files = Files::read(companions, beside)?;
+    let Some(tokenizer) = &files.tokenizer else {
+        let file = companions.join("tokenizer.json");
+        let source = fs::read(&file).err();
+        let source = source.unwrap_or_else(|| ErrorKind::NotFound.into());
+        return Err(ModelError::io("reading", &file, source));
+    };
     let weights = weights(model, Dtype::F32)?;
     let specs: Vec<TensorSpec> = weights
         .iter()
@@ -51,7 +75,7 @@ pub fn save_gguf(
         return Err(ModelError::NotInBlocks);
     }
     let tokenizer = TokenizerFiles {
-        tokenizer: &files.tokenizer,
+        tokenizer,
         config: files.config.as_deref(),
         chat_template: files.chat_template.as_deref(),
     };
@@ -71,32 +95,54 @@ pub fn save_gguf(
 }
 
 /// What makes up a tokenizer.
+#[derive(Default)]
 struct Files {
-    tokenizer: Vec<u8>,
+    tokenizer: Option<Vec<u8>>,
     config: Option<Vec<u8>>,
     chat_template: Option<String>,
 }
 
 impl Files {
-    fn read(companions: &Path) -> Result<Self, ModelError> {
-        if is_gguf(companions) {
+    fn read(companions: &Path, beside: Option<&Path>) -> Result<Self, ModelError> {
+        let own = match beside {
+            None => Self::default(),
+            Some(directory) => Self::of_directory(directory)?,
+        };
+        let base = if own.tokenizer.is_some() && own.config.is_some() && own.chat_template.is_some()
+        {
+            Self::default()
+        } else if is_gguf(companions) {
             let tokenizer = GgufFile::open(companions)?.tokenizer()?;
-            return Ok(Self {
-                tokenizer: tokenizer.json.to_string().into_bytes(),
+            Self {
+                tokenizer: Some(tokenizer.json.to_string().into_bytes()),
                 config: Some(
                     serde_json::Value::Object(tokenizer.config)
                         .to_string()
                         .into_bytes(),
                 ),
                 chat_template: None,
-            });
-        }
-        let path = companions.join("tokenizer.json");
-        let template = optional(&companions.join("chat_template.jinja"))?;
+            }
+        } else {
+            Self::of_directory(companions)?
+        };
         Ok(Self {
-            tokenizer: fs::read(&path)
-                .map_err(|source| ModelError::io("reading", &path, source))?,
-            config: optional(&companions.join("tokenizer_config.json"))?,
+            tokenizer: own.tokenizer.or(base.tokenizer),
+            config: own.config.or(base.config),
+            chat_template: own.chat_template.or(base.chat_template),
+        })
+    }
+
+    fn of_directory(directory: &Path) -> Result<Self, ModelError> {
+        let template = optional(&directory.join("chat_template.jinja"))?;
+        let tokenizer = match optional(&directory.join("tokenizer.json"))? {
+            Some(bytes) => Some(bytes),
+            None => {
+                slow_tokenizer(directory)?.map(|slow| slow.tokenizer.json.to_string().into_bytes())
+            }
+        };
+        Ok(Self {
+            tokenizer,
+            config: optional(&directory.join("tokenizer_config.json"))?,
             chat_template: template.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
         })
     }

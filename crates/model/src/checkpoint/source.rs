@@ -7,14 +7,14 @@ use std::{
 
 use burn::tensor::TensorData;
 use olora_adapter::UniqueMap;
-use olora_files::read_bounded;
+use olora_files::{read_bounded, refuse_pointer};
 use olora_gguf::{GgufFile, is_gguf};
+use olora_pickles::{Format, Pickles};
 use serde::Deserialize;
 
 use super::{
     Dtype,
     convert::{Unfit, check, convert, place},
-    pytorch::Pickles,
     quantised::Matrices,
     safetensors::Shards,
 };
@@ -58,6 +58,10 @@ impl Source {
                             .to_owned(),
                         supported: "packed weights in safetensors and in GGUF files".to_owned(),
                     });
+                }
+                for file in &files {
+                    refuse_pointer(file)
+                        .map_err(|source| ModelError::io("reading", file, source))?;
                 }
                 Self::Pytorch(Pickles::open(files)?)
             }
@@ -121,7 +125,8 @@ impl Source {
                 Ok(data)
             }
             Self::Pytorch(pickles) => {
-                let (bytes, stored) = pickles.read(name)?;
+                let (bytes, format) = pickles.read(name)?;
+                let stored = of_pickle(format);
                 self.refuse_unfit(name, &bytes, stored, dtype)?;
                 Ok(convert(&bytes, stored, dtype, shape, transposed))
             }
@@ -191,6 +196,15 @@ impl Source {
     }
 }
 
+/// A pickle's number format as ours.
+pub(super) fn of_pickle(format: Format) -> Dtype {
+    match format {
+        Format::F32 => Dtype::F32,
+        Format::F16 => Dtype::F16,
+        Format::Bf16 => Dtype::Bf16,
+    }
+}
+
 const CONFIG: &str = "config.json";
 
 /// How the configuration says that matrices are packed. There need not be one.
@@ -224,7 +238,45 @@ fn weights(path: &Path) -> Result<Weights, ModelError> {
     }
     Err(ModelError::NoWeights {
         directory: path.to_owned(),
+        hint: hint(path),
     })
+}
+
+/// What is there in the place of weights, and what to do about it.
+fn hint(directory: &Path) -> String {
+    let entries = directory.read_dir().into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let names: BTreeSet<String> = names.collect();
+    let first = |holds: &dyn Fn(&str) -> bool| names.iter().find(|name| holds(name.as_str()));
+    let is_shard = |name: &str, prefix: &str, ending: &str| {
+        name.starts_with(prefix) && name.contains("-of-") && name.ends_with(ending)
+    };
+    for (prefix, ending, index) in [
+        ("model-", ".safetensors", SAFETENSORS[1]),
+        ("pytorch_model-", ".bin", PYTORCH[1]),
+    ] {
+        if let Some(shard) = first(&|name| is_shard(name, prefix, ending)) {
+            return format!(
+                ". {shard} is one of several files, and {index}, which says what is in which, is not beside it: \
+                 copy or download it too"
+            );
+        }
+    }
+    if let Some(gguf) = first(&|name| has_ending(name, "gguf")) {
+        return format!(". It has {gguf}: give the path of that file");
+    }
+    let own = first(&|name| name.starts_with("consolidated."));
+    if own.is_some() || names.contains("original") || names.contains("params.json") {
+        return ". What is there is the layout of the model's maker (consolidated.*, original/), which is not read: \
+                download the files of transformers' layout from the same repository"
+            .to_owned();
+    }
+    ". The path of a GGUF file is that of the file itself".to_owned()
+}
+
+fn has_ending(name: &str, ending: &str) -> bool {
+    let found = Path::new(name).extension();
+    found.is_some_and(|found| found.eq_ignore_ascii_case(ending))
 }
 
 /// The files that [`load`](crate::load) takes the weights of a checkpoint from,
@@ -237,7 +289,11 @@ fn weights(path: &Path) -> Result<Weights, ModelError> {
 pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(match weights(path)? {
         Weights::Safetensors(files) | Weights::Pytorch(files) => files,
-        Weights::Gguf(file) => vec![file],
+        Weights::Gguf(file) => match GgufFile::open(&file) {
+            Ok(whole) => whole.files().map(Path::to_owned).collect(),
+            // What is wrong with it, loading says.
+            Err(_) => vec![file],
+        },
     })
 }
 

@@ -126,17 +126,16 @@ fn values(model: &Llama) -> Vec<(String, Vec<u8>)> {
     all.collect()
 }
 
-/// Parts: `adapter_config.json` and `adapter_model.safetensors`.
+/// Parts: `adapter_config.json` and `adapter_model.safetensors`, or mlx-lm's
+/// `adapters.safetensors`.
 pub fn adapter(data: &[u8]) {
     let directory = scratch();
     let parts = split(data);
     let here = directory.path().join("adapter");
     put(&here, "adapter_config.json", parts[0]);
-    put(
-        &here,
-        "adapter_model.safetensors",
-        parts.get(1).copied().unwrap_or_default(),
-    );
+    for name in ["adapter_model.safetensors", "adapters.safetensors"] {
+        put(&here, name, parts.get(1).copied().unwrap_or_default());
+    }
     let read = twice_in_any_words("an adapter", || PeftAdapter::read(&here), alike);
     let Ok(adapter) = read else { return };
     let _ = (
@@ -159,6 +158,13 @@ pub fn adapter(data: &[u8]) {
             "an adapter is another when it is written and read"
         );
     }
+    let for_mlx = directory.path().join("mlx");
+    if adapter
+        .write_mlx(&for_mlx, &WriteOptions::default())
+        .is_ok()
+    {
+        PeftAdapter::read(&for_mlx).expect("what was written can be read");
+    }
     let _ = adapter.clone().reduced(1);
     for combination in [Combination::Cat, Combination::Linear] {
         let _ = PeftAdapter::combined(
@@ -170,7 +176,7 @@ pub fn adapter(data: &[u8]) {
     model(&base);
     let device = find("cpu").expect("it is compiled in");
     let (model, _) = load(&base, Dtype::F32, &device).expect("our own");
-    if let Ok(model) = adapter.attach(model) {
+    if let Ok((model, _)) = model.adapted(adapter) {
         let _ = olora_adapter::has_moved(&model);
         let _ = olora_adapter::merge(model);
     }

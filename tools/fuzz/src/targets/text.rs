@@ -23,10 +23,26 @@ pub(crate) const TOKENIZER: &str = r#"{"version": "1.0", "added_tokens": [
 pub(crate) const TOKENIZER_CONFIG: &str = r#"{"eos_token": "</s>"}"#;
 
 /// Parts: `tokenizer.json`, `tokenizer_config.json`, a text, and
-/// `generation_config.json`.
+/// `generation_config.json`. Behind a `!`, older files: `tokenizer_config.json`
+/// and `tokenizer.model`, or `vocab.json` and `merges.txt`.
 pub fn tokenizer(data: &[u8]) {
     let directory = scratch();
     let parts = split(data);
+    if let Some(config) = parts[0].strip_prefix(b"!") {
+        put(directory.path(), "tokenizer_config.json", config);
+        match parts.get(1..).unwrap_or_default() {
+            [vocabulary, merges, ..] => {
+                put(directory.path(), "vocab.json", vocabulary);
+                put(directory.path(), "merges.txt", merges);
+            }
+            [model] => {
+                put(directory.path(), "tokenizer.model", model);
+            }
+            [] => {}
+        }
+        let text = "Zora lives in  Oxmere.\n<s>é🙂";
+        return encode(Tokenizer::from_dir(directory.path()), text);
+    }
     put(directory.path(), "tokenizer.json", parts[0]);
     for (name, part) in ["tokenizer_config.json", "", "generation_config.json"]
         .into_iter()

@@ -20,7 +20,7 @@ const MOST_INSTRUCTIONS: u64 = 1_000_000;
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Why a file is not read.
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     Io(io::Error),
     /// What is wrong with it.
     Malformed(String),
@@ -46,7 +46,7 @@ impl Refusal {
 }
 
 /// Refuses a file whose pickles would take more than a model's could.
-pub(super) fn check(path: &Path) -> Result<(), Refusal> {
+pub(crate) fn check(path: &Path) -> Result<(), Refusal> {
     /// How far into the file its kind can be told.
     const OPENING: usize = 262;
     let mut opening = Vec::new();

@@ -1,4 +1,4 @@
-//! Weights as `torch.save` writes them, in a zip archive or, before
+//! Tensors as `torch.save` writes them, in a zip archive or, before
 //! `PyTorch` 1.6, as a row of pickles.
 //!
 //! A pickle is a program: Python runs what it calls. [`pytorch_reader`] does
@@ -23,27 +23,78 @@
 //! own shape. Tensors may share a storage, as tied weights do, but not many of
 //! them: together they may be twice as large as the file. And parsing takes
 //! about a hundred bytes for each byte of a pickle, so that its instructions are
-//! counted before it is parsed: [`super::pickle`].
+//! counted before it is parsed: `instructions.rs`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod instructions;
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
+use instructions::Refusal;
 use pytorch_reader::{DType, FileFormat, PickleValue, PytorchError, PytorchReader, Tensor};
 
-use super::{
-    Dtype,
-    pickle::{self, Refusal},
-};
-use crate::ModelError;
+/// Why a file is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum PickleError {
+    /// The system could not.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done, in words.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It is not what `torch.save` writes, or more than tensors.
+    #[error("{path} is not a valid PyTorch file: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no tensor of this name.
+    #[error("there is no tensor `{0}`")]
+    Missing(String),
+}
 
-const KIND: &str = "PyTorch checkpoint";
+impl PickleError {
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
 
-/// The parsed pickles of a checkpoint; the bytes stay in the files.
-pub(super) struct Pickles {
+    fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The format of a tensor's numbers, all of them little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// 32-bit floats.
+    F32,
+    /// IEEE's 16-bit floats.
+    F16,
+    /// The upper half of 32-bit floats.
+    Bf16,
+}
+
+/// The parsed pickles of some files; the numbers stay in the files.
+pub struct Pickles {
     files: Vec<PathBuf>,
     /// Tensor name → index into `files`, tensor.
     tensors: BTreeMap<String, (usize, Tensor)>,
@@ -51,15 +102,21 @@ pub(super) struct Pickles {
 
 impl Pickles {
     /// Reads the pickles, which say what tensors there are.
-    pub(super) fn open(files: Vec<PathBuf>) -> Result<Self, ModelError> {
+    ///
+    /// # Errors
+    ///
+    /// [`PickleError::Malformed`] for anything in them but data and tensors, for
+    /// what is compressed, overlaps or is larger than tensors need, and for a
+    /// name that is there twice.
+    pub fn open(files: Vec<PathBuf>) -> Result<Self, PickleError> {
         let mut tensors = BTreeMap::new();
         for (i, path) in files.iter().enumerate() {
             let size = fs::metadata(path)
-                .map_err(|source| ModelError::io("opening", path, source))?
+                .map_err(|source| PickleError::io("opening", path, source))?
                 .len();
-            pickle::check(path).map_err(|refusal| match refusal {
-                Refusal::Io(source) => ModelError::io("reading", path, source),
-                Refusal::Malformed(reason) => ModelError::malformed(path, KIND, &reason),
+            instructions::check(path).map_err(|refusal| match refusal {
+                Refusal::Io(source) => PickleError::io("reading", path, source),
+                Refusal::Malformed(reason) => PickleError::malformed(path, reason),
             })?;
             refuse_foreign(path)?;
             let reader = PytorchReader::new(path).map_err(|error| unreadable(path, error))?;
@@ -67,7 +124,7 @@ impl Pickles {
             let swollen = about.total_data_size.is_some_and(|data| data as u64 > size);
             if about.format_type == FileFormat::Zip && swollen {
                 let reason = "its tensors are compressed or overlap, which torch.save never does";
-                return Err(ModelError::malformed(path, KIND, &reason));
+                return Err(PickleError::malformed(path, reason));
             }
             let mut claimed = 0_u128;
             for (name, tensor) in reader.into_tensors() {
@@ -76,7 +133,7 @@ impl Pickles {
                     let other = files.get(other).map(|path| path.display());
                     let other = other.map_or_else(String::new, |path| path.to_string());
                     let reason = format!("`{name}` is in it and in {other} too");
-                    return Err(ModelError::malformed(path, KIND, &reason));
+                    return Err(PickleError::malformed(path, reason));
                 }
             }
             if claimed > 2 * u128::from(size) {
@@ -84,40 +141,48 @@ impl Pickles {
                     "its tensors would have {claimed} bytes, but it has {size}: they are views of the same \
                      numbers, which the weights of a model are not"
                 );
-                return Err(ModelError::malformed(path, KIND, &reason));
+                return Err(PickleError::malformed(path, reason));
             }
         }
         Ok(Self { files, tensors })
     }
 
     /// The file that a tensor is in.
-    pub(super) fn file(&self, name: &str) -> &Path {
+    pub fn file(&self, name: &str) -> &Path {
         let found = self.tensors.get(name);
         found.map_or(Path::new(""), |(file, _)| &self.files[*file])
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    /// A tensor's shape; `None` if there is none of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|(_, tensor)| tensor.shape())
     }
 
     /// The tensor's elements in row-major order, whatever its strides, and
     /// their format.
-    pub(super) fn read(&self, name: &str) -> Result<(Vec<u8>, Dtype), ModelError> {
-        let (file, tensor) = self.tensors.get(name).ok_or_else(|| ModelError::Missing {
-            tensor: name.to_owned(),
-        })?;
+    ///
+    /// # Errors
+    ///
+    /// [`PickleError::Missing`]; [`PickleError::Malformed`] for numbers of another
+    /// format than three of floats; those of reading.
+    pub fn read(&self, name: &str) -> Result<(Vec<u8>, Format), PickleError> {
+        let (file, tensor) = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| PickleError::Missing(name.to_owned()))?;
         let path = &self.files[*file];
         let format = match tensor.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::BF16 => Dtype::Bf16,
-            DType::F16 => Dtype::F16,
+            DType::F32 => Format::F32,
+            DType::BF16 => Format::Bf16,
+            DType::F16 => Format::F16,
             other => {
                 let reason = format!("`{name}` has dtype {other:?}; expected F32, F16 or BF16");
-                return Err(ModelError::malformed(path, KIND, &reason));
+                return Err(PickleError::malformed(path, reason));
             }
         };
         let bytes = tensor
@@ -128,7 +193,7 @@ impl Pickles {
 }
 
 /// What the file says about itself is the file's fault, the rest the system's.
-fn unreadable(path: &Path, error: PytorchError) -> ModelError {
+fn unreadable(path: &Path, error: PytorchError) -> PickleError {
     match error {
         PytorchError::Io(source)
             if !matches!(
@@ -136,17 +201,17 @@ fn unreadable(path: &Path, error: PytorchError) -> ModelError {
                 ErrorKind::InvalidData | ErrorKind::UnexpectedEof
             ) =>
         {
-            ModelError::io("reading", path, source)
+            PickleError::io("reading", path, source)
         }
         error => {
             let reason = format!("{error}. Is the file complete?");
-            ModelError::malformed(path, KIND, &reason)
+            PickleError::malformed(path, reason)
         }
     }
 }
 
 /// Refuses a file with anything but data and tensors in it.
-fn refuse_foreign(path: &Path) -> Result<(), ModelError> {
+fn refuse_foreign(path: &Path) -> Result<(), PickleError> {
     let pickle =
         PytorchReader::read_pickle_data(path, None).map_err(|error| unreadable(path, error))?;
     let Some(object) = foreign(&pickle) else {
@@ -154,10 +219,10 @@ fn refuse_foreign(path: &Path) -> Result<(), ModelError> {
     };
     let reason = format!(
         "it holds the Python object `{object}`, but only tensors are taken from such a file, and \
-         nothing in it is run. If you trust where it came from, convert it with transformers: \
-         AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+         nothing in it is run. If you trust where it came from, load it with the program that wrote it \
+         (transformers: from_pretrained(…).save_pretrained(…)), which writes safetensors"
     );
-    Err(ModelError::malformed(path, KIND, &reason))
+    Err(PickleError::malformed(path, reason))
 }
 
 /// The first thing in a pickle that is neither data nor a tensor, by its

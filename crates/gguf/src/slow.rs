@@ -1,0 +1,695 @@
+//! A `tokenizer.json` from the files of before there was one: `vocab.json` and
+//! `merges.txt` (GPT-2, OPT, Qwen2), or `tokenizer.model` (`SentencePiece`, of
+//! LLaMA 1 and 2 and of Mistral).
+//!
+//! What is made follows the classes of transformers 5.23
+//! (`tokenization_gpt2.py`, `tokenization_qwen2.py`, `tokenization_llama.py`),
+//! and gives its tokens: `fixtures/make_slow_tokenizers.py` compares them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use olora_files::read_bounded;
+use prost::Message;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    GgufError, Tokenizer,
+    tokenizer::{pieces, token_type},
+};
+
+/// Bytes of the largest file: vocabularies of a quarter of a million tokens have
+/// five million.
+const MOST: u64 = 64 << 20;
+const CONFIG: &str = "tokenizer_config.json";
+
+/// A `SentencePiece` model, as far as it is used: `sentencepiece_model.proto`.
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<Piece>,
+    #[prost(message, optional, tag = "2")]
+    trainer: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    normalizer: Option<NormalizerSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Piece {
+    #[prost(string, optional, tag = "1")]
+    piece: Option<String>,
+    #[prost(int32, optional, tag = "3")]
+    kind: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TrainerSpec {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NormalizerSpec {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    charsmap: Option<Vec<u8>>,
+}
+
+/// What a tokenizer class of transformers makes of the files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Gpt2,
+    Qwen2,
+    Llama,
+}
+
+impl Class {
+    /// By its name, with or without `Fast`.
+    fn of_name(name: &str) -> Option<Self> {
+        Some(match name.strip_suffix("Fast").unwrap_or(name) {
+            "GPT2Tokenizer" => Self::Gpt2,
+            "Qwen2Tokenizer" => Self::Qwen2,
+            "LlamaTokenizer" => Self::Llama,
+            _ => return None,
+        })
+    }
+
+    /// What transformers takes for a model where no class is named.
+    fn of_model(model_type: &str) -> Option<Self> {
+        Some(match model_type {
+            "opt" | "gpt2" => Self::Gpt2,
+            "qwen2" | "qwen3" => Self::Qwen2,
+            "llama" | "mistral" => Self::Llama,
+            _ => return None,
+        })
+    }
+
+    /// Its special tokens where nothing names others.
+    fn defaults(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Gpt2 => &[
+                ("unk_token", "<|endoftext|>"),
+                ("bos_token", "<|endoftext|>"),
+                ("eos_token", "<|endoftext|>"),
+            ],
+            Self::Qwen2 => &[
+                ("unk_token", "<|endoftext|>"),
+                ("eos_token", "<|endoftext|>"),
+                ("pad_token", "<|endoftext|>"),
+            ],
+            Self::Llama => &[
+                ("unk_token", "<unk>"),
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+            ],
+        }
+    }
+}
+
+/// A tokenizer that was made of older files.
+#[derive(Clone, Debug)]
+pub struct SlowTokenizer {
+    /// `tokenizer.json`, and `tokenizer_config.json` with the special tokens that
+    /// other files name.
+    pub tokenizer: Tokenizer,
+    /// The file with the vocabulary.
+    pub path: PathBuf,
+    /// What was taken for granted, to be said.
+    pub note: Option<String>,
+}
+
+/// The tokenizer of a directory without a `tokenizer.json`; `None` if it has
+/// none of the older files either.
+///
+/// # Errors
+///
+/// [`GgufError::Tokenizer`] for files that are damaged, or of a kind that is not
+/// read, with what to do; [`GgufError::Io`].
+pub fn slow_tokenizer(directory: &Path) -> Result<Option<SlowTokenizer>, GgufError> {
+    let [vocabulary, merges, model] =
+        ["vocab.json", "merges.txt", "tokenizer.model"].map(|name| directory.join(name));
+    let config = object(&directory.join(CONFIG))?;
+    if vocabulary.exists() && merges.exists() {
+        return byte_level(directory, &vocabulary, &merges, config).map(Some);
+    }
+    if model.exists() {
+        return sentence_piece(directory, &model, config).map(Some);
+    }
+    if vocabulary.exists() || merges.exists() {
+        let (there, missing) = if vocabulary.exists() {
+            (vocabulary, "merges.txt")
+        } else {
+            (merges, "vocab.json")
+        };
+        let reason = format!(
+            "a tokenizer of this kind is two files, and {missing} is not beside it. Copy or download it too"
+        );
+        return Err(GgufError::tokenizer(&there, reason));
+    }
+    for (name, what) in OTHERS {
+        let path = directory.join(name);
+        if path.exists() {
+            let reason = format!(
+                "there is no tokenizer.json, and this is {what}, which is not read: {}",
+                advice(directory)
+            );
+            return Err(GgufError::tokenizer(&path, reason));
+        }
+    }
+    Ok(None)
+}
+
+/// Vocabularies in files of other kinds.
+const OTHERS: [(&str, &str); 5] = [
+    ("tekken.json", "Mistral's own form of a tokenizer"),
+    ("tokenizer.model.v3", "Mistral's own form of a tokenizer"),
+    ("spiece.model", "a SentencePiece model of T5 or ALBERT"),
+    ("qwen.tiktoken", "a vocabulary of tiktoken"),
+    ("vocab.txt", "a vocabulary of BERT"),
+];
+
+/// How a user gets what is read.
+fn advice(directory: &Path) -> String {
+    format!(
+        "transformers can write a tokenizer.json: AutoTokenizer.from_pretrained({:?}).save_pretrained(…)",
+        directory.display().to_string()
+    )
+}
+
+/// The class that the configuration names, else that of the model's type.
+fn class(directory: &Path, config: &Map<String, Value>) -> Result<Option<Class>, GgufError> {
+    let path = directory.join(CONFIG);
+    match config.get("tokenizer_class").and_then(Value::as_str) {
+        // Those say nothing of what is in them.
+        None | Some("PreTrainedTokenizerFast" | "PreTrainedTokenizer" | "TokenizersBackend") => {}
+        Some(name) => {
+            return match Class::of_name(name) {
+                Some(class) => Ok(Some(class)),
+                None => Err(GgufError::tokenizer(
+                    &path,
+                    format!(
+                        "there is no tokenizer.json, and a tokenizer of the class `{name}` is not made of older \
+                         files (those of GPT2Tokenizer, Qwen2Tokenizer and LlamaTokenizer are); {}",
+                        advice(directory)
+                    ),
+                )),
+            };
+        }
+    }
+    let model = object(&directory.join("config.json"))?;
+    let of_model = model.get("model_type").and_then(Value::as_str);
+    Ok(of_model.and_then(Class::of_model))
+}
+
+fn byte_level(
+    directory: &Path,
+    vocabulary_path: &Path,
+    merges_path: &Path,
+    config: Map<String, Value>,
+) -> Result<SlowTokenizer, GgufError> {
+    let mut note = None;
+    let class = match class(directory, &config)? {
+        Some(class @ (Class::Gpt2 | Class::Qwen2)) => class,
+        // LLaMA's own has other files, and these do not say how they split a text into words.
+        Some(Class::Llama) | None => {
+            note = Some(format!(
+                "{} has no tokenizer.json, and nothing says how vocab.json and merges.txt split a text: it is \
+                 split as GPT-2 does. If that is wrong, {}",
+                directory.display(),
+                advice(directory)
+            ));
+            Class::Gpt2
+        }
+    };
+    let vocabulary = object(vocabulary_path)?;
+    if let Some((token, id)) = vocabulary.iter().find(|(_, id)| !is_id(id)) {
+        let reason = format!("its token {token:?} has the number {id}, which is none of a token");
+        return Err(GgufError::tokenizer(vocabulary_path, reason));
+    }
+    let merges = read_merges(merges_path, &vocabulary)?;
+    let prefix = config.get("add_prefix_space") == Some(&Value::Bool(true));
+    let (normalizer, pre_tokenizer) = match class {
+        Class::Qwen2 => (
+            json!({"type": "NFC"}),
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": false},
+            ]}),
+        ),
+        _ => (
+            Value::Null,
+            json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true}),
+        ),
+    };
+    let ids = vocabulary
+        .iter()
+        .filter_map(|(token, id)| Some((token.clone(), id.as_u64()? as usize)))
+        .collect();
+    let mut special = Special::new(directory, class, config, ids)?;
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let json = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": special.added(),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": special.template(false),
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": false,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    });
+    Ok(SlowTokenizer {
+        tokenizer: Tokenizer {
+            json,
+            config: special.config,
+        },
+        path: vocabulary_path.to_owned(),
+        note,
+    })
+}
+
+/// The pairs of `merges.txt`, the first to be merged first.
+fn read_merges(
+    path: &Path,
+    vocabulary: &Map<String, Value>,
+) -> Result<Vec<[String; 2]>, GgufError> {
+    let text = String::from_utf8(read(path)?)
+        .map_err(|_| GgufError::tokenizer(path, "it is not UTF-8".to_owned()))?;
+    let mut merges = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if line.is_empty() || (i == 0 && line.starts_with("#version")) {
+            continue;
+        }
+        let pair = line
+            .split_once(' ')
+            .filter(|(_, right)| !right.contains(' '));
+        let Some((left, right)) = pair else {
+            let reason = format!("its line {} is {line:?}, and not two tokens", i + 1);
+            return Err(GgufError::tokenizer(path, reason));
+        };
+        for token in [left.to_owned(), right.to_owned(), format!("{left}{right}")] {
+            if !vocabulary.contains_key(&token) {
+                let reason = format!(
+                    "its line {} has {token:?}, which vocab.json does not have: are the two files of one model?",
+                    i + 1
+                );
+                return Err(GgufError::tokenizer(path, reason));
+            }
+        }
+        merges.push([left.to_owned(), right.to_owned()]);
+    }
+    Ok(merges)
+}
+
+/// How Qwen2 splits a text.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+fn sentence_piece(
+    directory: &Path,
+    path: &Path,
+    config: Map<String, Value>,
+) -> Result<SlowTokenizer, GgufError> {
+    let refuse = |reason: String| Err(GgufError::tokenizer(path, reason));
+    let model = read_model(directory, path, &config)?;
+    let mut vocabulary = HashMap::new();
+    let tokens: Vec<&str> = model
+        .pieces
+        .iter()
+        .map(|piece| piece.piece.as_deref().unwrap_or_default())
+        .collect();
+    for (id, token) in tokens.iter().enumerate() {
+        if token.len() > pieces::LONGEST {
+            return refuse(format!(
+                "the token {id} has {} bytes, but at most {} are read",
+                token.len(),
+                pieces::LONGEST
+            ));
+        }
+        if let Some(other) = vocabulary.insert(*token, id) {
+            return refuse(format!(
+                "the tokens {other} and {id} are both spelled {token:?}"
+            ));
+        }
+    }
+    let merges = merges(&tokens, &vocabulary);
+    let ordered: Map<String, Value> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), json!(id)))
+        .collect();
+    // transformers 5 puts a space before the first word alone, unless `legacy` asks for one after
+    // each special token.
+    let legacy = config.get("legacy") == Some(&Value::Bool(true));
+    let prefix = config.get("add_prefix_space") != Some(&Value::Bool(false));
+    let scheme = match (prefix, legacy) {
+        (false, _) => "never",
+        (true, true) => "always",
+        (true, false) => "first",
+    };
+    let ids = vocabulary
+        .iter()
+        .map(|(token, id)| ((*token).to_owned(), *id))
+        .collect();
+    let mut special = Special::new(directory, Class::Llama, config, ids)?;
+    for (id, piece) in model.pieces.iter().enumerate() {
+        let control = match piece.kind.unwrap_or(token_type::NORMAL) {
+            token_type::CONTROL => true,
+            token_type::USER_DEFINED => false,
+            _ => continue,
+        };
+        special.add_own(id, tokens[id], control);
+    }
+    let json = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": special.added(),
+        "normalizer": null,
+        "pre_tokenizer": {
+            "type": "Metaspace", "replacement": pieces::SPACE, "prepend_scheme": scheme, "split": false,
+        },
+        "post_processor": special.template(true),
+        "decoder": pieces::decoder(prefix),
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": true,
+            "byte_fallback": true,
+            "ignore_merges": false,
+            "vocab": ordered,
+            "merges": merges,
+        },
+    });
+    Ok(SlowTokenizer {
+        tokenizer: Tokenizer {
+            json,
+            config: special.config,
+        },
+        path: path.to_owned(),
+        note: None,
+    })
+}
+
+/// A `SentencePiece` model of the kind that is read.
+fn read_model(
+    directory: &Path,
+    path: &Path,
+    config: &Map<String, Value>,
+) -> Result<ModelProto, GgufError> {
+    const BPE: i32 = 2;
+    let unread = |what: &str| {
+        let reason = format!(
+            "there is no tokenizer.json, and this is {what}, which is not read: {}",
+            advice(directory)
+        );
+        Err(GgufError::tokenizer(path, reason))
+    };
+    match class(directory, config)? {
+        Some(Class::Llama) => {}
+        _ => return unread("a SentencePiece model that nothing says to be LLaMA's or Mistral's"),
+    }
+    let none = |reason: &str| {
+        let reason = format!(
+            "it is no SentencePiece model ({reason}). Is the file complete? If it is tiktoken's, {}",
+            advice(directory)
+        );
+        GgufError::tokenizer(path, reason)
+    };
+    let model =
+        ModelProto::decode(read(path)?.as_slice()).map_err(|error| none(&error.to_string()))?;
+    // Almost any text is a message of fields that are not known.
+    if model.pieces.is_empty() {
+        return Err(none("it has no tokens"));
+    }
+    // The format's default is 1.
+    let kind = model.trainer.as_ref().and_then(|spec| spec.model_type);
+    if kind.unwrap_or(1) != BPE {
+        return unread("a SentencePiece model of another kind than BPE (unigram, as a rule)");
+    }
+    let normalizer = model.normalizer.as_ref();
+    let charsmap = normalizer.and_then(|spec| spec.charsmap.as_ref());
+    if charsmap.is_some_and(|map| !map.is_empty()) {
+        return unread("a SentencePiece model that rewrites characters (`precompiled_charsmap`)");
+    }
+    Ok(model)
+}
+
+/// Every way in which two tokens make a third, in the order of the third's
+/// number (`generate_merges` of transformers 5).
+fn merges<'a>(tokens: &[&'a str], vocabulary: &HashMap<&str, usize>) -> Vec<[&'a str; 2]> {
+    let mut all = Vec::new();
+    for token in tokens {
+        let mut own = Vec::new();
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(l), Some(r)) = (vocabulary.get(left), vocabulary.get(right)) {
+                let lengths = [left, right].map(|part| part.chars().count());
+                own.push((lengths, (l, r), [left, right]));
+            }
+        }
+        own.sort_unstable_by_key(|&(lengths, ids, _)| (lengths, ids));
+        all.extend(own.into_iter().map(|(_, _, pair)| pair));
+    }
+    all
+}
+
+/// The special and added tokens, wherever they are named.
+struct Special {
+    /// With what other files name.
+    config: Map<String, Value>,
+    ids: HashMap<String, usize>,
+    /// By number.
+    added: BTreeMap<usize, Value>,
+}
+
+impl Special {
+    fn new(
+        directory: &Path,
+        class: Class,
+        mut config: Map<String, Value>,
+        ids: HashMap<String, usize>,
+    ) -> Result<Self, GgufError> {
+        for (key, value) in object(&directory.join("special_tokens_map.json"))? {
+            config.entry(key).or_insert(value);
+        }
+        for (key, token) in class.defaults() {
+            if ids.contains_key(*token) && !config.contains_key(*key) {
+                config.insert((*key).to_owned(), json!(token));
+            }
+        }
+        let mut special = Self {
+            config,
+            ids,
+            added: BTreeMap::new(),
+        };
+        special.add_declared(directory)?;
+        special.add_named();
+        Ok(special)
+    }
+
+    /// Those with numbers: `added_tokens_decoder`, else `added_tokens.json`.
+    fn add_declared(&mut self, directory: &Path) -> Result<(), GgufError> {
+        let path = directory.join(CONFIG);
+        if let Some(declared) = self
+            .config
+            .get("added_tokens_decoder")
+            .and_then(Value::as_object)
+        {
+            let mut all = Vec::new();
+            for (id, token) in declared {
+                let parsed = id.parse::<u32>().ok();
+                let content = token.get("content").and_then(Value::as_str);
+                let (Some(id), Some(content)) = (parsed, content) else {
+                    let reason = format!(
+                        "`added_tokens_decoder` has {id:?}: {token}, which is no numbered token"
+                    );
+                    return Err(GgufError::tokenizer(&path, reason));
+                };
+                all.push((id as usize, content.to_owned(), token.clone()));
+            }
+            for (id, content, token) in all {
+                self.add(id, &content, &token);
+            }
+            return Ok(());
+        }
+        let path = directory.join("added_tokens.json");
+        let named = self.named();
+        for (content, id) in object(&path)? {
+            let Some(id) = id.as_u64().filter(|_| is_id(&id)) else {
+                let reason =
+                    format!("its token {content:?} has the number {id}, which is none of a token");
+                return Err(GgufError::tokenizer(&path, reason));
+            };
+            let special = named.iter().any(|(token, _)| *token == content);
+            self.add(
+                id as usize,
+                &content,
+                &json!({"special": special, "normalized": !special}),
+            );
+        }
+        Ok(())
+    }
+
+    /// The tokens that keys such as `eos_token` name, with what the file says of
+    /// them.
+    fn named(&self) -> Vec<(String, Value)> {
+        let mut all = Vec::new();
+        let mut take = |value: &Value| {
+            let content = value.as_str().or_else(|| value.get("content")?.as_str());
+            if let Some(content) = content.filter(|content| !content.is_empty()) {
+                all.push((content.to_owned(), value.clone()));
+            }
+        };
+        for key in [
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "sep_token",
+            "pad_token",
+            "cls_token",
+            "mask_token",
+        ] {
+            self.config.get(key).into_iter().for_each(&mut take);
+        }
+        for key in ["additional_special_tokens", "extra_special_tokens"] {
+            let list = self.config.get(key).and_then(Value::as_array);
+            list.into_iter().flatten().for_each(&mut take);
+        }
+        all
+    }
+
+    /// Special tokens have the number of their spelling, or the next one.
+    fn add_named(&mut self) {
+        for (content, value) in self.named() {
+            if self
+                .added
+                .values()
+                .any(|token| token["content"] == content.as_str())
+            {
+                continue;
+            }
+            let next = || {
+                let most = self.ids.values().chain(self.added.keys()).max();
+                most.map_or(0, |most| most + 1)
+            };
+            let id = self.ids.get(&content).copied().unwrap_or_else(next);
+            let mut token = value.as_object().cloned().unwrap_or_default();
+            token.insert("special".to_owned(), json!(true));
+            token.entry("normalized").or_insert(json!(false));
+            self.add(id, &content, &Value::Object(token));
+        }
+    }
+
+    /// A token that the vocabulary's own file marks.
+    fn add_own(&mut self, id: usize, content: &str, control: bool) {
+        if !self.added.contains_key(&id) {
+            self.add(
+                id,
+                content,
+                &json!({"special": control, "normalized": false}),
+            );
+        }
+    }
+
+    fn add(&mut self, id: usize, content: &str, token: &Value) {
+        let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let token = json!({
+            "id": id,
+            "content": content,
+            "single_word": flag("single_word"),
+            "lstrip": flag("lstrip"),
+            "rstrip": flag("rstrip"),
+            "normalized": flag("normalized"),
+            "special": flag("special"),
+        });
+        self.ids.insert(content.to_owned(), id);
+        self.added.insert(id, token);
+    }
+
+    fn added(&self) -> Vec<Value> {
+        self.added.values().cloned().collect()
+    }
+
+    /// What every document gets before and behind it, as `add_bos_token` and
+    /// `add_eos_token` say.
+    fn template(&mut self, bos_by_default: bool) -> Value {
+        let flag = |key: &str, default: bool| {
+            self.config
+                .get(key)
+                .and_then(Value::as_bool)
+                .unwrap_or(default)
+        };
+        let (bos, eos) = (
+            flag("add_bos_token", bos_by_default),
+            flag("add_eos_token", false),
+        );
+        let token = |key: &str| {
+            let value = self.config.get(key)?;
+            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            Some((token.to_owned(), *self.ids.get(token)?))
+        };
+        let before = bos.then(|| token("bos_token")).flatten();
+        let after = eos.then(|| token("eos_token")).flatten();
+        if before.is_none() && after.is_none() {
+            return Value::Null;
+        }
+        let special = |(token, _): &(String, usize), kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
+        let sequence = |name: &str, kind: u8| {
+            let before = before.iter().map(|token| special(token, kind));
+            let text = json!({"Sequence": {"id": name, "type_id": kind}});
+            let after = after.iter().map(|token| special(token, kind));
+            before.chain([text]).chain(after).collect::<Vec<_>>()
+        };
+        let tokens: Map<String, Value> = before
+            .iter()
+            .chain(&after)
+            .map(|(token, id)| {
+                (
+                    token.clone(),
+                    json!({"id": token, "ids": [id], "tokens": [token]}),
+                )
+            })
+            .collect();
+        let pair = [sequence("A", 0), sequence("B", 1)].concat();
+        json!({
+            "type": "TemplateProcessing",
+            "single": sequence("A", 0),
+            "pair": pair,
+            "special_tokens": tokens,
+        })
+    }
+}
+
+fn is_id(value: &Value) -> bool {
+    value.as_u64().is_some_and(|id| id < u64::from(u32::MAX))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, GgufError> {
+    read_bounded(path, MOST).map_err(|source| GgufError::io("reading", path, source))
+}
+
+/// A JSON object, empty if there is no such file.
+fn object(path: &Path) -> Result<Map<String, Value>, GgufError> {
+    match read_bounded(path, MOST) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| GgufError::tokenizer(path, error.to_string())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Map::new()),
+        Err(source) => Err(GgufError::io("reading", path, source)),
+    }
+}
