@@ -373,15 +373,15 @@ fn dense_weights_that_are_said_to_be_packed_are_refused() {
     for fixture in ["bnb-nf4", "mlx-8", "gptq", "awq"] {
         let words = ["config.json", "quantization_config", "none is", "remove"];
         assert_refused(fixture, &words, |tensors, _| {
-            let dense = changed_to_dense(tensors.keys().cloned().collect());
+            let dense = changed_to_dense(tensors.keys());
             *tensors = dense;
         });
     }
 }
 
 /// A weight in f32 for each layer of these tensors.
-fn changed_to_dense(names: Vec<String>) -> Tensors {
-    let layers = names.iter().map(|name| {
+fn changed_to_dense<'a>(names: impl Iterator<Item = &'a String>) -> Tensors {
+    let layers = names.map(|name| {
         let end = name.find(".weight").or_else(|| name.rfind('.'));
         format!("{}.weight", &name[..end.unwrap()])
     });
@@ -406,7 +406,7 @@ fn weights_in_8_bits_that_nothing_describes_are_named_by_their_format() {
                 .as_object_mut()
                 .unwrap()
                 .remove("quantization_config");
-            *tensors = changed_to_dense(vec![format!("{DOWN}.weight")]);
+            *tensors = changed_to_dense([format!("{DOWN}.weight")].iter());
             let (stored, _, bytes) = tensors.values_mut().next().unwrap();
             *stored = dtype;
             bytes.truncate(1);
