@@ -30,7 +30,8 @@ use crate::{
     devices, inspect_data,
     mistaken::adapter_in,
     models::{
-        attached, base_of, data_files, locate, locate_data, packing_of, tokenizer, tokenizer_beside,
+        attached, base_of, data_files, load_base, locate, locate_data, packing_of, tokenizer,
+        tokenizer_beside,
     },
     progress::{Display, finished},
     signals::{interrupted, interrupter},
@@ -327,7 +328,7 @@ impl Opening {
 
     /// Reads the weights.
     pub(crate) fn load(self) -> Result<Loaded> {
-        let (llama, _) = olora_model::load_as(&self.base, self.dtype, self.packing, &self.device)?;
+        let (llama, _) = load_base(&self.base, self.dtype, self.packing, &self.device)?;
         let llama = match self.adapter {
             None => llama,
             Some(adapter) => attached(adapter, llama)?,

@@ -14,7 +14,7 @@ use crate::{
     args::{Combine, ConvertArgs, Form},
     commands::read_adapter,
     devices,
-    models::{Base, announce, attached, base_of, packing_of},
+    models::{Base, announce, attached, base_of, load_base, packing_of},
     terminal::say,
 };
 
@@ -235,7 +235,7 @@ fn loaded(
 ) -> Result<Llama> {
     let device = devices::open(&args.device, kernels)?.device;
     let packing = packing_of(args.quantize, Some(adapter))?;
-    let (llama, _) = olora_model::load_as(base, Dtype::F32, packing, &device)?;
+    let (llama, _) = load_base(base, Dtype::F32, packing, &device)?;
     Ok(llama)
 }
 

@@ -3,12 +3,14 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use olora_adapter::{Kind, PeftAdapter};
+use olora_adapter::{Kind, PeftAdapter, packed_weights};
 use olora_data::{Corpus, DataOptions, Padding, Schedule, TokenCache, load_files, loader};
 use olora_devices::{KernelOptions, Opened};
 use olora_files::clear_leftovers;
 use olora_gguf::{GgufFile, GgufType};
-use olora_model::{Companions, Dtype, Llama, ModelConfig, ModelError, SaveOptions};
+use olora_model::{
+    Companions, Dtype, Llama, ModelConfig, ModelError, Packing, SaveOptions, packed_matrices,
+};
 use olora_runs::check_samples;
 use olora_training::CrossEntropy;
 
@@ -18,7 +20,7 @@ use crate::{
     commands::read_adapter,
     devices,
     inspect::tensor_types,
-    models::{attached, base_of, data_files, packing_of, tokenizer, tokenizer_beside},
+    models::{attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside},
     terminal::say,
 };
 
@@ -62,7 +64,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let mut before = None;
     let written = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
-        let (llama, config) = olora_model::load_as(&base, Dtype::F32, packing, &device)?;
+        let (llama, config) = load_base(&base, Dtype::F32, packing, &device)?;
         let config = config.adapted(&adapter)?;
         // Now, as the weights are: the base may be gone when the result is written.
         let companions = if to_file {
@@ -77,6 +79,9 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             .map(|sample| sample.loss(&adapted))
             .transpose()?;
         if to_file {
+            if let Some(MergedFormat::Gguf(GgufType::AsPacked)) = args.dtype {
+                say_what_became_dense(&adapted, &config, &base)?;
+            }
             write_file(&adapted, &config, args, &base, beside.as_deref())
         } else {
             write_directory(&adapted, &config, args, &companions)
@@ -155,6 +160,29 @@ impl Sample {
         let evaluation = olora_training::evaluate(&CrossEntropy, llama, batches.iter())?;
         Ok(evaluation.loss)
     }
+}
+
+/// Which matrices have no blocks any more that the base has in blocks.
+fn say_what_became_dense(adapted: &Llama, config: &ModelConfig, base: &Path) -> Result<()> {
+    let packed = packed_weights(adapted);
+    let of_base = packed_matrices(base, config, Packing::Stored)?;
+    let dense: Vec<&str> = of_base
+        .keys()
+        .filter_map(|name| name.strip_suffix(".weight"))
+        .filter(|layer| !packed.contains_key(*layer))
+        .collect();
+    if let Some(first) = dense.first() {
+        say(&format!(
+            "note: {} that the base has in blocks came with the adapter or trained whole, and is written in {} (`{first}`{})",
+            match dense.len() {
+                1 => "a matrix".to_owned(),
+                n => format!("{n} matrices"),
+            },
+            config.stored_dtype().unwrap_or(Dtype::F32).name(),
+            if dense.len() > 1 { " and others" } else { "" }
+        ));
+    }
+    Ok(())
 }
 
 /// An adapter on a tied embedding changes what goes in and not what comes out;

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use olora_adapter::PeftAdapter;
+use olora_adapter::{Kind, Parameter, PeftAdapter, params};
 use olora_data::{Tokenizer, find};
 use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
-use olora_model::{Llama, ModelConfig, Packing};
+use olora_model::{Dtype, Llama, ModelConfig, Packing};
 use olora_runs::{Located, Recipe};
 
 use crate::{
@@ -183,6 +184,44 @@ pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) 
             Ok(packing)
         }
     }
+}
+
+/// The base, packed as it is asked for. What was to be packed and cannot be is
+/// told; if that is all of it, there is an error.
+pub(crate) fn load_base(
+    path: &Path,
+    dtype: Dtype,
+    packing: Packing,
+    device: &Device,
+) -> Result<(Llama, ModelConfig)> {
+    let (llama, config) = olora_model::load_as(path, dtype, packing, device)?;
+    if let Packing::As(quantize) = packing {
+        let all = params(&llama);
+        let is_linear = |param: &&Parameter| {
+            let place = param.place();
+            place.kind == Some(Kind::Linear)
+                && place.name() == "weight"
+                && param.layer() != "lm_head"
+        };
+        let linear = || all.iter().filter(is_linear);
+        let n = linear().count();
+        let n_dense = linear().filter(|param| param.packed().is_none()).count();
+        if n_dense == n {
+            bail!(
+                "--quantize {quantize}: none of the {n} linear layers of {} would be packed: no row divides into \
+                 blocks of {} values; choose a format with smaller blocks, such as q8_0 or q4_0",
+                path.display(),
+                quantize.format().block_values()
+            );
+        }
+        if n_dense > 0 {
+            say(&format!(
+                "note: {n_dense} of {n} linear layers stay dense, as their rows do not divide into blocks of \
+                 {quantize}"
+            ));
+        }
+    }
+    Ok((llama, config))
 }
 
 /// The model with the adapter on it.

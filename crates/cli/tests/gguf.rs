@@ -151,6 +151,33 @@ fn a_packed_file_trains_and_is_merged_into_its_own_blocks() {
     );
     assert!(text.contains("q9") && text.contains("nf4"), "{text}");
 
+    // What cannot be packed is told.
+    let nf4 = olora(&[
+        "evaluate",
+        "--data",
+        DATA,
+        "--model",
+        &file,
+        "--quantize",
+        "nf4",
+    ]);
+    assert!(
+        stderr(&nf4).contains("of 28 linear layers stay dense"),
+        "{}",
+        stderr(&nf4)
+    );
+    let of_256 = olora(&[
+        "evaluate",
+        "--data",
+        DATA,
+        "--model",
+        &file,
+        "--quantize",
+        "q4_k",
+    ]);
+    let text = refused(&of_256, 1);
+    assert!(text.contains("none of the 28 linear layers"), "{text}");
+
     let setting = format!("model.path=\"{file}\"");
     let output = train(&out, &[&setting, "name=\"again\""]);
     assert!(output.status.success(), "{}", stderr(&output));

@@ -415,3 +415,14 @@ fn weights_in_8_bits_that_nothing_describes_are_named_by_their_format() {
         });
     }
 }
+
+#[test]
+fn tensors_of_gptq_and_awq_need_the_name_of_their_maker() {
+    for fixture in ["gptq", "awq"] {
+        let words = ["config.json", "quant_method", "qweight"];
+        assert_refused(fixture, &words, |_, config| {
+            let section = config["quantization_config"].as_object_mut().unwrap();
+            section.remove("quant_method");
+        });
+    }
+}

@@ -69,7 +69,10 @@ impl Matrices {
             Some(Quantization::Nf4 { storage }) => {
                 bitsandbytes::find(shards, *storage, &mut found)?;
             }
-            Some(Quantization::Mlx(settings)) => mlx::find(shards, settings, &mut found)?,
+            Some(Quantization::Mlx(settings)) => {
+                refuse_unnamed(shards, config)?;
+                mlx::find(shards, settings, &mut found)?;
+            }
             Some(Quantization::Gptq { .. } | Quantization::Awq { .. }) => {
                 if let Some(quantization) = quantization {
                     transposed::find(shards, quantization, &mut found)?;
@@ -157,6 +160,25 @@ impl Matrices {
     }
 }
 
+/// Refuses GPTQ's and AWQ's tensors where the configuration does not say which of
+/// the two they are, which is then taken for MLX's.
+fn refuse_unnamed(shards: &Shards, config: &Path) -> Result<(), ModelError> {
+    match shards.names().find(|name| name.ends_with(".qweight")) {
+        None => Ok(()),
+        Some(name) => {
+            let reason = format!(
+                "its `quantization_config` has no `quant_method`, and `{name}` is GPTQ's or AWQ's, which differ: copy \
+                 the configuration that belongs to the weights"
+            );
+            Err(ModelError::malformed(
+                config,
+                "model configuration",
+                &reason,
+            ))
+        }
+    }
+}
+
 /// Refuses packed tensors of which the configuration says nothing.
 fn refuse_unsaid(shards: &Shards, config: &Path) -> Result<(), ModelError> {
     let packed = |name: &&str| {
@@ -164,9 +186,9 @@ fn refuse_unsaid(shards: &Shards, config: &Path) -> Result<(), ModelError> {
             || [".qweight", ".SCB", ".weight_packed"]
                 .iter()
                 .any(|end| name.ends_with(end))
-            || name.strip_suffix(".weight").is_some_and(|layer| {
-                let dtype = shards.raw(name).map(|raw| raw.dtype);
-                dtype == Some(Dtype::U32) && shards.raw(&format!("{layer}.scales")).is_some()
+            || name.strip_suffix(".scales").is_some_and(|layer| {
+                let values = shards.raw(&format!("{layer}.weight"));
+                values.is_some_and(|raw| raw.dtype == Dtype::U32)
             })
     };
     if let Some(name) = shards.names().find(packed) {

@@ -101,7 +101,7 @@ impl Layout {
         if inputs == 0 || !inputs.is_multiple_of(self.group) || !outputs.is_multiple_of(WORD) {
             let reason = format!(
                 "`{}` has {inputs} inputs and {outputs} outputs, which do not divide into groups of {} and words of \
-                 {WORD}",
+                 {WORD}. Of GPTQ and AWQ, `quant_method` may name the wrong one",
                 parts.values, self.group
             );
             return Err(parts.malformed(&reason));
