@@ -15,6 +15,17 @@ pub enum ModelError {
         "no matrix of the base is in blocks of GGUF files, so that there is no format to keep: choose one, such as q8_0 or bf16"
     )]
     NotInBlocks,
+    /// A device does not unpack packed weights as the CPU does.
+    #[error(
+        "the device does not unpack weights in {format}: {found}. Packed weights would give wrong numbers on it: unpack \
+         them (`model.quantize = \"none\"`, `--quantize none`), or take another device; `olora doctor` examines it"
+    )]
+    NotUnpacked {
+        /// The format.
+        format: String,
+        /// What came instead.
+        found: String,
+    },
     /// A file could not be read or written.
     #[error("{action} {path}: {source}")]
     Io {

@@ -97,6 +97,15 @@ impl From<PackedTensor> for Weight {
     }
 }
 
+/// Whether rows are equal up to the last bits of their largest value.
+fn is_same_row(found: &[f32], right: &[f32]) -> bool {
+    let largest = right
+        .iter()
+        .fold(0.0_f32, |most, value| most.max(value.abs()));
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * largest;
+    found.len() == right.len() && found.iter().zip(right).all(near)
+}
+
 /// Whether the device computes in the host's memory, with kernels for packed
 /// weights.
 fn is_host(device: &Device) -> bool {
@@ -171,6 +180,22 @@ impl PackedTensor {
         to_dtype(dense, dtype).transpose()
     }
 
+    /// Whether a device unpacks the first row as the CPU does, up to the last bits:
+    /// one without the integer operations for it, or with wrong ones, does not.
+    ///
+    /// # Errors
+    ///
+    /// What the device says if the row cannot be read back.
+    pub fn is_unpacked_by(&self, device: &Device) -> Result<bool, String> {
+        let width = self.packed().shape()[1];
+        let ids = Tensor::<2, Int>::zeros([1, 1], device);
+        let found = self.embedding(ids, DType::F32).try_into_data();
+        let found: Vec<f32> = found.map_err(|error| error.to_string())?.iter().collect();
+        let mut row = vec![0.0; width];
+        unpack(self.packed(), 0..1, 0..width, &mut row);
+        Ok(is_same_row(&found, &row))
+    }
+
     /// Rows of the matrix, one for each id: what an embedding gives. Only these
     /// are unpacked, each once.
     ///
@@ -221,5 +246,26 @@ impl PackedTensor {
         }
         let data = TensorData::new(values, [batch, seq, width]);
         to_dtype(Tensor::from_data(data, (&device, DType::F32)), dtype)
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::formats::made;
+
+    #[test]
+    fn a_row_that_is_unpacked_wrongly_is_found() {
+        let right = [0.5, -2.0, 0.0];
+        assert!(is_same_row(&[0.5, -2.000_000_2, 0.0], &right));
+        for wrong in [&[0.5, -2.0, 0.1][..], &[0.5, f32::NAN, 0.0], &[0.5, -2.0]] {
+            assert!(!is_same_row(wrong, &right), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_unpacks_as_it_does() {
+        let packed = PackedTensor::new(made(olora_packed::BlockFormat::Q4K, [3, 512]));
+        assert_eq!(packed.is_unpacked_by(&Device::flex()), Ok(true));
     }
 }

@@ -72,10 +72,36 @@ pub fn load_as(
         error: None,
     };
     let model = map_params(model, &mut loader);
-    match loader.error {
-        Some(error) => Err(error),
-        None => Ok((put_on(model, loader.packed), config)),
+    if let Some(error) = loader.error {
+        return Err(error);
     }
+    refuse_wrong_device(&loader.packed, device)?;
+    Ok((put_on(model, loader.packed), config))
+}
+
+/// Refuses a device that does not unpack as the CPU does, by a row of each format:
+/// before anything is computed with wrong weights.
+fn refuse_wrong_device(
+    packed: &BTreeMap<String, PackedBase>,
+    device: &Device,
+) -> Result<(), ModelError> {
+    let mut seen = BTreeSet::new();
+    for base in packed.values() {
+        let format = base.tensor.packed().format().to_string();
+        if seen.contains(&format) {
+            continue;
+        }
+        let found = match base.tensor.is_unpacked_by(device) {
+            Ok(true) => None,
+            Ok(false) => Some("other values come out than on the CPU".to_owned()),
+            Err(error) => Some(error),
+        };
+        if let Some(found) = found {
+            return Err(ModelError::NotUnpacked { format, found });
+        }
+        seen.insert(format);
+    }
+    Ok(())
 }
 
 /// A matrix of a base that is packed.
