@@ -124,59 +124,29 @@ fn a_packed_file_trains_and_is_merged_into_its_own_blocks() {
     assert!(before != after && (before - after).abs() < 0.05, "{said}");
 
     let file = path("small.gguf");
-    let loss = |arguments: &[&str]| {
-        let evaluate = ["evaluate", "--data", DATA, "--json"];
-        let output = olora(&[&evaluate, arguments].concat());
+    let evaluate = |quantize: &str| {
+        let evaluate = ["evaluate", "--json", "--data", DATA, "--model", &file];
+        olora(&[&evaluate[..], &["--quantize", quantize]].concat())
+    };
+    let loss = |quantize: &str| {
+        let output = evaluate(quantize);
         let json: Value = serde_json::from_str(&stdout(&output))
             .unwrap_or_else(|_| panic!("{}", stderr(&output)));
         json["loss"].as_f64().unwrap()
     };
-    let packed = loss(&["--model", &file]);
+    let packed = loss("stored");
     assert!((packed - after).abs() < 1e-4, "{packed} {after}");
-    let unpacked = loss(&["--model", &file, "--quantize", "none"]);
+    let unpacked = loss("none");
     assert!((packed - unpacked).abs() < 1e-5, "{packed} {unpacked}");
-    let coarser = loss(&["--model", &file, "--quantize", "nf4"]);
+    let coarser = loss("nf4");
     assert!((packed - coarser).abs() > 1e-4, "{packed} {coarser}");
-    let text = refused(
-        &olora(&[
-            "evaluate",
-            "--data",
-            DATA,
-            "--model",
-            &file,
-            "--quantize",
-            "q9",
-        ]),
-        2,
-    );
-    assert!(text.contains("q9") && text.contains("nf4"), "{text}");
-
     // What cannot be packed is told.
-    let nf4 = olora(&[
-        "evaluate",
-        "--data",
-        DATA,
-        "--model",
-        &file,
-        "--quantize",
-        "nf4",
-    ]);
-    assert!(
-        stderr(&nf4).contains("of 28 linear layers stay dense"),
-        "{}",
-        stderr(&nf4)
-    );
-    let of_256 = olora(&[
-        "evaluate",
-        "--data",
-        DATA,
-        "--model",
-        &file,
-        "--quantize",
-        "q4_k",
-    ]);
-    let text = refused(&of_256, 1);
+    let said = stderr(&evaluate("nf4"));
+    assert!(said.contains("of 28 linear layers stay dense"), "{said}");
+    let text = refused(&evaluate("q4_k"), 1);
     assert!(text.contains("none of the 28 linear layers"), "{text}");
+    let text = refused(&evaluate("q9"), 2);
+    assert!(text.contains("q9") && text.contains("nf4"), "{text}");
 
     let setting = format!("model.path=\"{file}\"");
     let output = train(&out, &[&setting, "name=\"again\""]);
