@@ -3,10 +3,10 @@
 
 use std::{path::Path, process::Command, time::Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use burn::tensor::{Device, Tensor};
 use olora_adapter::{AdapterConfig, LowRank, Method, attach, linear_layers};
-use olora_model::{Dtype, Llama, load};
+use olora_model::{Dtype, FeedForward, Llama, Projections, load};
 use serde_json::{Map, Value, json};
 
 use crate::paths::last_line;
@@ -101,11 +101,16 @@ fn lost_by_randomness(llama: &Llama) -> anyhow::Result<f64> {
             .layers
             .first()
             .context("a model without blocks")?;
+        let (Projections::Apart(attention), FeedForward::One(mlp)) =
+            (&block.self_attn.projections, &block.mlp)
+        else {
+            bail!("a model with fused projections or experts");
+        };
         let layers = [
-            &block.self_attn.q_proj,
+            &attention.q_proj,
             &block.self_attn.o_proj,
-            &block.mlp.up_proj,
-            &block.mlp.down_proj,
+            &mlp.up_proj,
+            &mlp.down_proj,
         ];
         layers
             .into_iter()

@@ -43,7 +43,7 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
     let llama = config.init(&Device::default());
     let n_params = llama.num_params();
     let windows: Vec<_> = config.sliding_windows.iter().flatten().collect();
-    let rotary = !config.learned_positions;
+    let rope = config.ropes.first();
     let mut facts = json!({
         "family": config.family.model_type(),
         "parameters": n_params,
@@ -54,8 +54,8 @@ fn model(args: &InspectArgs) -> Result<ExitCode> {
         "heads": config.num_attention_heads,
         "key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "rope_theta": rotary.then_some(config.rope_theta),
-        "rope_scaling": rotary.then(|| format!("{:?}", config.rope_scaling)),
+        "rope_theta": rope.map(|rope| rope.theta),
+        "rope_scaling": rope.map(|rope| format!("{:?}", rope.scaling)),
         "sliding_window": windows.first(),
         "tied_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,

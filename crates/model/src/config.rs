@@ -11,30 +11,45 @@ mod quantization;
 pub(crate) use keys::Keys;
 pub(crate) use quantization::{Groups, Mlx, Quantization};
 
-use crate::{Activation, Dtype, Family, ModelError, NormKind};
+use crate::{Activation, Dtype, Family, ModelError, NormKind, Rope};
 
-/// What rescales the rotary frequencies beyond the trained context.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// `rope_type: "default"`.
+/// Where norms stand around attention and the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormOrder {
+    /// Before each: `x + f(norm(x))`.
+    Before,
+    /// After each: `x + norm(f(x))` (OLMo 2, [arXiv 2501.00656](https://arxiv.org/abs/2501.00656)).
+    After,
+    /// Before and after: `x + norm(f(norm(x)))` (Gemma 2 and 3).
+    Around,
+}
+
+/// What of queries and keys is normed before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Nothing.
     None,
-    /// `rope_type: "linear"`: positions divided by the factor.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// `rope_type: "llama3"`: low frequencies divided by the factor, high ones
-    /// kept, those between interpolated.
-    Llama3 {
-        /// The factor for low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are scaled.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The context length the base was trained with.
-        original_max_position_embeddings: f64,
-    },
+    /// Each head by itself.
+    PerHead,
+    /// All heads together (OLMo 2).
+    Whole,
+}
+
+/// The experts of a mixture ([arXiv 2101.03961](https://arxiv.org/abs/2101.03961),
+/// as `modeling_mixtral.py` has it: each token through the best few, weighted).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How many of them a token goes through.
+    pub per_token: usize,
+    /// Width inside each.
+    pub intermediate_size: usize,
+    /// Whether the weights of a token's experts are scaled to add up to one.
+    pub normalised: bool,
+    /// For each block, whether it has experts; the others have one feed-forward
+    /// network.
+    pub layers: Vec<bool>,
 }
 
 /// A decoder's shape. Fields have the names of LLaMA's `config.json`, where it
@@ -71,24 +86,51 @@ pub struct ModelConfig {
     pub gated: bool,
     /// Biases in the feed-forward network.
     pub mlp_bias: bool,
-    /// Whether embeddings are multiplied by `√hidden_size`.
-    pub scaled_embeddings: bool,
+    /// Where the norms stand.
+    pub norm_order: NormOrder,
+    /// What embedded tokens are multiplied by, if by anything: `√hidden_size`
+    /// (Gemma), `embedding_multiplier` (Granite).
+    pub embedding_scale: Option<f64>,
+    /// What attention and the feed-forward network are multiplied by before they
+    /// are added to the residual stream: `residual_multiplier` (Granite), 1 else.
+    pub residual_scale: f64,
+    /// What logits are multiplied by: `1 / logits_scaling` (Granite), 1 else.
+    pub logit_scale: f64,
+    /// What bends logits `z` to `cap·tanh(z/cap)`: `final_logit_softcapping`
+    /// (Gemma 2).
+    pub logit_cap: Option<f64>,
+    /// What products of queries and keys are multiplied by, if not by
+    /// `1/√head_dim`: `query_pre_attn_scalar^-½` (Gemma 2 and 3),
+    /// `attention_multiplier` (Granite).
+    pub attention_scale: Option<f64>,
+    /// What bends the scores of attention in the same way:
+    /// `attn_logit_softcapping` (Gemma 2).
+    pub attention_cap: Option<f64>,
     /// Whether positions are learned, and none beyond them exist, instead of
     /// rotary.
     pub learned_positions: bool,
-    /// Base of the rotary frequencies; unused where positions are learned, as is
-    /// their scaling.
-    pub rope_theta: f64,
-    /// Scaling of the rotary frequencies.
-    pub rope_scaling: RopeScaling,
+    /// How queries and keys are rotated, in one way or, if blocks differ, in
+    /// several; empty where positions are learned.
+    pub ropes: Vec<Rope>,
+    /// For each block, which of [`ropes`](Self::ropes) it has; `None` if it
+    /// rotates nothing (`SmolLM3`).
+    pub layer_ropes: Vec<Option<usize>>,
+    /// Queries grow with their position `p`, by `1 + β·ln(1 + ⌊p / n⌋)`:
+    /// `(β, n)` (`llama_4_scaling_beta`, Ministral 3).
+    pub query_growth: Option<(f64, f64)>,
     /// Whether `lm_head` is the embedding's transpose.
     pub tie_word_embeddings: bool,
     /// Biases on the query, key and value projections.
     pub qkv_bias: bool,
     /// A bias on the output projection of attention.
     pub o_bias: bool,
-    /// RMS norms on each head's queries and keys.
-    pub qk_norm: bool,
+    /// RMS norms on queries and keys.
+    pub qk_norm: QkNorm,
+    /// Whether queries, keys and values are one projection, `qkv_proj`, and gate
+    /// and up another, `gate_up_proj` (Phi-3).
+    pub fused: bool,
+    /// Experts in the place of the feed-forward networks.
+    pub experts: Option<Experts>,
     /// For each block, how many positions back a token sees, itself included;
     /// `None` is all of them.
     pub sliding_windows: Vec<Option<usize>>,
@@ -142,16 +184,39 @@ impl ModelConfig {
     ///
     /// As [`from_dir`](Self::from_dir).
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
+        let json = text_part(json, path)?;
         let keys = Keys { json: &json, path };
         let family = Family::of(&keys)?;
-        keys.refuse_what_no_family_computes()?;
+        // Matrices that are packed are read, in the ways that are known.
+        Quantization::of(&keys)?;
+        keys.refuse_what_is_not_computed(family.computes)?;
         let config = (family.read)(&keys)?;
         config.refuse_impossible_sizes(&keys)?;
+        let json = config.filled(&json);
+        let keys = Keys { json: &json, path };
         Ok(Self {
             eos_token_ids: keys.token_ids("eos_token_id", config.vocab_size)?,
             json,
             ..config
         })
+    }
+
+    /// The file with the sizes that it left to its family's defaults, which
+    /// other programs may not know.
+    fn filled(&self, json: &Map<String, Value>) -> Map<String, Value> {
+        let mut json = json.clone();
+        for (key, size) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+        ] {
+            // OPT has other keys, and all of its own.
+            if !self.learned_positions && json.get(key).is_none_or(Value::is_null) {
+                json.insert(key.to_owned(), size.into());
+            }
+        }
+        json
     }
 
     /// Refuses what would be too large before anything is made of it, each size
@@ -193,12 +258,24 @@ impl ModelConfig {
         let queries = wide(self.num_attention_heads) * head_dim;
         let keys = wide(self.num_key_value_heads) * head_dim;
         let feed_forward = wide(self.intermediate_size) * if self.gated { 3 } else { 2 };
-        let block = (2 * queries + 2 * keys + feed_forward).saturating_mul(hidden);
+        let attention = 2 * queries + 2 * keys;
         let positions = self.position_limit().map_or(0, wide);
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
         let outside = (wide(self.vocab_size) * heads + positions) * hidden;
-        block
-            .saturating_mul(wide(self.num_hidden_layers))
+        let n_layers = wide(self.num_hidden_layers);
+        let (mixed, width) = match &self.experts {
+            None => (0, 0),
+            Some(experts) => {
+                let mixed = experts.layers.iter().filter(|mixed| **mixed).count();
+                let all = wide(experts.count) * (3 * wide(experts.intermediate_size) + 1);
+                (wide(mixed), all)
+            }
+        };
+        let plain = n_layers - mixed;
+        (attention * n_layers)
+            .saturating_add(feed_forward.saturating_mul(plain))
+            .saturating_add(width.saturating_mul(mixed))
+            .saturating_mul(hidden)
             .saturating_add(outside)
     }
 }
@@ -220,6 +297,10 @@ impl ModelConfig {
             num_attention_heads: 1,
             num_key_value_heads: 1,
             max_position_embeddings: 1,
+            experts: self.experts.clone().map(|experts| Experts {
+                intermediate_size: 1,
+                ..experts
+            }),
             ..self.clone()
         }
     }
@@ -258,4 +339,44 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError>
         read_bounded(path, MOST_BYTES).map_err(|source| ModelError::io("reading", path, source))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| ModelError::malformed(path, "JSON configuration", &error))
+}
+
+/// The decoder's own part of a configuration: that of a model of pictures and
+/// text has it in `text_config`. What a whole has beside it and a decoder needs
+/// is taken along.
+fn text_part(json: Map<String, Value>, path: &Path) -> Result<Map<String, Value>, ModelError> {
+    let keys = Keys { json: &json, path };
+    let kind = keys.text("model_type")?;
+    let Some(whole) = crate::families::with_pictures(kind.as_deref()) else {
+        return Ok(json);
+    };
+    let Some(Value::Object(text)) = keys.get("text_config") else {
+        return Err(keys.malformed(&format!(
+            "`model_type: {}` has its text model in `text_config`, which is missing",
+            whole.model_type
+        )));
+    };
+    let mut text = text.clone();
+    text.entry("model_type")
+        .or_insert_with(|| whole.text_model_type.into());
+    for key in [
+        "dtype",
+        "torch_dtype",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+    ] {
+        if let Some(value) = json.get(key).filter(|value| !value.is_null()) {
+            text.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    for key in ["tie_word_embeddings", "quantization_config", "quantization"] {
+        // The whole decides these.
+        if let Some(value) = json.get(key) {
+            text.insert(key.to_owned(), value.clone());
+        }
+    }
+    let architecture = Value::from(vec![whole.text_class]);
+    text.insert("architectures".to_owned(), architecture);
+    Ok(text)
 }

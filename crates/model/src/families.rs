@@ -25,12 +25,22 @@ use std::fmt;
 use crate::{ModelConfig, ModelError, config::Keys, naming::Naming};
 
 mod gemma;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
+mod ministral3;
 mod mistral;
+mod mixtral;
+mod olmo2;
+mod olmo3;
 mod opt;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod shared;
+mod smollm3;
 #[cfg(test)]
 mod toy;
 
@@ -38,9 +48,19 @@ mod toy;
 static FAMILIES: &[&Family] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &ministral3::MINISTRAL3,
+    &mixtral::MIXTRAL,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
     &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &phi3::PHI3,
+    &smollm3::SMOLLM3,
+    &granite::GRANITE,
+    &olmo2::OLMO2,
+    &olmo3::OLMO3,
     &opt::OPT,
     #[cfg(test)]
     &toy::TOY,
@@ -52,6 +72,9 @@ pub struct Family {
     model_type: &'static str,
     /// What the checkpoints call the decoder's parts.
     pub(crate) naming: Naming,
+    /// Keys that change the computation of some families only, of which this one
+    /// is; the others refuse them.
+    pub(crate) computes: &'static [&'static str],
     /// Reads what is this family's own. What all have in common, `ModelConfig`
     /// adds.
     pub(crate) read: fn(&Keys<'_>) -> Result<ModelConfig, ModelError>,
@@ -73,6 +96,35 @@ impl Family {
                 keys.unsupported(format!("`model_type: {wanted}`"), model_types())
             })
     }
+}
+
+/// A kind of model with a part for pictures beside its text model, which is one
+/// of the families.
+pub(crate) struct WithPictures {
+    pub(crate) model_type: &'static str,
+    /// What the text model is if it does not say so itself.
+    pub(crate) text_model_type: &'static str,
+    /// The class of the text model alone.
+    pub(crate) text_class: &'static str,
+}
+
+/// The kinds whose text model is read.
+static WITH_PICTURES: [WithPictures; 2] = [
+    WithPictures {
+        model_type: "gemma3",
+        text_model_type: "gemma3_text",
+        text_class: "Gemma3ForCausalLM",
+    },
+    WithPictures {
+        model_type: "mistral3",
+        text_model_type: "mistral",
+        text_class: "MistralForCausalLM",
+    },
+];
+
+pub(crate) fn with_pictures(model_type: Option<&str>) -> Option<&'static WithPictures> {
+    let mut all = WITH_PICTURES.iter();
+    all.find(|whole| Some(whole.model_type) == model_type)
 }
 
 impl fmt::Debug for Family {
@@ -178,7 +230,7 @@ mod tests {
         let message = error("model_type", json!("toy2")).to_string();
         assert!(message.contains("`model_type: toy2`"), "{message}");
         assert!(
-            message.contains("llama, mistral, qwen2, qwen3, gemma, opt and toy"),
+            message.contains("llama, mistral, ministral3,") && message.contains("opt and toy"),
             "{message}"
         );
         assert!(

@@ -34,11 +34,13 @@
 
 mod activation;
 mod adapt;
+mod attention;
 mod cache;
 mod checkpoint;
 mod config;
 mod error;
 mod families;
+mod feed_forward;
 mod finite;
 mod generate;
 pub mod llama;
@@ -49,14 +51,16 @@ mod rope;
 
 pub use activation::Activation;
 pub use adapt::adapted_vocabulary;
+pub use attention::{Apart, Attention, Fused, Projections};
 pub use cache::KvCache;
 pub use checkpoint::{
     Companions, PackedMatrix, SaveOptions, config_bytes, load, load_as, packed_matrices,
     sample_weights, save, save_gguf, save_gguf_with, weight_files, weights_fingerprint,
 };
-pub use config::{ModelConfig, RopeScaling};
+pub use config::{Experts, ModelConfig, NormOrder, QkNorm};
 pub use error::ModelError;
 pub use families::Family;
+pub use feed_forward::{Expert, FeedForward, FusedMlp, Mixture, Mlp, Plain};
 pub use finite::{NotFinite, first_not_finite};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};
@@ -64,4 +68,4 @@ pub use naming::Named;
 pub use norm::{Norm, NormKind};
 pub use olora_operations::Dtype;
 pub use quantize::{Packing, Quantize, UnknownQuantize};
-pub use rope::Rotation;
+pub use rope::{Rope, RopeScaling, Rotation};

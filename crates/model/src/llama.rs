@@ -1,9 +1,8 @@
 //! The decoder, top to bottom: model → block → attention → MLP → norm.
 //!
-//! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)),
-//! Mistral, Qwen2, Qwen3, Gemma ([arXiv 2403.08295](https://arxiv.org/abs/2403.08295))
-//! and OPT ([arXiv 2205.01068](https://arxiv.org/abs/2205.01068)), which differ
-//! only in what [`ModelConfig`] says, each as its file in `families/` reads it.
+//! One stack for LLaMA ([arXiv 2302.13971](https://arxiv.org/abs/2302.13971)) and
+//! all families of `families/`, which differ only in what [`ModelConfig`] says,
+//! each as its file there reads it.
 //! It follows the files of `transformers/models/` in their eager form, dtype by
 //! dtype: norms and softmax in f32, everything else in the dtype that the model
 //! computes in, which is the weights' own unless [`Llama::computing_in`] says
@@ -17,7 +16,8 @@
 //!
 //! LLaMA's norm, rotation, attention and gate are `olora-operations`, each with a
 //! backward pass of its own; other norms and activations are compositions of
-//! Burn's. Here is how they are put together.
+//! Burn's. Here is how they are put together; what is inside a block is in
+//! [`Attention`] and [`FeedForward`].
 
 use burn::{
     module::{Initializer, Module},
@@ -25,11 +25,11 @@ use burn::{
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use olora_adapter::{Embed, Project, has_dropout, is_adapted, packed_of, tied_weight, to_dtype};
-use olora_operations::{AttentionMask, Weight, attention, project};
+use olora_operations::{AttentionMask, OutputHead, Weight, project, weight::soft_capped};
 
 use crate::{
-    Activation, Dtype, KvCache, ModelConfig, Named, Norm, NormKind,
-    rope::{Rotation, frequencies, positions_in_documents},
+    Attention, Dtype, FeedForward, KvCache, ModelConfig, Named, Norm, NormOrder, Rope,
+    rope::{Rotation, positions_in_documents},
 };
 
 /// Rows of OPT's table of positions before that of the first position.
@@ -56,60 +56,41 @@ pub struct Decoder {
     pub layers: Vec<Block>,
     /// The norm after the last block.
     pub norm: Norm,
-    /// What embedded tokens are multiplied by (Gemma).
-    embedding_scale: Option<f32>,
+    /// What embedded tokens are multiplied by (Gemma, Granite).
+    embedding_scale: Option<f64>,
+    /// What the hidden states after the final norm are multiplied by, so that
+    /// logits are scaled (Granite); 1 else.
+    logit_scale: f64,
+    /// What bends logits (Gemma 2).
+    logit_cap: Option<f64>,
     #[module(skip)]
-    rope_frequencies: Vec<f32>,
+    ropes: Vec<Rope>,
+    #[module(skip)]
+    query_growth: Option<(f64, f64)>,
     #[module(skip)]
     compute: Option<Dtype>,
 }
 
 /// One decoder block: attention, then MLP, each added to the residual stream.
+///
+/// Norms have the names of LLaMA's checkpoints, which have one before each. What
+/// other families call theirs, [`Named`] knows.
 #[derive(Module, Debug)]
 pub struct Block {
     /// Attention.
     pub self_attn: Attention,
     /// Feed-forward network.
-    pub mlp: Mlp,
-    /// The norm before attention.
-    pub input_layernorm: Norm,
-    /// The norm before the MLP.
-    pub post_attention_layernorm: Norm,
-}
-
-/// Causal self-attention with grouped queries.
-#[derive(Module, Debug)]
-pub struct Attention {
-    /// Queries, `[hidden_size, n_heads · head_dim]`.
-    pub q_proj: Linear,
-    /// Keys, `[hidden_size, kv_heads · head_dim]`.
-    pub k_proj: Linear,
-    /// Values, `[hidden_size, kv_heads · head_dim]`.
-    pub v_proj: Linear,
-    /// Output, `[n_heads · head_dim, hidden_size]`.
-    pub o_proj: Linear,
-    /// Norm over each query head (Qwen3).
-    pub q_norm: Option<Norm>,
-    /// Norm over each key head (Qwen3).
-    pub k_norm: Option<Norm>,
-    n_heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
-}
-
-/// The feed-forward network: `down(act(gate(x)) · up(x))`, or without a gate
-/// `down(act(up(x)))`.
-#[derive(Module, Debug)]
-pub struct Mlp {
-    /// `[hidden_size, intermediate_size]`; `None` without a gate (OPT).
-    pub gate_proj: Option<Linear>,
-    /// `[hidden_size, intermediate_size]`.
-    pub up_proj: Linear,
-    /// `[intermediate_size, hidden_size]`.
-    pub down_proj: Linear,
-    #[module(skip)]
-    activation: Activation,
+    pub mlp: FeedForward,
+    /// The norm before attention; `None` where norms follow only (OLMo 2).
+    pub input_layernorm: Option<Norm>,
+    /// The norm after attention, before its result is added (Gemma 2, OLMo 2).
+    pub attention_output_norm: Option<Norm>,
+    /// The norm before the MLP; `None` where norms follow only.
+    pub post_attention_layernorm: Option<Norm>,
+    /// The norm after the MLP, before its result is added.
+    pub mlp_output_norm: Option<Norm>,
+    /// What both are multiplied by before they are added (Granite); 1 else.
+    residual_scale: f64,
 }
 
 impl Llama {
@@ -127,28 +108,16 @@ impl Llama {
     /// training.
     pub fn has_dropout(&self) -> bool {
         let of_blocks = self.model.layers.iter().flat_map(|layer| {
-            let Attention {
-                q_proj,
-                k_proj,
-                v_proj,
-                o_proj,
-                ..
-            } = &layer.self_attn;
-            let Mlp {
-                gate_proj,
-                up_proj,
-                down_proj,
-                ..
-            } = &layer.mlp;
-            let always = [q_proj, k_proj, v_proj, o_proj, up_proj, down_proj];
-            always.into_iter().chain(gate_proj)
+            let of_attention = layer.self_attn.linear_layers();
+            of_attention.into_iter().chain(layer.mlp.linear_layers())
         });
         let mut linear = of_blocks.chain(&self.lm_head);
         linear.any(|layer| has_dropout(&layer.weight))
             || has_dropout(&self.model.embed_tokens.weight)
     }
 
-    /// Hidden states after the final norm, without a cache: the training path.
+    /// Hidden states as the vocabulary projection takes them, without a cache:
+    /// the training path.
     ///
     /// # Shapes
     ///
@@ -159,6 +128,17 @@ impl Llama {
         self.through_blocks(ids, None)
     }
 
+    /// What the blocks left, as the vocabulary projection takes it: after the
+    /// final norm, scaled where a family scales its logits.
+    ///
+    /// # Shapes
+    ///
+    /// - residual, output: `[batch, seq, hidden_size]`
+    pub fn finished(&self, residual: Tensor<3>) -> Tensor<3> {
+        let hidden = self.model.norm.forward(residual);
+        scaled(hidden, self.model.logit_scale)
+    }
+
     /// Scores over the vocabulary, in the dtype of `hidden`.
     ///
     /// # Shapes
@@ -166,14 +146,15 @@ impl Llama {
     /// - hidden: `[.., hidden_size]`
     /// - output: `[.., vocab_size]`
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(lm_head) => lm_head.project(hidden),
             None => {
                 let weight = tied_weight(&self.model.embed_tokens.weight);
                 let weight = weight.to_dtype(hidden.dtype());
                 project(hidden, weight, None, None)
             }
-        }
+        };
+        soft_capped(logits, self.model.logit_cap)
     }
 
     /// Logits at every position.
@@ -198,8 +179,8 @@ impl Llama {
         self.logits(hidden.narrow(1, seq - 1, 1).reshape([batch, width]))
     }
 
-    /// Hidden states after the final norm, of `ids` that continue what `cache`
-    /// holds; the cache holds them too from then on.
+    /// Hidden states as the vocabulary projection takes them, of `ids` that
+    /// continue what `cache` holds; the cache holds them too from then on.
     ///
     /// # Shapes
     ///
@@ -242,7 +223,7 @@ impl Llama {
         match self.model.embedding_scale {
             Some(scale) => {
                 // Rounded to x's dtype, as transformers' `embed_scale` is.
-                let (scale, on) = (TensorData::from([scale]), (&x.device(), DType::F32));
+                let (scale, on) = (TensorData::from([scale as f32]), (&x.device(), DType::F32));
                 let scale = Tensor::<1>::from_data(scale, on).unsqueeze();
                 let scale = to_dtype(scale, x.dtype());
                 x * scale
@@ -299,13 +280,21 @@ impl Llama {
             let rows: Vec<i32> = positions.iter().map(row).collect();
             Tensor::from_data(TensorData::new(rows, shape), &x.device())
         });
-        let rotation = learned.is_none().then(|| {
-            // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
-            let (frequencies, device) = (&self.model.rope_frequencies, x.device().inner());
-            Rotation::of(frequencies, positions, shape, x.dtype(), &device)
+        // Tables are constants: they live on the plain device, and meet tracked tensors on x's.
+        let device = x.device().inner();
+        let ropes = self.model.ropes.iter();
+        let rotations = ropes.map(|rope| Rotation::of(rope, positions, shape, x.dtype(), &device));
+        let growth = self.model.query_growth.and_then(|(beta, period)| {
+            let of = |at: &usize| (1.0 + beta * (*at as f64 / period).floor().ln_1p()) as f32;
+            let growth: Vec<f32> = positions.iter().map(of).collect();
+            growth.iter().any(|growth| *growth != 1.0).then(|| {
+                let data = TensorData::new(growth, [rows, 1, shape[1], 1]);
+                Tensor::<4>::from_data(data, (&device, DType::F32)).cast(x.dtype())
+            })
         });
         Positions {
-            rotation,
+            rotations: rotations.collect(),
+            growth,
             learned,
             documents,
         }
@@ -317,9 +306,9 @@ impl Llama {
         Some(table.weight.lazy_shape()[0].saturating_sub(POSITION_OFFSET))
     }
 
-    /// The weight of the vocabulary projection, `[hidden_size, vocab_size]`, in
+    /// The vocabulary projection, its weight `[hidden_size, vocab_size]` in
     /// `dtype`; `None` if an adapter is attached to it.
-    pub fn output_weight(&self, dtype: DType) -> Option<Weight> {
+    pub fn output_head(&self, dtype: DType) -> Option<OutputHead> {
         let weight = match &self.lm_head {
             Some(lm_head) if is_adapted(lm_head) => return None,
             Some(lm_head) => match packed_of(&lm_head.weight) {
@@ -329,7 +318,10 @@ impl Llama {
             // An adapter on the embedding is none on the head, tied or not.
             None => tied_weight(&self.model.embed_tokens.weight),
         };
-        Some(weight.to_dtype(dtype))
+        Some(OutputHead {
+            weight: weight.to_dtype(dtype),
+            soft_cap: self.model.logit_cap,
+        })
     }
 
     fn through_blocks(&self, ids: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
@@ -344,15 +336,22 @@ impl Llama {
         if let Some(cache) = cache {
             cache.advance(seq);
         }
-        self.model.norm.forward(x)
+        self.finished(x)
     }
+}
+
+/// `x` times `scale`, or as it is.
+fn scaled(x: Tensor<3>, scale: f64) -> Tensor<3> {
+    if scale == 1.0 { x } else { x.mul_scalar(scale) }
 }
 
 /// Where the tokens of one forward pass stand.
 #[derive(Clone, Debug)]
 pub struct Positions {
-    /// How far queries and keys are rotated; `None` where positions are learned.
-    rotation: Option<Rotation>,
+    /// How far queries and keys are rotated, in each of the model's ways.
+    rotations: Vec<Rotation>,
+    /// What queries are multiplied by, `[1 or batch, 1, seq, 1]`, if by anything.
+    growth: Option<Tensor<4>>,
     /// Rows of the table of learned positions, `[1 or batch, seq]`.
     learned: Option<Tensor<2, Int>>,
     documents: Option<AttentionMask>,
@@ -360,12 +359,26 @@ pub struct Positions {
 
 impl Positions {
     /// Queries or keys, `[batch, n_heads, seq, head_dim]`, as attention compares
-    /// them.
-    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.rotation {
+    /// them, rotated in one of the model's ways or not at all.
+    pub(crate) fn rotate(&self, x: Tensor<4>, rope: Option<usize>) -> Tensor<4> {
+        match rope.and_then(|rope| self.rotations.get(rope)) {
             Some(rotation) => rotation.apply(x),
             None => x,
         }
+    }
+
+    /// Queries, `[batch, n_heads, seq, head_dim]`, as far as they grow with their
+    /// position.
+    pub(crate) fn grow(&self, q: Tensor<4>) -> Tensor<4> {
+        match &self.growth {
+            Some(growth) => q * growth.clone(),
+            None => q,
+        }
+    }
+
+    /// Which keys are of a query's own document.
+    pub(crate) fn documents(&self) -> AttentionMask {
+        self.documents.clone().unwrap_or_default()
     }
 }
 
@@ -385,63 +398,25 @@ impl Block {
         positions: &Positions,
         cache: Option<&mut Option<[Tensor<4>; 2]>>,
     ) -> Tensor<3> {
-        let normed = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(normed, positions, cache);
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        x + self.mlp.forward(normed)
+        let normed = normed(self.input_layernorm.as_ref(), x.clone());
+        let found = self.self_attn.forward(normed, positions, cache);
+        let x = self.added(x, self.attention_output_norm.as_ref(), found);
+        let normed = self::normed(self.post_attention_layernorm.as_ref(), x.clone());
+        let found = self.mlp.forward(normed);
+        self.added(x, self.mlp_output_norm.as_ref(), found)
+    }
+
+    /// The residual stream `x` with what attention or the MLP found.
+    fn added(&self, x: Tensor<3>, norm: Option<&Norm>, found: Tensor<3>) -> Tensor<3> {
+        x + scaled(normed(norm, found), self.residual_scale)
     }
 }
 
-impl Attention {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        positions: &Positions,
-        cache: Option<&mut Option<[Tensor<4>; 2]>>,
-    ) -> Tensor<3> {
-        let [batch, seq, _] = x.dims();
-        let heads = |x: Tensor<3>, n: usize| x.reshape([batch, seq, n, self.head_dim]);
-        let mut q = heads(self.q_proj.project(x.clone()), self.n_heads);
-        let mut k = heads(self.k_proj.project(x.clone()), self.kv_heads);
-        let v = heads(self.v_proj.project(x), self.kv_heads).swap_dims(1, 2);
-        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            q = q_norm.forward(q);
-            k = k_norm.forward(k);
-        }
-        let q = positions.rotate(q.swap_dims(1, 2)); // [batch, n_heads, seq, head_dim]
-        let k = positions.rotate(k.swap_dims(1, 2)); // [batch, kv_heads, seq, head_dim]
-        let [k, v] = match cache {
-            None => [k, v],
-            Some(past) => {
-                let all = match past.take() {
-                    None => [k, v],
-                    Some([old_k, old_v]) => [
-                        Tensor::cat(vec![old_k, k], 2),
-                        Tensor::cat(vec![old_v, v], 2),
-                    ],
-                };
-                past.insert(all).clone()
-            }
-        };
-
-        let mask = positions.documents.clone().unwrap_or_default();
-        let mixed = attention(q, k, v, &mask.within_window(self.window))
-            .swap_dims(1, 2)
-            .reshape([batch, seq, self.n_heads * self.head_dim]);
-        self.o_proj.project(mixed)
-    }
-}
-
-impl Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let inner = match &self.gate_proj {
-            Some(gate_proj) => {
-                let gate = gate_proj.project(x.clone());
-                self.activation.gated(gate, self.up_proj.project(x))
-            }
-            None => self.activation.forward(self.up_proj.project(x)),
-        };
-        self.down_proj.project(inner)
+/// `x` after a norm, if there is one.
+fn normed(norm: Option<&Norm>, x: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }
 
@@ -467,48 +442,30 @@ impl ModelConfig {
                 .with_initializer(initializer.clone())
                 .init(device)
         };
-        let norm = |kind, width| Norm::new(kind, width, self.norm_eps, device);
-        let head_norm = |width| norm(NormKind::Rms, width);
-        let (d_model, head_dim) = (self.hidden_size, self.head_dim);
-        let (q_width, kv_width) = (
-            self.num_attention_heads * head_dim,
-            self.num_key_value_heads * head_dim,
-        );
+        let d_model = self.hidden_size;
+        let norm = || Norm::new(self.norm, d_model, self.norm_eps, device);
+        let before = self.norm_order != NormOrder::After;
+        let after = self.norm_order != NormOrder::Before;
         let block = |layer_idx: usize| Block {
-            self_attn: Attention {
-                q_proj: dense(d_model, q_width, self.qkv_bias),
-                k_proj: dense(d_model, kv_width, self.qkv_bias),
-                v_proj: dense(d_model, kv_width, self.qkv_bias),
-                o_proj: dense(q_width, d_model, self.o_bias),
-                q_norm: self.qk_norm.then(|| head_norm(head_dim)),
-                k_norm: self.qk_norm.then(|| head_norm(head_dim)),
-                n_heads: self.num_attention_heads,
-                kv_heads: self.num_key_value_heads,
-                head_dim,
-                window: self.sliding_windows.get(layer_idx).copied().flatten(),
-            },
-            mlp: Mlp {
-                gate_proj: self
-                    .gated
-                    .then(|| dense(d_model, self.intermediate_size, self.mlp_bias)),
-                up_proj: dense(d_model, self.intermediate_size, self.mlp_bias),
-                down_proj: dense(self.intermediate_size, d_model, self.mlp_bias),
-                activation: self.activation,
-            },
-            input_layernorm: norm(self.norm, d_model),
-            post_attention_layernorm: norm(self.norm, d_model),
+            self_attn: Attention::new(self, layer_idx, dense, device),
+            mlp: FeedForward::new(self, layer_idx, dense, &initializer, device),
+            input_layernorm: before.then(norm),
+            attention_output_norm: after.then(norm),
+            post_attention_layernorm: before.then(norm),
+            mlp_output_norm: after.then(norm),
+            residual_scale: self.residual_scale,
         };
-        let (embed_positions, rope_frequencies) = match self.position_limit() {
-            Some(limit) => (Some(embedding(limit + POSITION_OFFSET, d_model)), vec![]),
-            None => (None, frequencies(self)),
-        };
+        let learned = self.position_limit();
         let decoder = Decoder {
             embed_tokens: embedding(self.vocab_size, d_model),
-            embed_positions,
+            embed_positions: learned.map(|limit| embedding(limit + POSITION_OFFSET, d_model)),
             layers: (0..self.num_hidden_layers).map(block).collect(),
-            norm: norm(self.norm, d_model),
-            embedding_scale: self.scaled_embeddings.then(|| (d_model as f32).sqrt()),
-            rope_frequencies,
+            norm: norm(),
+            embedding_scale: self.embedding_scale,
+            logit_scale: self.logit_scale,
+            logit_cap: self.logit_cap,
+            ropes: self.ropes.clone(),
+            query_growth: self.query_growth,
             compute: None,
         };
         Llama {

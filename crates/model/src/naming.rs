@@ -34,12 +34,18 @@ impl Naming {
     };
 
     /// What the file calls the part that is the field `ours`; `None` if it has
-    /// no such level.
-    fn of(self, ours: &str) -> Option<&str> {
+    /// no such level, as it has none for the variants of an enum.
+    fn of<'a>(self, ours: &'a str, container_type: &str) -> Option<&'a str> {
+        if ours == PROJECTIONS || container_type.starts_with("Enum:") {
+            return None;
+        }
         let renamed = self.parts.iter().find(|(field, _)| *field == ours);
         renamed.map_or(Some(ours), |(_, name)| *name)
     }
 }
+
+/// The field of [`Attention`](crate::Attention) that is no level of any file.
+const PROJECTIONS: &str = "projections";
 
 /// A module whose parts have the names that its family's checkpoints give them.
 #[derive(Clone, Debug)]
@@ -160,13 +166,13 @@ struct Renaming<'a, T> {
 
 impl<V: ModuleVisitor> ModuleVisitor for Renaming<'_, V> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        if let Some(name) = self.naming.of(name) {
+        if let Some(name) = self.naming.of(name, container_type) {
             self.inner.enter_module(name, container_type);
         }
     }
 
     fn exit_module(&mut self, name: &str, container_type: &str) {
-        if let Some(name) = self.naming.of(name) {
+        if let Some(name) = self.naming.of(name, container_type) {
             self.inner.exit_module(name, container_type);
         }
     }
@@ -190,13 +196,13 @@ impl<V: ModuleVisitor> ModuleVisitor for Renaming<'_, V> {
 
 impl<V: ModuleMapper> ModuleMapper for Renaming<'_, V> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        if let Some(name) = self.naming.of(name) {
+        if let Some(name) = self.naming.of(name, container_type) {
             self.inner.enter_module(name, container_type);
         }
     }
 
     fn exit_module(&mut self, name: &str, container_type: &str) {
-        if let Some(name) = self.naming.of(name) {
+        if let Some(name) = self.naming.of(name, container_type) {
             self.inner.exit_module(name, container_type);
         }
     }

@@ -13,6 +13,9 @@ pub enum NormKind {
     /// Root mean square ([arXiv 1910.07467](https://arxiv.org/abs/1910.07467)),
     /// times the weight in the input's dtype.
     Rms,
+    /// The same, but the product with the weight is rounded, not its input
+    /// (OLMo 2).
+    RmsRoundedOnce,
     /// Root mean square, times `1 + weight`, all of it in f32 (Gemma).
     RmsPlusOne,
     /// Layer norm ([arXiv 1607.06450](https://arxiv.org/abs/1607.06450)), with
@@ -41,7 +44,7 @@ impl Norm {
     pub(crate) fn new(kind: NormKind, width: usize, eps: f64, device: &Device) -> Self {
         let filled = |with: Initializer| Some(with.init([width], device));
         let (weight, bias) = match kind {
-            NormKind::Rms => (filled(Initializer::Ones), None),
+            NormKind::Rms | NormKind::RmsRoundedOnce => (filled(Initializer::Ones), None),
             NormKind::RmsPlusOne => (filled(Initializer::Zeros), None),
             NormKind::Layer => (filled(Initializer::Ones), filled(Initializer::Zeros)),
             NormKind::PlainLayer => (None, None),
@@ -66,6 +69,10 @@ impl Norm {
         let wide = |x: Tensor<D>| to_dtype(x, DType::F32);
         match (self.kind, &self.weight) {
             (NormKind::Rms, Some(weight)) => rms_norm(x, weight.val(), self.eps),
+            (NormKind::RmsRoundedOnce, Some(weight)) => {
+                let weight = to_dtype(weight.val(), DType::F32);
+                to_dtype(rms_norm(wide(x), weight, self.eps), dtype)
+            }
             (NormKind::RmsPlusOne, Some(weight)) => {
                 let weight = to_dtype(weight.val(), DType::F32).add_scalar(1.0);
                 to_dtype(rms_norm(wide(x), weight, self.eps), dtype)
@@ -105,6 +112,7 @@ mod tests {
         let weight = Tensor::<1>::random([96], normal, &device).cast(DType::BF16);
         for (kind, rounds_once) in [
             (NormKind::Rms, false),
+            (NormKind::RmsRoundedOnce, true),
             (NormKind::RmsPlusOne, true),
             (NormKind::Layer, true),
             (NormKind::PlainLayer, true),

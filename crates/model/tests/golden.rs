@@ -322,6 +322,6 @@ fn what_is_saved_loads_with_the_same_logits_and_config() {
             "{name}"
         );
         assert_eq!(config_again.stored_dtype(), Some(dtype));
-        assert_eq!(config_again.rope_scaling, config.rope_scaling);
+        assert_eq!(config_again.ropes, config.ropes);
     }
 }

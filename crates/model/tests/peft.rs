@@ -304,9 +304,17 @@ fn layers_are_listed_without_touching_a_weight() {
     let config = olora_model::ModelConfig::from_dir(&fixture("llama")).unwrap();
     let llama = config.init(&Device::flex());
     assert_eq!(olora_adapter::linear_paths(&llama).len(), 15);
-    assert!(!llama.model.layers[0].mlp.up_proj.weight.is_initialized());
+    assert!(
+        !llama.model.layers[0].mlp.linear_layers()[1]
+            .weight
+            .is_initialized()
+    );
     assert_eq!(olora_adapter::linear_layers(&llama).len(), 15);
-    assert!(llama.model.layers[0].mlp.up_proj.weight.is_initialized());
+    assert!(
+        llama.model.layers[0].mlp.linear_layers()[1]
+            .weight
+            .is_initialized()
+    );
 }
 
 #[test]

@@ -51,8 +51,8 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
         ("model_type", json!("gpt2"), "model_type: gpt2"),
         (
             "rope_parameters",
-            json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
-            "rope_type: yarn",
+            json!({"rope_type": "mrope", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}),
+            "rope_type: mrope",
         ),
         (
             "quantization_config",
@@ -74,8 +74,21 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
         );
     }
     for (name, key, value, expected) in [
-        ("gemma", "model_type", json!("gemma2"), "model_type: gemma2"),
-        ("gemma", "model_type", json!("gemma3"), "model_type: gemma3"),
+        ("gemma", "model_type", json!("gemma3n"), "model_type: gemma3n"),
+        ("gemma", "model_type", json!("gemma3"), "`text_config`"),
+        (
+            "llama",
+            "residual_multiplier",
+            json!(0.22),
+            "residual_multiplier: 0.22",
+        ),
+        (
+            "llama",
+            "no_rope_layers",
+            json!([1, 0]),
+            "no_rope_layers: [1,0]",
+        ),
+        ("llama", "num_local_experts", json!(8), "num_local_experts: 8"),
         (
             "gemma",
             "final_logit_softcapping",

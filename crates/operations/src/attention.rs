@@ -38,10 +38,12 @@ use crate::{
 const SCORES_BYTES: usize = 64 << 20;
 
 /// Which keys a query sees: those up to its own position, the queries being
-/// the last positions of the keys.
+/// the last positions of the keys. And what becomes of its scores with them.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionMask {
     window: Option<usize>,
+    scale: Option<f64>,
+    soft_cap: Option<f64>,
     /// For each row and query, the first key of its document.
     starts: Option<Arc<[usize]>>,
     tile: Option<usize>,
@@ -59,6 +61,33 @@ impl AttentionMask {
     pub fn within_window(mut self, window: Option<usize>) -> Self {
         self.window = window.map(|window| window.max(1));
         self
+    }
+
+    /// Scores multiplied by `scale` in the place of `1/√head_dim`, if there is
+    /// one.
+    #[must_use]
+    pub fn with_scale(mut self, scale: Option<f64>) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Scaled scores `s` bent to `cap·tanh(s/cap)` before the softmax, if there
+    /// is a cap (Gemma 2, [arXiv 2408.00118](https://arxiv.org/abs/2408.00118),
+    /// section 2).
+    #[must_use]
+    pub fn with_soft_cap(mut self, cap: Option<f64>) -> Self {
+        self.soft_cap = cap;
+        self
+    }
+
+    /// What products of queries and keys are multiplied by.
+    pub(crate) fn scale(&self, head_dim: usize) -> f64 {
+        self.scale.unwrap_or_else(|| 1.0 / (head_dim as f64).sqrt())
+    }
+
+    /// What bends scaled scores, if anything does.
+    pub(crate) fn soft_cap(&self) -> Option<f64> {
+        self.soft_cap
     }
 
     /// Only keys of the same document, for rows that hold several: `lengths`
@@ -113,7 +142,7 @@ impl AttentionMask {
 }
 
 /// `softmax(q·kᵀ / √head_dim)·v` over the keys that each query sees, with the
-/// softmax in f32.
+/// softmax in f32; the mask may say otherwise of the scale, and cap the scores.
 ///
 /// # Shapes
 ///
@@ -165,8 +194,10 @@ pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) 
     let groups = n_heads / kv_heads;
     let (dtype, device) = (q.dtype(), q.device());
     let q = q.reshape([batch, kv_heads, groups * seq, head_dim]);
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let scores = q.mul_scalar(scale).matmul(k.transpose());
+    let mut scores = q.mul_scalar(mask.scale(head_dim)).matmul(k.transpose());
+    if let Some(cap) = mask.soft_cap {
+        scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
     // Finite, so that no backend ever computes infinity minus infinity.
     const HIDDEN: f32 = -1e30;
     let shifts: Vec<f32> = (0..batch)
@@ -271,10 +302,6 @@ impl Sizes {
     pub(crate) fn groups(self) -> usize {
         self.n_heads / self.kv_heads
     }
-
-    pub(crate) fn scale(self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
-    }
 }
 
 /// One stretch of queries in the portable code.
@@ -327,19 +354,21 @@ impl Stretch {
         ])
     }
 
-    /// Scaled scores in f32, `[batch, kv_heads, groups · queries, keys]`, very
-    /// negative where they are hidden.
+    /// Scaled scores in f32, `[batch, kv_heads, groups · queries, keys]`, capped
+    /// if there is a cap, those of hidden keys among them.
     fn scores<B: Backend>(
         &self,
         q: &Portable<B>,
         k: &Portable<B>,
-        hidden: Vec<BoolTensor<B>>,
+        mask: &AttentionMask,
     ) -> Portable<B> {
         let k = k.clone().narrow(2, self.keys.clone());
-        let scores = self.rows(q).scale(self.sizes.scale()).matmul(k.transpose());
-        // Finite, so that no backend ever computes infinity minus infinity.
-        const HIDDEN: f64 = -1e30;
-        fill(scores.f32(), hidden, HIDDEN)
+        let scale = mask.scale(self.sizes.head_dim);
+        let scores = self.rows(q).scale(scale).matmul(k.transpose()).f32();
+        match mask.soft_cap {
+            Some(cap) => scores.soft_capped(cap),
+            None => scores,
+        }
     }
 
     /// Masks of what is not seen, each `[1 or batch, 1, groups · queries, keys]`.
@@ -376,6 +405,10 @@ impl Stretch {
     }
 }
 
+/// The score of a hidden key. Finite, so that no backend ever computes infinity
+/// minus infinity.
+const HIDDEN: f64 = -1e30;
+
 /// Fills what any of the masks covers.
 fn fill<B: Backend>(values: Portable<B>, masks: Vec<BoolTensor<B>>, with: f64) -> Portable<B> {
     let shape = burn::backend::Shape::from(values.shape());
@@ -401,7 +434,7 @@ pub(crate) fn portable_forward<B: Backend>(
         let hidden = stretch.hidden::<B>(mask, &device);
         // Not kept where it is not needed, so that it can be fused away.
         let hidden_again = apart.then(|| hidden.clone());
-        let scores = stretch.scores(&q, &k, hidden);
+        let scores = fill(stretch.scores(&q, &k, mask), hidden, HIDDEN);
         let highest = scores.clone().max_dim(3);
         let mut exponentials = (scores - highest.clone()).exp();
         if let Some(hidden) = hidden_again {
@@ -447,7 +480,9 @@ pub(crate) fn portable_backward<B: Backend>(
         let hidden = stretch.hidden::<B>(mask, &device);
         // Not kept where it is not needed, so that it can be fused away.
         let hidden_again = apart.then(|| hidden.clone());
-        let scores = stretch.scores(&q, &k, hidden);
+        let scores = stretch.scores(&q, &k, mask);
+        let slope = mask.soft_cap.map(|cap| scores.clone().slope_of_cap(cap));
+        let scores = fill(scores, hidden, HIDDEN);
         let mut weights = (scores - stretch.rows(&log_sums)).exp();
         if let Some(hidden) = hidden_again.clone() {
             weights = fill(weights, hidden, 0.0);
@@ -463,10 +498,14 @@ pub(crate) fn portable_backward<B: Backend>(
         grad_v.add(&stretch, part.matmul(summed));
         let grad_weights = grad.matmul(seen(&v).transpose()).f32();
         let mut grad_scores = weights * (grad_weights - stretch.rows(&along));
+        if let Some(slope) = slope {
+            grad_scores = grad_scores * slope;
+        }
         if let Some(hidden) = hidden_again {
             grad_scores = fill(grad_scores, hidden, 0.0);
         }
-        let grad_scores = grad_scores.scale(sizes.scale()).cast(dtype);
+        let scale = mask.scale(sizes.head_dim);
+        let grad_scores = grad_scores.scale(scale).cast(dtype);
         let part = grad_scores.clone().matmul(seen(&summed_k.finite));
         grad_q.push(stretch.unstacked(part));
         let part = grad_scores.transpose();

@@ -27,11 +27,12 @@ use burn::{
 };
 
 use crate::{
-    Weight,
-    logits::{WantedGradients, check, ids, portable_pass},
+    OutputHead,
+    logits::{LogitsWay, WantedGradients, check, ids, portable_pass},
     portable::Portable,
     stored::Stored,
     support::{for_backends, supports, to_dtype},
+    weight::soft_capped,
 };
 
 /// The log-probability of each row's target under `softmax(hidden·weight)`.
@@ -39,7 +40,8 @@ use crate::{
 /// # Shapes
 ///
 /// - hidden: `[n, width]`, any float dtype
-/// - weight: `[width, vocab]`, of the same dtype, or packed
+/// - head: a weight `[width, vocab]`, of the same dtype or packed, with or
+///   without a cap
 /// - targets: `n` token ids, each below `vocab`
 /// - output: `[n]`, f32, natural logarithms
 ///
@@ -48,12 +50,12 @@ use crate::{
 /// If these do not fit each other, or a target is no token.
 pub fn token_log_likelihoods(
     hidden: Tensor<2>,
-    weight: impl Into<Weight>,
+    head: impl Into<OutputHead>,
     targets: &[i32],
 ) -> Tensor<1> {
-    let weight = weight.into();
-    let rows = weight.rows_at_once();
-    token_log_likelihoods_in_chunks(hidden, weight, targets, rows)
+    let head = head.into();
+    let rows = head.weight.rows_at_once();
+    token_log_likelihoods_in_chunks(hidden, head, targets, rows)
 }
 
 /// [`token_log_likelihoods`], with the logits of at most `rows` rows at once.
@@ -63,15 +65,16 @@ pub fn token_log_likelihoods(
 /// As [`token_log_likelihoods`].
 pub fn token_log_likelihoods_in_chunks(
     hidden: Tensor<2>,
-    weight: impl Into<Weight>,
+    head: impl Into<OutputHead>,
     targets: &[i32],
     rows: usize,
 ) -> Tensor<1> {
-    let weight = weight.into();
+    let OutputHead { weight, soft_cap } = head.into();
     check(&hidden, &weight, targets);
     if !supports(&hidden.device()) {
         let weight = weight.dense(&hidden.device(), hidden.dtype());
-        return composed(linear(hidden, weight, None), targets);
+        let logits = soft_capped(linear(hidden, weight, None), soft_cap);
+        return composed(logits, targets);
     }
     let ids = ids(targets, &hidden.device());
     let weight = weight.stored(&hidden.device());
@@ -80,7 +83,10 @@ pub fn token_log_likelihoods_in_chunks(
             hidden.into_dispatch(),
             weight,
             ids.into_dispatch(),
-            rows.max(1),
+            LogitsWay {
+                soft_cap,
+                rows: rows.max(1),
+            },
         ),
     )
 }
@@ -108,7 +114,7 @@ pub(crate) trait LikelihoodExtension: Backend {
         hidden: FloatTensor<Self>,
         #[extension_type] weight: Stored<Self>,
         targets: IntTensor<Self>,
-        rows: usize,
+        way: LogitsWay,
     ) -> FloatTensor<Self>;
 }
 
@@ -121,10 +127,10 @@ pub(crate) trait LikelihoodKernel: Backend {
         hidden: FloatTensor<Self>,
         weight: Stored<Self>,
         targets: IntTensor<Self>,
-        rows: usize,
+        way: LogitsWay,
         with_grad_hidden: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        portable_forward::<Self>(hidden, &weight, &targets, rows, with_grad_hidden)
+        portable_forward::<Self>(hidden, &weight, &targets, way, with_grad_hidden)
     }
 
     /// The gradients of hidden states and weight that are wanted, from that of
@@ -133,11 +139,11 @@ pub(crate) trait LikelihoodKernel: Backend {
         hidden: FloatTensor<Self>,
         weight: Stored<Self>,
         targets: IntTensor<Self>,
-        rows: usize,
+        way: LogitsWay,
         grad: FloatTensor<Self>,
         wanted: WantedGradients,
     ) -> [Option<FloatTensor<Self>>; 2] {
-        portable_backward::<Self>(hidden, &weight, &targets, rows, grad, wanted)
+        portable_backward::<Self>(hidden, &weight, &targets, way, grad, wanted)
     }
 }
 
@@ -149,9 +155,9 @@ for_backends!(LikelihoodExtension {
         hidden: FloatTensor<Self>,
         weight: Stored<Self>,
         targets: IntTensor<Self>,
-        rows: usize,
+        way: LogitsWay,
     ) -> FloatTensor<Self> {
-        Self::likelihood_forward(hidden, weight, targets, rows, false).0
+        Self::likelihood_forward(hidden, weight, targets, way, false).0
     }
 });
 
@@ -159,7 +165,7 @@ pub(crate) fn portable_forward<B: Backend>(
     hidden: FloatTensor<B>,
     weight: &Stored<B>,
     targets: &IntTensor<B>,
-    rows: usize,
+    way: LogitsWay,
     with_grad_hidden: bool,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let n = hidden.shape()[0];
@@ -167,7 +173,7 @@ pub(crate) fn portable_forward<B: Backend>(
         hidden: with_grad_hidden,
         weight: false,
     };
-    let found = portable_pass::<B>(hidden, weight, targets, None, rows, wanted);
+    let found = portable_pass::<B>(hidden, weight, targets, None, way, wanted);
     (found.log_likelihoods.reshape([n]).0, found.grad_hidden)
 }
 
@@ -175,12 +181,12 @@ pub(crate) fn portable_backward<B: Backend>(
     hidden: FloatTensor<B>,
     weight: &Stored<B>,
     targets: &IntTensor<B>,
-    rows: usize,
+    way: LogitsWay,
     grad: FloatTensor<B>,
     wanted: WantedGradients,
 ) -> [Option<FloatTensor<B>>; 2] {
     let scales = minus_column::<B>(grad);
-    let found = portable_pass::<B>(hidden, weight, targets, Some(&scales), rows, wanted);
+    let found = portable_pass::<B>(hidden, weight, targets, Some(&scales), way, wanted);
     [found.grad_hidden, found.grad_weight]
 }
 
@@ -196,13 +202,13 @@ impl<B: LikelihoodKernel, C: CheckpointStrategy> LikelihoodExtension for Autodif
         hidden: FloatTensor<Self>,
         weight: Stored<Self>,
         targets: IntTensor<Self>,
-        rows: usize,
+        way: LogitsWay,
     ) -> FloatTensor<Self> {
         match weight {
             Stored::Dense(weight) if weight.is_tracked() => {
-                with_trained_weight::<B, C>(hidden, weight, targets, rows)
+                with_trained_weight::<B, C>(hidden, weight, targets, way)
             }
-            frozen => with_frozen_weight::<B, C>(hidden, frozen, targets, rows),
+            frozen => with_frozen_weight::<B, C>(hidden, frozen, targets, way),
         }
     }
 }
@@ -212,7 +218,7 @@ fn with_frozen_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
     hidden: FloatTensor<Autodiff<B, C>>,
     weight: Stored<Autodiff<B, C>>,
     targets: IntTensor<B>,
-    rows: usize,
+    way: LogitsWay,
 ) -> FloatTensor<Autodiff<B, C>> {
     #[derive(Debug)]
     struct ScaleRows;
@@ -239,7 +245,7 @@ fn with_frozen_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
 
     let (tracked, nodes) = (hidden.is_tracked(), [hidden.node()]);
     let (hidden, weight) = (hidden.into_primitive(), weight.into_primitive());
-    let (output, unscaled) = B::likelihood_forward(hidden, weight, targets, rows, tracked);
+    let (output, unscaled) = B::likelihood_forward(hidden, weight, targets, way, tracked);
     match ScaleRows.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish(unscaled, output),
         OpsKind::UnTracked(prep) => prep.finish(output),
@@ -251,13 +257,13 @@ fn with_trained_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
     hidden: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
     targets: IntTensor<B>,
-    rows: usize,
+    way: LogitsWay,
 ) -> FloatTensor<Autodiff<B, C>> {
     #[derive(Debug)]
     struct ComputeAgain;
 
     impl<B: LikelihoodKernel> Backward<B, 2> for ComputeAgain {
-        type State = ([FloatTensor<B>; 2], IntTensor<B>, usize);
+        type State = ([FloatTensor<B>; 2], IntTensor<B>, LogitsWay);
 
         fn backward(
             self,
@@ -266,13 +272,13 @@ fn with_trained_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
             _checkpointer: &mut Checkpointer,
         ) {
             let grad = grads.consume::<B>(&ops.node);
-            let ([hidden, weight], targets, rows) = ops.state;
+            let ([hidden, weight], targets, way) = ops.state;
             let weight = Stored::Dense(weight);
             let wanted = WantedGradients {
                 hidden: ops.parents[0].is_some(),
                 weight: ops.parents[1].is_some(),
             };
-            let found = B::likelihood_backward(hidden, weight, targets, rows, grad, wanted);
+            let found = B::likelihood_backward(hidden, weight, targets, way, grad, wanted);
             for (node, gradient) in ops.parents.into_iter().zip(found) {
                 if let (Some(node), Some(gradient)) = (node, gradient) {
                     grads.register::<B>(node.id, gradient);
@@ -285,9 +291,9 @@ fn with_trained_weight<B: LikelihoodKernel, C: CheckpointStrategy>(
     let inputs = [hidden, weight].map(|tensor| tensor.into_primitive());
     let [hidden, weight] = inputs.clone();
     let weight = Stored::Dense(weight);
-    let (output, _) = B::likelihood_forward(hidden, weight, targets.clone(), rows, false);
+    let (output, _) = B::likelihood_forward(hidden, weight, targets.clone(), way, false);
     match ComputeAgain.prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((inputs, targets, rows), output),
+        OpsKind::Tracked(prep) => prep.finish((inputs, targets, way), output),
         OpsKind::UnTracked(prep) => prep.finish(output),
     }
 }

@@ -60,6 +60,16 @@ pub(crate) fn ids(targets: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(targets.to_vec(), [targets.len()]), device)
 }
 
+/// How logits are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogitsWay {
+    /// What bends them, if anything does; see
+    /// [`OutputHead`](crate::OutputHead).
+    pub soft_cap: Option<f64>,
+    /// How many rows of them are there at once.
+    pub rows: usize,
+}
+
 /// Which gradients a pass makes beside the log-likelihoods.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WantedGradients {
@@ -93,7 +103,7 @@ pub(crate) struct LogitsPass<B: Backend> {
     pub grad_weight: Option<FloatTensor<B>>,
 }
 
-/// A pass in tensor operations of any backend, `rows` rows of logits at a time.
+/// A pass in tensor operations of any backend, some rows of logits at a time.
 ///
 /// # Shapes
 ///
@@ -105,7 +115,7 @@ pub(crate) fn portable_pass<B: Backend>(
     weight: &Stored<B>,
     targets: &IntTensor<B>,
     scales: Option<&Portable<B>>,
-    rows: usize,
+    way: LogitsWay,
     wanted: WantedGradients,
 ) -> LogitsPass<B> {
     let hidden = Portable::<B>(hidden);
@@ -117,12 +127,16 @@ pub(crate) fn portable_pass<B: Backend>(
     let mut grad_weight: Option<Portable<B>> = None;
     let mut start = 0;
     while start < n {
-        let range = start..(start + rows).min(n);
+        let range = start..(start + way.rows).min(n);
         start = range.end;
         let chunk = hidden.clone().narrow(0, range.clone());
         let ids = B::int_slice(targets.clone(), &[range.clone().into()]);
         let ids = B::int_reshape(ids, column(range.len()));
-        let logits = weight.multiplied(chunk.clone()).f32();
+        let mut logits = weight.multiplied(chunk.clone()).f32();
+        let slope = way.soft_cap.map(|cap| {
+            logits = logits.clone().soft_capped(cap);
+            logits.clone().slope_of_cap(cap)
+        });
         // As Burn's own log-softmax and then a gather, which fusion gets right. From the sums
         // themselves, `log Σ − x[target]`, it does not: see BENCHMARKS.md, "On software Vulkan".
         let shifted = logits.clone() - logits.max_dim(1);
@@ -149,6 +163,9 @@ pub(crate) fn portable_pass<B: Backend>(
         ));
         if let Some(scales) = scales {
             grad_logits = grad_logits * scales.clone().narrow(0, range.clone());
+        }
+        if let Some(slope) = slope {
+            grad_logits = grad_logits * slope;
         }
         let grad_logits = grad_logits.cast(dtype);
         if wanted.weight {

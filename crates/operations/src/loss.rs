@@ -22,11 +22,12 @@ use burn::{
 
 pub use crate::logits::{PACKED_ROWS, rows_at_once};
 use crate::{
-    Weight, likelihood,
-    logits::{WantedGradients, check, ids, portable_pass},
+    OutputHead, likelihood,
+    logits::{LogitsWay, WantedGradients, check, ids, portable_pass},
     portable::Portable,
     stored::Stored,
     support::{cast, for_backends, supports},
+    weight::soft_capped,
 };
 
 /// The cross-entropy of `hidden·weight`, summed over the first `n_trained`
@@ -35,7 +36,8 @@ use crate::{
 /// # Shapes
 ///
 /// - hidden: `[n, width]`, any float dtype
-/// - weight: `[width, vocab]`, of the same dtype, or packed
+/// - head: a weight `[width, vocab]`, of the same dtype or packed, with or
+///   without a cap
 /// - targets: `n` token ids, each below `vocab`
 /// - output: `[1]`
 ///
@@ -44,13 +46,13 @@ use crate::{
 /// If these do not fit each other, or a target is no token.
 pub fn cross_entropy(
     hidden: Tensor<2>,
-    weight: impl Into<Weight>,
+    head: impl Into<OutputHead>,
     targets: &[i32],
     n_trained: usize,
 ) -> Tensor<1> {
-    let weight = weight.into();
-    let rows = weight.rows_at_once();
-    cross_entropy_in_chunks(hidden, weight, targets, n_trained, rows)
+    let head = head.into();
+    let rows = head.weight.rows_at_once();
+    cross_entropy_in_chunks(hidden, head, targets, n_trained, rows)
 }
 
 /// [`cross_entropy`], with the logits of at most `rows` rows at once.
@@ -60,12 +62,12 @@ pub fn cross_entropy(
 /// As [`cross_entropy`].
 pub fn cross_entropy_in_chunks(
     hidden: Tensor<2>,
-    weight: impl Into<Weight>,
+    head: impl Into<OutputHead>,
     targets: &[i32],
     n_trained: usize,
     rows: usize,
 ) -> Tensor<1> {
-    let weight = weight.into();
+    let OutputHead { weight, soft_cap } = head.into();
     check(&hidden, &weight, targets);
     assert!(
         n_trained <= targets.len(),
@@ -74,7 +76,7 @@ pub fn cross_entropy_in_chunks(
     );
     if !supports(&hidden.device()) {
         let weight = weight.dense(&hidden.device(), hidden.dtype());
-        let logits = linear(hidden, weight, None);
+        let logits = soft_capped(linear(hidden, weight, None), soft_cap);
         return composed(logits, targets, n_trained);
     }
     let ids = ids(targets, &hidden.device());
@@ -84,6 +86,7 @@ pub fn cross_entropy_in_chunks(
         weight,
         ids.into_dispatch(),
         n_trained,
+        soft_cap,
         rows.max(1),
     ))
 }
@@ -120,6 +123,7 @@ pub(crate) trait LossExtension: Backend {
         #[extension_type] weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
+        soft_cap: Option<f64>,
         rows: usize,
     ) -> FloatTensor<Self>;
 }
@@ -142,10 +146,11 @@ pub(crate) trait LossKernel: Backend {
         weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
+        soft_cap: Option<f64>,
         rows: usize,
         wanted: WantedGradients,
     ) -> LossAndGradients<Self> {
-        portable::<Self>(hidden, &weight, &targets, n_trained, rows, wanted)
+        portable::<Self>(hidden, &weight, &targets, n_trained, soft_cap, rows, wanted)
     }
 }
 
@@ -158,10 +163,11 @@ for_backends!(LossExtension {
         weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
+        soft_cap: Option<f64>,
         rows: usize,
     ) -> FloatTensor<Self> {
         let none = WantedGradients::NONE;
-        Self::loss_and_gradients(hidden, weight, targets, n_trained, rows, none).loss
+        Self::loss_and_gradients(hidden, weight, targets, n_trained, soft_cap, rows, none).loss
     }
 });
 
@@ -170,6 +176,7 @@ pub(crate) fn portable<B: Backend>(
     weight: &Stored<B>,
     targets: &IntTensor<B>,
     n_trained: usize,
+    soft_cap: Option<f64>,
     rows: usize,
     wanted: WantedGradients,
 ) -> LossAndGradients<B> {
@@ -179,7 +186,8 @@ pub(crate) fn portable<B: Backend>(
         let counts = TensorData::new(counts(n, n_trained), [n, 1]);
         Portable::<B>(B::float_from_data(counts, &device)).f32()
     });
-    let found = portable_pass::<B>(hidden, weight, targets, counts.as_ref(), rows, wanted);
+    let way = LogitsWay { soft_cap, rows };
+    let found = portable_pass::<B>(hidden, weight, targets, counts.as_ref(), way, wanted);
     let loss = if n == 0 {
         let shape = burn::backend::Shape::from(vec![1]);
         B::float_zeros(shape, &device, burn::backend::FloatDType::F32)
@@ -204,6 +212,7 @@ impl<B: LossKernel, C: CheckpointStrategy> LossExtension for Autodiff<B, C> {
         weight: Stored<Self>,
         targets: IntTensor<Self>,
         n_trained: usize,
+        soft_cap: Option<f64>,
         rows: usize,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
@@ -235,7 +244,7 @@ impl<B: LossKernel, C: CheckpointStrategy> LossExtension for Autodiff<B, C> {
         };
         let run = |hidden: FloatTensor<Self>, weight: Stored<B>| {
             let hidden = hidden.into_primitive();
-            B::loss_and_gradients(hidden, weight, targets, n_trained, rows, wanted)
+            B::loss_and_gradients(hidden, weight, targets, n_trained, soft_cap, rows, wanted)
         };
         match weight {
             Stored::Dense(weight) => {

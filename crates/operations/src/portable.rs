@@ -69,6 +69,22 @@ impl<B: Backend> Portable<B> {
         Self(B::float_exp(self.0))
     }
 
+    pub(crate) fn tanh(self) -> Self {
+        Self(B::float_tanh(self.0))
+    }
+
+    /// `cap·tanh(x/cap)`.
+    pub(crate) fn soft_capped(self, cap: f64) -> Self {
+        self.scale(1.0 / cap).tanh().scale(cap)
+    }
+
+    /// How [`soft_capped`](Self::soft_capped) grows with `x`, given what it
+    /// made of it: `1 − tanh²(x/cap)`.
+    pub(crate) fn slope_of_cap(self, cap: f64) -> Self {
+        let tanh = self.scale(1.0 / cap);
+        (tanh.clone() * tanh).neg().add_scalar(1.0)
+    }
+
     pub(crate) fn log(self) -> Self {
         Self(B::float_log(self.0))
     }

@@ -6,7 +6,7 @@ use burn::backend::{Flex, TensorData, flex::FlexTensor};
 use crate::{
     attention::{self, AttentionKernel, AttentionMask},
     likelihood::{self, LikelihoodKernel},
-    logits::WantedGradients,
+    logits::{LogitsWay, WantedGradients},
     loss::{self, LossKernel},
     norm::{self, NormKernel},
     projection::{self, Layer, ProjectionKernel},
@@ -123,18 +123,19 @@ fn likelihoods_are_the_kernels() {
         hidden: true,
         weight: true,
     };
-    for rows in [13, 4] {
+    for (rows, soft_cap) in [(13, None), (4, None), (4, Some(2.0))] {
+        let way = LogitsWay { soft_cap, rows };
         let (h, w) = given();
-        let portable = likelihood::portable_forward::<Flex>(h, &w, &some_ids(13, 21), rows, true);
+        let portable = likelihood::portable_forward::<Flex>(h, &w, &some_ids(13, 21), way, true);
         let (h, w) = given();
-        let kernel = Flex::likelihood_forward(h, w, some_ids(13, 21), rows, true);
+        let kernel = Flex::likelihood_forward(h, w, some_ids(13, 21), way, true);
         assert_close(portable.0, kernel.0);
         assert_close(portable.1.unwrap(), kernel.1.unwrap());
         let ((h, w), g) = (given(), numbers(3, &[13], 1.0));
         let ids = some_ids(13, 21);
-        let portable = likelihood::portable_backward::<Flex>(h, &w, &ids, rows, g.clone(), wanted);
+        let portable = likelihood::portable_backward::<Flex>(h, &w, &ids, way, g.clone(), wanted);
         let (h, w) = given();
-        let kernel = Flex::likelihood_backward(h, w, ids, rows, g, wanted);
+        let kernel = Flex::likelihood_backward(h, w, ids, way, g, wanted);
         for (portable, kernel) in portable.into_iter().zip(kernel) {
             assert_close(portable.unwrap(), kernel.unwrap());
         }
@@ -150,11 +151,11 @@ fn loss_is_the_kernels() {
         hidden: true,
         weight: true,
     };
-    for (n_trained, rows) in [(13, 13), (10, 4)] {
+    for (n_trained, rows, cap) in [(13, 13, None), (10, 4, None), (10, 4, Some(2.0))] {
         let (h, w) = (hidden.clone(), weight.clone());
-        let portable = loss::portable::<Flex>(h, &w, &ids(), n_trained, rows, wanted);
+        let portable = loss::portable::<Flex>(h, &w, &ids(), n_trained, cap, rows, wanted);
         let (h, w) = (hidden.clone(), weight.clone());
-        let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, rows, wanted);
+        let kernel = Flex::loss_and_gradients(h, w, ids(), n_trained, cap, rows, wanted);
         assert_close(portable.loss, kernel.loss);
         assert_close(portable.grad_hidden.unwrap(), kernel.grad_hidden.unwrap());
         assert_close(portable.grad_weight.unwrap(), kernel.grad_weight.unwrap());

@@ -97,6 +97,37 @@ impl From<PackedTensor> for Weight {
     }
 }
 
+/// What makes logits of hidden states: a weight, and what bends its products.
+#[derive(Clone, Debug)]
+pub struct OutputHead {
+    /// `[width, vocab]`.
+    pub weight: Weight,
+    /// Logits `z` become `cap·tanh(z/cap)`, if there is a cap (Gemma 2,
+    /// [arXiv 2408.00118](https://arxiv.org/abs/2408.00118), section 2).
+    pub soft_cap: Option<f64>,
+}
+
+impl<W: Into<Weight>> From<W> for OutputHead {
+    fn from(weight: W) -> Self {
+        Self {
+            weight: weight.into(),
+            soft_cap: None,
+        }
+    }
+}
+
+/// `cap·tanh(z/cap)` in f32, or `z` as it is without a cap.
+///
+/// # Shapes
+///
+/// - logits, output: the same, in the dtype of the logits
+pub fn soft_capped<const D: usize>(logits: Tensor<D>, cap: Option<f64>) -> Tensor<D> {
+    let Some(cap) = cap else { return logits };
+    let dtype = logits.dtype();
+    let bent = to_dtype(logits, DType::F32).div_scalar(cap).tanh();
+    to_dtype(bent.mul_scalar(cap), dtype)
+}
+
 /// Whether rows are equal up to the last bits of their largest value.
 fn is_same_row(found: &[f32], right: &[f32]) -> bool {
     let largest = right

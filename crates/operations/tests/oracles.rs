@@ -5,10 +5,11 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
-    AttentionMask, LowRankFactors,
+    AttentionMask, LowRankFactors, OutputHead,
     attention::{self, attention},
     likelihood, loss, norm, projection, rotary,
     swiglu::{self, swiglu},
+    weight::soft_capped,
 };
 
 fn device() -> Device {
@@ -182,6 +183,20 @@ fn documents_in_one_row_do_not_see_each_other() {
     compare_attention(&windowed, [150, 150], 2);
 }
 
+#[test]
+fn scaled_and_capped_scores_equal_their_composition() {
+    let plain = || AttentionMask::causal(Some(100)).with_scale(Some(0.9));
+    compare_attention(&plain(), [150, 150], 2);
+    let capped = plain().with_soft_cap(Some(1.5));
+    compare_attention(&capped, [150, 150], 2);
+    compare_attention(&capped.clone(), [3, 90], 2);
+    // What the cap does is larger than any tolerance.
+    let x = numbers(1, [1, 2, 20, 16], 2.0);
+    let with = |mask: &AttentionMask| values(attention(x.clone(), x.clone(), x.clone(), mask));
+    assert!(difference(&with(&capped), &with(&plain())) > 0.1);
+    assert!(difference(&with(&plain()), &with(&AttentionMask::causal(Some(100)))) > 0.1);
+}
+
 /// A score that is not a number must not be lost on the way.
 #[test]
 fn attention_keeps_nan() {
@@ -214,6 +229,41 @@ fn loss_equals_its_composition() {
                 },
             );
         }
+    }
+}
+
+#[test]
+fn capped_logits_have_the_loss_of_their_composition() {
+    let (n, width, vocab, cap) = (37, 24, 101, Some(2.5));
+    let targets = some_targets(n, vocab);
+    let head = |weight: Tensor<2>| OutputHead {
+        weight: weight.into(),
+        soft_cap: cap,
+    };
+    let bent = |hidden: Tensor<2>, weight| soft_capped(hidden.matmul(weight), cap);
+    let column = |of_tokens: Tensor<1>| of_tokens.reshape([-1, 1]);
+    for rows in [64, 10] {
+        let inputs = [numbers(1, [n, width], 2.0), numbers(2, [width, vocab], 1.0)];
+        compare(
+            inputs.clone(),
+            |[hidden, weight]| {
+                let head = head(weight);
+                column(loss::cross_entropy_in_chunks(
+                    hidden, head, &targets, 30, rows,
+                ))
+            },
+            |[hidden, weight]| column(loss::composed(bent(hidden, weight), &targets, 30)),
+        );
+        compare(
+            inputs,
+            |[hidden, weight]| {
+                let head = head(weight);
+                column(likelihood::token_log_likelihoods_in_chunks(
+                    hidden, head, &targets, rows,
+                ))
+            },
+            |[hidden, weight]| column(likelihood::composed(bent(hidden, weight), &targets)),
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much memory a run takes, before it takes it.
 
 use olora_files::size;
-use olora_model::{Activation, Dtype, ModelConfig, NormKind};
+use olora_model::{Activation, Dtype, Experts, ModelConfig, NormKind, NormOrder, QkNorm};
 use olora_training::{HeadShape, Objective, Recompute};
 use serde::Serialize;
 
@@ -106,6 +106,15 @@ const TOKENIZER: u64 = 8;
 /// moments, corrected ones, the change, the new value.
 const UPDATE: u64 = 8;
 
+/// Bytes that a token's way through its experts keeps: for each of them the
+/// token, gate, up and their product, and the output before and after its weight
+/// in f32; and the probabilities of all, which softmax, choice and scaling keep.
+fn of_experts(experts: &Experts, width: u64, element: u64) -> u64 {
+    let [count, per_token, inner] =
+        [experts.count, experts.per_token, experts.intermediate_size].map(|n| n as u64);
+    per_token * ((width + 3 * inner) * element + 2 * width * 4) + 3 * count * 4
+}
+
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
         let counts = load.counts;
@@ -122,9 +131,12 @@ impl MemoryEstimate {
         // Each norm keeps its input, each projection its input, attention its inputs, its output
         // and a number per head, the gate its two inputs.
         let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
-        let mut kept = 2 * d + 2 * d + q + 2 * kv + q + of_mlp;
-        if config.qk_norm {
+        let mut kept = 2 * d + 2 * d + q + 2 * kv + q;
+        if config.qk_norm != QkNorm::None {
             kept += q + kv;
+        }
+        if config.norm_order == NormOrder::Around {
+            kept += 2 * d;
         }
         if load.accelerator {
             // Attention's output as it is computed, and as it is projected.
@@ -151,9 +163,17 @@ impl MemoryEstimate {
             composed += 4 * inner * 4;
         }
         let per_token = kept * element + composed + down + n(config.num_attention_heads) * 4;
+        let dense = per_token + of_mlp * element;
+        let (mixed_layers, mixed) = match &config.experts {
+            None => (0, 0),
+            Some(experts) => {
+                let mixed = experts.layers.iter().filter(|mixed| **mixed).count();
+                (n(mixed), per_token + of_experts(experts, d, element))
+            }
+        };
         let activations = match load.recompute {
-            Recompute::None => layers * tokens * per_token,
-            Recompute::Blocks => tokens * (layers * d * element + per_token),
+            Recompute::None => tokens * ((layers - mixed_layers) * dense + mixed_layers * mixed),
+            Recompute::Blocks => tokens * (layers * d * element + dense.max(mixed)),
         } + 2 * tokens * d * element;
 
         // Backward of the feed-forward network: three gradients of its width and two of the

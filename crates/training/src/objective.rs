@@ -107,7 +107,7 @@ impl<'a> Outputs<'a> {
     /// `[n_targets, width]`, after the first `n_trained` padding, as in
     /// [`Batch::targets`](olora_data::Batch).
     pub fn hidden(&self) -> Tensor<2> {
-        let hidden = self.llama.model.norm.forward(self.residual.clone());
+        let hidden = self.llama.finished(self.residual.clone());
         let [rows, seq, width] = hidden.dims();
         let device = hidden.device();
         let n = self.batch.target_positions.len();
@@ -130,8 +130,8 @@ impl<'a> Outputs<'a> {
             return (log_likelihoods * weights).sum().neg();
         }
         let trained = self.hidden();
-        match self.llama.output_weight(trained.dtype()) {
-            Some(weight) => cross_entropy(trained, weight, &batch.targets, batch.n_trained),
+        match self.llama.output_head(trained.dtype()) {
+            Some(head) => cross_entropy(trained, head, &batch.targets, batch.n_trained),
             // With an adapter on the projection, its logits are made whole.
             None => composed(self.llama.logits(trained), &batch.targets, batch.n_trained),
         }
@@ -144,8 +144,8 @@ impl<'a> Outputs<'a> {
         let batch = self.batch;
         let trained = self.hidden();
         let n = batch.targets.len();
-        let all = match self.llama.output_weight(trained.dtype()) {
-            Some(weight) => token_log_likelihoods(trained, weight, &batch.targets),
+        let all = match self.llama.output_head(trained.dtype()) {
+            Some(head) => token_log_likelihoods(trained, head, &batch.targets),
             None => likelihood::composed(self.llama.logits(trained), &batch.targets),
         };
         if batch.n_trained < n {

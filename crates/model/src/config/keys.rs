@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::Quantization;
 use crate::{Activation, ModelError};
 
 /// The largest size that a model has in any direction: what is beyond does not
@@ -51,12 +50,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn expected(&self, key: &str, value: &Value, expected: &str) -> ModelError {
-        // A value may be as long as the file.
-        let mut shown = value.to_string();
-        if let Some((end, _)) = shown.char_indices().nth(100) {
-            shown.truncate(end);
-            shown.push('…');
-        }
+        let shown = shortened(value);
         self.malformed(&format!("`{key}` is {shown}, but must be {expected}"))
     }
 
@@ -201,14 +195,122 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    pub(crate) fn refuse_what_no_family_computes(&self) -> Result<(), ModelError> {
-        // Matrices that are packed are read, in the ways that are known.
-        Quantization::of(self)?;
-        for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
-            if let Some(cap) = self.get(key) {
-                return Err(self.unsupported(format!("`{key}: {cap}`"), "logits without a cap"));
+    /// Refuses keys that some families compute, where this one does not list
+    /// them in `computed`, unless their value changes nothing.
+    pub(crate) fn refuse_what_is_not_computed(&self, computed: &[&str]) -> Result<(), ModelError> {
+        for (key, changes_nothing) in NOT_COMPUTED_BY_ALL {
+            if computed.contains(key) {
+                continue;
+            }
+            if let Some(value) = self.get(key).filter(|value| !changes_nothing(value)) {
+                return Err(self.unsupported(
+                    format!("`{key}: {}`", shortened(value)),
+                    "models of this family without it",
+                ));
             }
         }
         Ok(())
     }
+
+    /// A list of whole numbers, or `None` without one.
+    pub(crate) fn indices(&self, key: &str) -> Result<Option<Vec<usize>>, ModelError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let index = |value: &Value| {
+            let index = value.as_u64().filter(|&index| index <= LARGEST);
+            index.map(|index| index as usize)
+        };
+        let all = value
+            .as_array()
+            .and_then(|all| all.iter().map(index).collect());
+        all.map(Some)
+            .ok_or_else(|| self.expected(key, value, "a list of whole numbers of 0 or more"))
+    }
+
+    /// A list of as many positive numbers as are `wanted`.
+    pub(crate) fn numbers(&self, key: &str, wanted: usize) -> Result<Vec<f64>, ModelError> {
+        let number = |value: &Value| {
+            let number = value.as_f64();
+            number.filter(|number| (*number as f32).is_finite() && *number as f32 > 0.0)
+        };
+        let value = self.get(key).unwrap_or(&Value::Null);
+        let all: Option<Vec<f64>> = value
+            .as_array()
+            .and_then(|all| all.iter().map(number).collect());
+        all.filter(|all| all.len() == wanted).ok_or_else(|| {
+            let expected = format!("a list of {wanted} positive numbers");
+            self.expected(key, value, &expected)
+        })
+    }
+
+    /// A positive number, or `None` where the key is absent or null.
+    pub(crate) fn optional_number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        Ok(Some(self.number_or(key, f64::NAN)?).filter(|number| !number.is_nan()))
+    }
+
+    /// An object, or `None` where the key is absent or null.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<&Map<String, Value>>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(self.expected(key, other, "an object")),
+        }
+    }
+}
+
+/// A value as messages show it: it may be as long as the file.
+fn shortened(value: &Value) -> String {
+    let mut shown = value.to_string();
+    if let Some((end, _)) = shown.char_indices().nth(100) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
+}
+
+/// What changes nothing.
+type Neutral = fn(&Value) -> bool;
+
+/// Keys that change the computation of some families, and which value of each
+/// changes nothing.
+const NOT_COMPUTED_BY_ALL: &[(&str, Neutral)] = &[
+    ("final_logit_softcapping", never),
+    ("attn_logit_softcapping", never),
+    ("query_pre_attn_scalar", never),
+    ("attention_multiplier", never),
+    ("residual_multiplier", is_one),
+    ("embedding_multiplier", is_one),
+    ("logits_scaling", is_one),
+    ("partial_rotary_factor", is_one),
+    ("no_rope_layers", all_rotate),
+    ("num_experts", is_zero),
+    ("num_local_experts", is_zero),
+    ("n_routed_experts", is_zero),
+    ("clip_qkv", never),
+    ("use_qk_norm", is_false),
+    ("qk_layernorm", is_false),
+];
+
+fn never(_value: &Value) -> bool {
+    false
+}
+
+fn is_one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
+}
+
+fn is_zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
+fn is_false(value: &Value) -> bool {
+    value.as_bool() == Some(false)
+}
+
+/// One for each block that rotates.
+fn all_rotate(value: &Value) -> bool {
+    value
+        .as_array()
+        .is_some_and(|layers| layers.iter().all(|layer| layer.as_u64() == Some(1)))
 }

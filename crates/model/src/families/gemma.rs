@@ -1,6 +1,5 @@
 //! The first Gemma ([arXiv 2403.08295](https://arxiv.org/abs/2403.08295)): a
-//! gate with GELU, norms about one, scaled embeddings. Gemma 2 and 3 are other
-//! `model_type`s, and compute things that this decoder does not.
+//! gate with GELU, norms about one, scaled embeddings.
 
 use super::{
     Family,
@@ -11,6 +10,7 @@ use crate::{Activation, ModelConfig, ModelError, NormKind, config::Keys, naming:
 pub(super) static GEMMA: Family = Family {
     model_type: "gemma",
     naming: Naming::LLAMA,
+    computes: &[],
     read,
 };
 
@@ -20,14 +20,23 @@ const ABSENT: WhenAbsent = WhenAbsent {
     head_dim: Some(256),
     max_position_embeddings: 8192,
     tie_word_embeddings: true,
+    ..WhenAbsent::LLAMA
 };
 
 fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
-    Ok(ModelConfig {
+    let activation = activation(keys)?;
+    let rotary = rotary(keys, &GEMMA, &ABSENT, activation, no_windows(keys)?)?;
+    Ok(about_one(rotary))
+}
+
+/// What all Gemmas have: norms about one, and embeddings times the root of the
+/// width.
+pub(super) fn about_one(config: ModelConfig) -> ModelConfig {
+    ModelConfig {
         norm: NormKind::RmsPlusOne,
-        scaled_embeddings: true,
-        ..rotary(keys, &GEMMA, &ABSENT, activation(keys)?, no_windows(keys)?)?
-    })
+        embedding_scale: Some((config.hidden_size as f64).sqrt()),
+        ..config
+    }
 }
 
 /// Before transformers 5, `hidden_activation` decided, and its absence was the

@@ -10,6 +10,7 @@ use crate::{ModelConfig, ModelError, config::Keys, naming::Naming};
 pub(super) static LLAMA: Family = Family {
     model_type: "llama",
     naming: Naming::LLAMA,
+    computes: &[],
     read,
 };
 

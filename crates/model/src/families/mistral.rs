@@ -9,6 +9,7 @@ use crate::{ModelConfig, ModelError, config::Keys, naming::Naming};
 pub(super) static MISTRAL: Family = Family {
     model_type: "mistral",
     naming: Naming::LLAMA,
+    computes: &[],
     read,
 };
 

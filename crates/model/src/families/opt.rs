@@ -7,12 +7,13 @@
 
 use super::Family;
 use crate::{
-    Activation, ModelConfig, ModelError, NormKind, RopeScaling, config::Keys, naming::Naming,
+    Activation, ModelConfig, ModelError, NormKind, NormOrder, QkNorm, config::Keys, naming::Naming,
 };
 
 pub(super) static OPT: Family = Family {
     model_type: "opt",
     naming: NAMING,
+    computes: &[],
     read,
 };
 
@@ -61,14 +62,23 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
         )?,
         gated: false,
         mlp_bias: bias,
-        scaled_embeddings: false,
+        norm_order: NormOrder::Before,
+        embedding_scale: None,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        logit_cap: None,
+        attention_scale: None,
+        attention_cap: None,
         learned_positions: true,
-        rope_theta: 0.0,
-        rope_scaling: RopeScaling::None,
+        ropes: Vec::new(),
+        layer_ropes: vec![None; num_hidden_layers],
+        query_growth: None,
         tie_word_embeddings: keys.flag_or("tie_word_embeddings", true)?,
         qkv_bias: bias,
         o_bias: bias,
-        qk_norm: false,
+        qk_norm: QkNorm::None,
+        fused: false,
+        experts: None,
         sliding_windows: vec![None; num_hidden_layers],
         max_position_embeddings: keys.size_or("max_position_embeddings", 2048)?,
         initializer_range: keys.number_or("init_std", 0.02)?,

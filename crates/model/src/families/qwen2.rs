@@ -10,6 +10,7 @@ use crate::{ModelConfig, ModelError, config::Keys, naming::Naming};
 pub(super) static QWEN2: Family = Family {
     model_type: "qwen2",
     naming: Naming::LLAMA,
+    computes: &[],
     read,
 };
 

@@ -5,11 +5,12 @@ use super::{
     qwen2::windows,
     shared::{WhenAbsent, rotary, silu},
 };
-use crate::{ModelConfig, ModelError, config::Keys, naming::Naming};
+use crate::{ModelConfig, ModelError, QkNorm, config::Keys, naming::Naming};
 
 pub(super) static QWEN3: Family = Family {
     model_type: "qwen3",
     naming: Naming::LLAMA,
+    computes: &[],
     read,
 };
 
@@ -23,7 +24,7 @@ const ABSENT: WhenAbsent = WhenAbsent {
 
 fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
     Ok(ModelConfig {
-        qk_norm: true,
+        qk_norm: QkNorm::PerHead,
         ..rotary(keys, &QWEN3, &ABSENT, silu(keys)?, windows(keys)?)?
     })
 }

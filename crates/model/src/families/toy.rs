@@ -12,6 +12,7 @@ pub(super) static TOY: Family = Family {
         above: None,
         parts: &[("down_proj", Some("out"))],
     },
+    computes: &[],
     read,
 };
 

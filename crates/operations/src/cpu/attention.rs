@@ -10,7 +10,7 @@ use super::{
     matrix::{Before, Matrix, multiply_alone},
     rows::{SharedRoom, build_shared},
     shape, strided, tensor, values,
-    vector::{exp, exponentials, highest, sum, vectorised},
+    vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
 use crate::attention::{
     Attended, AttentionKernel, AttentionMask, Sizes, Summed, portable_backward, portable_forward,
@@ -312,12 +312,13 @@ impl ForwardTile {
         self.best = [f32::NEG_INFINITY; QUERIES];
         self.sums = [0.0; QUERIES];
         let output = &mut self.output[..queries.len() * head_dim];
+        let cap = mask.soft_cap().map(|cap| cap as f32);
         let mut before = Before::Overwritten;
         for key_range in key_tiles(mask, sizes, row, queries) {
             let n = key_range.len();
             let scores = &mut self.scores[..queries.len() * n];
             let key_tile = given.keys.positions(row, kv_head, &key_range);
-            let scale = sizes.scale() as f32;
+            let scale = mask.scale(head_dim) as f32;
             multiply_alone(
                 scores,
                 Before::Overwritten,
@@ -345,7 +346,13 @@ impl ForwardTile {
                     best: &'a mut f32,
                     sum: &'a mut f32,
                     so_far: Option<&'a mut [f32]>,
+                    cap: Option<f32>,
                 ) {
+                    if let Some(cap) = cap {
+                        for score in scores.iter_mut() {
+                            *score = cap * tanh(*score / cap);
+                        }
+                    }
                     add_scores(scores, best, sum, so_far);
                 });
             }
@@ -420,7 +427,8 @@ impl BackwardInputs<'_> {
             ..
         } = self.sizes;
         let kv_head = head / self.sizes.groups();
-        let scale = self.sizes.scale() as f32;
+        let scale = self.mask.scale(head_dim) as f32;
+        let cap = self.mask.soft_cap().map(|cap| cap as f32);
         let mut grad_keys = vec![0.0_f32; n_keys * head_dim];
         let mut grad_values = vec![0.0_f32; n_keys * head_dim];
         let mut grad_queries = vec![0.0_f32; QUERIES * head_dim];
@@ -472,7 +480,17 @@ impl BackwardInputs<'_> {
                         along: f32,
                         log_sum: f32,
                         scale: f32,
+                        cap: Option<f32>,
                     ) {
+                        if let Some(cap) = cap {
+                            for (weight, grad_score) in weights.iter_mut().zip(grad_scores) {
+                                let bent = tanh(*weight / cap);
+                                *weight = exp(cap * bent - log_sum);
+                                let slope = 1.0 - bent * bent;
+                                *grad_score = *weight * (*grad_score - along) * scale * slope;
+                            }
+                            return;
+                        }
                         for (weight, grad_score) in weights.iter_mut().zip(grad_scores) {
                             *weight = exp(*weight - log_sum);
                             *grad_score = *weight * (*grad_score - along) * scale;

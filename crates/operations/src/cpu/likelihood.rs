@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     likelihood::{LikelihoodKernel, portable_backward, portable_forward},
-    logits::WantedGradients,
+    logits::{LogitsWay, WantedGradients},
     stored::Stored,
 };
 
@@ -19,12 +19,12 @@ impl LikelihoodKernel for Flex {
         hidden: FlexTensor,
         weight: Stored<Self>,
         targets: FlexTensor,
-        rows: usize,
+        way: LogitsWay,
         with_grad_hidden: bool,
     ) -> (FlexTensor, Option<FlexTensor>) {
         let ids = host_ids(&targets).filter(|_| all_f32([&hidden]));
         let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
-            return portable_forward::<Self>(hidden, &weight, &targets, rows, with_grad_hidden);
+            return portable_forward::<Self>(hidden, &weight, &targets, way, with_grad_hidden);
         };
         let hidden = contiguous(hidden);
         let wanted = WantedGradients {
@@ -32,7 +32,7 @@ impl LikelihoodKernel for Flex {
             weight: false,
         };
         let matrix = straight.frozen();
-        let found = pass(values(&hidden), matrix, &ids, None, rows, wanted);
+        let found = pass(values(&hidden), matrix, &ids, None, way, wanted);
         let grad_hidden = found.grad_hidden.map(|grad| tensor(grad, shape(&hidden)));
         (tensor(found.log_likelihoods, [ids.len()]), grad_hidden)
     }
@@ -41,18 +41,18 @@ impl LikelihoodKernel for Flex {
         hidden: FlexTensor,
         weight: Stored<Self>,
         targets: FlexTensor,
-        rows: usize,
+        way: LogitsWay,
         grad: FlexTensor,
         wanted: WantedGradients,
     ) -> [Option<FlexTensor>; 2] {
         let ids = host_ids(&targets).filter(|_| all_f32([&hidden, &grad]));
         let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
-            return portable_backward::<Self>(hidden, &weight, &targets, rows, grad, wanted);
+            return portable_backward::<Self>(hidden, &weight, &targets, way, grad, wanted);
         };
         let (hidden, grad) = (contiguous(hidden), contiguous(grad));
         let scales: Vec<f32> = values(&grad).iter().map(|grad| -grad).collect();
         let matrix = straight.frozen();
-        let found = pass(values(&hidden), matrix, &ids, Some(&scales), rows, wanted);
+        let found = pass(values(&hidden), matrix, &ids, Some(&scales), way, wanted);
         [
             found.grad_hidden.map(|grad| tensor(grad, shape(&hidden))),
             found.grad_weight.map(|grad| tensor(grad, weight.dims())),

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use super::{
     frozen::Frozen,
     matrix::{Matrix, add_product},
-    vector::{exponentials, highest, vectorised},
+    vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
-use crate::logits::WantedGradients;
+use crate::logits::{LogitsWay, WantedGradients};
 
 /// What a pass gives, for the rows that it was given ids of.
 pub(super) struct Pass {
@@ -24,7 +24,7 @@ pub(super) struct Pass {
 }
 
 /// A pass over the first `ids.len()` of the hidden states, one after the other
-/// in `hidden`, with `rows` rows of logits at a time. Rows after those are
+/// in `hidden`, with some rows of logits at a time. Rows after those are
 /// padding, whose gradient is zero. `scales` is what each row counts in the
 /// gradients: one each if there are none.
 pub(super) fn pass(
@@ -32,9 +32,11 @@ pub(super) fn pass(
     weight: Frozen,
     ids: &[usize],
     scales: Option<&[f32]>,
-    rows: usize,
+    way: LogitsWay,
     wanted: WantedGradients,
 ) -> Pass {
+    let rows = way.rows;
+    let cap = way.soft_cap.map(|cap| cap as f32);
     let (width, vocab) = (weight.d_in(), weight.d_out());
     let n = ids.len();
     let mut logits = vec![0.0_f32; rows.min(n) * vocab];
@@ -54,8 +56,16 @@ pub(super) fn pass(
                 let scale = scales.map_or(1.0, |scales| scales[i]);
                 let grad_scale = wanted.any().then_some(scale);
                 let target = ids[i];
-                vectorised!(<'a>(row: &'a mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
-                    one_row(row, target, grad_scale)
+                vectorised!(<'a>(
+                    row: &'a mut [f32],
+                    target: usize,
+                    grad_scale: Option<f32>,
+                    cap: Option<f32>,
+                ) -> f32 {
+                    match cap {
+                        None => one_row(row, target, grad_scale),
+                        Some(cap) => one_capped_row(row, target, grad_scale, cap),
+                    }
                 })
             })
             .collect();
@@ -99,6 +109,32 @@ fn one_row(row: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
             *value *= scale;
         }
         row[target] -= grad_scale;
+    }
+    of_target - sum.ln()
+}
+
+/// [`one_row`] where a cap bends the logits. They stay as they are until the
+/// gradient is made of them, so that exponentials are computed twice.
+#[inline(always)]
+fn one_capped_row(row: &mut [f32], target: usize, grad_scale: Option<f32>, cap: f32) -> f32 {
+    for value in row.iter_mut() {
+        *value = cap * tanh(*value / cap);
+    }
+    let highest = highest(row);
+    let of_target = row[target] - highest;
+    let sum = {
+        let row: &[f32] = row;
+        sum(row.len(), |i| exp(row[i] - highest))
+    };
+    if let Some(grad_scale) = grad_scale {
+        let scale = 1.0 / sum * grad_scale;
+        let bent = row[target] / cap;
+        let of_hot = grad_scale * (1.0 - bent * bent);
+        for value in row.iter_mut() {
+            let bent = *value / cap;
+            *value = exp(*value - highest) * scale * (1.0 - bent * bent);
+        }
+        row[target] -= of_hot;
     }
     of_target - sum.ln()
 }

@@ -9,7 +9,7 @@ use super::{
     shape, tensor, values,
 };
 use crate::{
-    logits::WantedGradients,
+    logits::{LogitsWay, WantedGradients},
     loss::{LossAndGradients, LossKernel, portable},
     stored::Stored,
 };
@@ -20,12 +20,13 @@ impl LossKernel for Flex {
         weight: Stored<Self>,
         targets: FlexTensor,
         n_trained: usize,
+        soft_cap: Option<f64>,
         rows: usize,
         wanted: WantedGradients,
     ) -> LossAndGradients<Self> {
         let ids = host_ids(&targets).filter(|_| all_f32([&hidden]));
         let Some((ids, straight)) = ids.zip(Straight::of(&weight)) else {
-            return portable::<Self>(hidden, &weight, &targets, n_trained, rows, wanted);
+            return portable::<Self>(hidden, &weight, &targets, n_trained, soft_cap, rows, wanted);
         };
         let hidden = contiguous(hidden);
         let matrix = straight.frozen();
@@ -34,7 +35,7 @@ impl LossKernel for Flex {
             matrix,
             &ids[..n_trained],
             None,
-            rows,
+            LogitsWay { soft_cap, rows },
             wanted,
         );
         // In f64, chunk by chunk.
