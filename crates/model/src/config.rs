@@ -140,6 +140,9 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// `eos_token_id`, one or several; may be empty.
     pub eos_token_ids: Vec<u32>,
+    /// Whether this is the text model of one that reads pictures too, whose
+    /// other parts are left out.
+    pub with_pictures: bool,
     /// The file as read, to be written back with merged weights.
     pub(crate) json: Map<String, Value>,
 }
@@ -184,7 +187,7 @@ impl ModelConfig {
     ///
     /// As [`from_dir`](Self::from_dir).
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
-        let json = text_part(json, path)?;
+        let (json, with_pictures) = text_part(json, path)?;
         let keys = Keys { json: &json, path };
         let family = Family::of(&keys)?;
         // Matrices that are packed are read, in the ways that are known.
@@ -196,6 +199,7 @@ impl ModelConfig {
         let keys = Keys { json: &json, path };
         Ok(Self {
             eos_token_ids: keys.token_ids("eos_token_id", config.vocab_size)?,
+            with_pictures,
             json,
             ..config
         })
@@ -343,12 +347,15 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError>
 
 /// The decoder's own part of a configuration: that of a model of pictures and
 /// text has it in `text_config`. What a whole has beside it and a decoder needs
-/// is taken along.
-fn text_part(json: Map<String, Value>, path: &Path) -> Result<Map<String, Value>, ModelError> {
+/// is taken along. And whether it was part of a whole.
+fn text_part(
+    json: Map<String, Value>,
+    path: &Path,
+) -> Result<(Map<String, Value>, bool), ModelError> {
     let keys = Keys { json: &json, path };
     let kind = keys.text("model_type")?;
     let Some(whole) = crate::families::with_pictures(kind.as_deref()) else {
-        return Ok(json);
+        return Ok((json, false));
     };
     let Some(Value::Object(text)) = keys.get("text_config") else {
         return Err(keys.malformed(&format!(
@@ -378,5 +385,5 @@ fn text_part(json: Map<String, Value>, path: &Path) -> Result<Map<String, Value>
     }
     let architecture = Value::from(vec![whole.text_class]);
     text.insert("architectures".to_owned(), architecture);
-    Ok(text)
+    Ok((text, true))
 }

@@ -111,10 +111,87 @@ fn opt_without_biases_from_a_file_of_the_base_model_alone() {
     check("opt-plain");
 }
 
+#[test]
+fn gemma2_with_capped_scores_and_logits() {
+    check("gemma2");
+}
+
+#[test]
+fn gemma3_with_two_rotations_and_windows() {
+    check("gemma3");
+}
+
+#[test]
+fn text_models_within_models_of_pictures() {
+    for name in [
+        "gemma3-multimodal",
+        "gemma3-multimodal-v5",
+        "mistral3-multimodal",
+    ] {
+        check(name);
+    }
+}
+
+#[test]
+fn phi3_with_fused_projections_and_a_part_that_rotates() {
+    check("phi3");
+}
+
+#[test]
+fn phi3_with_long_and_short_factors() {
+    check("phi3-longrope");
+    let directory = fixture("phi3-longrope");
+    let golden = directory.join("golden.safetensors");
+    let device = Device::flex();
+    let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
+    let logits = host(model.forward(ids(&golden, "short_ids", &device)));
+    let diff = max_diff(&logits, &floats(&golden, "short_logits").1);
+    assert!(diff < 1e-4, "logits differ by {diff}");
+}
+
+#[test]
+fn smollm3_with_a_block_that_does_not_rotate() {
+    check("smollm3");
+}
+
+#[test]
+fn granite_with_four_multipliers() {
+    check("granite");
+}
+
+#[test]
+fn olmo2_with_norms_after() {
+    check("olmo2");
+}
+
+#[test]
+fn olmo3_with_windows_that_rotate_unscaled() {
+    check("olmo3");
+}
+
+#[test]
+fn ministral3_with_queries_that_grow() {
+    check("ministral3");
+}
+
+#[test]
+fn yarn_and_dynamic_scaling() {
+    for name in ["llama-yarn", "qwen3-yarn", "llama-dynamic"] {
+        check(name);
+    }
+}
+
+#[test]
+fn experts() {
+    for name in ["qwen3-moe", "mixtral"] {
+        check(name);
+    }
+}
+
 /// What transformers computes with weights and arithmetic in bf16.
 #[test]
 fn families_in_bf16() {
-    for name in ["gemma", "opt"] {
+    for name in ["gemma", "opt", "gemma2", "gemma3", "olmo2"] {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");
         let device = Device::flex();
@@ -305,6 +382,15 @@ fn what_is_saved_loads_with_the_same_logits_and_config() {
         ("opt", Dtype::F32),
         ("opt-plain", Dtype::F32),
         ("llama-sharded-bf16", Dtype::Bf16),
+        ("gemma2", Dtype::F32),
+        ("gemma3-multimodal", Dtype::F32),
+        ("phi3-longrope", Dtype::F32),
+        ("smollm3", Dtype::F32),
+        ("granite", Dtype::F32),
+        ("olmo3", Dtype::F32),
+        ("mistral3-multimodal", Dtype::F32),
+        ("qwen3-moe", Dtype::F32),
+        ("mixtral", Dtype::F32),
     ] {
         let directory = fixture(name);
         let golden = directory.join("golden.safetensors");

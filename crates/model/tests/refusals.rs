@@ -74,7 +74,12 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
         );
     }
     for (name, key, value, expected) in [
-        ("gemma", "model_type", json!("gemma3n"), "model_type: gemma3n"),
+        (
+            "gemma",
+            "model_type",
+            json!("gemma3n"),
+            "model_type: gemma3n",
+        ),
         ("gemma", "model_type", json!("gemma3"), "`text_config`"),
         (
             "llama",
@@ -88,7 +93,12 @@ fn what_the_config_asks_for_and_we_do_not_do_is_named() {
             json!([1, 0]),
             "no_rope_layers: [1,0]",
         ),
-        ("llama", "num_local_experts", json!(8), "num_local_experts: 8"),
+        (
+            "llama",
+            "num_local_experts",
+            json!(8),
+            "num_local_experts: 8",
+        ),
         (
             "gemma",
             "final_logit_softcapping",

@@ -17,6 +17,8 @@ use super::{Dtype, source::Source};
 use crate::{Llama, ModelConfig, ModelError, Packing};
 
 const HEAD: &str = "lm_head.weight";
+/// The head of a text model within a larger one.
+const HEAD_WITHIN: &str = "language_model.lm_head.weight";
 const PREFIX: &str = "model.";
 
 /// Loads a checkpoint: a GGUF file, or a directory with `config.json` beside
@@ -56,7 +58,7 @@ pub fn load_as(
     let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
     let expected = expected_tensors(&model);
-    let names = Names::new(path, &expected)?;
+    let names = Names::new(path, &config, &expected)?;
     let problems = names.problems(&expected)?;
     if !problems.is_empty() {
         return Err(ModelError::Mismatch {
@@ -134,7 +136,7 @@ pub fn packed_matrices(
         reason = "any device will do: nothing is put on it"
     )]
     let model = config.init(&Default::default());
-    let names = Names::new(path, &expected_tensors(&model))?;
+    let names = Names::new(path, config, &expected_tensors(&model))?;
     let mut all = BTreeMap::new();
     for param in params(&model) {
         let stored = names.stored(param.path());
@@ -174,12 +176,44 @@ struct Names {
     source: Source,
     /// The embedding's name if `config.json` ties the head to it.
     embedding: Option<String>,
+    /// By the model's names, those of a text model within a larger one.
+    within: BTreeMap<String, String>,
+    /// Whether the source holds a model that reads pictures too.
+    with_pictures: bool,
+}
+
+/// What stands before the names of the parts that read pictures.
+const PICTURES: [&str; 4] = [
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+];
+
+/// What a text model's parameter is called within a larger one, in files of
+/// transformers 4 and of version 5.
+fn names_within(name: &str) -> impl Iterator<Item = String> {
+    let older = format!("language_model.{name}");
+    let newer = name
+        .strip_prefix(PREFIX)
+        .map(|bare| format!("{PREFIX}language_model.{bare}"));
+    std::iter::once(older).chain(newer)
 }
 
 impl Names {
-    fn new(path: &Path, expected: &Shapes) -> Result<Self, ModelError> {
+    fn new(path: &Path, config: &ModelConfig, expected: &Shapes) -> Result<Self, ModelError> {
+        let source = Source::open(path)?;
+        let with_pictures = config.with_pictures;
+        let mut within = BTreeMap::new();
+        for name in expected.keys().filter(|_| with_pictures) {
+            if let Some(stored) = names_within(name).find(|stored| source.has(stored)) {
+                within.insert(name.clone(), stored);
+            }
+        }
         Ok(Self {
-            source: Source::open(path)?,
+            source,
+            within,
+            with_pictures,
             // A tied head is the embedding, whatever the family calls that.
             embedding: expected
                 .keys()
@@ -216,9 +250,12 @@ impl Names {
     /// The stored name: the model's own, or without the prefix if only the
     /// decoder below the head was saved, or the head's if it is tied to the
     /// embedding and stored in its place.
-    fn stored<'a>(&self, name: &'a str) -> &'a str {
+    fn stored<'a>(&'a self, name: &'a str) -> &'a str {
         if self.source.has(name) {
             return name;
+        }
+        if let Some(stored) = self.within.get(name) {
+            return stored;
         }
         if let Some(bare) = name.strip_prefix(PREFIX)
             && self.source.has(bare)
@@ -247,15 +284,19 @@ impl Names {
             }
         }
         for name in self.source.names() {
-            if used.contains(name) || self.source.is_idle(name) {
+            let for_pictures = |prefix: &&str| name.starts_with(*prefix);
+            if used.contains(name)
+                || self.source.is_idle(name)
+                || (self.with_pictures && PICTURES.iter().any(for_pictures))
+            {
                 continue;
             }
             match &self.embedding {
                 // A tied checkpoint may repeat the embedding under the head's name.
-                Some(embedding) if name == HEAD => {
-                    if !self.source.same(HEAD, self.stored(embedding))? {
+                Some(embedding) if name == HEAD || name == HEAD_WITHIN => {
+                    if !self.source.same(name, self.stored(embedding))? {
                         problems.push(format!(
-                            "unused: `{HEAD}` differs from the embedding that config.json ties it to"
+                            "unused: `{name}` differs from the embedding that config.json ties it to"
                         ));
                     }
                 }

@@ -83,6 +83,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
         max_position_embeddings: keys.size_or("max_position_embeddings", 2048)?,
         initializer_range: keys.number_or("init_std", 0.02)?,
         eos_token_ids: Vec::new(),
+        with_pictures: false,
         json: serde_json::Map::new(),
     })
 }

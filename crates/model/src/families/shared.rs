@@ -142,6 +142,7 @@ fn without_ropes(
             .size_or("max_position_embeddings", absent.max_position_embeddings)?,
         initializer_range: keys.number_or("initializer_range", 0.02)?,
         eos_token_ids: Vec::new(),
+        with_pictures: false,
         json: Map::new(),
     })
 }
