@@ -2,14 +2,22 @@
 
 use serde_json::{Map, Value, json};
 
+mod own;
+
 use crate::{
     GgufError,
-    families::{Family, Window},
+    families::{Family, Mark, Own, Window},
     metadata::Metadata,
     names::Heads,
+    read::ROPE_FREQUENCIES,
     rope,
     types::TensorType,
 };
+
+pub(crate) use own::GRANITE;
+
+/// Tensors with factors of the rotary frequencies, by name.
+pub(crate) type Factors<'a> = dyn Fn(&str) -> Option<Vec<f32>> + 'a;
 
 /// The keys of one architecture: `llama.block_count` and so on.
 struct Keys<'a> {
@@ -63,7 +71,7 @@ const TOKENS: [(&str, &str); 3] = [
 pub(crate) fn read(
     metadata: Metadata<'_>,
     family: &'static Family,
-    rope_factors: Option<&[f32]>,
+    factors: &Factors<'_>,
 ) -> Result<Map<String, Value>, GgufError> {
     let keys = Keys { metadata, family };
     if keys
@@ -110,7 +118,8 @@ pub(crate) fn read(
         json!(!keys.has_tensor("output.weight")),
     );
     let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
-    let scaling = rope_scaling(&keys, head_dim, theta, rope_factors)?;
+    let rope_factors = factors(ROPE_FREQUENCIES);
+    let scaling = rope_scaling(&keys, head_dim, theta, rope_factors.as_deref())?;
     set("rope_theta", json!(theta));
     if let Some(scaling) = scaling {
         set("rope_scaling", Value::Object(scaling));
@@ -144,11 +153,25 @@ pub(crate) fn read(
         }
     }
     set("dtype", json!(dtype(&metadata)));
+    own::read(&keys, &mut config, factors)?;
     Ok(config)
 }
 
+/// What tells the family of a file of this architecture.
+pub(crate) fn marks(metadata: Metadata<'_>, architecture: &str) -> Result<Vec<Mark>, GgufError> {
+    let growth = format!("{architecture}.attention.temperature_scale");
+    let mut marks = Vec::new();
+    if window(metadata, architecture)?.is_some() {
+        marks.push(Mark::Window);
+    }
+    if metadata.number(&growth)?.is_some_and(|scale| scale != 0.0) {
+        marks.push(Mark::Growth);
+    }
+    Ok(marks)
+}
+
 /// How many positions back a token sees, if that is limited.
-pub(crate) fn window(metadata: Metadata<'_>, architecture: &str) -> Result<Option<u64>, GgufError> {
+fn window(metadata: Metadata<'_>, architecture: &str) -> Result<Option<u64>, GgufError> {
     let window = metadata.size(&format!("{architecture}.attention.sliding_window"))?;
     Ok(window.filter(|&window| window > 0))
 }
@@ -164,7 +187,8 @@ pub(crate) fn heads(config: &Map<String, Value>) -> Heads {
 
 fn head_dim(keys: &Keys<'_>, hidden_size: u64, heads: u64) -> Result<u64, GgufError> {
     let rotated = keys.size("rope.dimension_count")?;
-    let head_dim = match keys.size("attention.key_length")?.or(rotated) {
+    let whole = rotated.filter(|_| keys.family.own != Own::Phi3);
+    let head_dim = match keys.size("attention.key_length")?.or(whole) {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
@@ -181,7 +205,8 @@ fn head_dim(keys: &Keys<'_>, hidden_size: u64, heads: u64) -> Result<u64, GgufEr
         let what = format!("keys of {head_dim} dimensions and values of {values}");
         return Err(keys.unsupported(what, "heads with as many of each"));
     }
-    if let Some(rotated) = rotated.filter(|&rotated| rotated != head_dim) {
+    let in_parts = keys.family.own == Own::Phi3;
+    if let Some(rotated) = rotated.filter(|&rotated| rotated != head_dim && !in_parts) {
         let what = format!("rotary embeddings of {rotated} of {head_dim} dimensions");
         return Err(keys.unsupported(what, "rotary embeddings of whole heads"));
     }
@@ -236,12 +261,41 @@ fn rope_scaling(
                 .as_object()
                 .cloned())
         }
+        Some("yarn") => yarn(keys, factor.ok_or_else(lacks)?, original).map(Some),
         Some(other) => Err(keys.unsupported(
             format!("rotary embeddings with `rope.scaling.type: {other}`"),
-            "none, linear and Llama 3's",
+            "none, linear, yarn and Llama 3's",
         )),
     }
 }
+
+fn yarn(
+    keys: &Keys<'_>,
+    factor: f64,
+    original: Option<f64>,
+) -> Result<Map<String, Value>, GgufError> {
+    let mut scaling = Map::new();
+    scaling.insert("rope_type".to_owned(), json!("yarn"));
+    scaling.insert("factor".to_owned(), json!(factor));
+    if let Some(original) = original {
+        let key = "original_max_position_embeddings".to_owned();
+        scaling.insert(key, json!(original as u64));
+    }
+    for (key, stored) in YARN {
+        if let Some(value) = keys.number(stored)? {
+            scaling.insert(key.to_owned(), json!(value));
+        }
+    }
+    Ok(scaling)
+}
+
+/// Parameters of YaRN that need not be there: key in `config.json`, key in the
+/// metadata.
+pub(crate) const YARN: [(&str, &str); 3] = [
+    ("attention_factor", "rope.scaling.yarn_attn_factor"),
+    ("beta_fast", "rope.scaling.yarn_beta_fast"),
+    ("beta_slow", "rope.scaling.yarn_beta_slow"),
+];
 
 impl Keys<'_> {
     /// Converters disagree on whether this is a whole number.

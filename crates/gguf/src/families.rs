@@ -19,9 +19,13 @@ pub(crate) struct Family {
     pub(crate) class: &'static str,
     /// `general.architecture`, and what the keys of the shape begin with.
     pub(crate) architecture: &'static str,
-    /// Whether a file of the architecture is of this family where it has a
-    /// sliding window, and not where it has none.
-    told_by_window: bool,
+    /// What a file of the architecture has if it is of this family and not of
+    /// another.
+    told_by: Option<Mark>,
+    /// What it has that others have not, and keys of its own.
+    pub(crate) own: Own,
+    /// (Hugging Face, GGUF) names within a block.
+    pub(crate) inside: &'static [(&'static str, &'static str)],
     /// What becomes of a sliding window.
     pub(crate) window: Window,
     /// Values of `hidden_act` that are what llama.cpp computes; the first is the
@@ -31,6 +35,10 @@ pub(crate) struct Family {
     pub(crate) kv_heads: Option<usize>,
     /// `head_dim` where it is absent; `None` is `hidden_size / num_attention_heads`.
     pub(crate) head_dim: Option<usize>,
+    /// `rms_norm_eps` where it is absent.
+    pub(crate) eps: f64,
+    /// `rope_theta` where it is absent.
+    pub(crate) theta: f64,
     /// `tie_word_embeddings` where it is absent.
     pub(crate) tied: bool,
     /// Whether `attention_bias` and `mlp_bias` are keys of the configuration,
@@ -38,8 +46,8 @@ pub(crate) struct Family {
     pub(crate) optional_biases: bool,
     /// Keys of the configuration that always have one value.
     pub(crate) constants: &'static [(&'static str, bool)],
-    /// Tensors of a block that must be there beside those of LLaMA.
-    pub(crate) more_tensors: &'static [&'static str],
+    /// Biases that a block must have.
+    pub(crate) biases: &'static [&'static str],
     /// Whether the rows of queries and keys are interleaved: llama.cpp rotates
     /// neighbours, Hugging Face the first half of a head with its second.
     pub(crate) interleaved: bool,
@@ -48,6 +56,121 @@ pub(crate) struct Family {
     /// Whether a `SentencePiece` token's score follows from its place.
     pub(crate) scores_by_position: bool,
 }
+
+/// What tells families of one architecture from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// A sliding window.
+    Window,
+    /// Queries that grow with their position.
+    Growth,
+}
+
+/// Keys, and what llama.cpp takes for granted, that only some families have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// LLaMA's keys alone.
+    Nothing,
+    /// Caps, a window in every other block, a scale of its own.
+    Gemma2,
+    /// Two bases of the rotary frequencies, a window in five blocks of six.
+    Gemma3,
+    /// Rotation of a part of each head, by factors for short and long contexts.
+    Phi3,
+    /// Every fourth block rotates nothing.
+    SmolLm3,
+    /// Four multipliers.
+    Granite,
+    /// A window in three blocks of four.
+    Olmo3,
+    /// YaRN with a scale of its own, and queries that grow.
+    Ministral3,
+}
+
+/// Names within a block of LLaMA's.
+const INSIDE: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// With norms of each head's queries and keys.
+const INSIDE_QK: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// With norms before and after.
+const INSIDE_GEMMA2: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// The same, and norms of each head's queries and keys.
+const INSIDE_GEMMA3: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// With norms after only.
+const INSIDE_OLMO: &[(&str, &str)] = &[
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// With fused projections.
+const INSIDE_PHI3: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
 
 /// What becomes of a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,27 +189,31 @@ const LLAMA: Family = Family {
     model_type: "llama",
     class: "LlamaForCausalLM",
     architecture: "llama",
-    told_by_window: false,
+    told_by: None,
+    own: Own::Nothing,
+    inside: INSIDE,
     window: Window::Kept,
     activations: &["silu"],
     kv_heads: None,
     head_dim: None,
+    eps: 1e-6,
+    theta: 10_000.0,
     tied: false,
     optional_biases: true,
     constants: &[],
-    more_tensors: &[],
+    biases: &[],
     interleaved: true,
     norms_plus_one: false,
     scores_by_position: false,
 };
 
 /// All families that there are rows for.
-static FAMILIES: [Family; 5] = [
+static FAMILIES: [Family; 13] = [
     LLAMA,
     Family {
         model_type: "mistral",
         class: "MistralForCausalLM",
-        told_by_window: true,
+        told_by: Some(Mark::Window),
         kv_heads: Some(8),
         ..LLAMA
     },
@@ -98,7 +225,7 @@ static FAMILIES: [Family; 5] = [
         kv_heads: Some(32),
         optional_biases: false,
         constants: &[("use_sliding_window", false)],
-        more_tensors: &[
+        biases: &[
             "self_attn.q_proj.bias",
             "self_attn.k_proj.bias",
             "self_attn.v_proj.bias",
@@ -115,7 +242,7 @@ static FAMILIES: [Family; 5] = [
         head_dim: Some(128),
         optional_biases: false,
         constants: &[("use_sliding_window", false), ("attention_bias", false)],
-        more_tensors: &["self_attn.q_norm.weight", "self_attn.k_norm.weight"],
+        inside: INSIDE_QK,
         interleaved: false,
         ..LLAMA
     },
@@ -134,20 +261,133 @@ static FAMILIES: [Family; 5] = [
         scores_by_position: true,
         ..LLAMA
     },
+    Family {
+        model_type: "gemma2",
+        class: "Gemma2ForCausalLM",
+        architecture: "gemma2",
+        own: Own::Gemma2,
+        inside: INSIDE_GEMMA2,
+        activations: &["gelu_pytorch_tanh"],
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        ..GEMMA
+    },
+    Family {
+        model_type: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        architecture: "gemma3",
+        own: Own::Gemma3,
+        theta: 1e6,
+        inside: INSIDE_GEMMA3,
+        activations: &["gelu_pytorch_tanh"],
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        ..GEMMA
+    },
+    Family {
+        model_type: "phi3",
+        class: "Phi3ForCausalLM",
+        architecture: "phi3",
+        own: Own::Phi3,
+        eps: 1e-5,
+        inside: INSIDE_PHI3,
+        optional_biases: false,
+        interleaved: false,
+        ..LLAMA
+    },
+    Family {
+        model_type: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        architecture: "smollm3",
+        own: Own::SmolLm3,
+        theta: 2e6,
+        window: Window::Refused,
+        kv_heads: Some(4),
+        tied: true,
+        constants: &[("use_sliding_window", false)],
+        ..LLAMA
+    },
+    Family {
+        model_type: "granite",
+        class: "GraniteForCausalLM",
+        architecture: "granite",
+        own: Own::Granite,
+        window: Window::Absent,
+        ..LLAMA
+    },
+    Family {
+        window: Window::Absent,
+        ..OLMO
+    },
+    Family {
+        model_type: "olmo3",
+        class: "Olmo3ForCausalLM",
+        told_by: Some(Mark::Window),
+        own: Own::Olmo3,
+        theta: 5e5,
+        ..OLMO
+    },
+    Family {
+        model_type: "ministral3",
+        class: "Ministral3ForCausalLM",
+        architecture: "mistral3",
+        own: Own::Ministral3,
+        eps: 1e-5,
+        told_by: Some(Mark::Growth),
+        window: Window::Kept,
+        kv_heads: Some(8),
+        head_dim: Some(128),
+        optional_biases: false,
+        ..LLAMA
+    },
 ];
 
+/// What later Gemmas have of the first.
+const GEMMA: Family = Family {
+    window: Window::Kept,
+    tied: true,
+    optional_biases: false,
+    interleaved: false,
+    norms_plus_one: true,
+    scores_by_position: true,
+    ..LLAMA
+};
+
+const OLMO: Family = Family {
+    model_type: "olmo2",
+    class: "Olmo2ForCausalLM",
+    architecture: "olmo2",
+    inside: INSIDE_OLMO,
+    eps: 1e-5,
+    optional_biases: false,
+    interleaved: false,
+    ..LLAMA
+};
+
+/// What a file is of that says `mistral3`, and has no [`Mark`] of Ministral 3:
+/// Mistral Small 3's text model.
+const MISTRAL3: Family = Family {
+    model_type: "mistral",
+    class: "MistralForCausalLM",
+    architecture: "mistral3",
+    kv_heads: Some(8),
+    ..LLAMA
+};
+static MISTRAL_WITHIN: Family = MISTRAL3;
+
 impl Family {
-    /// The family of a file that has this `general.architecture`, and a window
-    /// or none.
-    pub(crate) fn of_file(architecture: &str, has_window: bool) -> Option<&'static Self> {
+    /// The family of a file that has this `general.architecture`, and these marks.
+    pub(crate) fn of_file(architecture: &str, marks: &[Mark]) -> Option<&'static Self> {
         let all = || {
             FAMILIES
                 .iter()
+                .chain([&MISTRAL_WITHIN])
                 .filter(|family| family.architecture == architecture)
         };
+        let marked = |family: &&Self| family.told_by.is_some_and(|mark| marks.contains(&mark));
         all()
-            .find(|family| family.told_by_window == has_window)
-            .or_else(|| all().next())
+            .find(marked)
+            .or_else(|| all().find(|family| family.told_by.is_none()))
     }
 
     /// The family of a `model_type` of `config.json`.
@@ -184,21 +424,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_tells_mistral_from_llama_and_no_other_family() {
-        let found = |name, window| Family::of_file(name, window).map(|found| found.model_type);
-        assert_eq!(found("llama", false), Some("llama"));
-        assert_eq!(found("llama", true), Some("mistral"));
-        assert_eq!(found("gemma", true), Some("gemma"));
-        assert_eq!(found("qwen2", true), Some("qwen2"));
-        assert_eq!(found("mistral", true), None);
+    fn marks_tell_families_of_one_architecture_apart() {
+        let found =
+            |name, marks: &[Mark]| Family::of_file(name, marks).map(|found| found.model_type);
+        assert_eq!(found("llama", &[]), Some("llama"));
+        assert_eq!(found("llama", &[Mark::Window]), Some("mistral"));
+        assert_eq!(found("gemma", &[Mark::Window]), Some("gemma"));
+        assert_eq!(found("qwen2", &[Mark::Window]), Some("qwen2"));
+        assert_eq!(found("mistral", &[]), None);
+        assert_eq!(found("olmo2", &[]), Some("olmo2"));
+        assert_eq!(found("olmo2", &[Mark::Window]), Some("olmo3"));
+        assert_eq!(found("mistral3", &[Mark::Growth]), Some("ministral3"));
+        assert_eq!(found("mistral3", &[]), Some("mistral"));
     }
 
     #[test]
     fn messages_list_each_name_once() {
-        assert_eq!(Family::architectures(), "llama, qwen2, qwen3 and gemma");
         assert_eq!(
-            Family::model_types(),
-            "llama, mistral, qwen2, qwen3 and gemma"
+            Family::architectures(),
+            "llama, qwen2, qwen3, gemma, gemma2, gemma3, phi3, smollm3, granite, olmo2 and mistral3"
         );
+        assert!(Family::model_types().starts_with("llama, mistral, qwen2, qwen3, gemma, gemma2"));
     }
 }

@@ -103,6 +103,13 @@ impl<'a> Metadata<'a> {
         Ok(Some(all))
     }
 
+    /// A list of flags; `None` also if the key is something else.
+    pub(crate) fn flags(&self, key: &str) -> Option<Vec<bool>> {
+        let (field, bytes) = self.field(key)?;
+        let is_list = matches!(field.elements, Some((Kind::Bool, _)));
+        is_list.then(|| bytes.iter().map(|byte| *byte != 0).collect())
+    }
+
     /// A list of numbers of 32 bits.
     pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, GgufError> {
         let Some((field, bytes)) = self.field(key) else {

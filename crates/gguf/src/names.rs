@@ -10,47 +10,32 @@ const OUTSIDE: [(&str, &str); 3] = [
     ("lm_head", "output"),
 ];
 
-/// (Hugging Face, GGUF) names within a block.
-const INSIDE: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
 /// `token_embd.weight` → `model.embed_tokens.weight`; `None` for unknown names.
-pub(crate) fn to_hugging_face(gguf: &str) -> Option<String> {
+pub(crate) fn to_hugging_face(family: &Family, gguf: &str) -> Option<String> {
     let (module, kind) = split_kind(gguf)?;
     if let Some((hf, _)) = OUTSIDE.iter().find(|(_, name)| *name == module) {
         return Some(format!("{hf}.{kind}"));
     }
     let (block, module) = module.strip_prefix("blk.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
-    let (hf, _) = INSIDE.iter().find(|(_, name)| *name == module)?;
+    let (hf, _) = family.inside.iter().find(|(_, name)| *name == module)?;
     Some(format!("model.layers.{block}.{hf}.{kind}"))
 }
 
 /// `model.embed_tokens.weight` → `token_embd.weight`; `None` for unknown names.
-pub(crate) fn to_gguf(hf: &str) -> Option<String> {
+pub(crate) fn to_gguf(family: &Family, hf: &str) -> Option<String> {
     let (module, kind) = split_kind(hf)?;
-    module_to_gguf(module).map(|module| format!("{module}.{kind}"))
+    module_to_gguf(family, module).map(|module| format!("{module}.{kind}"))
 }
 
 /// `model.layers.3.self_attn.q_proj` → `blk.3.attn_q`.
-pub(crate) fn module_to_gguf(hf: &str) -> Option<String> {
+pub(crate) fn module_to_gguf(family: &Family, hf: &str) -> Option<String> {
     if let Some((_, gguf)) = OUTSIDE.iter().find(|(name, _)| *name == hf) {
         return Some((*gguf).to_owned());
     }
     let (block, module) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
-    let (_, gguf) = INSIDE.iter().find(|(name, _)| *name == module)?;
+    let (_, gguf) = family.inside.iter().find(|(name, _)| *name == module)?;
     Some(format!("blk.{block}.{gguf}"))
 }
 

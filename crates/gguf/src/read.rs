@@ -24,6 +24,10 @@ use crate::{
 
 /// The name of the tensor with Llama 3's scaling of the rotary frequencies.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
+/// The names of the tensors with longrope's factors, beyond the trained context
+/// and within it.
+pub(crate) const LONG_FACTORS: [&str; 2] =
+    ["rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// A memory-mapped GGUF file with a model, or several that it is split over, seen
 /// as a Hugging Face checkpoint.
@@ -64,11 +68,11 @@ impl GgufFile {
         };
         let family = family(metadata)?;
         let names = hugging_face_names(path, family, &header)?;
-        let rope_factors = header
-            .tensors
-            .get(ROPE_FREQUENCIES)
-            .map(|info| values(&parts[info.part].1, info));
-        let config = config::read(metadata, family, rope_factors.as_deref())?;
+        let factors = |name: &str| {
+            let info = header.tensors.get(name)?;
+            Some(values(&parts[info.part].1, info))
+        };
+        let config = config::read(metadata, family, &factors)?;
         let heads = config::heads(&config);
         let file = Self {
             path: path.to_owned(),
@@ -357,8 +361,7 @@ fn family(metadata: Metadata<'_>) -> Result<&'static Family, GgufError> {
     }
     let key = "general.architecture";
     let name = metadata.text(key)?.ok_or_else(|| metadata.missing(key))?;
-    let has_window = config::window(metadata, name)?.is_some();
-    Family::of_file(name, has_window).ok_or_else(|| {
+    Family::of_file(name, &config::marks(metadata, name)?).ok_or_else(|| {
         let what = format!("a model of the architecture `{name}`");
         GgufError::unsupported(path, what, Family::architectures())
     })
@@ -371,10 +374,11 @@ fn hugging_face_names(
 ) -> Result<BTreeMap<String, String>, GgufError> {
     let mut names = BTreeMap::new();
     for stored in header.tensors.keys() {
-        if is_ignorable(stored) || stored == ROPE_FREQUENCIES {
+        let is_factor = LONG_FACTORS.contains(&stored.as_str());
+        if is_ignorable(stored) || stored == ROPE_FREQUENCIES || is_factor {
             continue;
         }
-        let name = to_hugging_face(stored).ok_or_else(|| {
+        let name = to_hugging_face(family, stored).ok_or_else(|| {
             GgufError::unsupported(
                 path,
                 format!("the tensor `{stored}`"),

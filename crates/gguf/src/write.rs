@@ -3,6 +3,8 @@
 mod adapter;
 mod container;
 mod encode;
+mod own;
+mod rope;
 mod shape;
 mod vocabulary;
 
@@ -15,7 +17,6 @@ use crate::{
     GgufError,
     families::Family,
     names::{Change, Heads, to_gguf},
-    read::ROPE_FREQUENCIES,
     types::TensorType,
 };
 use container::{Metadata, Planned};
@@ -240,9 +241,9 @@ pub fn write_model(
         _ => TensorType::Bf16,
     };
     let mut planned = Vec::new();
-    if let Some(factors) = &factors {
+    for (name, factors) in &factors {
         planned.push(Planned {
-            name: ROPE_FREQUENCIES.to_owned(),
+            name: (*name).to_owned(),
             shape: vec![factors.len()],
             kind: TensorType::F32,
         });
@@ -252,10 +253,10 @@ pub fn write_model(
     }
     reject_duplicates(&planned)?;
 
-    let before = usize::from(factors.is_some());
+    let before = factors.len();
     container::write(path, &metadata, &planned, |index, output| {
         let Some(index) = index.checked_sub(before) else {
-            let factors = factors.as_deref().unwrap_or_default();
+            let (_, factors) = &factors[index];
             return encode::rows(&planned[index], Change::None, factors, output);
         };
         let spec = written[index];
@@ -296,7 +297,7 @@ fn plan(
     dense: TensorType,
 ) -> Result<Planned, GgufError> {
     let refused = |reason: String| GgufError::unwritable(format!("`{}`", spec.name), reason);
-    let name = to_gguf(&spec.name)
+    let name = to_gguf(family, &spec.name)
         .ok_or_else(|| refused("GGUF has no tensor of this name for dense decoders".to_owned()))?;
     if spec.shape.is_empty() || spec.shape.len() > 2 || spec.shape.contains(&0) {
         return Err(refused(format!(

@@ -195,7 +195,11 @@ impl ModelConfig {
         keys.refuse_what_is_not_computed(family.computes)?;
         let config = (family.read)(&keys)?;
         config.refuse_impossible_sizes(&keys)?;
-        let json = config.filled(&json);
+        let json = if with_pictures {
+            config.filled(&json)
+        } else {
+            json.clone()
+        };
         let keys = Keys { json: &json, path };
         Ok(Self {
             eos_token_ids: keys.token_ids("eos_token_id", config.vocab_size)?,
@@ -214,9 +218,11 @@ impl ModelConfig {
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
             ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
         ] {
-            // OPT has other keys, and all of its own.
-            if !self.learned_positions && json.get(key).is_none_or(Value::is_null) {
+            if json.get(key).is_none_or(Value::is_null) {
                 json.insert(key.to_owned(), size.into());
             }
         }

@@ -96,6 +96,97 @@ fn every_family_goes_into_a_file_and_comes_out_the_same() {
     }
 }
 
+/// The checkpoint of a fixture with some keys of its configuration set.
+fn changed(name: &str, changes: &Value) -> TempDir {
+    let made = checkpoint(name);
+    let path = made.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    made
+}
+
+/// With what llama.cpp takes for granted, where a fixture differs from that.
+fn written_families() -> Vec<(&'static str, Value)> {
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
+        "original_max_position_embeddings": 8,
+    });
+    vec![
+        ("llama-yarn", json!({"rope_parameters": yarn})),
+        ("qwen3-yarn", json!({})),
+        ("gemma2", json!({"query_pre_attn_scalar": 12})),
+        ("gemma3", json!({"query_pre_attn_scalar": 12})),
+        ("phi3", json!({})),
+        ("phi3-longrope", json!({})),
+        ("smollm3", json!({"no_rope_layers": [1, 1]})),
+        ("granite", json!({})),
+        ("olmo2", json!({})),
+        ("olmo3", json!({})),
+        ("ministral3", json!({})),
+    ]
+}
+
+#[test]
+fn every_newer_family_goes_into_a_file_and_comes_out_the_same() {
+    for (name, changes) in written_families() {
+        let from = changed(name, &changes);
+        let out = tempfile::tempdir().unwrap();
+        let file = written(from.path(), GgufType::F32, out.path());
+        let [before, after] = [from.path(), &file].map(|path| logits(path, name));
+        let diff = max_diff(&after, &before);
+        assert!(diff < 1e-5, "{name}: {diff}");
+        let [before, after] =
+            [from.path(), &file].map(|path| ModelConfig::from_path(path).unwrap());
+        assert_eq!(after.family, before.family, "{name}");
+        assert_eq!(after.sliding_windows, before.sliding_windows, "{name}");
+        if let Ok(kept) = std::env::var("OLORA_KEEP_GGUF") {
+            fs::copy(&file, Path::new(&kept).join(format!("{name}.gguf"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_text_model_within_a_larger_one_goes_into_a_file_alone() {
+    for name in ["gemma3-multimodal", "mistral3-multimodal"] {
+        let from = checkpoint(name);
+        let path = from.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        if name.starts_with("gemma3") {
+            config["text_config"]["query_pre_attn_scalar"] = json!(12);
+        }
+        fs::write(&path, config.to_string()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let file = written(from.path(), GgufType::F32, out.path());
+        let diff = max_diff(&logits(&file, name), &logits(from.path(), name));
+        assert!(diff < 1e-5, "{name}: {diff}");
+    }
+}
+
+#[test]
+fn what_llama_cpp_would_compute_otherwise_is_refused() {
+    for (name, reason) in [
+        ("gemma2", "query_pre_attn_scalar: 20"),
+        ("gemma3", "query_pre_attn_scalar: 20"),
+        ("smollm3", "no_rope_layers"),
+        ("llama-yarn", "beta_fast"),
+        ("llama-dynamic", "rope_type: dynamic"),
+        ("qwen3-moe", "qwen3_moe"),
+        ("mixtral", "mixtral"),
+    ] {
+        let from = checkpoint(name);
+        let out = tempfile::tempdir().unwrap();
+        let (model, config) = load(from.path(), Dtype::F32, &Device::flex()).unwrap();
+        let path = out.path().join("model.gguf");
+        let error = save_gguf(&model, &config, GgufType::F32, from.path(), &path).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(reason), "{name}: {message}");
+        assert!(!path.exists());
+    }
+}
+
 /// Written by llama.cpp's Python package from the fixtures of the same names:
 /// `fixtures/make_gguf.py`.
 #[test]

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     GgufError,
+    families::Family,
     names::{Change, module_to_gguf},
     types::TensorType,
 };
@@ -72,7 +73,7 @@ pub fn write_adapter(
 
     let mut planned = Vec::new();
     for layer in layers {
-        let name = name(layer, shape.tied)?;
+        let name = name(layer, shape.family, shape.tied)?;
         let (outputs, inputs) = sides(layer)?;
         if !change(
             &format!("{}.weight", layer.module),
@@ -121,7 +122,7 @@ fn refused(layer: &LoraLayer<'_>, reason: impl Into<String>) -> GgufError {
     GgufError::unwritable(format!("the adapter of `{}`", layer.module), reason)
 }
 
-fn name(layer: &LoraLayer<'_>, tied: bool) -> Result<String, GgufError> {
+fn name(layer: &LoraLayer<'_>, family: &Family, tied: bool) -> Result<String, GgufError> {
     if layer.module == "lm_head" && tied {
         return Err(refused(
             layer,
@@ -129,7 +130,7 @@ fn name(layer: &LoraLayer<'_>, tied: bool) -> Result<String, GgufError> {
              then; merge the adapter and write the model instead",
         ));
     }
-    module_to_gguf(layer.module)
+    module_to_gguf(family, layer.module)
         .filter(|name| !name.ends_with("norm") && name != "token_embd")
         .ok_or_else(|| refused(layer, "llama.cpp adapts no layer of this name"))
 }

@@ -63,6 +63,12 @@ impl Metadata {
             .extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 
+    pub(super) fn flags(&mut self, key: &str, values: &[bool]) {
+        self.array(key, 7, values.len());
+        self.bytes
+            .extend(values.iter().map(|value| u8::from(*value)));
+    }
+
     fn array(&mut self, key: &str, element: u32, count: usize) {
         self.key(key, 9);
         self.bytes.extend(element.to_le_bytes());

@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::{container::Metadata, key};
+use super::{
+    container::Metadata,
+    key,
+    rope::{Rope, Scaling},
+};
 use crate::{
     GgufError,
-    families::{Family, Window},
+    families::{Family, Own, Window},
     names::Heads,
-    rope::Llama3,
+    read::{LONG_FACTORS, ROPE_FREQUENCIES},
 };
 
 /// What of a configuration decides how tensors are written.
@@ -18,8 +22,8 @@ pub(super) struct Shape<'a> {
     pub(super) family: &'static Family,
     pub(super) heads: Heads,
     pub(super) tied: bool,
-    head_dim: usize,
-    layers: usize,
+    pub(super) head_dim: usize,
+    pub(super) layers: usize,
 }
 
 impl<'a> Shape<'a> {
@@ -31,7 +35,9 @@ impl<'a> Shape<'a> {
                 format!("only {} can be", Family::model_types()),
             )
         })?;
-        let activation = config.get("hidden_act").and_then(Value::as_str);
+        // Gemma's newer key goes before the older.
+        let activation = config.get("hidden_activation").or(config.get("hidden_act"));
+        let activation = activation.and_then(Value::as_str);
         let computed = family.activations;
         if let Some(other) = activation.filter(|name| !computed.contains(name)) {
             return Err(GgufError::unwritable(
@@ -90,17 +96,17 @@ impl<'a> Shape<'a> {
         set("attention.head_count_kv", self.heads.keys)?;
         set("attention.key_length", self.head_dim)?;
         set("attention.value_length", self.head_dim)?;
-        set("rope.dimension_count", self.head_dim)?;
+        set("rope.dimension_count", self.rotated()?)?;
         set("vocab_size", self.vocab_size()?)?;
         if let Some(window) = self.window()? {
             set("attention.sliding_window", window)?;
         }
-        let (theta, scaling) = self.rope()?;
+        let Rope { theta, scaling, .. } = self.rope()?;
         metadata.f32(&name("rope.freq_base"), theta as f32);
-        let eps = number(self.config, "rms_norm_eps")?.unwrap_or(1e-6);
+        let eps = number(self.config, "rms_norm_eps")?.unwrap_or(self.family.eps);
         metadata.f32(&name("attention.layer_norm_rms_epsilon"), eps as f32);
         match scaling {
-            Scaling::None => {}
+            Scaling::None | Scaling::LongRope { .. } => {}
             Scaling::Linear(factor) => {
                 metadata.text(&name("rope.scaling.type"), "linear");
                 metadata.f32(&name("rope.scaling.factor"), factor as f32);
@@ -111,15 +117,33 @@ impl<'a> Shape<'a> {
                 &name("rope.scaling.original_context_length"),
                 scaling.original as u32,
             ),
+            Scaling::Yarn(yarn) => {
+                metadata.text(&name("rope.scaling.type"), "yarn");
+                metadata.f32(&name("rope.scaling.factor"), yarn.factor as f32);
+                metadata.u32(
+                    &name("rope.scaling.original_context_length"),
+                    yarn.original as u32,
+                );
+                for (key, value) in yarn.given {
+                    metadata.f32(&name(key), value as f32);
+                }
+            }
         }
-        Ok(())
+        self.describe_own(metadata)
     }
 
     /// The window that is written.
     fn window(&self) -> Result<Option<usize>, GgufError> {
         let uses = self.config.get("use_sliding_window");
         match self.family.window {
-            Window::Kept => optional_size(self.config, "sliding_window"),
+            Window::Kept => {
+                let window = optional_size(self.config, "sliding_window")?;
+                let absent = !self.config.contains_key("sliding_window");
+                Ok(match self.family.own {
+                    Own::Gemma2 | Own::Gemma3 | Own::Olmo3 if absent => Some(4096),
+                    _ => window,
+                })
+            }
             Window::Refused if uses.and_then(Value::as_bool) == Some(true) => {
                 Err(GgufError::unwritable(
                     key("use_sliding_window"),
@@ -130,53 +154,19 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// The factors of `rope_freqs.weight`, if the model needs that tensor.
-    pub(super) fn rope_factors(&self) -> Result<Option<Vec<f32>>, GgufError> {
-        let (theta, scaling) = self.rope()?;
+    /// The tensors of factors that the model needs.
+    pub(super) fn rope_factors(&self) -> Result<Vec<(&'static str, Vec<f32>)>, GgufError> {
+        let Rope { theta, scaling, .. } = self.rope()?;
         Ok(match scaling {
-            Scaling::Llama3(scaling) => Some(scaling.factors(self.head_dim, theta)),
-            Scaling::None | Scaling::Linear(_) => None,
-        })
-    }
-
-    /// transformers 5 has `rope_parameters`, before it there were `rope_theta`
-    /// and `rope_scaling`.
-    fn rope(&self) -> Result<(f64, Scaling), GgufError> {
-        let object = |key| self.config.get(key).and_then(Value::as_object);
-        let parameters = object("rope_parameters");
-        let inner = parameters.or(object("rope_scaling"));
-        let empty = Map::new();
-        let inner = inner.unwrap_or(&empty);
-        let theta = match number(inner, "rope_theta")? {
-            Some(theta) => theta,
-            None => number(self.config, "rope_theta")?.unwrap_or(10_000.0),
-        };
-        let kind = inner.get("rope_type").or(inner.get("type"));
-        let required = |key| {
-            number(inner, key)?.ok_or_else(|| {
-                GgufError::unwritable(
-                    "the scaling of the rotary embeddings",
-                    format!("`{key}` is missing"),
-                )
-            })
-        };
-        let scaling = match kind.and_then(Value::as_str) {
-            None | Some("default") => Scaling::None,
-            Some("linear") => Scaling::Linear(required("factor")?),
-            Some("llama3") => Scaling::Llama3(Llama3 {
-                factor: required("factor")?,
-                low_freq_factor: required("low_freq_factor")?,
-                high_freq_factor: required("high_freq_factor")?,
-                original: required("original_max_position_embeddings")?,
-            }),
-            Some(other) => {
-                return Err(GgufError::unwritable(
-                    format!("`rope_type: {other}`"),
-                    "only default, linear and llama3 can be",
-                ));
+            Scaling::Llama3(scaling) => {
+                vec![(ROPE_FREQUENCIES, scaling.factors(self.head_dim, theta))]
             }
-        };
-        Ok((theta, scaling))
+            Scaling::LongRope { long, short } => {
+                let [of_long, of_short] = LONG_FACTORS;
+                vec![(of_long, long), (of_short, short)]
+            }
+            Scaling::None | Scaling::Linear(_) | Scaling::Yarn(_) => Vec::new(),
+        })
     }
 
     /// llama.cpp does not load a model with tensors missing.
@@ -192,18 +182,9 @@ impl<'a> Shape<'a> {
         if !self.tied {
             needed.push("lm_head.weight".to_owned());
         }
-        let mut inside = vec![
-            "input_layernorm.weight",
-            "self_attn.q_proj.weight",
-            "self_attn.k_proj.weight",
-            "self_attn.v_proj.weight",
-            "self_attn.o_proj.weight",
-            "post_attention_layernorm.weight",
-            "mlp.gate_proj.weight",
-            "mlp.up_proj.weight",
-            "mlp.down_proj.weight",
-        ];
-        inside.extend(self.family.more_tensors);
+        let weights = self.family.inside.iter();
+        let mut inside: Vec<_> = weights.map(|(name, _)| format!("{name}.weight")).collect();
+        inside.extend(self.family.biases.iter().map(|name| (*name).to_owned()));
         for layer in 0..self.layers {
             needed.extend(
                 inside
@@ -221,13 +202,10 @@ impl<'a> Shape<'a> {
     }
 }
 
-enum Scaling {
-    None,
-    Linear(f64),
-    Llama3(Llama3),
-}
-
-fn optional_size(config: &Map<String, Value>, name: &str) -> Result<Option<usize>, GgufError> {
+pub(super) fn optional_size(
+    config: &Map<String, Value>,
+    name: &str,
+) -> Result<Option<usize>, GgufError> {
     match config.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value
@@ -243,11 +221,11 @@ fn optional_size(config: &Map<String, Value>, name: &str) -> Result<Option<usize
     }
 }
 
-fn size(config: &Map<String, Value>, name: &str) -> Result<usize, GgufError> {
+pub(super) fn size(config: &Map<String, Value>, name: &str) -> Result<usize, GgufError> {
     optional_size(config, name)?.ok_or_else(|| GgufError::unwritable(key(name), "it is missing"))
 }
 
-fn number(config: &Map<String, Value>, name: &str) -> Result<Option<f64>, GgufError> {
+pub(super) fn number(config: &Map<String, Value>, name: &str) -> Result<Option<f64>, GgufError> {
     match config.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value

@@ -10,7 +10,7 @@ use crate::{Experts, ModelConfig, ModelError, QkNorm, config::Keys, naming::Nami
 pub(super) static QWEN3_MOE: Family = Family {
     model_type: "qwen3_moe",
     naming: Naming::LLAMA,
-    computes: &["num_experts"],
+    computes: &["num_experts", "num_local_experts"],
     read,
 };
 
@@ -32,7 +32,11 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
     let config = rotary(keys, &QWEN3_MOE, &ABSENT, silu(keys)?, windows)?;
     let every = keys.size_or("decoder_sparse_step", 1)?;
     let dense = keys.indices("mlp_only_layers")?.unwrap_or_default();
-    let count = keys.size_or("num_experts", 128)?;
+    // What transformers 5 writes, and what stood there before.
+    let count = match keys.optional_size("num_local_experts")? {
+        Some(count) => count,
+        None => keys.size_or("num_experts", 128)?,
+    };
     let mixed =
         |layer_idx: usize| (layer_idx + 1).is_multiple_of(every) && !dense.contains(&layer_idx);
     let experts = Experts {
