@@ -111,8 +111,8 @@ fn changed(name: &str, changes: &Value) -> TempDir {
 /// With what llama.cpp takes for granted, where a fixture differs from that.
 fn written_families() -> Vec<(&'static str, Value)> {
     let yarn = json!({
-        "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
-        "original_max_position_embeddings": 8,
+        "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e2,
+        "original_max_position_embeddings": 16,
     });
     vec![
         ("llama-yarn", json!({"rope_parameters": yarn})),

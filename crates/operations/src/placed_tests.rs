@@ -134,9 +134,9 @@ fn losses_are_the_kernels() {
         weight: false,
     };
     let ours = Stored::Placed(placed(&packed));
-    let ours = portable::<Flex>(hidden.clone(), &ours, &ids, 10, 4, wanted);
+    let ours = portable::<Flex>(hidden.clone(), &ours, &ids, 10, None, 4, wanted);
     let right = Stored::Host(Arc::new(packed));
-    let right = Flex::loss_and_gradients(hidden, right, ids, 10, 4, wanted);
+    let right = Flex::loss_and_gradients(hidden, right, ids, 10, None, 4, wanted);
     assert_close(ours.loss, right.loss, format);
     let (ours, right) = (ours.grad_hidden.unwrap(), right.grad_hidden.unwrap());
     assert_close(ours, right, format);

@@ -86,6 +86,9 @@ fn attention_is_the_kernels() {
         AttentionMask::causal(None),
         AttentionMask::causal(Some(5)),
         AttentionMask::causal(None).within_documents(&documents, 23),
+        AttentionMask::causal(Some(5))
+            .with_scale(Some(0.7))
+            .with_soft_cap(Some(1.5)),
     ] {
         for stretch in [5, 1, 23] {
             let q = numbers(1, &[2, 4, 23, 8], 2.0);

@@ -124,11 +124,12 @@ pub(crate) struct Outcome {
     llama: Llama,
 }
 
-/// Runs our loop, through Burn's learner, as the reference was run.
-fn run(reference: &Value, batches: Vec<Batch>, accumulation: usize, initial: &Path) -> Outcome {
-    run_on(&fixture("llama"), reference, batches, accumulation, initial)
+/// The model that a reference was trained on.
+fn base(reference: &Value) -> PathBuf {
+    fixture(reference["base"].as_str().unwrap_or("llama"))
 }
 
+/// Runs our loop, through Burn's learner, as the reference was run.
 fn run_on(
     base: &Path,
     reference: &Value,
@@ -221,7 +222,9 @@ fn check(name: &str, accumulation: usize) {
         Some(file) => directory.join(file).parent().unwrap().to_owned(),
         None => directory.clone(),
     };
-    let outcome = run(
+    let base = base(&reference);
+    let outcome = run_on(
+        &base,
         &reference,
         batches(&data),
         accumulation,
@@ -250,7 +253,7 @@ fn check(name: &str, accumulation: usize) {
         );
     }
 
-    let (base, _) = olora_model::load(&fixture("llama"), Dtype::F32, &Device::flex()).unwrap();
+    let (base, _) = olora_model::load(&base, Dtype::F32, &Device::flex()).unwrap();
     let last = PeftAdapter::read(&directory.join("final"))
         .unwrap()
         .attach(base)
@@ -327,6 +330,27 @@ fn max_diff(a: Tensor<2>, b: Tensor<2>) -> f32 {
 #[test]
 fn ten_steps_of_lora_equal_pefts() {
     check("train-lora", 1);
+}
+
+/// On what each family's projections are called, fused ones too; beside experts
+/// on attention alone.
+#[test]
+fn ten_steps_on_each_family_equal_pefts() {
+    for family in [
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3-olora",
+        "smollm3",
+        "granite",
+        "olmo2",
+        "olmo3",
+        "ministral3",
+        "qwen3-moe",
+        "mixtral",
+    ] {
+        check(&format!("train-{family}"), 1);
+    }
 }
 
 #[test]
@@ -485,8 +509,20 @@ fn unequal_micro_batches_are_one_batch() {
         "rows of equal weight prove nothing: {tokens:?}"
     );
 
-    let together = run(&reference, whole, 1, &directory.join("initial"));
-    let apart = run(&reference, rows, 3, &directory.join("initial"));
+    let together = run_on(
+        &fixture("llama"),
+        &reference,
+        whole,
+        1,
+        &directory.join("initial"),
+    );
+    let apart = run_on(
+        &fixture("llama"),
+        &reference,
+        rows,
+        3,
+        &directory.join("initial"),
+    );
     for ((loss, norm), (loss_apart, norm_apart)) in together.steps.iter().zip(&apart.steps) {
         assert!((loss - loss_apart).abs() < 1e-5 && (norm - norm_apart).abs() < 1e-4);
     }

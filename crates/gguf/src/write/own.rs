@@ -173,6 +173,10 @@ impl Shape<'_> {
             &name("rope.scaling.original_context_length"),
             original as u32,
         );
+        if optional_size(self.config, "sliding_window")?.is_none() {
+            // As the converter has it.
+            metadata.u32(&name("attention.sliding_window"), 0);
+        }
         if let Scaling::LongRope { .. } = self.rope()?.scaling {
             let longest = size(self.config, "max_position_embeddings")? as f64;
             let longer = number(inner, "factor")?.unwrap_or(longest / original);
