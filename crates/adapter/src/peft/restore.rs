@@ -16,6 +16,11 @@ use crate::{
     target::{Kind, layers},
 };
 
+/// The level at which transformers holds the text model of one that reads
+/// pictures too: `model.language_model.layers`, and before version 5
+/// `language_model.model.layers`.
+const TEXT_MODEL: &str = "language_model.";
+
 impl PeftAdapter {
     /// Attaches the adapter to `module`, ready to run, merge or train on.
     ///
@@ -121,6 +126,13 @@ impl PeftAdapter {
             let mut layers = self.layers.keys();
             layers.all(|path| renamed(path).is_some_and(|path| paths.contains(&path)))
         };
+        if first.contains(TEXT_MODEL) && all(&|path| Some(path.replacen(TEXT_MODEL, "", 1))) {
+            self.rename(|path| path.replacen(TEXT_MODEL, "", 1));
+            return Some(format!(
+                "the adapter was made for a model of which this is the text part: its names are read \
+                 without `{TEXT_MODEL}`"
+            ));
+        }
         let longer: BTreeSet<&str> = paths
             .iter()
             .filter_map(|path| path.strip_suffix(first.as_str()))
@@ -142,14 +154,19 @@ impl PeftAdapter {
             Some(rest) => rest.to_owned(),
             None => path,
         };
-        let layers = std::mem::take(&mut self.layers).into_iter();
-        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
-        let saved = std::mem::take(&mut self.saved).into_iter();
-        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
+        self.rename(renamed);
         let how = if longer { "lack" } else { "begin with" };
         Some(format!(
             "the adapter's names {how} `{prefix}`, other than this model's, and are read as if they were its"
         ))
+    }
+
+    /// Gives all layers and all that is saved whole other paths.
+    fn rename(&mut self, renamed: impl Fn(String) -> String) {
+        let layers = std::mem::take(&mut self.layers).into_iter();
+        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
+        let saved = std::mem::take(&mut self.saved).into_iter();
+        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
     }
 
     /// What only the model can tell of names: whether its outermost module is
