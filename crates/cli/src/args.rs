@@ -144,13 +144,18 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Continue the run of this name from its newest checkpoint, or start it again if it was
-    /// stopped before its first
+    /// stopped before its first. A finished run is lengthened with
+    /// `--set training.max_steps=N`
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start the run, or continue it if it has begun, or do nothing if it is finished: the same
     /// command for a scheduler, however often it comes. Goes on from the checkpoint before a damaged one
     #[arg(long, conflicts_with = "resume")]
     pub(crate) auto_resume: bool,
+    /// Start from this adapter, with the optimiser afresh: a PEFT or mlx-lm directory, a run, or a
+    /// checkpoint of one (the recipe's `adapter.from`)
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -228,7 +233,7 @@ pub(crate) struct ModelArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long, required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
@@ -343,7 +348,7 @@ pub(crate) struct MergeArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run
     #[arg(long)]
     pub(crate) adapter: PathBuf,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
@@ -369,7 +374,8 @@ pub(crate) struct MergeArgs {
 
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Adapter directories of PEFT or mlx-lm, or run directories; several become one
+    /// Adapter directories of PEFT or mlx-lm, run directories, or checkpoints of runs; several become
+    /// one
     #[arg(required = true)]
     pub(crate) adapters: Vec<PathBuf>,
     /// Directory to write, or a file if its name ends in .gguf; must not exist
