@@ -360,9 +360,13 @@ pub(crate) struct MergeArgs {
     /// base has; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
     pub(crate) dtype: Option<MergedFormat>,
-    /// Data by which to say what the rounding costs: the loss on it before and after
+    /// Data by which to say what the rounding costs: the loss on it before and after. If not given,
+    /// a part of the validation data of the run that the adapter is of
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// Do not measure what the rounding costs
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) no_measure: bool,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
     /// [default: 5GB]
     #[arg(long, value_parser = bytes)]
