@@ -90,11 +90,21 @@ pub(crate) fn filled_in(
     }
     resolved.validate(&origin)?;
     adapter.config = resolved.adapter.config.clone();
+    let AdapterConfig {
+        method,
+        rank,
+        dropout,
+        ..
+    } = &adapter.config;
+    let dropped = if *dropout > 0.0 {
+        format!(", dropout {dropout}")
+    } else {
+        String::new()
+    };
     note(format!(
-        "starts from {}: {} of rank {} on {} layers, with the optimiser afresh",
+        "starts from {}: {} of rank {rank} on {} layers{dropped}, with the optimiser afresh",
         path.display(),
-        adapter.config.method.name(),
-        adapter.config.rank,
+        method.name(),
         adapter.shapes().len()
     ));
     Ok((resolved, Some(adapter)))

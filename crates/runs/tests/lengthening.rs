@@ -12,7 +12,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{recipe, recorded, root, run};
-use olora_runs::{RunError, Start};
+use olora_runs::{RunError, Start, recipe::AdapterSection};
 use serde_json::Value;
 
 const CONSTANT: [&str; 3] = [
@@ -58,6 +58,28 @@ fn a_lengthened_run_is_that_of_its_length_from_the_start_bit_for_bit() {
     );
     let kept = fs::read_to_string(out.path().join("run/recipe.toml")).unwrap();
     assert!(kept.contains("max_steps = 6"), "{kept}");
+}
+
+#[test]
+fn a_run_that_trains_every_weight_is_lengthened_too() {
+    let out = tempfile::tempdir().unwrap();
+    let of = |name: &str, steps: &str| {
+        let settings = ["training.schedule=constant", steps];
+        let mut recipe = recipe(out.path(), name, &settings);
+        recipe.adapter = AdapterSection::everything();
+        recipe
+    };
+    let six = "training.max_steps=6";
+    run(&of("straight", six), false, None).0.unwrap();
+    run(&of("run", "training.max_steps=3"), false, None)
+        .0
+        .unwrap();
+    run(&of("run", six), true, None).0.unwrap();
+    let model = |name: &str| {
+        let file = out.path().join(name).join("model/model.safetensors");
+        fs::read(file).unwrap()
+    };
+    assert!(model("run") == model("straight"), "models differ");
 }
 
 #[test]

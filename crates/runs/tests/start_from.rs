@@ -118,6 +118,7 @@ fn every_kind_of_adapter_is_gone_on_from() {
         ),
         ("dora", &["adapter.method=olora", "adapter.dora=true"]),
         ("eva", &["adapter.method=eva"]),
+        ("packed", &["model.quantize=q8_0"]),
         (
             "patterns",
             &[
@@ -236,6 +237,12 @@ fn such_a_run_is_resumed_exactly_and_only_on_the_same_adapter() {
     }
     let cut = starting(out.path(), "cut", &directory, &dropout);
     assert!(!run(&cut, false, Some(1)).0.unwrap().finished);
+    let afresh = [&SHORT[..], &dropout].concat();
+    let said = error(run(&recipe(out.path(), "cut", &afresh), true, None).0);
+    assert!(
+        said.contains("adapter.from: was \"") && said.contains("now not set"),
+        "{said}"
+    );
     let other = directory.join("checkpoints/step-000002");
     let other = starting(out.path(), "cut", &other, &dropout);
     let said = error(run(&other, true, None).0);

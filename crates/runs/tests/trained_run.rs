@@ -47,6 +47,7 @@ fn a_checkpoint_is_the_adapter_that_is_saved_from_it_bit_for_bit() {
         ),
         ("dora", &["adapter.method=milora", "adapter.dora=true"]),
         ("eva", &["adapter.method=eva"]),
+        ("packed", &["model.quantize=q8_0"]),
         (
             "patterns",
             &[
@@ -71,6 +72,7 @@ fn a_checkpoint_is_the_adapter_that_is_saved_from_it_bit_for_bit() {
         assert_eq!(of_checkpoint.content(), saved.content(), "{name}");
         assert_eq!(of_checkpoint.shapes(), saved.shapes(), "{name}");
         assert_eq!(of_checkpoint.base, saved.base, "{name}");
+        assert_eq!(of_checkpoint.base_packing, saved.base_packing, "{name}");
         assert_eq!(
             of_checkpoint.base_fingerprint, saved.base_fingerprint,
             "{name}"

@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
+/// The value of a key that a recipe does not have.
+const NOT_SET: &str = "not set";
+
 /// A key that two recipes have different values for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -9,6 +12,13 @@ pub(crate) struct Change {
     pub(crate) key: String,
     pub(crate) before: String,
     pub(crate) now: String,
+}
+
+impl Change {
+    /// Whether both recipes have the key, with different values.
+    pub(crate) fn is_of_both(&self) -> bool {
+        self.before != NOT_SET && self.now != NOT_SET
+    }
 }
 
 impl fmt::Display for Change {
@@ -23,7 +33,7 @@ pub(crate) fn changes(before: &str, now: &str) -> Vec<Change> {
     let value = |values: &BTreeMap<String, String>, key: &str| {
         values
             .get(key)
-            .map_or_else(|| "not set".to_owned(), Clone::clone)
+            .map_or_else(|| NOT_SET.to_owned(), Clone::clone)
     };
     let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
     keys.sort();

@@ -8,7 +8,7 @@ const LENGTH: [&str; 2] = ["training.max_steps", "training.epochs"];
 /// What else decides no value that is trained, or is compared by its content:
 /// when something is logged, measured or kept, how the result is named and
 /// written, where the work is done and how much memory it may take.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 13] = [
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",
@@ -19,8 +19,6 @@ const HARMLESS: [&str; 14] = [
     "model.base_name",
     // The weights there are compared with those that the run was started on.
     "model.path",
-    // And so is the adapter there.
-    "adapter.from",
     // These change the last digits at most.
     "device",
     "training.pad_to_multiple_of",
@@ -29,10 +27,14 @@ const HARMLESS: [&str; 14] = [
     "model.dtype_fallback",
 ];
 
+/// The adapter that a run starts from, which is compared by its content too: it
+/// may lie elsewhere, but a run does not come to start from one, or cease to.
+const FROM: &str = "adapter.from";
+
 /// The rule, for people.
 pub(crate) const MAY_CHANGE: &str = "the length (training.max_steps or training.epochs, to more steps than are \
      made), log_every, evaluate_every, checkpoint_every, keep_checkpoints, recompute and pad_to_multiple_of of \
-     [training], [samples], device, model.path to where the same weights are, model.base_name and output.dtype";
+     [training], [samples], device, model.path and adapter.from to where the same is, model.base_name and output.dtype";
 
 impl Change {
     /// Whether it is of the run's length.
@@ -42,6 +44,7 @@ impl Change {
 
     /// Whether a run may go on with it.
     pub(crate) fn is_allowed(&self) -> bool {
-        self.is_length() || HARMLESS.contains(&self.key.as_str())
+        let moved = self.key == FROM && self.is_of_both();
+        self.is_length() || moved || HARMLESS.contains(&self.key.as_str())
     }
 }
