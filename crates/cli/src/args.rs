@@ -219,6 +219,9 @@ pub(crate) struct ReportArgs {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// As of `train`: the adapter to start from
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Predict from shapes alone: no weights are loaded and no time is predicted
     #[arg(long)]
     pub(crate) no_probe: bool,

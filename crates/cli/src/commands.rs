@@ -149,7 +149,7 @@ fn recipe_from(args: &RecipeArgs, from: Option<&Path>) -> Result<Recipe> {
 }
 
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe(&args.recipe)?;
+    let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {details}"));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));

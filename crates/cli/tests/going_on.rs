@@ -122,6 +122,15 @@ fn training_from_an_adapter_starts_at_its_loss() {
         assert!((loss(&new).0 - ended).abs() < 1e-5, "{name}");
         assert!(ended < first, "{name}");
     }
+    // As a plan, of twice the rank that the run has trained.
+    let plan = |adapter: &Path| {
+        let arguments = ["plan", text(&recipe), "--from", text(adapter), "--json"];
+        let output = olora(&[&arguments[..], &["--set", "training.max_steps=2"]].concat());
+        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert!(json["probe"]["seconds_per_input"].is_f64(), "{json}");
+        json["n_trained_params"].as_u64().unwrap()
+    };
+    assert_eq!(plan(&run.join("adapter")), 2 * plan(&run));
     // The quickstart says what it trains, which is not what was saved.
     let quickstart = "recipes/quickstart.toml";
     let said = refused(&from("other", quickstart, &run.join("adapter")), 2);
