@@ -144,13 +144,18 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Continue the run of this name from its newest checkpoint, or start it again if it was
-    /// stopped before its first
+    /// stopped before its first. A finished run is lengthened with
+    /// `--set training.max_steps=N`
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start the run, or continue it if it has begun, or do nothing if it is finished: the same
     /// command for a scheduler, however often it comes. Goes on from the checkpoint before a damaged one
     #[arg(long, conflicts_with = "resume")]
     pub(crate) auto_resume: bool,
+    /// Start from this adapter, with the optimiser afresh: a PEFT or mlx-lm directory, a run, or a
+    /// checkpoint of one (the recipe's `adapter.from`)
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -214,6 +219,9 @@ pub(crate) struct ReportArgs {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// As of `train`: the adapter to start from
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Predict from shapes alone: no weights are loaded and no time is predicted
     #[arg(long)]
     pub(crate) no_probe: bool,
@@ -228,7 +236,7 @@ pub(crate) struct ModelArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long, required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
@@ -343,7 +351,7 @@ pub(crate) struct MergeArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run
     #[arg(long)]
     pub(crate) adapter: PathBuf,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
@@ -355,9 +363,13 @@ pub(crate) struct MergeArgs {
     /// base has; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
     pub(crate) dtype: Option<MergedFormat>,
-    /// Data by which to say what the rounding costs: the loss on it before and after
+    /// Data by which to say what the rounding costs: the loss on it before and after. If not given,
+    /// a part of the validation data of the run that the adapter is of
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// Do not measure what the rounding costs
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) no_measure: bool,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
     /// [default: 5GB]
     #[arg(long, value_parser = bytes)]
@@ -369,7 +381,8 @@ pub(crate) struct MergeArgs {
 
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Adapter directories of PEFT or mlx-lm, or run directories; several become one
+    /// Adapter directories of PEFT or mlx-lm, run directories, or checkpoints of runs; several become
+    /// one
     #[arg(required = true)]
     pub(crate) adapters: Vec<PathBuf>,
     /// Directory to write, or a file if its name ends in .gguf; must not exist

@@ -75,7 +75,8 @@ pub(crate) fn refuse_as_model(path: &Path) -> Result<()> {
             path.join("model").display()
         );
     }
-    if path.join("adapter").join(CONFIG_FILE).exists() {
+    let is_run = path.join("recipe.toml").exists() && path.join("checkpoints").is_dir();
+    if path.join("adapter").join(CONFIG_FILE).exists() || is_run {
         bail!(
             "{shown} is the directory of a run, which has an adapter and no model: give the base with --model \
              and the run with --adapter {shown}"

@@ -33,6 +33,10 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
     ));
     line(format_args!("| | |\n|---|---|\n"));
     line(format_args!("| method | {method}{} |\n", variants(recipe)));
+    if let Some(from) = &recipe.adapter.from {
+        let from = from.display();
+        line(format_args!("| started from | the adapter in `{from}` |\n"));
+    }
     line(format_args!(
         "| rank, alpha | {}, {} |\n",
         adapter.rank, adapter.alpha

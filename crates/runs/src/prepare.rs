@@ -1,7 +1,7 @@
 //! Everything that is known of a run before its weights are in memory.
 
 use burn::tensor::Device;
-use olora_adapter::{Kind, is_saved_with, params};
+use olora_adapter::{Kind, PeftAdapter, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
 use olora_model::{ModelConfig, Packing, packed_matrices};
 
@@ -10,7 +10,8 @@ use crate::{
     counts::Counts,
     estimate::{PackedShare, Workload},
     recipe::Weights,
-    run_data::Data,
+    run_data::{Data, fingerprint},
+    start_from::{filled_in, fingerprint_with},
     steps::Steps,
 };
 
@@ -20,6 +21,8 @@ pub(crate) struct Prepared {
     pub(crate) recipe: Recipe,
     pub(crate) config: ModelConfig,
     pub(crate) precision: Precision,
+    /// The adapter that the run starts from, if not afresh.
+    pub(crate) from: Option<PeftAdapter>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Data,
     pub(crate) padding: Padding,
@@ -30,7 +33,18 @@ pub(crate) struct Prepared {
     accelerator: bool,
 }
 
-impl Prepared {
+/// A recipe as it is written to its run's directory. Of the model, nothing but
+/// its configuration has been read.
+pub(crate) struct Resolved {
+    /// With everything decided that the device decides.
+    pub(crate) recipe: Recipe,
+    config: ModelConfig,
+    precision: Precision,
+    from: Option<PeftAdapter>,
+    accelerator: bool,
+}
+
+impl Resolved {
     pub(crate) fn new(
         recipe: &Recipe,
         device: &Device,
@@ -38,7 +52,27 @@ impl Prepared {
         observer: &dyn Observer,
     ) -> Result<Self, RunError> {
         let config = ModelConfig::from_path(&recipe.model.path)?;
+        let (recipe, from) = filled_in(recipe, &config, observer)?;
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+        Ok(Self {
+            recipe,
+            config,
+            precision,
+            from,
+            accelerator,
+        })
+    }
+}
+
+impl Prepared {
+    pub(crate) fn new(resolved: Resolved, observer: &dyn Observer) -> Result<Self, RunError> {
+        let Resolved {
+            recipe,
+            config,
+            precision,
+            from,
+            accelerator,
+        } = resolved;
         let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
         if let Some(note) = tokenizer.note() {
             observer.on(&Event::Note(note.to_owned()));
@@ -70,6 +104,7 @@ impl Prepared {
             recipe,
             config,
             precision,
+            from,
             tokenizer,
             data,
             padding,
@@ -78,6 +113,12 @@ impl Prepared {
             packed,
             accelerator,
         })
+    }
+
+    /// Names the samples, the base, and the adapter that the run starts from.
+    pub(crate) fn fingerprint(&self) -> Result<u64, RunError> {
+        let fingerprint = fingerprint(&self.data, &self.recipe)?;
+        Ok(fingerprint_with(fingerprint, self.from.as_ref()))
     }
 
     /// Whether every weight trains, rather than an adapter.

@@ -5,6 +5,7 @@ pub mod bounds;
 mod data;
 mod differences;
 mod parse;
+mod resuming;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,9 +15,13 @@ use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    adapter::{AdapterSection, Trained},
+    adapter::{AdapterSection, Given, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
+};
+pub(crate) use self::{
+    differences::{Change, changes},
+    resuming::MAY_CHANGE,
 };
 
 /// A whole recipe. Unknown keys are refused; the run directory gets it back

@@ -75,6 +75,7 @@ impl Parts {
             b,
             magnitude,
             scale: shape.scale,
+            anchor: None,
         })
     }
 }
