@@ -1,6 +1,6 @@
 //! A model into a GGUF file that llama.cpp loads.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 
 use olora_files::clear_leftovers;
 use olora_gguf::{
@@ -79,11 +79,12 @@ pub fn save_gguf_with(
         config: files.config.as_deref(),
         chat_template: files.chat_template.as_deref(),
     };
-    // They are asked for in their order.
-    let mut rest = weights.iter();
+    let by_name: BTreeMap<&str, &_> = weights
+        .iter()
+        .map(|weight| (weight.name.as_str(), weight))
+        .collect();
     write_model(path, &config.json, tokenizer, &specs, format, |name| {
-        let weight = rest.find(|weight| weight.name == name);
-        let weight = weight.ok_or_else(|| ModelError::Missing {
+        let weight = by_name.get(name).ok_or_else(|| ModelError::Missing {
             tensor: name.to_owned(),
         })?;
         Ok(match &weight.packed {
