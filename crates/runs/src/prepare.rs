@@ -100,6 +100,18 @@ impl Prepared {
                 "model.quantize = \"{quantize}\": {note}"
             )));
         }
+        if config.with_pictures {
+            observer.on(&Event::Note(
+                "the base reads pictures too: its text model alone is trained, and what is saved whole or \
+                 merged is that alone"
+                    .to_owned(),
+            ));
+        }
+        if config.experts.is_some() && recipe.packing() != Packing::None {
+            observer.on(&Event::Note(
+                "experts and what chooses among them stay dense, and take no adapter".to_owned(),
+            ));
+        }
         Ok(Self {
             recipe,
             config,
