@@ -55,17 +55,8 @@ pub fn load_as(
 ) -> Result<(Llama, ModelConfig), ModelError> {
     let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
-    let expected = expected_tensors(&model);
-    let names = Names::new(path, &expected)?;
-    let problems = names.problems(&expected)?;
-    if !problems.is_empty() {
-        return Err(ModelError::Mismatch {
-            directory: path.to_owned(),
-            problems,
-        });
-    }
     let mut loader = Loader {
-        names,
+        names: Names::checked(path, &model)?,
         dtype,
         packing,
         packed: BTreeMap::new(),
@@ -170,8 +161,8 @@ fn expected_tensors(model: &Llama) -> Shapes {
 }
 
 /// The stored tensors by the names that the model has for them.
-struct Names {
-    source: Source,
+pub(super) struct Names {
+    pub(super) source: Source,
     /// The embedding's name if `config.json` ties the head to it.
     embedding: Option<String>,
 }
@@ -186,6 +177,20 @@ impl Names {
                 .find(|name| name.ends_with("embed_tokens.weight"))
                 .filter(|_| !expected.contains_key(HEAD))
                 .cloned(),
+        })
+    }
+
+    /// Those of a checkpoint that has all that the model asks for, and nothing else.
+    pub(super) fn checked(path: &Path, model: &Llama) -> Result<Self, ModelError> {
+        let expected = expected_tensors(model);
+        let names = Self::new(path, &expected)?;
+        let problems = names.problems(&expected)?;
+        if problems.is_empty() {
+            return Ok(names);
+        }
+        Err(ModelError::Mismatch {
+            directory: path.to_owned(),
+            problems,
         })
     }
 
@@ -216,7 +221,7 @@ impl Names {
     /// The stored name: the model's own, or without the prefix if only the
     /// decoder below the head was saved, or the head's if it is tied to the
     /// embedding and stored in its place.
-    fn stored<'a>(&self, name: &'a str) -> &'a str {
+    pub(super) fn stored<'a>(&self, name: &'a str) -> &'a str {
         if self.source.has(name) {
             return name;
         }
