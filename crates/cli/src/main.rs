@@ -7,17 +7,20 @@ mod args;
 mod commands;
 mod compare;
 mod convert;
+mod convert_model;
 mod devices;
 mod doctor;
 mod inspect;
 mod inspect_data;
 mod merge;
 mod mistaken;
+mod modelfile;
 mod models;
 mod progress;
 mod signals;
 mod tasks;
 mod terminal;
+mod written;
 
 use std::process::ExitCode;
 
