@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Write a model, or adapters, in another form: GGUF, safetensors, MLX; fewer bits, fewer ranks
     Convert(ConvertArgs),
+    /// Send a model or an adapter to a repository of the hub
+    Push(PushArgs),
     /// Show what a model, an adapter or a data file holds
     Inspect(InspectArgs),
     /// List the devices that this build can use, and what they are
@@ -443,6 +445,27 @@ pub(crate) enum Combine {
     #[default]
     Cat,
     Linear,
+}
+
+#[derive(Args)]
+pub(crate) struct PushArgs {
+    /// Directory of a model or an adapter, a run directory for what is in it, or a file
+    pub(crate) path: PathBuf,
+    /// The repository, `owner/name`; made if there is none
+    #[arg(value_name = "REPOSITORY")]
+    pub(crate) repository: String,
+    /// List what would be sent, and ask nobody
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The commit's message
+    #[arg(long, default_value = "Upload with olora")]
+    pub(crate) message: String,
+    /// The branch, which must be there already
+    #[arg(long, default_value = "main")]
+    pub(crate) branch: String,
+    /// If the repository is made: let everybody see it
+    #[arg(long)]
+    pub(crate) public: bool,
 }
 
 #[derive(Args)]
