@@ -32,6 +32,14 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     for name in &left_out {
         say(&format!("note: left out: {name}"));
     }
+    if let Some(base) = base_by_path(&path) {
+        say(&format!(
+            "warning: {CONFIG_FILE} names the base by a path, {base:?}, which others will see and cannot use, and \
+             which the hub refuses in README.md: `olora convert {} --model OWNER/NAME --output NEW` writes a name \
+             in its place",
+            path.display()
+        ));
+    }
     let total: u64 = files.iter().map(|file| file.size).sum();
     let count = match files.len() {
         1 => "1 file".to_owned(),
@@ -78,6 +86,18 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
         None => "the repository has all of it already: there is nothing to do".to_owned(),
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// The base of an adapter, if it is named by a path and not as on the hub.
+fn base_by_path(adapter: &Path) -> Option<String> {
+    let text = std::fs::read(adapter.join(CONFIG_FILE)).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let base = config["base_model_name_or_path"].as_str()?;
+    let is_path = base.contains('\\')
+        || base.starts_with(['/', '.', '~'])
+        || base.matches('/').count() > 1
+        || Path::new(base).exists();
+    is_path.then(|| base.to_owned())
 }
 
 /// What is meant by the directory of a run: its adapter, or its model.

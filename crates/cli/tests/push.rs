@@ -11,7 +11,7 @@ mod common;
 #[path = "../../hub/tests/upload_hub/mod.rs"]
 mod upload_hub;
 
-use std::{path::Path, process::Output};
+use std::{fs, path::Path, process::Output};
 
 use assert_cmd::Command;
 use common::{olora, refused, root, stderr, stdout};
@@ -50,6 +50,25 @@ fn an_adapter_is_listed_sent_and_found_to_be_there() {
         stderr(&dry)
     );
     assert!(hub.requests().is_empty());
+    // A base that is a path of this machine is warned of.
+    let copy = home.path().join("adapter");
+    fs::create_dir(&copy).unwrap();
+    let config = fs::read(root().join(ADAPTER).join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    for (base, warned) in [("/models/base", true), ("owner/base", false)] {
+        config["base_model_name_or_path"] = base.into();
+        fs::write(copy.join("adapter_config.json"), config.to_string()).unwrap();
+        let dry = push(
+            &[copy.to_str().unwrap(), NAME, "--dry-run"],
+            &hub,
+            home.path(),
+        );
+        assert_eq!(
+            stderr(&dry).contains("names the base by a path"),
+            warned,
+            "{base}"
+        );
+    }
 
     let output = push(&[ADAPTER, NAME], &hub, home.path());
     let said = stderr(&output);

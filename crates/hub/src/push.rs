@@ -105,6 +105,7 @@ pub fn push(
         return Err(PushError::Offline);
     }
     let server = Server::new(options, target)?;
+    parts::forget_old(options);
     let mut planned = Vec::new();
     for some in files.chunks(AT_ONCE) {
         plan(&server, some, target, &mut planned, on)?;

@@ -3,7 +3,11 @@
 
 mod upload_hub;
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use olora_hub::{HubOptions, PushError, PushEvent, PushTarget, Pushed, Token, local_files, push};
 use tempfile::{TempDir, tempdir};
@@ -152,6 +156,36 @@ fn addresses_that_have_expired_are_asked_for_anew() {
     hub.expire();
     pushed(&from, &hub, &state).unwrap();
     assert!(hub.files()["model.bin"] == fs::read(from.path().join("model.bin")).unwrap());
+}
+
+#[test]
+fn what_is_remembered_is_forgotten_after_a_day() {
+    let (hub, from, state) = (Hub::start(), model(), tempdir().unwrap());
+    hub.faults().cut_after_parts = Some(1);
+    pushed(&from, &hub, &state).unwrap_err();
+    hub.faults().cut_after_parts = None;
+    let uploads = state.path().join("uploads");
+    let kept = fs::read_dir(&uploads)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let other = uploads.join("other.json");
+    fs::copy(&kept, &other).unwrap();
+    for path in [&kept, &other] {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(25))
+            .unwrap();
+    }
+    hub.requests();
+    pushed(&from, &hub, &state).unwrap();
+    assert!(!kept.exists() && !other.exists());
+    let parts = hub.requests();
+    let parts = parts
+        .iter()
+        .filter(|request| request.line.contains("/part/"));
+    assert_eq!(parts.count(), 4, "all of them anew");
 }
 
 #[test]

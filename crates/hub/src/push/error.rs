@@ -73,7 +73,7 @@ pub enum PushError {
         reason: String,
     },
     /// The hub, or where it keeps large files, refuses.
-    #[error("{host} refused {doing} (HTTP {status}{}): {}", said(.reason), meaning(*.status))]
+    #[error("{host} refused {doing} (HTTP {status}{}): {}", said(.reason), meaning(*.status, .doing))]
     Refused {
         /// The host.
         host: String,
@@ -134,15 +134,9 @@ impl PushError {
         matches!(self, Self::Refused { status: 401 | 404, code, .. } if code == "RepoNotFound")
     }
 
-    /// Whether an address that was given out earlier is of no use any more.
-    pub(super) fn is_expired(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                status: 400 | 403 | 404 | 410,
-                ..
-            }
-        )
+    /// Whether an upload that was begun earlier is of no use any more.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { .. }) && !self.is_transient()
     }
 }
 
@@ -154,8 +148,12 @@ fn said(reason: &str) -> String {
     }
 }
 
-fn meaning(status: u16) -> &'static str {
+/// What is asked of those who keep large files, without a token.
+pub(super) const STORAGE: &str = "to take a large file's bytes";
+
+fn meaning(status: u16, doing: &str) -> &'static str {
     match status {
+        401 | 403 if doing == STORAGE => "its address has expired. Push again",
         401 => "the token is wrong, expired or revoked. Set HF_TOKEN to a valid one",
         403 => {
             "the token may not write there. Set HF_TOKEN to one with the right to write, of the owner or a member \

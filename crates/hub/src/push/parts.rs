@@ -18,6 +18,25 @@ use crate::{HubOptions, Progress, client::text};
 /// The addresses of parts are good for about a day.
 const KEPT: Duration = Duration::from_hours(24);
 
+/// Takes away what is remembered of uploads that can no longer go on.
+pub(super) fn forget_old(options: &HubOptions) {
+    let directory = options.uploads.as_ref();
+    let entries = directory.and_then(|directory| directory.read_dir().ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "json") && is_old(&path) {
+            // Another process may have been before us.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Whether it is longer ago that a file was written than addresses are good for.
+fn is_old(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > KEPT))
+}
+
 /// Sends a large file, unless the hub has it.
 pub(super) fn send(
     server: &Server<'_>,
@@ -28,7 +47,7 @@ pub(super) fn send(
     let place = Kept::place(server.options, server.repository(), &hashes.sha256);
     if let Some(kept) = place.as_deref().and_then(|place| Kept::read(place, file)) {
         match in_parts(server, file, hashes, kept, place.as_deref(), on) {
-            Err(error) if error.is_expired() => {}
+            Err(error) if error.is_final() => {}
             sent => return sent,
         }
     }
@@ -177,10 +196,6 @@ impl Kept {
 
     /// What is remembered, if it is of use still.
     fn read(place: &Path, file: &LocalFile) -> Option<Self> {
-        let age = fs::metadata(place).ok()?.modified().ok()?.elapsed();
-        if age.is_ok_and(|age| age > KEPT) {
-            return None;
-        }
         let kept: Self = serde_json::from_slice(&fs::read(place).ok()?).ok()?;
         kept.fits(file).then_some(kept)
     }

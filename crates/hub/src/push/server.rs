@@ -8,7 +8,7 @@ use ureq::{
     http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, header},
 };
 
-use super::{PushError, PushTarget};
+use super::{PushError, PushTarget, error::STORAGE};
 use crate::{
     HubOptions,
     agent::agent,
@@ -233,7 +233,6 @@ impl<'a> Server<'a> {
         length: u64,
         body: &mut dyn Read,
     ) -> Result<HeaderMap, PushError> {
-        const DOING: &str = "to take a large file's bytes";
         let url = self.uri(url)?;
         let mut request = self.agent.put(&url).header(header::CONTENT_LENGTH, length);
         for (name, value) in headers {
@@ -245,8 +244,8 @@ impl<'a> Server<'a> {
             .timeout_recv_response(Some(self.options.timeout.saturating_mul(20)))
             .build()
             .send(SendBody::from_reader(body))
-            .map_err(|error| self.network(&url, DOING, &error))?;
-        self.refuse(&url, DOING, &mut response)?;
+            .map_err(|error| self.network(&url, STORAGE, &error))?;
+        self.refuse(&url, STORAGE, &mut response)?;
         Ok(response.headers().clone())
     }
 
