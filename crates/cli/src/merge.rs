@@ -12,65 +12,45 @@ use olora_data::{
     Corpus, DataOptions, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
 };
 use olora_devices::{KernelOptions, Opened};
-use olora_files::clear_leftovers;
-use olora_gguf::{GgufFile, GgufType};
-use olora_model::{
-    Companions, Dtype, Llama, ModelConfig, ModelError, Packing, SaveOptions, packed_matrices,
-};
+use olora_model::{Companions, Dtype, Llama, ModelConfig, Packing, packed_matrices};
 use olora_runs::{TrainedRun, check_samples};
 use olora_training::CrossEntropy;
 
 use crate::{
     Usage,
-    args::{MergeArgs, MergedFormat},
+    args::MergeArgs,
     commands::read_adapter,
     devices,
-    inspect::tensor_types,
     models::{attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside},
     terminal::say,
+    written::Written,
 };
 
 pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let output = &args.output;
-    clear_leftovers(output);
-    if output.is_file()
-        || output
-            .read_dir()
-            .is_ok_and(|mut entries| entries.next().is_some())
-    {
-        return Err(ModelError::Exists(output.clone()).into());
-    }
-    let to_file = output
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if to_file && args.shard_size.is_some() {
+    let written = Written::new(&args.output, args.dtype, args.shard_size, args.modelfile)?;
+    let Some(adapter_path) = &args.adapter else {
         return Err(Usage::new(
-            "--shard-size is for directories: a GGUF file is always one file",
+            "`merge` adds an adapter to a model, and none is given: --adapter PATH. A model without one is \
+             written in another form by `olora convert MODEL --output PATH`",
         ));
-    }
-    if let Some(MergedFormat::Gguf(format)) = args.dtype
-        && !to_file
-    {
-        let name = format.name();
-        let message =
-            format!("{name} is a format of GGUF files: let the name of --output end in .gguf");
-        return Err(Usage::new(&message));
-    }
+    };
     let Opened { device, details } = devices::open(&args.device, kernels)?;
-    let adapter = read_adapter(&args.adapter)?;
+    let adapter = read_adapter(adapter_path)?;
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let packing = packing_of(args.quantize, Some(&adapter))?;
     let beside = tokenizer_beside(&adapter, &ModelConfig::from_path(&base)?)?;
     let advice = "Merge on the CPU: leave --device out";
     let config = ModelConfig::from_path(&base)?.adapted(&adapter)?;
-    let sample = Sample::new(args, &config, || tokenizer(&base, beside.as_deref()))?;
+    let sample = Sample::new(args, adapter_path, &written, &config, || {
+        tokenizer(&base, beside.as_deref())
+    })?;
     let mut before = None;
-    let written = devices::guarded(&details, advice, || {
+    let format = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
         let (llama, config) = load_base(&base, Dtype::F32, packing, &device)?;
         let config = config.adapted(&adapter)?;
         // Now, as the weights are: the base may be gone when the result is written.
-        let companions = if to_file {
+        let companions = if written.to_file {
             Companions::default()
         } else {
             Companions::read(&base)?.with(beside.as_deref())?
@@ -81,31 +61,33 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             .as_ref()
             .map(|sample| sample.loss(&adapted, None))
             .transpose()?;
-        if to_file {
-            if let Some(MergedFormat::Gguf(GgufType::AsPacked)) = args.dtype {
-                say_what_became_dense(&adapted, &config, &base)?;
-            }
-            write_file(&adapted, &config, args, &base, beside.as_deref())
-        } else {
-            write_directory(&adapted, &config, args, &companions)
+        if !written.to_file {
+            let options = written.options(&config);
+            olora_model::save(
+                &adapted,
+                &config,
+                options,
+                Some(&companions),
+                written.output,
+            )?;
+            return Ok(options.dtype.name());
         }
+        if written.keeps_blocks() {
+            say_what_became_dense(&adapted, &config, &base)?;
+        }
+        let format = written.gguf_type(&config);
+        let beside = beside.as_deref();
+        olora_model::save_gguf_with(&adapted, &config, format, &base, beside, written.output)?;
+        Ok(format.name())
     })?;
-    say(&format!("wrote {} ({written})", output.display()));
-    if to_file {
-        let types = tensor_types(&GgufFile::open(output)?);
-        let types = types.iter().map(|(kind, n)| format!("{n} {kind}"));
-        say(&format!(
-            "tensors: {}",
-            types.collect::<Vec<_>>().join(", ")
-        ));
-    }
+    written.finish(format)?;
     if let Some((sample, before)) = sample.zip(before) {
         let after = devices::guarded(&details, advice, || {
-            let (merged, _) = olora_model::load(output, Dtype::F32, &device)?;
+            let (merged, _) = olora_model::load(written.output, Dtype::F32, &device)?;
             sample.loss(&merged, Some(before.n_batches))
         })?;
         say(&format!(
-            "loss over {} tokens of {}: {:.4} with the adapter on its base, {:.4} merged and rounded to {written} \
+            "loss over {} tokens of {}: {:.4} with the adapter on its base, {:.4} merged and rounded to {format} \
              ({:+.4})",
             before.n_tokens,
             sample.name,
@@ -140,18 +122,18 @@ impl Sample {
     /// is said.
     fn new(
         args: &MergeArgs,
+        adapter: &Path,
+        written: &Written<'_>,
         config: &ModelConfig,
         tokenizer: impl FnOnce() -> Result<Tokenizer>,
     ) -> Result<Option<Self>> {
         if let Some(data) = &args.data {
             return Self::read(data, config, &tokenizer()?).map(Some);
         }
-        let is_exact = args.dtype.is_none_or(|dtype| dtype.weights().is_some())
-            && weight_type(config, args) == Dtype::F32;
-        if is_exact || args.no_measure {
+        if !written.rounds(config) || args.no_measure {
             return Ok(None);
         }
-        let reason = match TrainedRun::at(&args.adapter)? {
+        let reason = match TrainedRun::at(adapter)? {
             None => "the adapter is no run, which has validation data".to_owned(),
             Some(run) => match Self::of_run(&run, config, &tokenizer()?) {
                 Ok(Some(sample)) => return Ok(Some(sample)),
@@ -275,43 +257,4 @@ fn refuse_tied_embedding(llama: &Llama) -> Result<()> {
         ),
         _ => Ok(()),
     }
-}
-
-/// The format asked for, else the base's own.
-fn weight_type(config: &ModelConfig, args: &MergeArgs) -> Dtype {
-    args.dtype
-        .and_then(MergedFormat::weights)
-        .or(config.stored_dtype())
-        .unwrap_or(Dtype::F32)
-}
-
-fn write_directory(
-    adapted: &Llama,
-    config: &ModelConfig,
-    args: &MergeArgs,
-    companions: &Companions,
-) -> Result<&'static str> {
-    let mut options = SaveOptions::from(weight_type(config, args));
-    if let Some(shard_bytes) = args.shard_size {
-        options.shard_bytes = shard_bytes;
-    }
-    olora_model::save(adapted, config, options, Some(companions), &args.output)?;
-    Ok(options.dtype.name())
-}
-
-fn write_file(
-    adapted: &Llama,
-    config: &ModelConfig,
-    args: &MergeArgs,
-    base: &Path,
-    beside: Option<&Path>,
-) -> Result<&'static str> {
-    let format = match (args.dtype, weight_type(config, args)) {
-        (Some(MergedFormat::Gguf(format)), _) => format,
-        (_, Dtype::F32) => GgufType::F32,
-        (_, Dtype::Bf16) => GgufType::Bf16,
-        (_, Dtype::F16) => GgufType::F16,
-    };
-    olora_model::save_gguf_with(adapted, config, format, base, beside, &args.output)?;
-    Ok(format.name())
 }
