@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use olora_adapter::{CONFIG_FILE, MLX_TENSOR_FILE, TENSOR_FILE};
+use olora_runs::TrainedRun;
 
 use crate::written::is_gguf_name;
 
@@ -116,7 +117,7 @@ pub(crate) fn is_model(path: &Path) -> Result<bool> {
     if last_checkpoint(path, MODEL).is_some() || path.join("model").join(MODEL).exists() {
         return Ok(true);
     }
-    if last_checkpoint(path, CONFIG_FILE).is_some() {
+    if last_checkpoint(path, CONFIG_FILE).is_some() || TrainedRun::at(path)?.is_some() {
         return Ok(false);
     }
     bail!(
