@@ -139,8 +139,7 @@ fn files_that_do_not_belong_together_or_are_damaged_are_told() {
         "{message}"
     );
     let vocabulary = fs::read_to_string(cases().join("gpt2/vocab.json")).unwrap();
-    let mut doubled: serde_json::Map<String, Value> =
-        serde_json::from_str(&vocabulary).unwrap();
+    let mut doubled: serde_json::Map<String, Value> = serde_json::from_str(&vocabulary).unwrap();
     doubled["b"] = doubled["a"].clone();
     let doubled = serde_json::to_string(&doubled).unwrap();
     let message = refused(&changed("gpt2", &[("vocab.json", Some(&doubled))]));
