@@ -138,6 +138,10 @@ impl MemoryEstimate {
         if config.norm_order == NormOrder::Around {
             kept += 2 * d;
         }
+        if config.fused {
+            // Queries, keys and values as they come, and apart from each other.
+            kept += q + 2 * kv;
+        }
         if load.accelerator {
             // Attention's output as it is computed, and as it is projected.
             kept += q;
@@ -185,7 +189,9 @@ impl MemoryEstimate {
         } else {
             0
         };
-        let workspace = tokens * ((3 * inner + 2 * d) * element + in_f32) + scores;
+        // Gradients of gate and up are each put into one of both, and added.
+        let of_parts = if config.fused { 4 * inner } else { 0 };
+        let workspace = tokens * ((3 * inner + of_parts + 2 * d) * element + in_f32) + scores;
 
         let head = HeadShape {
             targets: load.targets,
