@@ -10,6 +10,7 @@ use crate::{
     counts::Counts,
     estimate::{PackedShare, Workload},
     recipe::Weights,
+    resize::resized,
     run_data::Data,
     steps::Steps,
 };
@@ -19,6 +20,8 @@ pub(crate) struct Prepared {
     /// With everything decided that the device decides.
     pub(crate) recipe: Recipe,
     pub(crate) config: ModelConfig,
+    /// Whether the vocabulary has more rows than the checkpoint's.
+    pub(crate) resized: bool,
     pub(crate) precision: Precision,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Data,
@@ -38,10 +41,14 @@ impl Prepared {
         observer: &dyn Observer,
     ) -> Result<Self, RunError> {
         let config = ModelConfig::from_path(&recipe.model.path)?;
-        let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
         let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
-        if let Some(note) = tokenizer.note() {
-            observer.on(&Event::Note(note.to_owned()));
+        let of_checkpoint = config.vocab_size;
+        let (recipe, config) = resized(recipe.clone(), config, &tokenizer, observer)?;
+        let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+        let tokenizer = tokenizer.with_rows(config.vocab_size);
+        let notes = tokenizer.notes().iter().cloned();
+        for note in notes.chain(tokenizer.note_of_rows()) {
+            observer.on(&Event::Note(note));
         }
         let data = Data::load(&recipe, &tokenizer, observer)?;
         data.check_against(&config, &tokenizer)?;
@@ -67,6 +74,7 @@ impl Prepared {
             )));
         }
         Ok(Self {
+            resized: config.vocab_size > of_checkpoint,
             recipe,
             config,
             precision,

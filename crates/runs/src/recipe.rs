@@ -5,6 +5,7 @@ pub mod bounds;
 mod data;
 mod differences;
 mod parse;
+mod resize;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,6 +18,7 @@ pub use self::{
     adapter::{AdapterSection, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
+    resize::ResizeEmbeddings,
 };
 
 /// A whole recipe. Unknown keys are refused; the run directory gets it back
@@ -106,6 +108,10 @@ pub struct ModelSection {
     /// [`dtype`](Self::dtype).
     #[serde(default, skip_serializing_if = "Packing::is_stored")]
     pub quantize: Packing,
+    /// How many rows embedding and vocabulary projection get, for tokens that were
+    /// added to the tokenizer; as many as the model has if not given.
+    #[serde(default, skip_serializing_if = "ResizeEmbeddings::is_no")]
+    pub resize_embeddings: ResizeEmbeddings,
     /// Whether weights come from the checkpoint or are drawn afresh.
     #[serde(default)]
     pub weights: Weights,

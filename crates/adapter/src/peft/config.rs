@@ -8,6 +8,7 @@ use super::{CONFIG_FILE, PeftAdapter, TaskType, matching::strings, read::malform
 use crate::{
     AdapterConfig, AdapterError, Method,
     config::{ALPHAS, MAX_RANK},
+    target::Kind,
 };
 
 /// Keys that change what the tensors mean and that only PEFT's default is
@@ -243,7 +244,7 @@ impl PeftAdapter {
             .map(|(name, alpha)| (name, whole(*alpha)))
             .collect();
         let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
-        json!({
+        let mut json = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": self.base,
             "bias": "none",
@@ -265,7 +266,19 @@ impl PeftAdapter {
             "task_type": self.task.as_ref().map(TaskType::name),
             "use_dora": config.dora,
             "use_rslora": config.rslora
-        })
+        });
+        // Versions before 0.18 do not know the key.
+        let has_embedding = self
+            .saved()
+            .any(|(path, ..)| path.ends_with("embed_tokens.weight"))
+            || self
+                .layers
+                .values()
+                .any(|layer| layer.kind == Kind::Embedding);
+        if self.ties_weights && has_embedding {
+            json["ensure_weight_tying"] = json!(true);
+        }
+        json
     }
 }
 
