@@ -8,7 +8,6 @@ use super::{CONFIG_FILE, PeftAdapter, TaskType, matching::strings, read::malform
 use crate::{
     AdapterConfig, AdapterError, Method,
     config::{ALPHAS, MAX_RANK},
-    target::Kind,
 };
 
 /// Keys that change what the tensors mean and that only PEFT's default is
@@ -267,15 +266,8 @@ impl PeftAdapter {
             "use_dora": config.dora,
             "use_rslora": config.rslora
         });
-        // Versions before 0.18 do not know the key.
-        let has_embedding = self
-            .saved()
-            .any(|(path, ..)| path.ends_with("embed_tokens.weight"))
-            || self
-                .layers
-                .values()
-                .any(|layer| layer.kind == Kind::Embedding);
-        if self.ties_weights && has_embedding {
+        // Only where it says something: older versions of PEFT do not know the key.
+        if self.tied_embedding().is_some() {
             json["ensure_weight_tying"] = json!(true);
         }
         json
