@@ -13,6 +13,7 @@ mod read;
 mod restore;
 mod task;
 mod tensors;
+mod token_rows;
 mod write;
 
 use std::{

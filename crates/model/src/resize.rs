@@ -140,7 +140,7 @@ mod tests {
             "model_type": "llama", "vocab_size": vocab, "hidden_size": width, "intermediate_size": 16,
             "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": tied,
         });
-        let serde_json::Value::Object(json) = json else {
+        let Value::Object(json) = json else {
             unreachable!()
         };
         let config = ModelConfig::from_json(json, Path::new("config.json")).unwrap();
@@ -156,7 +156,7 @@ mod tests {
             .map(|head| head.weight.val().transpose());
         let rows = |table: Tensor<2>| {
             let width = table.dims()[1];
-            let values: Vec<f32> = table.into_data().into_vec().unwrap();
+            let values: Vec<f32> = table.into_data().try_into_vec().unwrap();
             values.chunks(width).map(<[f32]>::to_vec).collect()
         };
         [Some(embedding), head]
@@ -220,8 +220,10 @@ mod tests {
     fn rows_follow_from_the_seed_alone() {
         let drawn = |seed| {
             let mut model = model(40, 8, true);
-            let table = Tensor::<1>::arange(0..320, &Device::flex()).float().sin();
-            model.model.embed_tokens.weight = Param::from_tensor(table.reshape([40, 8]));
+            let table: Vec<f32> = (0..320u16).map(|i| f32::from(i).sin()).collect();
+            let table = TensorData::new(table, [40, 8]);
+            let table = Tensor::<2>::from_data(table, &Device::flex());
+            model.model.embed_tokens.weight = Param::from_tensor(table);
             model.resize_embeddings(42, seed);
             ends(&model)
         };

@@ -21,7 +21,6 @@ const DEFAULTS_ONLY: &[&str] = &[
     "lora_bias",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
@@ -62,6 +61,7 @@ const KNOWN: &[&str] = &[
     "runtime_config",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 ];

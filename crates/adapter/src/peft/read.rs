@@ -11,6 +11,7 @@ use super::{
     matching::{PatternKeys, Rules},
     mlx,
     names::{Unwrapped, Unwrapping, unwrap_configuration, unwrapped},
+    token_rows,
     write::names,
 };
 use crate::{
@@ -99,10 +100,10 @@ impl PeftAdapter {
         }
         unwrap_configuration(&mut json);
         let config::Read {
-            config,
+            mut config,
             mut notes,
             warnings,
-            ties_weights,
+            mut ties_weights,
         } = config::read(&json, &config_file)?;
         let rules = Rules::read(&json, &config_file)?;
         let whole = 1.0..=MAX_RANK as f64;
@@ -116,6 +117,10 @@ impl PeftAdapter {
             note,
         } = TensorFile::of(directory)?;
         notes.extend(note);
+        let (tensors, both_ends, of_rows) =
+            token_rows::combined(tensors, &json, &mut config, &config_file, &file)?;
+        ties_weights |= both_ends;
+        notes.extend(of_rows);
         let Sorted {
             parts,
             saved,
