@@ -377,6 +377,7 @@ fn whole(parts: &[(&Layer, f64)], rank: usize, a: &DMatrix<f64>, b: &DMatrix<f64
         b: stored(b),
         magnitude: None,
         scale: 1.0,
+        anchor: None,
     }
 }
 
@@ -418,6 +419,7 @@ mod tests {
             b: stored(&normal_matrix(d_out, rank, &mut rng)),
             magnitude: None,
             scale: 0.5,
+            anchor: None,
         }
     }
 

@@ -76,8 +76,8 @@ pub use params::{
     MapParams, Parameter, Place, Role, VisitParams, map_params, params, visit_params,
 };
 pub use peft::{
-    CONFIG_FILE, MLX_TENSOR_FILE, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE, TaskType,
-    WriteOptions, save_peft,
+    CONFIG_FILE, MLX_TENSOR_FILE, NamedTensor, PeftAdapter, PeftForm, PlainLayer, TENSOR_FILE,
+    TaskType, WriteOptions, save_peft,
 };
 pub use planned::planned;
 pub use project::{Embed, Project, has_dropout, is_adapted};

@@ -14,6 +14,7 @@ mod restore;
 mod task;
 mod tensors;
 mod token_rows;
+mod trained;
 mod write;
 
 use std::{
@@ -29,6 +30,7 @@ use matching::Rules;
 pub use mlx::MLX_TENSOR_FILE;
 use serde::{Deserialize, Serialize};
 pub use task::TaskType;
+pub use trained::NamedTensor;
 pub use write::WriteOptions;
 
 use crate::{
@@ -114,6 +116,9 @@ pub(crate) struct Layer {
     /// `[d_out]`.
     pub(crate) magnitude: Option<Stored>,
     pub(crate) scale: f64,
+    /// `A₀` and `B₀`, shaped as the factors, where a run has kept what it started
+    /// from. No file of PEFT's holds them.
+    pub(crate) anchor: Option<[Stored; 2]>,
 }
 
 /// A layer of plain LoRA, as other formats want it.
@@ -196,21 +201,30 @@ impl PeftAdapter {
             .map(str::to_owned)
             .collect();
         names.dedup();
-        let mut stored = AdapterConfig {
-            modules_to_save: names,
-            targets: write::target_names(&layers, module),
-            exclude: Vec::new(),
-            layers: None,
-            ..config.clone()
-        };
-        if form == PeftForm::Plain {
-            stored.method = Method::Lora;
-            stored.iterations = None;
-            stored.placement = crate::Placement::default();
-            stored.rslora = false;
-        }
-        let mut adapter = Self {
-            config: stored,
+        let targets = write::target_names(&layers, module);
+        let saved = saved.into_iter();
+        let saved = saved.map(|(path, value)| (path, (value, true))).collect();
+        let mut adapter = Self::assembled(config, targets, layers, saved);
+        adapter.config.modules_to_save = names;
+        form.settle(&mut adapter.config);
+        adapter.settle_patterns();
+        Ok(adapter)
+    }
+
+    /// Of these layers, which nothing has been read from a file of.
+    fn assembled(
+        config: &AdapterConfig,
+        targets: Vec<String>,
+        layers: BTreeMap<String, Layer>,
+        saved: BTreeMap<String, (Stored, bool)>,
+    ) -> Self {
+        Self {
+            config: AdapterConfig {
+                targets,
+                exclude: Vec::new(),
+                layers: None,
+                ..config.clone()
+            },
             base: None,
             task: None,
             notes: Vec::new(),
@@ -221,15 +235,17 @@ impl PeftAdapter {
             base_packing: None,
             file: PathBuf::new(),
             layers,
-            saved: saved
-                .into_iter()
-                .map(|(path, value)| (path, (value, true)))
-                .collect(),
+            saved,
             rules: None,
             problems: Vec::new(),
-        };
-        adapter.settle_patterns();
-        Ok(adapter)
+        }
+    }
+
+    /// With the file that it was read from, for errors.
+    #[must_use]
+    pub fn read_from(mut self, file: &Path) -> Self {
+        file.clone_into(&mut self.file);
+        self
     }
 
     /// The number of values in all factors, magnitudes and saved modules.
@@ -247,6 +263,12 @@ impl PeftAdapter {
         let all = self.layers.iter();
         all.map(|(path, layer)| (path.clone(), layer.a.shape.clone(), layer.b.shape.clone()))
             .collect()
+    }
+
+    /// The shortest list of names that mean exactly its layers, of all that
+    /// `module` has.
+    pub fn layer_names<M: Module>(&self, module: &M) -> Vec<String> {
+        write::target_names(&self.layers, module)
     }
 
     /// Whether every `lora_B` is zero, and nothing else has been trained: the
@@ -328,6 +350,12 @@ impl PeftAdapter {
     pub fn saved(&self) -> impl Iterator<Item = (&str, &[usize], bool)> {
         let saved = self.saved.iter();
         saved.map(|(path, (value, trained))| (path.as_str(), value.shape.as_slice(), *trained))
+    }
+
+    /// Whether an embedding of tokens trains whole.
+    pub fn trains_embedding(&self) -> bool {
+        self.saved()
+            .any(|(path, _, trained)| trained && path.ends_with(write::EMBEDDING))
     }
 
     /// Whether two of the parameters that are saved whole have the same values.
@@ -481,10 +509,21 @@ fn layer(factors: LayerFactors, scale: f64, widens: bool) -> Result<Layer, Adapt
         b: Stored::of(b, true, &path)?,
         magnitude,
         scale,
+        anchor: None,
     })
 }
 
 impl PeftForm {
+    /// What the configuration is once an adapter is in this form.
+    fn settle(self, config: &mut AdapterConfig) {
+        if self == Self::Plain {
+            config.method = Method::Lora;
+            config.iterations = None;
+            config.placement = crate::Placement::default();
+            config.rslora = false;
+        }
+    }
+
     /// Refuses PEFT's own form of a method that PEFT does not have, or could not
     /// load again.
     pub fn check(self, config: &AdapterConfig) -> Result<(), AdapterError> {

@@ -54,8 +54,10 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Add an adapter into the weights and write a checkpoint
     Merge(MergeArgs),
-    /// Turn adapters into another form, a smaller rank, a GGUF adapter, or several into one
+    /// Write a model, or adapters, in another form: GGUF, safetensors, MLX; fewer bits, fewer ranks
     Convert(ConvertArgs),
+    /// Send a model or an adapter to a repository of the hub
+    Push(PushArgs),
     /// Show what a model, an adapter or a data file holds
     Inspect(InspectArgs),
     /// List the devices that this build can use, and what they are
@@ -144,13 +146,18 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Continue the run of this name from its newest checkpoint, or start it again if it was
-    /// stopped before its first
+    /// stopped before its first. A finished run is lengthened with
+    /// `--set training.max_steps=N`
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start the run, or continue it if it has begun, or do nothing if it is finished: the same
     /// command for a scheduler, however often it comes. Goes on from the checkpoint before a damaged one
     #[arg(long, conflicts_with = "resume")]
     pub(crate) auto_resume: bool,
+    /// Start from this adapter, with the optimiser afresh: a PEFT or mlx-lm directory, a run, or a
+    /// checkpoint of one (the recipe's `adapter.from`)
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Show Burn's full-screen view of the run
     #[arg(long)]
     pub(crate) tui: bool,
@@ -214,6 +221,9 @@ pub(crate) struct ReportArgs {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// As of `train`: the adapter to start from
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
     /// Predict from shapes alone: no weights are loaded and no time is predicted
     #[arg(long)]
     pub(crate) no_probe: bool,
@@ -228,7 +238,7 @@ pub(crate) struct ModelArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long, required_unless_present = "adapter")]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
@@ -343,9 +353,10 @@ pub(crate) struct MergeArgs {
     /// Checkpoint directory or GGUF file; may be left out if the adapter names its base
     #[arg(long)]
     pub(crate) model: Option<PathBuf>,
-    /// PEFT adapter directory, or a run directory
+    /// PEFT or mlx-lm adapter directory, a run directory, or a checkpoint of a run; needed (`convert`
+    /// writes a model without one)
     #[arg(long)]
-    pub(crate) adapter: PathBuf,
+    pub(crate) adapter: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
     /// Directory to write, or, if its name ends in .gguf, file; must not exist
@@ -355,13 +366,19 @@ pub(crate) struct MergeArgs {
     /// base has; the checkpoint's own if not given
     #[arg(long, value_parser = merged_format())]
     pub(crate) dtype: Option<MergedFormat>,
-    /// Data by which to say what the rounding costs: the loss on it before and after
+    /// Data by which to say what the rounding costs: the loss on it before and after. If not given,
+    /// a part of the validation data of the run that the adapter is of
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// Do not measure what the rounding costs
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) no_measure: bool,
     /// The most that one file of weights takes, such as 2GB or 500MiB; beyond it, there are several
     /// [default: 5GB]
     #[arg(long, value_parser = bytes)]
     pub(crate) shard_size: Option<u64>,
+    #[arg(long, help = MODELFILE)]
+    pub(crate) modelfile: bool,
     /// Device to add on
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,
@@ -369,9 +386,10 @@ pub(crate) struct MergeArgs {
 
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// Adapter directories of PEFT or mlx-lm, or run directories; several become one
-    #[arg(required = true)]
-    pub(crate) adapters: Vec<PathBuf>,
+    /// A model: checkpoint directory, GGUF file or hub name. Or adapters: directories of PEFT or
+    /// mlx-lm, run directories, or checkpoints of runs; several become one
+    #[arg(required = true, value_name = "MODEL|ADAPTERS")]
+    pub(crate) paths: Vec<PathBuf>,
     /// Directory to write, or a file if its name ends in .gguf; must not exist
     #[arg(long, value_parser = output())]
     pub(crate) output: PathBuf,
@@ -380,8 +398,8 @@ pub(crate) struct ConvertArgs {
     pub(crate) model: Option<PathBuf>,
     #[arg(long, value_name = "FORMAT", help = QUANTIZE)]
     pub(crate) quantize: Option<Packing>,
-    /// Plain LoRA on the original base, PEFT's own form of the method, or plain LoRA as mlx-lm
-    /// reads it
+    /// Of adapters: plain LoRA on the original base, PEFT's own form of the method, or plain LoRA as
+    /// mlx-lm reads it. Of a model: transformers' directory (`plain`) or mlx-lm's, dense
     #[arg(long, default_value = "plain")]
     pub(crate) form: Form,
     /// With `--form native`, for adapters that are plain: what they were trained with
@@ -390,12 +408,20 @@ pub(crate) struct ConvertArgs {
     /// The rank to reduce each layer to, by singular value decomposition
     #[arg(long, value_parser = rank())]
     pub(crate) rank: Option<usize>,
-    /// Number format of the factors; float32 if not given
-    #[arg(long, value_parser = dtype())]
-    pub(crate) dtype: Option<Dtype>,
+    /// Number format to write. Of adapters float32 if not given; of a model its own, packed ones
+    /// only to GGUF, `same` for what each of its packed matrices has
+    #[arg(long, value_parser = merged_format())]
+    pub(crate) dtype: Option<MergedFormat>,
+    /// Of a model: the most that one file of weights takes, such as 2GB or 500MiB; beyond it, there
+    /// are several [default: 5GB]
+    #[arg(long, value_parser = bytes)]
+    pub(crate) shard_size: Option<u64>,
+    #[arg(long, help = MODELFILE)]
+    pub(crate) modelfile: bool,
     /// How several adapters become one: `cat` is their exact sum, `linear` keeps the rank
-    #[arg(long, default_value = "cat")]
-    pub(crate) combine: Combine,
+    /// [default: cat]
+    #[arg(long)]
+    pub(crate) combine: Option<Combine>,
     /// What each adapter is multiplied by; 1 if not given
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_parser = weight())]
     pub(crate) weights: Vec<f64>,
@@ -427,10 +453,32 @@ impl From<NativeMethod> for olora_adapter::Method {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Combine {
+    #[default]
     Cat,
     Linear,
+}
+
+#[derive(Args)]
+pub(crate) struct PushArgs {
+    /// Directory of a model or an adapter, a run directory for what is in it, or a file
+    pub(crate) path: PathBuf,
+    /// The repository, `owner/name`; made if there is none
+    #[arg(value_name = "REPOSITORY")]
+    pub(crate) repository: String,
+    /// List what would be sent, and ask nobody
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The commit's message
+    #[arg(long, default_value = "Upload with olora")]
+    pub(crate) message: String,
+    /// The branch, which must be there already
+    #[arg(long, default_value = "main")]
+    pub(crate) branch: String,
+    /// If the repository is made: let everybody see it
+    #[arg(long)]
+    pub(crate) public: bool,
 }
 
 #[derive(Args)]
@@ -467,6 +515,10 @@ pub(crate) struct InspectArgs {
 /// Of `--quantize`.
 const QUANTIZE: &str = "What the base's matrices are held in: stored (as the files have them), none (unpacked), \
     nf4, q8_0, q4_0 or q4_k; if not given, what the adapter was trained on";
+
+/// Of `--modelfile`.
+const MODELFILE: &str = "Beside a GGUF file, write Ollama's Modelfile for it, with the chat template as far \
+    as it has a form there";
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum What {

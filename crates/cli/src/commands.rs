@@ -20,7 +20,9 @@ use olora_data::{
 };
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Packing, Sampling};
-use olora_runs::{Observer, Recipe, RunError, Start, TrainOptions, check_samples, choose_dtype};
+use olora_runs::{
+    Observer, Recipe, RunError, Start, TrainOptions, TrainedRun, check_samples, choose_dtype,
+};
 use olora_training::CrossEntropy;
 use serde_json::json;
 
@@ -43,7 +45,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     if args.tui && !std::io::stdout().is_terminal() {
         return Err(Usage::new("--tui needs a terminal"));
     }
-    let recipe = recipe(&args.recipe)?;
+    let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {details}"));
     let reference = reference(&details, args.no_check)?;
@@ -68,7 +70,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         reference,
     };
     let summary = match olora_runs::train(&recipe, &device, options, &observer) {
-        Err(RunError::Complete(directory)) if args.auto_resume => {
+        Err(RunError::Complete { directory, .. }) if args.auto_resume => {
             say(&format!(
                 "the run in {} is complete: there is nothing to do",
                 directory.display()
@@ -119,10 +121,26 @@ pub(crate) fn reference(details: &Details, no_check: bool) -> Result<Option<Devi
 
 /// The recipe as it is meant on the command line.
 pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
+    recipe_from(args, None)
+}
+
+/// The same, starting from an adapter if one is given.
+fn recipe_from(args: &RecipeArgs, from: Option<&Path>) -> Result<Recipe> {
     let mut overrides = args.overrides.clone();
     let device = args.device.as_ref();
     overrides.extend(device.map(|device| format!("device=\"{device}\"")));
+    if let Some(from) = from {
+        // Text in JSON is text in TOML.
+        let from = serde_json::to_string(&from.to_string_lossy())?;
+        overrides.push(format!("adapter.from={from}"));
+    }
     let mut recipe = Recipe::load(&args.path, &overrides)?;
+    if let Some(from) = &recipe.adapter.from
+        && TrainedRun::at(from)?.is_none()
+    {
+        // Says what it is, if it is no adapter.
+        adapter_in(from)?;
+    }
     let base = locate(&recipe.model.path.to_string_lossy())?;
     recipe.model.path = base.path;
     recipe.model.base_name = recipe.model.base_name.or(base.name);
@@ -131,7 +149,7 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
 }
 
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe(&args.recipe)?;
+    let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
     let Opened { device, details } = devices::open(&recipe.device, kernels)?;
     say(&format!("device: {details}"));
     let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
@@ -402,7 +420,11 @@ impl Loaded {
     }
 }
 
-/// Reads an adapter directory; a run directory stands for the adapter in it.
+/// Reads an adapter: of a directory of PEFT's or mlx-lm's, a run, or a checkpoint
+/// of one.
 pub(crate) fn read_adapter(path: &Path) -> Result<PeftAdapter> {
-    Ok(PeftAdapter::read(&adapter_in(path)?)?)
+    match TrainedRun::at(path)? {
+        Some(run) => Ok(run.adapter()?),
+        None => Ok(PeftAdapter::read(&adapter_in(path)?)?),
+    }
 }

@@ -1,41 +1,38 @@
-//! `olora convert`: adapters into other forms, fewer ranks, or one of several.
+//! `olora convert`: adapters into other forms, fewer ranks, or one of several. Of
+//! a model, [`convert_model`] is the same.
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use olora_adapter::{Combination, Method, PeftAdapter, PeftForm, WriteOptions};
 use olora_devices::KernelOptions;
-use olora_files::{StagedDirectory, clear_leftovers};
+use olora_files::StagedDirectory;
 use olora_gguf::LoraLayer;
 use olora_model::{Dtype, Llama, ModelConfig};
 
 use crate::{
     Usage,
-    args::{Combine, ConvertArgs, Form},
+    args::{Combine, ConvertArgs, Form, MergedFormat},
     commands::read_adapter,
+    convert_model::convert_model,
     devices,
+    mistaken::is_model,
     models::{Base, announce, attached, base_of, load_base, packing_of},
     terminal::say,
+    written::{is_gguf_name, refuse_existing},
 };
 
 pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let output = &args.output;
-    clear_leftovers(output);
-    if output.is_file()
-        || output
-            .read_dir()
-            .is_ok_and(|mut entries| entries.next().is_some())
+    if let [path] = args.paths.as_slice()
+        && is_model(path)?
     {
-        bail!(
-            "{} exists already: give another name, or remove it first",
-            output.display()
-        );
+        return convert_model(path, args, kernels);
     }
-    let to_gguf = output
-        .extension()
-        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    refuse_existing(output)?;
+    let to_gguf = is_gguf_name(output);
     refuse_contradictions(args, to_gguf)?;
-    let read = args.adapters.iter().map(|path| read_adapter(path));
+    let read = args.paths.iter().map(|path| read_adapter(path));
     let read = read.collect::<Result<Vec<PeftAdapter>>>()?;
     let bases: Vec<_> = read.iter().map(|adapter| adapter.base.clone()).collect();
     if args.model.is_none() && bases.iter().any(|base| *base != bases[0]) {
@@ -121,7 +118,10 @@ fn write_directory(adapter: &PeftAdapter, args: &ConvertArgs) -> Result<()> {
     // mlx-lm says what an adapter is in its own words.
     let card = (args.form != Form::Mlx).then(|| card(adapter, args));
     let options = WriteOptions {
-        dtype: args.dtype.unwrap_or_default(),
+        dtype: args
+            .dtype
+            .and_then(MergedFormat::weights)
+            .unwrap_or_default(),
         card,
     };
     let failed = || format!("writing {}", args.output.display());
@@ -141,7 +141,7 @@ fn as_one(mut plain: Vec<PeftAdapter>, args: &ConvertArgs) -> Result<PeftAdapter
         (last, _) => {
             plain.extend(last);
             let weights = args.weights.iter().copied().chain(std::iter::repeat(1.0));
-            let combination = match args.combine {
+            let combination = match args.combine.unwrap_or_default() {
                 Combine::Cat => Combination::Cat,
                 Combine::Linear => Combination::Linear,
             };
@@ -152,6 +152,26 @@ fn as_one(mut plain: Vec<PeftAdapter>, args: &ConvertArgs) -> Result<PeftAdapter
 
 /// What was asked for and does not go together.
 fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
+    let of_models = [
+        (args.shard_size.is_some(), "--shard-size"),
+        (args.modelfile, "--modelfile"),
+    ];
+    let format = match args.dtype {
+        Some(MergedFormat::Gguf(format)) => Some(format!("--dtype {}", format.name())),
+        _ => None,
+    };
+    let named = of_models
+        .iter()
+        .find_map(|(given, name)| given.then(|| (*name).to_owned()))
+        .or(format);
+    if let Some(name) = named {
+        let adapter = args.paths[0].display();
+        return Err(Usage::new(&format!(
+            "{name} is for models, and {adapter} is an adapter: leave it out, or make one model of the \
+             adapter and its base with `olora merge --adapter {adapter} --output {}`",
+            args.output.display()
+        )));
+    }
     if to_gguf && (args.form != Form::Plain || args.dtype.is_some()) {
         return Err(Usage::new(
             "a GGUF adapter is plain LoRA in float32: leave out --form and --dtype",
@@ -166,10 +186,10 @@ fn refuse_contradictions(args: &ConvertArgs, to_gguf: bool) -> Result<()> {
         ));
     }
     let n_weights = args.weights.len();
-    if n_weights > 0 && n_weights != args.adapters.len() {
+    if n_weights > 0 && n_weights != args.paths.len() {
         return Err(Usage::new(&format!(
             "--weights has {n_weights} numbers for {} adapters",
-            args.adapters.len()
+            args.paths.len()
         )));
     }
     Ok(())
@@ -182,7 +202,7 @@ fn card(adapter: &PeftAdapter, args: &ConvertArgs) -> String {
         let name = path.file_name().unwrap_or(path.as_os_str());
         format!("`{}`", name.to_string_lossy())
     };
-    let sources: Vec<String> = args.adapters.iter().map(|path| name(path)).collect();
+    let sources: Vec<String> = args.paths.iter().map(|path| name(path)).collect();
     let weighted = match args.weights.as_slice() {
         [] => String::new(),
         weights => format!(", weighted {weights:?}"),

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use anyhow::Result;
 use burn::{module::Module, tensor::Device};
+use olora_adapter::PeftAdapter;
 use olora_gguf::{GgufFile, is_gguf};
 use olora_model::{ModelConfig, Packing, packed_matrices, weight_files};
+use olora_runs::{TrainedRun, recipe::AdapterSection};
 use serde_json::{Value, json};
 
 use crate::{
@@ -111,7 +113,7 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
     let adapter = read_adapter(&args.path)?;
     announce(&adapter);
     let shapes = adapter.shapes();
-    let facts = json!({
+    let mut facts = json!({
         "method": adapter.config.method,
         "rank": adapter.config.rank,
         "alpha": adapter.config.alpha,
@@ -123,6 +125,10 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
         "adapted_layers": shapes.len(),
         "parameters": adapter.num_params(),
     });
+    // What trained has another rank than its file where an anchor became further ranks.
+    if let Some(run) = TrainedRun::at(&args.path)? {
+        as_trained(&mut facts, &run.section()?, &adapter);
+    }
     print_facts(&facts, args.json)?;
     if !args.json {
         let mut out = out();
@@ -131,6 +137,25 @@ fn adapter(args: &InspectArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says of a run's adapter what was trained, and what it is saved as where that
+/// differs.
+fn as_trained(facts: &mut Value, section: &AdapterSection, adapter: &PeftAdapter) {
+    let (trained, saved) = (&section.config, &adapter.config);
+    facts["method"] = json!(section.method_name());
+    facts["rank"] = json!(trained.rank);
+    facts["alpha"] = json!(trained.alpha);
+    facts["scale"] = json!(trained.scale());
+    facts["rslora"] = json!(trained.rslora);
+    facts["dora"] = json!(trained.dora);
+    let differs = trained.method != saved.method || trained.rank != saved.rank;
+    if differs {
+        facts["saved_method"] = json!(saved.method);
+        facts["saved_rank"] = json!(saved.rank);
+        facts["saved_alpha"] = json!(saved.alpha);
+        facts["saved_scale"] = json!(saved.scale());
+    }
 }
 
 fn print_facts(facts: &Value, json: bool) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `olora`: fine-tune, compare, evaluate, generate, merge, convert, inspect, examine devices.
+//! `olora`: fine-tune, compare, evaluate, generate, merge, convert, push, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
 //! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
@@ -7,17 +7,21 @@ mod args;
 mod commands;
 mod compare;
 mod convert;
+mod convert_model;
 mod devices;
 mod doctor;
 mod inspect;
 mod inspect_data;
 mod merge;
 mod mistaken;
+mod modelfile;
 mod models;
 mod progress;
+mod push;
 mod signals;
 mod tasks;
 mod terminal;
+mod written;
 
 use std::process::ExitCode;
 
@@ -70,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let without_device = match &cli.command {
         Command::Inspect(_) => Some("inspect"),
         Command::Report(_) => Some("report"),
+        Command::Push(_) => Some("push"),
         _ => None,
     };
     if let Some(name) = without_device.filter(|_| kernels != KernelOptions::default()) {
@@ -87,6 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => commands::generate(&args, kernels),
         Command::Merge(args) => merge::merge(&args, kernels),
         Command::Convert(args) => convert::convert(&args, kernels),
+        Command::Push(args) => push::push(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Devices(args) => devices::list(&args, kernels),
         Command::Doctor(args) => doctor::doctor(&args, kernels),

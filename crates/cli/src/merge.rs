@@ -1,73 +1,56 @@
 //! `olora merge`: an adapter added into the weights, and written.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
-use olora_adapter::{Kind, PeftAdapter, packed_weights};
-use olora_data::{Corpus, DataOptions, Padding, Schedule, TokenCache, load_files, loader};
-use olora_devices::{KernelOptions, Opened};
-use olora_files::clear_leftovers;
-use olora_gguf::{GgufFile, GgufType};
-use olora_model::{
-    Companions, Dtype, Llama, ModelConfig, ModelError, Packing, SaveOptions, packed_matrices,
+use olora_adapter::{Kind, packed_weights};
+use olora_data::{
+    Corpus, DataOptions, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
 };
-use olora_runs::check_samples;
+use olora_devices::{KernelOptions, Opened};
+use olora_model::{Companions, Dtype, Llama, ModelConfig, Packing, packed_matrices};
+use olora_runs::{TrainedRun, check_samples};
 use olora_training::CrossEntropy;
 
 use crate::{
     Usage,
-    args::{MergeArgs, MergedFormat},
+    args::MergeArgs,
     commands::read_adapter,
     devices,
-    inspect::tensor_types,
     models::{attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside},
     terminal::say,
+    written::Written,
 };
 
 pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let output = &args.output;
-    clear_leftovers(output);
-    if output.is_file()
-        || output
-            .read_dir()
-            .is_ok_and(|mut entries| entries.next().is_some())
-    {
-        return Err(ModelError::Exists(output.clone()).into());
-    }
-    let to_file = output
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if to_file && args.shard_size.is_some() {
+    let written = Written::new(&args.output, args.dtype, args.shard_size, args.modelfile)?;
+    let Some(adapter_path) = &args.adapter else {
         return Err(Usage::new(
-            "--shard-size is for directories: a GGUF file is always one file",
+            "`merge` adds an adapter to a model, and none is given: --adapter PATH. A model without one is \
+             written in another form by `olora convert MODEL --output PATH`",
         ));
-    }
-    if let Some(MergedFormat::Gguf(format)) = args.dtype
-        && !to_file
-    {
-        let name = format.name();
-        let message =
-            format!("{name} is a format of GGUF files: let the name of --output end in .gguf");
-        return Err(Usage::new(&message));
-    }
+    };
     let Opened { device, details } = devices::open(&args.device, kernels)?;
-    let adapter = read_adapter(&args.adapter)?;
+    let adapter = read_adapter(adapter_path)?;
     let base = base_of(args.model.as_deref(), Some(&adapter))?.path;
     let packing = packing_of(args.quantize, Some(&adapter))?;
     let beside = tokenizer_beside(&adapter, &ModelConfig::from_path(&base)?)?;
     let advice = "Merge on the CPU: leave --device out";
-    let sample = args
-        .data
-        .as_deref()
-        .map(|data| Sample::read(data, &base, &adapter, beside.as_deref()))
-        .transpose()?;
+    let config = ModelConfig::from_path(&base)?.adapted(&adapter)?;
+    let sample = Sample::new(args, adapter_path, &written, &config, || {
+        tokenizer(&base, beside.as_deref())
+    })?;
     let mut before = None;
-    let written = devices::guarded(&details, advice, || {
+    let format = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
         let (llama, config) = load_base(&base, Dtype::F32, packing, &device)?;
         let config = config.adapted(&adapter)?;
         // Now, as the weights are: the base may be gone when the result is written.
-        let companions = if to_file {
+        let companions = if written.to_file {
             Companions::default()
         } else {
             Companions::read(&base)?.with(beside.as_deref())?
@@ -76,40 +59,41 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
         refuse_tied_embedding(&adapted)?;
         before = sample
             .as_ref()
-            .map(|sample| sample.loss(&adapted))
+            .map(|sample| sample.loss(&adapted, None))
             .transpose()?;
-        if to_file {
-            if let Some(MergedFormat::Gguf(GgufType::AsPacked)) = args.dtype {
-                say_what_became_dense(&adapted, &config, &base)?;
-            }
-            write_file(&adapted, &config, args, &base, beside.as_deref())
-        } else {
-            write_directory(&adapted, &config, args, &companions)
+        if !written.to_file {
+            let options = written.options(&config);
+            olora_model::save(
+                &adapted,
+                &config,
+                options,
+                Some(&companions),
+                written.output,
+            )?;
+            return Ok(options.dtype.name());
         }
+        if written.keeps_blocks() {
+            say_what_became_dense(&adapted, &config, &base)?;
+        }
+        let format = written.gguf_type(&config);
+        let beside = beside.as_deref();
+        olora_model::save_gguf_with(&adapted, &config, format, &base, beside, written.output)?;
+        Ok(format.name())
     })?;
-    say(&format!("wrote {} ({written})", output.display()));
-    if to_file {
-        let types = tensor_types(&GgufFile::open(output)?);
-        let types = types.iter().map(|(kind, n)| format!("{n} {kind}"));
-        say(&format!(
-            "tensors: {}",
-            types.collect::<Vec<_>>().join(", ")
-        ));
-    }
-    if matches!(args.dtype, Some(MergedFormat::Gguf(_))) && sample.is_none() {
-        say(
-            "note: rounding to few bits takes much of a small update back: --data FILE says how much",
-        );
-    }
+    written.finish(format)?;
     if let Some((sample, before)) = sample.zip(before) {
         let after = devices::guarded(&details, advice, || {
-            let (merged, _) = olora_model::load(output, Dtype::F32, &device)?;
-            sample.loss(&merged)
+            let (merged, _) = olora_model::load(written.output, Dtype::F32, &device)?;
+            sample.loss(&merged, Some(before.n_batches))
         })?;
         say(&format!(
-            "loss over {} tokens: {before:.4} with the adapter on its base, {after:.4} merged ({:+.4})",
-            sample.n_tokens,
-            after - before
+            "loss over {} tokens of {}: {:.4} with the adapter on its base, {:.4} merged and rounded to {format} \
+             ({:+.4})",
+            before.n_tokens,
+            sample.name,
+            before.loss,
+            after.loss,
+            after.loss - before.loss
         ));
     }
     Ok(ExitCode::SUCCESS)
@@ -117,48 +101,122 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
 
 /// Data by which the rounding of a merged model is measured.
 struct Sample {
+    /// As people call it.
+    name: String,
     samples: Corpus,
     padding: Padding,
-    n_tokens: usize,
+    /// What was not asked for may not take long.
+    is_bounded: bool,
+}
+
+/// A mean loss, and over what.
+struct Measured {
+    loss: f64,
+    n_tokens: f64,
+    n_batches: usize,
 }
 
 impl Sample {
-    fn read(
-        data: &Path,
-        base: &Path,
-        adapter: &PeftAdapter,
-        beside: Option<&Path>,
-    ) -> Result<Self> {
-        let tokenizer = tokenizer(base, beside)?;
-        let config = ModelConfig::from_path(base)?.adapted(adapter)?;
+    /// The data that was given, or else some of what the adapter's run was
+    /// evaluated on, if something is rounded. Where nothing will be measured, that
+    /// is said.
+    fn new(
+        args: &MergeArgs,
+        adapter: &Path,
+        written: &Written<'_>,
+        config: &ModelConfig,
+        tokenizer: impl FnOnce() -> Result<Tokenizer>,
+    ) -> Result<Option<Self>> {
+        if let Some(data) = &args.data {
+            return Self::read(data, config, &tokenizer()?).map(Some);
+        }
+        if !written.rounds(config) || args.no_measure {
+            return Ok(None);
+        }
+        let reason = match TrainedRun::at(adapter)? {
+            None => "the adapter is no run, which has validation data".to_owned(),
+            Some(run) => match Self::of_run(&run, config, &tokenizer()?) {
+                Ok(Some(sample)) => return Ok(Some(sample)),
+                Ok(None) => "the adapter's run has no validation data".to_owned(),
+                Err(error) => format!("the validation data of the adapter's run: {error:#}"),
+            },
+        };
+        say(&format!(
+            "note: what rounding takes back of the update is not measured ({reason}): --data FILE says it"
+        ));
+        Ok(None)
+    }
+
+    fn read(data: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let (files, first) = data_files(data)?;
         let options = DataOptions {
             first,
             ..DataOptions::default()
         };
-        let data = load_files(
-            &files,
-            &tokenizer,
-            &options,
-            TokenCache::from_env().as_ref(),
-        )?;
-        check_samples(&data.samples, &config, &tokenizer)?;
+        let cache = TokenCache::from_env();
+        let loaded = load_files(&files, tokenizer, &options, cache.as_ref())?;
+        check_samples(&loaded.samples, config, tokenizer)?;
         Ok(Self {
-            n_tokens: data.report.n_trained_tokens,
-            samples: data.samples,
-            padding: Padding {
-                id: tokenizer.pad_id(),
-                multiple: 1,
-            },
+            name: data.display().to_string(),
+            samples: loaded.samples,
+            padding: padding(tokenizer),
+            is_bounded: false,
         })
     }
 
-    fn loss(&self, llama: &Llama) -> Result<f64> {
+    fn of_run(
+        run: &TrainedRun,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>> {
+        /// Inputs that are gone through at most, before and after.
+        const MOST_INPUTS: usize = 1 << 14;
+        let Some(samples) = run.validation(tokenizer)? else {
+            return Ok(None);
+        };
+        check_samples(&samples, config, tokenizer)?;
+        let mut n_inputs = 0;
+        let some = samples.select(|index| {
+            n_inputs += samples.n_inputs(index);
+            index == 0 || n_inputs <= MOST_INPUTS
+        });
+        Ok(Some(Self {
+            name: "its run's validation data".to_owned(),
+            samples: some,
+            padding: padding(tokenizer),
+            is_bounded: true,
+        }))
+    }
+
+    /// Over as many batches as are given, or else as fit into the time.
+    fn loss(&self, llama: &Llama, n_batches: Option<usize>) -> Result<Measured> {
         const ROWS: usize = 4;
+        const LONGEST: Duration = Duration::from_mins(1);
         let schedule = Schedule::sequential(self.samples.clone(), ROWS)?;
         let batches = loader(schedule, self.padding);
-        let evaluation = olora_training::evaluate(&CrossEntropy, llama, batches.iter())?;
-        Ok(evaluation.loss)
+        let began = Instant::now();
+        let mut taken = 0;
+        let some = batches.iter().take_while(|_| {
+            let goes_on = match n_batches {
+                Some(n) => taken < n,
+                None => taken == 0 || !self.is_bounded || began.elapsed() < LONGEST,
+            };
+            taken += usize::from(goes_on);
+            goes_on
+        });
+        let evaluation = olora_training::evaluate(&CrossEntropy, llama, some)?;
+        Ok(Measured {
+            loss: evaluation.loss,
+            n_tokens: evaluation.count,
+            n_batches: taken,
+        })
+    }
+}
+
+fn padding(tokenizer: &Tokenizer) -> Padding {
+    Padding {
+        id: tokenizer.pad_id(),
+        multiple: 1,
     }
 }
 
@@ -199,43 +257,4 @@ fn refuse_tied_embedding(llama: &Llama) -> Result<()> {
         ),
         _ => Ok(()),
     }
-}
-
-/// The format asked for, else the base's own.
-fn weight_type(config: &ModelConfig, args: &MergeArgs) -> Dtype {
-    args.dtype
-        .and_then(MergedFormat::weights)
-        .or(config.stored_dtype())
-        .unwrap_or(Dtype::F32)
-}
-
-fn write_directory(
-    adapted: &Llama,
-    config: &ModelConfig,
-    args: &MergeArgs,
-    companions: &Companions,
-) -> Result<&'static str> {
-    let mut options = SaveOptions::from(weight_type(config, args));
-    if let Some(shard_bytes) = args.shard_size {
-        options.shard_bytes = shard_bytes;
-    }
-    olora_model::save(adapted, config, options, Some(companions), &args.output)?;
-    Ok(options.dtype.name())
-}
-
-fn write_file(
-    adapted: &Llama,
-    config: &ModelConfig,
-    args: &MergeArgs,
-    base: &Path,
-    beside: Option<&Path>,
-) -> Result<&'static str> {
-    let format = match (args.dtype, weight_type(config, args)) {
-        (Some(MergedFormat::Gguf(format)), _) => format,
-        (_, Dtype::F32) => GgufType::F32,
-        (_, Dtype::Bf16) => GgufType::Bf16,
-        (_, Dtype::F16) => GgufType::F16,
-    };
-    olora_model::save_gguf_with(adapted, config, format, base, beside, &args.output)?;
-    Ok(format.name())
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use olora_adapter::{CONFIG_FILE, MLX_TENSOR_FILE, TENSOR_FILE};
+use olora_runs::TrainedRun;
+
+use crate::written::is_gguf_name;
 
 const MODEL: &str = "config.json";
 /// What holds the weights of a model, one for each format.
@@ -75,13 +78,53 @@ pub(crate) fn refuse_as_model(path: &Path) -> Result<()> {
             path.join("model").display()
         );
     }
-    if path.join("adapter").join(CONFIG_FILE).exists() {
+    let is_run = path.join("recipe.toml").exists() && path.join("checkpoints").is_dir();
+    if path.join("adapter").join(CONFIG_FILE).exists() || is_run {
         bail!(
             "{shown} is the directory of a run, which has an adapter and no model: give the base with --model \
              and the run with --adapter {shown}"
         );
     }
     Ok(())
+}
+
+/// Whether a path or name stands for a model, where it may stand for an adapter too.
+///
+/// # Errors
+///
+/// For a directory that is neither.
+pub(crate) fn is_model(path: &Path) -> Result<bool> {
+    let adapter_beside = || {
+        let directory = path.parent();
+        directory.is_some_and(|directory| directory.join(CONFIG_FILE).exists())
+    };
+    if !path.is_dir() {
+        // What is not there may be a name on the hub, where adapters are not looked for.
+        return Ok(!path.is_file() || is_gguf_name(path) || !adapter_beside());
+    }
+    let has_weights = WEIGHTS.iter().any(|names| first(path, names).is_some());
+    if path.join(CONFIG_FILE).exists() || path.join("adapter").join(CONFIG_FILE).exists() {
+        // Some tools leave the adapter's configuration beside the merged model.
+        let merged = has_weights && path.join(MODEL).exists();
+        return Ok(merged && first(path, &TENSORS).is_none());
+    }
+    if path.join(MODEL).exists() || has_weights {
+        return Ok(true);
+    }
+    if first(path, &TENSORS).is_some() {
+        return Ok(false);
+    }
+    if last_checkpoint(path, MODEL).is_some() || path.join("model").join(MODEL).exists() {
+        return Ok(true);
+    }
+    if last_checkpoint(path, CONFIG_FILE).is_some() || TrainedRun::at(path)?.is_some() {
+        return Ok(false);
+    }
+    bail!(
+        "{} is neither a model nor an adapter: there is no {MODEL} in it, nor {CONFIG_FILE}, nor an `adapter` or \
+         `model` directory with one, as a run has it",
+        path.display()
+    )
 }
 
 /// Which weights are read where a directory has them several times.
@@ -159,7 +202,10 @@ pub(crate) fn adapter_in(path: &Path) -> Result<PathBuf> {
         );
     }
     if path.join(MODEL).exists() || WEIGHTS.iter().any(|names| first(path, names).is_some()) {
-        bail!("{shown} is a model, not an adapter: give it with --model, and leave --adapter out");
+        bail!(
+            "{shown} is a model, not an adapter: give it with --model, and leave --adapter out. `olora convert \
+             {shown} --output PATH` writes it in another form"
+        );
     }
     bail!(
         "{shown} is no adapter: there is no {CONFIG_FILE} in it, nor in an `adapter` directory inside, as a run has it"

@@ -283,14 +283,29 @@ fn last_name(name: &str) -> String {
 }
 
 /// One bar per file on a terminal, one line per file elsewhere.
-#[derive(Default)]
-struct Bars {
+pub(crate) struct Bars {
+    /// What is being done, for the lines.
+    doing: &'static str,
     file: String,
     bar: Option<ProgressBar>,
 }
 
+impl Default for Bars {
+    fn default() -> Self {
+        Self::new("downloading")
+    }
+}
+
 impl Bars {
-    fn on(&mut self, progress: Progress<'_>) {
+    pub(crate) fn new(doing: &'static str) -> Self {
+        Self {
+            doing,
+            file: String::new(),
+            bar: None,
+        }
+    }
+
+    pub(crate) fn on(&mut self, progress: Progress<'_>) {
         if self.file != progress.file {
             self.finish();
             progress.file.clone_into(&mut self.file);
@@ -306,7 +321,7 @@ impl Bars {
                 self.bar = Some(bar);
             } else {
                 let size = progress.total.map(olora_files::size).unwrap_or_default();
-                say(&format!("downloading {} {size}", self.file));
+                say(&format!("{} {} {size}", self.doing, self.file));
             }
         }
         if let Some(bar) = &self.bar {
@@ -314,7 +329,7 @@ impl Bars {
         }
     }
 
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }

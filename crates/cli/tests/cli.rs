@@ -95,10 +95,16 @@ fn train_then_evaluate_generate_merge_and_inspect() {
 
     let json: Value =
         serde_json::from_str(&stdout(&olora(&["inspect", "adapter", run, "--json"]))).unwrap();
-    assert_eq!(
-        (json["rank"].as_u64(), json["adapted_layers"].as_u64()),
-        (Some(16), Some(28))
-    );
+    // As it was trained, and as it is saved.
+    for (key, value) in [
+        ("method", Value::from("olora")),
+        ("rank", 8.into()),
+        ("saved_method", "lora".into()),
+        ("saved_rank", 16.into()),
+        ("adapted_layers", 28.into()),
+    ] {
+        assert_eq!(json[key], value, "{key}");
+    }
     let json: Value =
         serde_json::from_str(&stdout(&olora(&["inspect", "model", merged, "--json"]))).unwrap();
     assert_eq!(json["layers"], 4);

@@ -38,6 +38,20 @@ fn a_gguf_file_stands_where_a_directory_does() {
     assert!(output.status.success(), "{}", stderr(&output));
     let (output, file) = merge("merged.gguf", "float32");
     assert!(output.status.success(), "{}", stderr(&output));
+    let beside = out.path().join("beside/merged.gguf");
+    let (run_path, beside) = (run.to_str().unwrap(), beside.to_str().unwrap());
+    let modelfile = [
+        "merge",
+        "--adapter",
+        run_path,
+        "--output",
+        beside,
+        "--modelfile",
+    ];
+    let output = olora(&modelfile);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let modelfile = fs::read_to_string(out.path().join("beside/Modelfile")).unwrap();
+    assert!(modelfile.starts_with("FROM ./merged.gguf\n"), "{modelfile}");
     let text = refused(&merge("merged.gguf", "float32").0, 1);
     assert!(text.contains("exists already"), "{text}");
     let text = refused(&merge("another", "q8_0").0, 2);

@@ -91,6 +91,9 @@ const WRONG: &str = r#" => Usage:
     convert {adapter} --output {out}/converted --form native --rank 2 => leave out `--form native`
     convert {adapter} --output {out}/c.gguf --dtype float16 => leave out --form and --dtype
     convert {adapter} --output {out}/converted --weights 1,2 => --weights has 2 numbers for 1
+    push => PATH
+    push {adapter} => REPOSITORY
+    push {adapter} a/b --no-fusion => uses no device
     inspect => PATH
     inspect village {base} => invalid value 'village'
     inspect data {valid} => --model

@@ -156,6 +156,11 @@ impl Comparison {
                 return refuse(&format!("there is no {what} to compare: give one at least"));
             }
         }
+        if self.recipe.adapter.from.is_some() {
+            return refuse(
+                "`adapter.from` has no use in a comparison of how adapters start: remove it",
+            );
+        }
         if self.recipe.data.validation.is_none() && self.recipe.data.validation_samples.is_none() {
             return refuse(
                 "methods are compared by their validation loss: set `data.validation` or \

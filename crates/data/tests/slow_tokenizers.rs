@@ -133,6 +133,20 @@ fn files_that_do_not_belong_together_or_are_damaged_are_told() {
         message.contains("line 2") && message.contains("of one model"),
         "{message}"
     );
+    let message = refused(&changed("gpt2", &[("merges.txt", Some("#version: 0.2\n"))]));
+    assert!(
+        message.contains("merges.txt") && message.contains("cut short"),
+        "{message}"
+    );
+    let vocabulary = fs::read_to_string(cases().join("gpt2/vocab.json")).unwrap();
+    let mut doubled: serde_json::Map<String, Value> = serde_json::from_str(&vocabulary).unwrap();
+    doubled["b"] = doubled["a"].clone();
+    let doubled = serde_json::to_string(&doubled).unwrap();
+    let message = refused(&changed("gpt2", &[("vocab.json", Some(&doubled))]));
+    assert!(
+        message.contains("\"a\" and \"b\" have the same number"),
+        "{message}"
+    );
     let message = refused(&changed("gpt2", &[("merges.txt", Some("abc\n"))]));
     assert!(message.contains("not two tokens"), "{message}");
     let message = refused(&changed(

@@ -9,11 +9,13 @@ use std::{
 /// Refuses a pointer of git-lfs: a text of some 130 bytes that says which file
 /// it stands for. `git clone` leaves those where git-lfs is not installed.
 ///
-/// Whatever else is wrong with the file, and that there is none, is left to
-/// whoever reads it.
+/// And what is no file, such as a pipe, which would be waited for, or a
+/// directory. Whatever else is wrong with the file, and that there is none, is
+/// left to whoever reads it.
 ///
 /// # Errors
 ///
+/// [`io::ErrorKind::InvalidInput`] for what is no file;
 /// [`io::ErrorKind::InvalidData`] says what the file is and how to get the one
 /// that is meant.
 ///
@@ -26,6 +28,18 @@ use std::{
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn refuse_pointer(path: &Path) -> io::Result<()> {
+    // Opening a pipe waits for whoever writes into it.
+    if let Ok(found) = path.metadata()
+        && !found.is_file()
+    {
+        let what = if found.is_dir() {
+            "it is a directory"
+        } else {
+            "it is a pipe, a socket or a device"
+        };
+        let reason = format!("{what} in the place of a file");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
     let mut opening = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut opening));
     match read.ok().and_then(|_| stands_for(&opening)) {
@@ -65,6 +79,16 @@ mod tests {
         long.resize(2000, b' ');
         assert_eq!(stands_for(&long), None);
         assert_eq!(stands_for(b"version 1\n"), None);
+    }
+
+    #[test]
+    fn a_directory_in_the_place_of_a_file_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let message = refuse_pointer(directory.path()).unwrap_err().to_string();
+        assert!(
+            message.contains("a directory in the place of a file"),
+            "{message}"
+        );
     }
 
     #[test]

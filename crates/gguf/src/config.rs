@@ -74,12 +74,6 @@ pub(crate) fn read(
     factors: &Factors<'_>,
 ) -> Result<Map<String, Value>, GgufError> {
     let keys = Keys { metadata, family };
-    if keys
-        .size("expert_count")?
-        .is_some_and(|experts| experts > 0)
-    {
-        return Err(keys.unsupported("a mixture of experts".to_owned(), "dense models"));
-    }
     let hidden_size = keys.required("embedding_length")?;
     let heads = keys.required("attention.head_count")?;
     let kv_heads = match keys.size("attention.head_count_kv")? {
@@ -167,7 +161,31 @@ pub(crate) fn marks(metadata: Metadata<'_>, architecture: &str) -> Result<Vec<Ma
     if metadata.number(&growth)?.is_some_and(|scale| scale != 0.0) {
         marks.push(Mark::Growth);
     }
+    let experts = metadata.size(&format!("{architecture}.expert_count"))?;
+    if experts.is_some_and(|experts| experts > 0) {
+        marks.push(Mark::Experts);
+    }
     Ok(marks)
+}
+
+/// Refuses experts in models of which none are known.
+pub(crate) fn refuse_unknown_experts(
+    metadata: Metadata<'_>,
+    family: &'static Family,
+) -> Result<(), GgufError> {
+    let keys = Keys { metadata, family };
+    let experts = keys.size("expert_count")?.filter(|experts| *experts > 0);
+    if experts.is_some() && family.stacks.is_empty() {
+        let what = format!(
+            "a mixture of experts of the architecture `{}`",
+            family.architecture
+        );
+        return Err(keys.unsupported(
+            what,
+            "those of llama (Mixtral) and qwen3moe, and dense models",
+        ));
+    }
+    Ok(())
 }
 
 /// How many positions back a token sees, if that is limited.

@@ -26,6 +26,8 @@ pub(crate) struct Family {
     pub(crate) own: Own,
     /// (Hugging Face, GGUF) names within a block.
     pub(crate) inside: &'static [(&'static str, &'static str)],
+    /// Matrices of experts, which a file has one above the other in one tensor.
+    pub(crate) stacks: &'static [Stack],
     /// What becomes of a sliding window.
     pub(crate) window: Window,
     /// Values of `hidden_act` that are what llama.cpp computes; the first is the
@@ -57,6 +59,15 @@ pub(crate) struct Family {
     pub(crate) scores_by_position: bool,
 }
 
+/// One matrix of each expert of a block: Hugging Face has them apart,
+/// `{experts}.{number}.{matrix}`.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    pub(crate) experts: &'static str,
+    pub(crate) matrix: &'static str,
+    pub(crate) gguf: &'static str,
+}
+
 /// What tells families of one architecture from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
@@ -64,6 +75,8 @@ pub(crate) enum Mark {
     Window,
     /// Queries that grow with their position.
     Growth,
+    /// Experts.
+    Experts,
 }
 
 /// Keys, and what llama.cpp takes for granted, that only some families have.
@@ -85,6 +98,10 @@ pub(crate) enum Own {
     Olmo3,
     /// YaRN with a scale of its own, and queries that grow.
     Ministral3,
+    /// Experts as wide as the feed-forward network would be.
+    Mixtral,
+    /// Experts of a width of their own, whose weights add up to one.
+    Qwen3Moe,
 }
 
 /// Names within a block of LLaMA's.
@@ -113,6 +130,69 @@ const INSIDE_QK: &[(&str, &str)] = &[
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
+];
+
+/// Mixtral's, but for the experts.
+const INSIDE_MIXTRAL: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("block_sparse_moe.gate", ROUTER),
+];
+
+/// Qwen3-MoE's, but for the experts.
+const INSIDE_QWEN3_MOE: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate", ROUTER),
+];
+
+/// What chooses among experts: always in f32.
+pub(crate) const ROUTER: &str = "ffn_gate_inp";
+
+const STACKS_MIXTRAL: &[Stack] = &[
+    Stack {
+        experts: "block_sparse_moe.experts",
+        matrix: "w1",
+        gguf: "ffn_gate_exps",
+    },
+    Stack {
+        experts: "block_sparse_moe.experts",
+        matrix: "w2",
+        gguf: "ffn_down_exps",
+    },
+    Stack {
+        experts: "block_sparse_moe.experts",
+        matrix: "w3",
+        gguf: "ffn_up_exps",
+    },
+];
+
+const STACKS_QWEN3_MOE: &[Stack] = &[
+    Stack {
+        experts: "mlp.experts",
+        matrix: "down_proj",
+        gguf: "ffn_down_exps",
+    },
+    Stack {
+        experts: "mlp.experts",
+        matrix: "gate_proj",
+        gguf: "ffn_gate_exps",
+    },
+    Stack {
+        experts: "mlp.experts",
+        matrix: "up_proj",
+        gguf: "ffn_up_exps",
+    },
 ];
 
 /// With norms before and after.
@@ -192,6 +272,7 @@ const LLAMA: Family = Family {
     told_by: None,
     own: Own::Nothing,
     inside: INSIDE,
+    stacks: &[],
     window: Window::Kept,
     activations: &["silu"],
     kv_heads: None,
@@ -208,8 +289,22 @@ const LLAMA: Family = Family {
 };
 
 /// All families that there are rows for.
-static FAMILIES: [Family; 13] = [
+static FAMILIES: [Family; 15] = [
     LLAMA,
+    // Before Mistral: a file with a window too is this one's.
+    Family {
+        model_type: "mixtral",
+        class: "MixtralForCausalLM",
+        told_by: Some(Mark::Experts),
+        own: Own::Mixtral,
+        inside: INSIDE_MIXTRAL,
+        stacks: STACKS_MIXTRAL,
+        kv_heads: Some(8),
+        eps: 1e-5,
+        theta: 1e6,
+        optional_biases: false,
+        ..LLAMA
+    },
     Family {
         model_type: "mistral",
         class: "MistralForCausalLM",
@@ -243,6 +338,20 @@ static FAMILIES: [Family; 13] = [
         optional_biases: false,
         constants: &[("use_sliding_window", false), ("attention_bias", false)],
         inside: INSIDE_QK,
+        interleaved: false,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        architecture: "qwen3moe",
+        own: Own::Qwen3Moe,
+        inside: INSIDE_QWEN3_MOE,
+        stacks: STACKS_QWEN3_MOE,
+        window: Window::Refused,
+        kv_heads: Some(4),
+        optional_biases: false,
+        constants: &[("use_sliding_window", false), ("attention_bias", false)],
         interleaved: false,
         ..LLAMA
     },
@@ -429,6 +538,10 @@ mod tests {
             |name, marks: &[Mark]| Family::of_file(name, marks).map(|found| found.model_type);
         assert_eq!(found("llama", &[]), Some("llama"));
         assert_eq!(found("llama", &[Mark::Window]), Some("mistral"));
+        assert_eq!(
+            found("llama", &[Mark::Window, Mark::Experts]),
+            Some("mixtral")
+        );
         assert_eq!(found("gemma", &[Mark::Window]), Some("gemma"));
         assert_eq!(found("qwen2", &[Mark::Window]), Some("qwen2"));
         assert_eq!(found("mistral", &[]), None);
@@ -442,8 +555,10 @@ mod tests {
     fn messages_list_each_name_once() {
         assert_eq!(
             Family::architectures(),
-            "llama, qwen2, qwen3, gemma, gemma2, gemma3, phi3, smollm3, granite, olmo2 and mistral3"
+            "llama, qwen2, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3, smollm3, granite, olmo2 and mistral3"
         );
-        assert!(Family::model_types().starts_with("llama, mistral, qwen2, qwen3, gemma, gemma2"));
+        assert!(
+            Family::model_types().starts_with("llama, mixtral, mistral, qwen2, qwen3, qwen3_moe")
+        );
     }
 }

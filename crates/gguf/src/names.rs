@@ -1,7 +1,7 @@
 //! What tensors are called in GGUF files and in Hugging Face checkpoints, and
 //! how their contents differ.
 
-use crate::families::Family;
+use crate::families::{Family, Stack};
 
 /// (Hugging Face, GGUF) names of what stands outside the blocks.
 const OUTSIDE: [(&str, &str); 3] = [
@@ -18,6 +18,16 @@ pub(crate) fn to_hugging_face(family: &Family, gguf: &str) -> Option<String> {
     }
     let (block, module) = module.strip_prefix("blk.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
+    if let Some((name, number)) = module.split_once('.') {
+        let stack = stack(family, name)?;
+        let Stack {
+            experts, matrix, ..
+        } = stack;
+        let number: u32 = number.parse().ok()?;
+        return Some(format!(
+            "model.layers.{block}.{experts}.{number}.{matrix}.{kind}"
+        ));
+    }
     let (hf, _) = family.inside.iter().find(|(_, name)| *name == module)?;
     Some(format!("model.layers.{block}.{hf}.{kind}"))
 }
@@ -35,8 +45,35 @@ pub(crate) fn module_to_gguf(family: &Family, hf: &str) -> Option<String> {
     }
     let (block, module) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
+    let of_expert = |stack: &Stack| {
+        let rest = module.strip_prefix(stack.experts)?.strip_prefix('.')?;
+        let number = rest.strip_suffix(stack.matrix)?.strip_suffix('.')?;
+        let number: u32 = number.parse().ok()?;
+        Some(format!("blk.{block}.{}.{number}", stack.gguf))
+    };
+    if let Some(name) = family.stacks.iter().find_map(of_expert) {
+        return Some(name);
+    }
     let (_, gguf) = family.inside.iter().find(|(name, _)| *name == module)?;
     Some(format!("blk.{block}.{gguf}"))
+}
+
+/// The stack of that name within a block.
+pub(crate) fn stack<'a>(family: &'a Family, gguf: &str) -> Option<&'a Stack> {
+    family.stacks.iter().find(|stack| stack.gguf == gguf)
+}
+
+/// The tensor that a matrix of an expert is in, and its number there: of
+/// `blk.0.ffn_up_exps.7.weight`, `blk.0.ffn_up_exps.weight` and 7. No file has
+/// the former name.
+pub(crate) fn in_stack(gguf: &str) -> Option<(String, usize)> {
+    let (module, kind) = split_kind(gguf)?;
+    let (stack, number) = module.rsplit_once('.')?;
+    let number = number.parse().ok()?;
+    // A block's number is no expert's.
+    stack
+        .contains('.')
+        .then(|| (format!("{stack}.{kind}"), number))
 }
 
 fn split_kind(name: &str) -> Option<(&str, &str)> {

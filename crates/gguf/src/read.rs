@@ -18,7 +18,7 @@ use crate::{
     families::Family,
     header::{Header, TensorInfo},
     metadata::Metadata,
-    names::{Change, Heads, is_ignorable, to_hugging_face},
+    names::{Change, Heads, is_ignorable, stack, to_hugging_face},
     split, tokenizer,
 };
 
@@ -58,7 +58,7 @@ impl GgufFile {
     /// format without a reader or a LoRA adapter; [`GgufError::Part`] for one part
     /// of a model that is split over files, if not all others are beside it.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let (parts, header) = split::open(path)?;
+        let (parts, mut header) = split::open(path)?;
         // Errors name the file that the metadata are in.
         let path = parts[0].0.as_path();
         let metadata = Metadata {
@@ -67,6 +67,14 @@ impl GgufFile {
             header: &header,
         };
         let family = family(metadata)?;
+        config::refuse_unknown_experts(metadata, family)?;
+        unstack(&parts[0].0, family, &mut header)?;
+        let metadata = Metadata {
+            path: &parts[0].0,
+            bytes: &parts[0].1,
+            header: &header,
+        };
+        let path = parts[0].0.as_path();
         let names = hugging_face_names(path, family, &header)?;
         let factors = |name: &str| {
             let info = header.tensors.get(name)?;
@@ -388,4 +396,56 @@ fn hugging_face_names(
         names.insert(name, stored.clone());
     }
     Ok(names)
+}
+
+/// Experts of a block beyond which a file is not one of a model; those that are
+/// known have up to some hundred.
+const MOST_EXPERTS: usize = 4096;
+
+/// Lists each expert's part of a stack of matrices as a tensor of its own, in
+/// the place of the stack: `blk.0.ffn_up_exps.7.weight`.
+fn unstack(path: &Path, family: &Family, header: &mut Header) -> Result<(), GgufError> {
+    let stacked = |name: &str| {
+        let module = name.strip_prefix("blk.")?.strip_suffix(".weight")?;
+        let (_, module) = module.split_once('.')?;
+        stack(family, module)
+    };
+    let names: Vec<String> = header
+        .tensors
+        .keys()
+        .filter(|name| stacked(name).is_some())
+        .cloned()
+        .collect();
+    for name in names {
+        let Some(info) = header.tensors.remove(&name) else {
+            continue;
+        };
+        let &[count, ref shape @ ..] = info.shape.as_slice() else {
+            continue;
+        };
+        if shape.len() != 2 || count == 0 || count > MOST_EXPERTS {
+            return Err(GgufError::malformed(
+                path,
+                format!(
+                    "`{name}` is {:?}, but must be a matrix for each of {MOST_EXPERTS} experts at most",
+                    info.shape
+                ),
+            ));
+        }
+        let length = info.bytes.len() / count;
+        let module = name.trim_end_matches(".weight");
+        for expert in 0..count {
+            let start = info.bytes.start + expert * length;
+            let part = TensorInfo {
+                shape: shape.to_vec(),
+                kind: info.kind,
+                bytes: start..start + length,
+                part: info.part,
+            };
+            header
+                .tensors
+                .insert(format!("{module}.{expert}.weight"), part);
+        }
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@
 mod special;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -216,10 +216,13 @@ fn byte_level(
     let class = match class(directory, &config)? {
         Some(class @ (Class::Gpt2 | Class::Qwen2)) => class,
         // LLaMA's own has other files, and these do not say how they split a text into words.
-        Some(Class::Llama) | None => {
+        other => {
+            let why = match other {
+                Some(_) => "a LLaMA tokenizer is another file, tokenizer.model",
+                None => "nothing says how vocab.json and merges.txt split a text",
+            };
             note = Some(format!(
-                "{} has no tokenizer.json, and nothing says how vocab.json and merges.txt split a text: it is \
-                 split as GPT-2 does. If that is wrong, {}",
+                "{} has no tokenizer.json, and {why}: texts are split as GPT-2 does. If that is wrong, {}",
                 directory.display(),
                 advice(directory)
             ));
@@ -231,7 +234,25 @@ fn byte_level(
         let reason = format!("its token {token:?} has the number {id}, which is none of a token");
         return Err(GgufError::tokenizer(vocabulary_path, reason));
     }
+    if let Some([one, other]) = same_number(&vocabulary) {
+        let reason = format!("its tokens {one:?} and {other:?} have the same number");
+        return Err(GgufError::tokenizer(vocabulary_path, reason));
+    }
     let merges = read_merges(merges_path, &vocabulary)?;
+    if let Some((made, wanted)) = too_few_merges(&merges, &vocabulary) {
+        let reason = format!(
+            "it makes {made} of the {wanted} tokens of more than one letter that vocab.json has: it is cut short, \
+             or of another model"
+        );
+        return Err(GgufError::tokenizer(merges_path, reason));
+    }
+    let lost = lost_bytes(&vocabulary);
+    if lost > 0 {
+        let bytes = format!(
+            "vocab.json has no tokens for {lost} of the 256 bytes: texts with them lose letters"
+        );
+        note = Some(note.map_or_else(|| bytes.clone(), |note| format!("{note}; {bytes}")));
+    }
     let prefix = config.get("add_prefix_space") == Some(&Value::Bool(true));
     let (normalizer, pre_tokenizer) = match class {
         Class::Qwen2 => (
@@ -282,6 +303,52 @@ fn byte_level(
         path: vocabulary_path.to_owned(),
         note,
     })
+}
+
+/// Two tokens of one number, if there are any.
+fn same_number(vocabulary: &Map<String, Value>) -> Option<[&str; 2]> {
+    let mut known: HashMap<u64, &str> = HashMap::new();
+    let mut all = vocabulary.iter();
+    all.find_map(|(token, id)| {
+        let before = known.insert(id.as_u64()?, token)?;
+        Some([before, token.as_str()])
+    })
+}
+
+/// How many tokens of several letters the merges make, and how many there are,
+/// if that is less than half: then texts fall into more pieces than the model
+/// has learned. Tokens that are no merges' are rare, but exist.
+fn too_few_merges(
+    merges: &[[String; 2]],
+    vocabulary: &Map<String, Value>,
+) -> Option<(usize, usize)> {
+    let is_special = |token: &str| token.starts_with('<') && token.ends_with('>');
+    let several = |token: &&String| token.chars().nth(1).is_some() && !is_special(token);
+    let wanted = vocabulary.keys().filter(several).count();
+    let made: HashSet<String> = merges.iter().map(|pair| pair.concat()).collect();
+    let made = vocabulary
+        .keys()
+        .filter(several)
+        .filter(|token| made.contains(*token))
+        .count();
+    (made * 2 < wanted).then_some((made, wanted))
+}
+
+/// How many of the 256 bytes have no letter of their own in the vocabulary
+/// (GPT-2's `bytes_to_unicode`).
+fn lost_bytes(vocabulary: &Map<String, Value>) -> usize {
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut beyond = 256..;
+    let letters = (0..256_u32).filter_map(|byte| {
+        let code = if printable(byte) {
+            Some(byte)
+        } else {
+            beyond.next()
+        };
+        code.and_then(char::from_u32)
+    });
+    let lost = letters.filter(|letter| !vocabulary.contains_key(&letter.to_string()));
+    lost.count()
 }
 
 /// The pairs of `merges.txt`, the first to be merged first.

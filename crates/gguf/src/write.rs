@@ -8,15 +8,20 @@ mod rope;
 mod shape;
 mod vocabulary;
 
-use std::{borrow::Cow, collections::BTreeSet, error::Error, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    path::Path,
+};
 
 use olora_packed::{BlockFormat, Packed};
 use serde_json::{Map, Value};
 
 use crate::{
     GgufError,
-    families::Family,
-    names::{Change, Heads, to_gguf},
+    families::{Family, ROUTER},
+    names::{Change, Heads, in_stack, to_gguf},
     types::TensorType,
 };
 use container::{Metadata, Planned};
@@ -116,10 +121,13 @@ impl GgufType {
         }
     }
 
-    fn stored(self, spec: &TensorSpec, dense: TensorType) -> TensorType {
+    fn stored(self, spec: &TensorSpec, dense: TensorType, is_router: bool) -> TensorType {
         let [.., _, row] = spec.shape.as_slice() else {
             return TensorType::F32;
         };
+        if is_router {
+            return TensorType::F32;
+        }
         let divides = |format: BlockFormat| row.is_multiple_of(format.block_values());
         let fitting = |format: BlockFormat| {
             let instead = match format {
@@ -195,8 +203,9 @@ pub struct TokenizerFiles<'a> {
 /// `convert_hf_to_gguf.py` would.
 ///
 /// `config` is what `config.json` holds. `read` is asked for the tensors one by
-/// one, in the order of `tensors`, and gives their values; no more than one
-/// tensor is in memory. If the configuration ties the embeddings,
+/// one, in the order of `tensors`, but for experts: one matrix of all experts of
+/// a block after the other. It gives their values; no more than one tensor is in
+/// memory. If the configuration ties the embeddings,
 /// `lm_head.weight` is not written.
 ///
 /// The file appears at `path` when it is complete; until then, and after an
@@ -248,8 +257,15 @@ pub fn write_model(
             kind: TensorType::F32,
         });
     }
-    for spec in &written {
-        planned.push(plan(spec, shape.family, shape.heads, format, dense)?);
+    let written = together(written, shape.family);
+    for specs in &written {
+        planned.push(plan_together(
+            specs,
+            shape.family,
+            shape.heads,
+            format,
+            dense,
+        )?);
     }
     reject_duplicates(&planned)?;
 
@@ -259,29 +275,87 @@ pub fn write_model(
             let (_, factors) = &factors[index];
             return encode::rows(&planned[index], Change::None, factors, output);
         };
-        let spec = written[index];
-        let values = read(&spec.name).map_err(|source| GgufError::Source {
-            name: spec.name.clone(),
-            source,
-        })?;
-        let found = match &values {
-            TensorValues::Floats(values) => values.len(),
-            TensorValues::Packed(packed) => packed.shape().iter().product(),
-        };
-        let expected: usize = spec.shape.iter().product();
-        if found != expected {
-            return Err(GgufError::unwritable(
-                format!("`{}`", spec.name),
-                format!("it has {found} values, but its shape {expected}"),
-            ));
+        for spec in &written[index] {
+            let values = read(&spec.name).map_err(|source| GgufError::Source {
+                name: spec.name.clone(),
+                source,
+            })?;
+            let found = match &values {
+                TensorValues::Floats(values) => values.len(),
+                TensorValues::Packed(packed) => packed.shape().iter().product(),
+            };
+            let expected: usize = spec.shape.iter().product();
+            if found != expected {
+                return Err(GgufError::unwritable(
+                    format!("`{}`", spec.name),
+                    format!("it has {found} values, but its shape {expected}"),
+                ));
+            }
+            let change = change(&spec.name, shape.family, shape.heads);
+            let planned = &Planned {
+                name: planned[index + before].name.clone(),
+                shape: spec.shape.clone(),
+                kind: planned[index + before].kind,
+            };
+            match values {
+                TensorValues::Floats(values) => encode::rows(planned, change, &values, output)?,
+                TensorValues::Packed(packed) => encode::packed(planned, change, &packed, output)?,
+            }
         }
-        let change = change(&spec.name, shape.family, shape.heads);
-        let planned = &planned[index + before];
-        match values {
-            TensorValues::Floats(values) => encode::rows(planned, change, &values, output),
-            TensorValues::Packed(packed) => encode::packed(planned, change, &packed, output),
-        }
+        Ok(())
     })
+}
+
+/// The tensors as the file is to have them: the matrices of a block's experts
+/// together, in the order of their numbers, and all others alone.
+fn together<'a>(specs: Vec<&'a TensorSpec>, family: &Family) -> Vec<Vec<&'a TensorSpec>> {
+    let mut all: Vec<Vec<&TensorSpec>> = Vec::new();
+    let mut stacks: BTreeMap<String, usize> = BTreeMap::new();
+    for spec in specs {
+        let stack = to_gguf(family, &spec.name).and_then(|name| in_stack(&name));
+        match stack.map(|(stack, _)| stacks.entry(stack).or_insert(all.len())) {
+            Some(at) if *at < all.len() => all[*at].push(spec),
+            _ => all.push(vec![spec]),
+        }
+    }
+    let number = |spec: &&TensorSpec| {
+        let name = to_gguf(family, &spec.name);
+        name.and_then(|name| in_stack(&name))
+            .map(|(_, number)| number)
+    };
+    for specs in &mut all {
+        specs.sort_by_key(number);
+    }
+    all
+}
+
+/// One tensor of the file, of the matrices of several experts or of one tensor.
+fn plan_together(
+    specs: &[&TensorSpec],
+    family: &Family,
+    heads: Heads,
+    format: GgufType,
+    dense: TensorType,
+) -> Result<Planned, GgufError> {
+    let Some((first, rest)) = specs.split_first() else {
+        return Err(GgufError::unwritable("a tensor", "it is none"));
+    };
+    let mut planned = plan(first, family, heads, format, dense)?;
+    let Some((stack, _)) = in_stack(&planned.name) else {
+        return Ok(planned);
+    };
+    if let Some(other) = rest.iter().find(|spec| spec.shape != first.shape) {
+        return Err(GgufError::unwritable(
+            format!("`{}`", other.name),
+            format!(
+                "it is {:?}, and that of another expert {:?}",
+                other.shape, first.shape
+            ),
+        ));
+    }
+    planned.name = stack;
+    planned.shape.insert(0, specs.len());
+    Ok(planned)
 }
 
 fn change(name: &str, family: &Family, heads: Heads) -> Change {
@@ -311,7 +385,7 @@ fn plan(
             spec.shape[0]
         )));
     }
-    let kind = format.stored(spec, dense);
+    let kind = format.stored(spec, dense, name.ends_with(&format!(".{ROUTER}.weight")));
     if let Some(made @ (BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q8K)) = kind.blocks()
         && !spec.copied
     {

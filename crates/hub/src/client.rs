@@ -8,7 +8,7 @@ use ureq::{
     http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header},
 };
 
-use crate::{HubError, HubOptions, agent::agent, name::Target};
+use crate::{HubError, HubOptions, Token, agent::agent, name::Target};
 
 /// Redirects followed before giving up.
 const REDIRECTS: usize = 10;
@@ -83,23 +83,7 @@ pub(crate) struct Client<'a> {
 
 impl<'a> Client<'a> {
     pub(crate) fn new(options: &'a HubOptions, target: &'a Target) -> Result<Self, HubError> {
-        let endpoint = options
-            .endpoint
-            .parse::<Uri>()
-            .ok()
-            .filter(|uri| {
-                matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-            })
-            .ok_or_else(|| HubError::BadEndpoint(options.endpoint.clone()))?;
-        let authorization = match &options.token {
-            None => None,
-            Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
-                    .map_err(|_| HubError::BadToken)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
+        let (endpoint, authorization) = endpoint(options, options.token.as_ref())?;
         Ok(Self {
             agent: agent(options)?,
             options,
@@ -371,6 +355,26 @@ impl Linked {
     }
 }
 
+/// The hub's address, and the header that a token is sent in.
+pub(crate) fn endpoint(
+    options: &HubOptions,
+    token: Option<&Token>,
+) -> Result<(Uri, Option<HeaderValue>), HubError> {
+    let endpoint = options
+        .endpoint
+        .parse::<Uri>()
+        .ok()
+        .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+        .ok_or_else(|| HubError::BadEndpoint(options.endpoint.clone()))?;
+    let authorization = token.map(|token| {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
+            .map_err(|_| HubError::BadToken)?;
+        value.set_sensitive(true);
+        Ok(value)
+    });
+    Ok((endpoint, authorization.transpose()?))
+}
+
 /// Whether a text is a whole commit identifier.
 pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
@@ -381,11 +385,11 @@ pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 /// The host, without credentials that an address may hold.
-fn host(url: &Uri) -> &str {
+pub(crate) fn host(url: &Uri) -> &str {
     url.host().unwrap_or_default()
 }
 
-fn same_origin(one: &Uri, other: &Uri) -> bool {
+pub(crate) fn same_origin(one: &Uri, other: &Uri) -> bool {
     let port = |uri: &Uri| {
         uri.port_u16()
             .unwrap_or(if uri.scheme_str() == Some("https") {
@@ -415,7 +419,7 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
 
 /// Percent-encodes all but the characters that mean themselves in any part of
 /// an address, and slashes where they separate directories.
-fn encode(text: &str, slashes: bool) -> String {
+pub(crate) fn encode(text: &str, slashes: bool) -> String {
     text.bytes()
         .map(|byte| {
             let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);

@@ -38,6 +38,9 @@
 //! the hub announced, and only then is it renamed and linked. A download that
 //! was cut off goes on where it stopped.
 //!
+//! [`push`] is the other way: files into a repository, as one commit, which goes
+//! on where it was cut off.
+//!
 //! This crate knows nothing about models, data or Burn. Environment variables are
 //! read in one place, [`HubOptions::from_env`].
 
@@ -54,6 +57,7 @@ mod error;
 mod layout;
 mod name;
 mod options;
+mod push;
 mod resolve;
 mod select;
 
@@ -62,6 +66,9 @@ pub use dataset_name::{DatasetName, HubDataset};
 pub use error::HubError;
 pub use name::{HubName, ModelName, RepositoryKind};
 pub use options::{HubOptions, Token};
+pub use push::{
+    LocalFile, LocalFiles, PushError, PushEvent, PushTarget, Pushed, local_files, push,
+};
 pub use resolve::{Progress, Resolved, resolve};
 
 /// Has the examples of `README.md` compiled and run.

@@ -61,6 +61,9 @@ pub struct HubOptions {
     pub timeout: Duration,
     /// A PEM file of the certificate authorities to trust; without one, Mozilla's.
     pub certificates: Option<PathBuf>,
+    /// The directory where uploads in parts are remembered, to go on with; with
+    /// none they begin anew.
+    pub uploads: Option<PathBuf>,
     pub(crate) proxy: Option<ureq::Proxy>,
 }
 
@@ -76,6 +79,7 @@ impl HubOptions {
             retry_wait: Duration::from_secs(1),
             timeout: Duration::from_secs(30),
             certificates: None,
+            uploads: None,
             proxy: None,
         }
     }
@@ -87,7 +91,8 @@ impl HubOptions {
     /// `HUGGING_FACE_HUB_TOKEN`, then the file `HF_TOKEN_PATH` (by default
     /// `token` in `HF_HOME`), unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set;
     /// `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` or `HF_DATASETS_OFFLINE`. Also `SSL_CERT_FILE`,
-    /// `HTTPS_PROXY`, `ALL_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+    /// `HTTPS_PROXY`, `ALL_PROXY`, `HTTP_PROXY` and `NO_PROXY`. Uploads are remembered in `uploads` of
+    /// `OLORA_CACHE`, else of `olora` in `XDG_CACHE_HOME` or `~/.cache`, unless `OLORA_CACHE` is `off`.
     ///
     /// The token file is read here. Without any home directory, the cache is
     /// in the system's directory for temporary files.
@@ -120,6 +125,14 @@ impl HubOptions {
         let mut options = Self::new(&endpoint, &cache);
         options.certificates = path("SSL_CERT_FILE");
         options.offline = OFFLINE.into_iter().any(truthy);
+        options.uploads = match text("OLORA_CACHE").as_deref() {
+            Some("off") => None,
+            Some(own) => Some(expand(PathBuf::from(own), user)),
+            None => path("XDG_CACHE_HOME")
+                .or_else(|| user.map(|user| user.join(".cache")))
+                .map(|cache| cache.join("olora")),
+        }
+        .map(|cache| cache.join("uploads"));
         if !truthy("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             let from = |name: &str| text(name).as_deref().and_then(Token::new);
             options.token = from("HF_TOKEN")

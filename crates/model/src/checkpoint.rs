@@ -17,15 +17,17 @@ mod safetensors;
 mod save;
 mod save_gguf;
 mod source;
+mod stored;
 
 use olora_operations::Dtype;
 
 pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
 pub use load::{PackedMatrix, load, load_as, packed_matrices};
-pub use save::{Companions, SaveOptions, save};
+pub use save::{Companions, Layout, SaveOptions, save};
 pub use save_gguf::{save_gguf, save_gguf_with};
 pub use source::weight_files;
+pub use stored::StoredModel;
 
 /// What safetensors calls a number format.
 fn stored(dtype: Dtype) -> ::safetensors::Dtype {

@@ -55,8 +55,9 @@ pub use adapt::adapted_vocabulary;
 pub use attention::{Apart, Attention, Fused, Projections};
 pub use cache::KvCache;
 pub use checkpoint::{
-    Companions, PackedMatrix, SaveOptions, config_bytes, load, load_as, packed_matrices,
-    sample_weights, save, save_gguf, save_gguf_with, weight_files, weights_fingerprint,
+    Companions, Layout, PackedMatrix, SaveOptions, StoredModel, config_bytes, load, load_as,
+    packed_matrices, sample_weights, save, save_gguf, save_gguf_with, weight_files,
+    weights_fingerprint,
 };
 pub use config::{Experts, ModelConfig, NormOrder, QkNorm};
 pub use error::ModelError;

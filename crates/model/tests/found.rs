@@ -169,7 +169,7 @@ fn names_of_a_part_of_the_model_are_read_and_said() {
         renamed(|name| name.replace("base_model.model.", "base_model.model.language_model."));
     for (directory, said) in [
         (inner, "lack `model.`"),
-        (outer, "begin with `language_model.`"),
+        (outer, "without `language_model.`"),
     ] {
         let (adapted, notes) = model("llama").adapted(read(directory.path())).unwrap();
         assert!(notes[0].contains(said), "{notes:?}");
@@ -680,4 +680,38 @@ fn what_is_not_read_of_mlx_lm_is_refused_with_what_to_do() {
         "{message}"
     );
     assert_eq!(refused(json!({"lora_parameters": parameters})), None);
+}
+
+/// What PEFT writes of the same text model within one that reads pictures, by
+/// transformers 5 and before.
+#[test]
+fn an_adapter_of_a_model_with_pictures_goes_onto_its_text_model() {
+    let trained = fixture("peft/train-gemma3");
+    let golden = trained.join("logits.safetensors");
+    for (base, within) in [
+        (
+            "gemma3-multimodal-v5",
+            "base_model.model.model.language_model.",
+        ),
+        (
+            "gemma3-multimodal",
+            "base_model.model.language_model.model.",
+        ),
+    ] {
+        let copied = tempfile::tempdir().unwrap();
+        let config = fs::read(trained.join("final/adapter_config.json")).unwrap();
+        fs::write(copied.path().join("adapter_config.json"), config).unwrap();
+        let renamed = tensors(&trained.join("final").join(TENSOR_FILE))
+            .into_iter()
+            .map(|(name, tensor)| (name.replace("base_model.model.model.", within), tensor));
+        write(&copied.path().join(TENSOR_FILE), &renamed.collect());
+        let (llama, notes) = model(base).adapted(read(copied.path())).unwrap();
+        assert!(
+            notes.iter().any(|note| note.contains("language_model.")),
+            "{notes:?}"
+        );
+        let plain = read(&trained.join("final")).attach(model(base)).unwrap();
+        assert_eq!(logits_of(&llama, &golden), logits_of(&plain, &golden));
+        assert_ne!(logits_of(&llama, &golden), logits_of(&model(base), &golden));
+    }
 }

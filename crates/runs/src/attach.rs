@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use burn::data::dataset::Dataset;
-use olora_adapter::{AdapterConfig, Directions, Method, Rows, attach, attach_along, attach_empty};
+use olora_adapter::{
+    AdapterConfig, Directions, Method, PeftAdapter, Rows, attach, attach_along, attach_empty,
+};
 use olora_data::{Padding, Schedule};
 use olora_model::Llama;
 use olora_training::loss_sum;
 
-use crate::{Event, Observer, Recipe, RunError, recipe::Trained, steps::batch};
+use crate::{
+    Event, Observer, Recipe, RunError, recipe::Trained, start_from::attach_from, steps::batch,
+};
 
 /// The model with its adapter, if it has one.
 ///
@@ -24,6 +28,7 @@ pub(crate) fn attach_adapter(
     };
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
     Ok(match start {
+        AdapterStart::From(adapter) => attach_from(llama, adapter, observer)?,
         _ if config.method != Method::Eva => attach(llama, &config, recipe.seed, &mut progress)?,
         AdapterStart::Fresh { schedule, padding } => {
             let directions = directions(recipe, &config, &llama, schedule, padding, observer)?;
@@ -50,6 +55,9 @@ pub(crate) enum AdapterStart<'a> {
     },
     /// The ranks that an earlier session found; the factors are loaded.
     Resumed(&'a BTreeMap<String, usize>),
+    /// An adapter that was trained before. A session that goes on loads its own
+    /// values over it.
+    From(&'a PeftAdapter),
     /// Nothing: only time and memory are of interest.
     Trial,
 }

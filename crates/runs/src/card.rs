@@ -35,6 +35,10 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary, rows: Option<usize>) -> S
     ));
     line(format_args!("| | |\n|---|---|\n"));
     line(format_args!("| method | {method}{} |\n", variants(recipe)));
+    if let Some(from) = &recipe.adapter.from {
+        let from = from.display();
+        line(format_args!("| started from | the adapter in `{from}` |\n"));
+    }
     line(format_args!(
         "| rank, alpha | {}, {} |\n",
         adapter.rank, adapter.alpha

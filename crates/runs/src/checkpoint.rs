@@ -24,7 +24,7 @@ use olora_training::caught;
 
 const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".writing-";
-const TRAINED: &str = "trained.bpk";
+pub(crate) const TRAINED: &str = "trained.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 /// What a damaged checkpoint is called from when it is put aside, before its
@@ -107,6 +107,11 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<(usize, PathBuf)>, RunError> 
     Ok(found)
 }
 
+/// Whether a path is that of a checkpoint, whole or not.
+pub(crate) fn is_one(path: &Path) -> bool {
+    path.join(TRAINED).is_file() || path.join(STATE).is_file()
+}
+
 /// A checkpoint to go on from.
 #[derive(Clone, Debug)]
 pub(crate) struct Whole {
@@ -137,7 +142,7 @@ pub(crate) fn newest_whole(directory: &Path) -> Result<(Option<Whole>, Vec<Damag
 
 /// Where the run stood, or why the checkpoint cannot be used. What this process
 /// may not read is an error: there may be nothing wrong with it.
-fn examined(path: &Path) -> Result<Result<RunState, String>, RunError> {
+pub(crate) fn examined(path: &Path) -> Result<Result<RunState, String>, RunError> {
     let file = path.join(STATE);
     let bytes = match fs::read(&file) {
         Ok(bytes) => bytes,

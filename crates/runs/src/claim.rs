@@ -4,12 +4,16 @@
 use std::{fs, path::Path};
 
 use olora_files::{DirectoryLock, LockError};
+use olora_training::Decay;
 
 use crate::{
     Event, Observer, Recipe, RunError, Start,
     checkpoint::{self, Damaged, Whole},
     finished::Ended,
+    recipe::Change,
     run_directory::RunDirectory,
+    start_from::started_on,
+    steps::Steps,
 };
 
 /// A run directory that is locked until this is dropped. Nothing has been
@@ -37,7 +41,23 @@ pub(crate) enum Next {
     /// From its first step.
     Begin,
     /// From a checkpoint.
-    GoOn(Whole),
+    GoOn {
+        from: Whole,
+        /// Steps in all.
+        total: usize,
+        /// Whether the recipe is not quite the one that the run has had so far.
+        changed: bool,
+    },
+}
+
+/// What a recipe asks for that its run is to go on with.
+pub(crate) struct Asked<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) steps: &'a Steps,
+    /// Names the samples and the base.
+    pub(crate) fingerprint: u64,
+    /// As [`Claim::check`] found it.
+    pub(crate) changes: Option<Vec<Change>>,
 }
 
 impl Contents {
@@ -106,26 +126,45 @@ impl Claim {
         &self.directory
     }
 
-    /// Where the run is to go on, with the recipe, the samples and the base that
-    /// it was started with.
+    /// What has changed in the recipe of a run that has begun; `None` if it has
+    /// not. To be asked before anything is read.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::RecipeChanged`] names what may not change.
+    pub(crate) fn check(&self, recipe: &Recipe) -> Result<Option<Vec<Change>>, RunError> {
+        if self.found != Contents::Something {
+            return Ok(None);
+        }
+        self.directory.check_recipe(recipe)
+    }
+
+    /// Where the run is to go on, with the samples and the base that it was
+    /// started with.
     pub(crate) fn next(
         &self,
-        recipe: &Recipe,
-        fingerprint: u64,
+        asked: &Asked<'_>,
         observer: &dyn Observer,
     ) -> Result<Next, RunError> {
+        let Asked {
+            recipe,
+            fingerprint,
+            ..
+        } = *asked;
         if self.found != Contents::Something {
             return Ok(Next::Begin);
         }
         let path = self.directory.path();
-        let began = self.directory.check_recipe(recipe)?;
+        let began = asked.changes.is_some();
+        let changes = asked.changes.as_deref().unwrap_or_default();
+        let other_length = changes.iter().any(Change::is_length);
         // Whoever removes the last checkpoints has the run go on from the one that is left.
         let newest = self.directory.newest_checkpoint()?;
         let goes_back = |ended: &Ended| newest.is_some_and(|(step, _)| step < ended.steps);
         let ended = Ended::of(path).filter(|ended| !goes_back(ended));
         let (whole, damaged) = match ended {
-            Some(_) => (None, Vec::new()),
-            None => checkpoint::newest_whole(&self.directory.checkpoints())?,
+            Some(_) if !other_length => (None, Vec::new()),
+            _ => checkpoint::newest_whole(&self.directory.checkpoints())?,
         };
         let was_on = match (&ended, &whole) {
             (Some(ended), _) => ended.was_on(fingerprint),
@@ -134,23 +173,63 @@ impl Claim {
         };
         if !was_on {
             return Err(RunError::mismatch(format!(
-                "cannot resume {}: {} or the weights in {} are not what the run was started on",
+                "cannot resume {}: {} are not what the run was started on",
                 path.display(),
-                recipe.data.described(),
-                recipe.model.path.display()
+                started_on(recipe)
             )));
         }
         let keep = recipe.training.keep_checkpoints;
-        if ended.is_some() {
-            if self.start == Start::Auto {
-                self.tidy(keep, observer);
+        let complete = |steps| RunError::Complete {
+            directory: path.to_owned(),
+            steps,
+        };
+        if let Some(ended) = &ended {
+            if !other_length {
+                if self.start == Start::Auto {
+                    self.tidy(keep, observer);
+                }
+                return Err(complete(ended.steps));
             }
-            return Err(RunError::Complete(path.to_owned()));
+            if whole.is_none() && damaged.is_empty() {
+                return Err(RunError::NoLastCheckpoint(path.to_owned()));
+            }
+        }
+        let mut total = asked.steps.total;
+        if let Some(whole) = &whole {
+            let made = whole.state.step;
+            let accumulation = recipe.training.accumulation;
+            total = asked
+                .steps
+                .total_after(&whole.state, accumulation)
+                .ok_or_else(|| RunError::Shorter {
+                    directory: path.to_owned(),
+                    made,
+                    asked: total,
+                })?;
+            if ended.is_some() && total == made {
+                return Err(complete(made));
+            }
         }
         let whole = self.without_damaged(whole, damaged, observer)?;
         self.tidy(keep, observer);
+        if let (Some(_), false) = (&whole, changes.is_empty()) {
+            let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+            observer.on(&Event::Note(format!(
+                "the run goes on with another recipe than so far: {}",
+                changes.join("; ")
+            )));
+        }
         Ok(match whole {
-            Some(whole) => Next::GoOn(whole),
+            Some(from) => {
+                if other_length {
+                    tell_rate(recipe, &from, total, ended.is_some(), observer);
+                }
+                Next::GoOn {
+                    from,
+                    total,
+                    changed: !changes.is_empty(),
+                }
+            }
             None => {
                 if began {
                     observer.on(&Event::Note(format!(
@@ -200,6 +279,33 @@ impl Claim {
             observer.on(&untidy(&error));
         }
     }
+}
+
+/// Says what a learning rate that follows the run's length does to a run of
+/// another length.
+fn tell_rate(recipe: &Recipe, from: &Whole, total: usize, ended: bool, observer: &dyn Observer) {
+    let training = &recipe.training;
+    let step = from.state.step;
+    let next = training.learning_rate(total).at(step + 1);
+    let warmup = training.warmup(total);
+    // The warm-up of a run that was too short for it was shortened.
+    let warmed_up = step + 1 >= warmup && (!ended || training.warmup(step) == warmup);
+    let same = training.schedule == Decay::Constant && warmed_up;
+    if same || step == total {
+        return;
+    }
+    let had = if ended {
+        let before = training.learning_rate(step).at(step);
+        format!("; the shorter run ended at {before:.3e}")
+    } else {
+        String::new()
+    };
+    observer.on(&Event::Note(format!(
+        "the learning rate follows the length of the run, and is computed over {total} steps from here on: {next:.3e} \
+         at step {}{had}. With training.schedule = \"constant\", a run that is lengthened is the same as one of \
+         that length from the start",
+        step + 1
+    )));
 }
 
 /// What is said where something that is no longer needed cannot be removed.

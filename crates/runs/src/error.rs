@@ -9,6 +9,8 @@ use olora_files::Holder;
 use olora_model::ModelError;
 use olora_training::{DeviceErrors, TrainError};
 
+use crate::recipe::MAY_CHANGE;
+
 /// Why a run could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -65,13 +67,41 @@ pub enum RunError {
         older: Option<PathBuf>,
     },
     /// The run is complete.
-    #[error("the run in {0} is complete: there is nothing to resume")]
-    Complete(PathBuf),
+    #[error(
+        "the run in {directory} is complete, with {steps} steps: there is nothing to resume. To lengthen it: --resume \
+         --set training.max_steps=… (or training.epochs=…)"
+    )]
+    Complete {
+        /// The run directory.
+        directory: PathBuf,
+        /// Steps made.
+        steps: usize,
+    },
+    /// The recipe asks for fewer steps than the run has made.
+    #[error(
+        "cannot resume {directory}: it has made {made} steps, and the recipe asks for {asked} in all. A run can be \
+         lengthened and not shortened: set training.max_steps (or training.epochs) to more"
+    )]
+    Shorter {
+        /// The run directory.
+        directory: PathBuf,
+        /// Steps made.
+        made: usize,
+        /// Steps asked for.
+        asked: usize,
+    },
+    /// A finished run is to go on, and its checkpoints are gone.
+    #[error(
+        "cannot lengthen the run in {0}: it is finished, and none of its checkpoints is left, which hold the \
+         optimiser's state. Bring one back from a copy, or start another run from its result, with the optimiser \
+         afresh: --from {0} --set name=… without --resume"
+    )]
+    NoLastCheckpoint(PathBuf),
     /// The recipe is not the one that the run was started with.
     #[error(
-        "cannot resume {directory}: the recipe differs from the one it was started with:{}\nA run goes on only as it \
-         was begun. To train its result further, in other ways or on other data: `olora merge --adapter {directory} \
-         --output merged`, and a new run with that as its model.path",
+        "cannot resume {directory}: the recipe differs from the one it was started with:{}\nSet these back. What may \
+         change on resuming: {MAY_CHANGE}. To train its result further, in other ways or on other data, start \
+         another run from it: --from {directory} --set name=… without --resume",
         listed(.differences)
     )]
     RecipeChanged {
@@ -79,6 +109,14 @@ pub enum RunError {
         directory: PathBuf,
         /// The keys that differ, with both values.
         differences: Vec<String>,
+    },
+    /// A run that is given as an adapter has none.
+    #[error("the run in {directory} has no adapter: {reason}")]
+    NoAdapter {
+        /// The run directory.
+        directory: PathBuf,
+        /// Why, and what to do.
+        reason: String,
     },
     /// The loss or a gradient is no longer a number.
     #[error(

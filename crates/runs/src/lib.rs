@@ -60,11 +60,13 @@ mod sampler;
 mod save;
 mod session;
 mod stages;
+mod start_from;
 mod state;
 mod state_file;
 mod steps;
 mod strategy;
 mod summary;
+mod trained_run;
 mod trainee;
 
 pub use base::load_base;
@@ -83,3 +85,4 @@ pub use run_data::{Data, DataRead, check_ends, check_samples, fingerprint};
 pub use run_directory::whole;
 pub use run_plan::RunPlan;
 pub use summary::Summary;
+pub use trained_run::TrainedRun;

@@ -14,7 +14,7 @@ use crate::{
     failure::failure_context,
     learner::{optimizer, passes},
     memory::{device_reserved_bytes, peak_resident_bytes},
-    prepare::Prepared,
+    prepare::{Prepared, Resolved},
     stages::Loaded,
     steps::{BatchSize, batch, schedule},
 };
@@ -90,7 +90,8 @@ pub fn plan(
 ) -> Result<Forecast, RunError> {
     let failure = failure_context(recipe, device, details);
     failure.guard(|| {
-        let prepared = Prepared::new(recipe, device, details.accelerator, &**observer)?;
+        let resolved = Resolved::new(recipe, device, details.accelerator, &**observer)?;
+        let prepared = Prepared::new(resolved, &**observer)?;
         let memory = prepared.memory(&prepared.counts);
         failure.expect(&memory);
         let steps = &prepared.steps;
@@ -130,7 +131,11 @@ fn try_out(
 ) -> Result<Probe, RunError> {
     let recipe = &prepared.recipe;
     let llama = Loaded::new(prepared, device, observer)?.llama;
-    let llama = attach_adapter(recipe, llama, AdapterStart::Trial, observer)?;
+    let start = prepared
+        .from
+        .as_ref()
+        .map_or(AdapterStart::Trial, AdapterStart::From);
+    let llama = attach_adapter(recipe, llama, start, observer)?;
     let passes = passes(recipe, &llama)?;
     let llama = Module::train(llama);
     let device = llama.device();

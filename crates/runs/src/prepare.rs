@@ -1,7 +1,7 @@
 //! Everything that is known of a run before its weights are in memory.
 
 use burn::tensor::Device;
-use olora_adapter::{Kind, is_saved_with, params};
+use olora_adapter::{Kind, PeftAdapter, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
 use olora_model::{ModelConfig, Packing, packed_matrices};
 
@@ -10,8 +10,9 @@ use crate::{
     counts::Counts,
     estimate::{PackedShare, Workload},
     recipe::Weights,
-    resize::resized,
-    run_data::Data,
+    resize::{check_from, resized},
+    run_data::{Data, fingerprint},
+    start_from::{filled_in, fingerprint_with},
     steps::Steps,
 };
 
@@ -23,6 +24,8 @@ pub(crate) struct Prepared {
     /// Whether the vocabulary has more rows than the checkpoint's.
     pub(crate) resized: bool,
     pub(crate) precision: Precision,
+    /// The adapter that the run starts from, if not afresh.
+    pub(crate) from: Option<PeftAdapter>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Data,
     pub(crate) padding: Padding,
@@ -33,7 +36,21 @@ pub(crate) struct Prepared {
     accelerator: bool,
 }
 
-impl Prepared {
+/// A recipe as it is written to its run's directory. Of the model, nothing but
+/// its configuration and its tokenizer have been read.
+pub(crate) struct Resolved {
+    /// With everything decided that the device decides.
+    pub(crate) recipe: Recipe,
+    tokenizer: Tokenizer,
+    /// Whether the vocabulary has more rows than the checkpoint's.
+    resized: bool,
+    config: ModelConfig,
+    precision: Precision,
+    from: Option<PeftAdapter>,
+    accelerator: bool,
+}
+
+impl Resolved {
     pub(crate) fn new(
         recipe: &Recipe,
         device: &Device,
@@ -43,9 +60,42 @@ impl Prepared {
         let config = ModelConfig::from_path(&recipe.model.path)?;
         let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
         let of_checkpoint = config.vocab_size;
-        let (recipe, config) = resized(recipe.clone(), config, &tokenizer, observer)?;
+        // An adapter of a run that was resized fits the base as it will be.
+        let rows = recipe.model.resize_embeddings.rows(tokenizer.n_vocab());
+        let wide = match rows.filter(|rows| *rows > of_checkpoint) {
+            Some(rows) => config.clone().with_vocabulary(rows),
+            None => config.clone(),
+        };
+        let (recipe, from) = filled_in(recipe, &wide, observer)?;
+        let (recipe, config) = resized(recipe, config, &tokenizer, observer)?;
+        let resized = config.vocab_size > of_checkpoint;
+        if let Some(from) = from.as_ref().filter(|_| resized) {
+            check_from(from, config.vocab_size)?;
+        }
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
-        let tokenizer = tokenizer.with_rows(config.vocab_size);
+        Ok(Self {
+            recipe,
+            tokenizer: tokenizer.with_rows(config.vocab_size),
+            resized,
+            config,
+            precision,
+            from,
+            accelerator,
+        })
+    }
+}
+
+impl Prepared {
+    pub(crate) fn new(resolved: Resolved, observer: &dyn Observer) -> Result<Self, RunError> {
+        let Resolved {
+            recipe,
+            tokenizer,
+            resized,
+            config,
+            precision,
+            from,
+            accelerator,
+        } = resolved;
         let notes = tokenizer.notes().iter().cloned();
         for note in notes.chain(tokenizer.note_of_rows()) {
             observer.on(&Event::Note(note));
@@ -73,11 +123,24 @@ impl Prepared {
                 "model.quantize = \"{quantize}\": {note}"
             )));
         }
+        if config.with_pictures {
+            observer.on(&Event::Note(
+                "the base reads pictures too: its text model alone is trained, and what is saved whole or \
+                 merged is that alone"
+                    .to_owned(),
+            ));
+        }
+        if config.experts.is_some() && recipe.packing() != Packing::None {
+            observer.on(&Event::Note(
+                "experts and what chooses among them stay dense, and take no adapter".to_owned(),
+            ));
+        }
         Ok(Self {
-            resized: config.vocab_size > of_checkpoint,
+            resized,
             recipe,
             config,
             precision,
+            from,
             tokenizer,
             data,
             padding,
@@ -86,6 +149,12 @@ impl Prepared {
             packed,
             accelerator,
         })
+    }
+
+    /// Names the samples, the base, and the adapter that the run starts from.
+    pub(crate) fn fingerprint(&self) -> Result<u64, RunError> {
+        let fingerprint = fingerprint(&self.data, &self.recipe)?;
+        Ok(fingerprint_with(fingerprint, self.from.as_ref()))
     }
 
     /// Whether every weight trains, rather than an adapter.

@@ -6,6 +6,7 @@ mod data;
 mod differences;
 mod parse;
 mod resize;
+mod resuming;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -15,10 +16,14 @@ use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    adapter::{AdapterSection, Trained},
+    adapter::{AdapterSection, Given, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
     resize::ResizeEmbeddings,
+};
+pub(crate) use self::{
+    differences::{Change, changes},
+    resuming::MAY_CHANGE,
 };
 
 /// A whole recipe. Unknown keys are refused; the run directory gets it back

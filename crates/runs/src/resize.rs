@@ -1,7 +1,7 @@
 //! More rows for tokens that were added to a tokenizer: what of a recipe follows
 //! from `model.resize_embeddings`.
 
-use olora_adapter::{AdapterError, is_saved_with};
+use olora_adapter::{AdapterError, PeftAdapter, is_saved_with};
 use olora_data::Tokenizer;
 use olora_model::ModelConfig;
 
@@ -88,6 +88,28 @@ pub(crate) fn resized(
         },
     )));
     Ok((recipe, config.with_vocabulary(rows)))
+}
+
+/// Refuses an adapter to start from that does not hold an embedding of so many
+/// rows: new ones would stay as they start.
+///
+/// # Errors
+///
+/// [`RunError::Recipe`], saying what to do.
+pub(crate) fn check_from(from: &PeftAdapter, rows: usize) -> Result<(), RunError> {
+    let holds = from.saved().any(|(path, shape, trained)| {
+        trained && path.ends_with("embed_tokens.weight") && shape.first() == Some(&rows)
+    });
+    if holds {
+        return Ok(());
+    }
+    Err(RunError::Recipe {
+        recipe: "model.resize_embeddings".to_owned(),
+        reason: format!(
+            "the adapter that the run is to start from holds no embedding of {rows} rows, so that new rows would not \
+             train: put it on its base first, with `olora merge`, and train on the result"
+        ),
+    })
 }
 
 /// `embed_tokens` of `model.embed_tokens`.

@@ -11,10 +11,9 @@ use olora_doctor::Doctor;
 
 use crate::{
     Event, Observer, Recipe, RunError, Summary, TrainOptions,
-    claim::{Claim, Next},
+    claim::{Asked, Claim, Next},
     failure::failure_context,
-    prepare::Prepared,
-    run_data::fingerprint,
+    prepare::{Prepared, Resolved},
     run_log,
     sampler::Sampler,
     session::Session,
@@ -45,11 +44,23 @@ pub fn train(
         // For this process alone, until the run has ended.
         let claim = Claim::new(recipe, options.start, &**observer)?;
         let accelerator = options.device.accelerator;
-        let prepared = Prepared::new(recipe, device, accelerator, &**observer)?;
-        let fingerprint = fingerprint(&prepared.data, &prepared.recipe)?;
-        let next = claim.next(&prepared.recipe, fingerprint, &**observer)?;
+        let resolved = Resolved::new(recipe, device, accelerator, &**observer)?;
+        let changes = claim.check(&resolved.recipe)?;
+        let mut prepared = Prepared::new(resolved, &**observer)?;
+        let fingerprint = prepared.fingerprint()?;
+        let asked = Asked {
+            recipe: &prepared.recipe,
+            steps: &prepared.steps,
+            fingerprint,
+            changes,
+        };
+        let next = claim.next(&asked, &**observer)?;
         let directory = claim.directory();
-        let resumed = matches!(next, Next::GoOn(_)).then_some(directory);
+        let mut resumed = None;
+        if let Next::GoOn { total, .. } = &next {
+            resumed = Some(directory);
+            prepared.steps.total = *total;
+        }
         let sampler = Sampler::new(&prepared, observer)?;
         if accelerator {
             observer.on(&Event::MakingKernels {

@@ -155,6 +155,51 @@ fn given_twice(section: &DataSection) -> Result<Option<String>, RunError> {
     Ok(None)
 }
 
+/// What a recipe's run is evaluated on; `None` if on nothing.
+///
+/// Samples that were held out of the training data are chosen among all of it,
+/// which is not read for this where it is large.
+pub(crate) fn validation(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Corpus>, RunError> {
+    /// Bytes of training data.
+    const MOST_BYTES: u64 = 64 << 20;
+    struct Silent;
+    impl Observer for Silent {
+        fn on(&self, _: &Event) {}
+    }
+    let section = &recipe.data;
+    if let Some(paths) = &section.validation {
+        let mut corpora = Vec::new();
+        for part in parts(paths, section)? {
+            let options = DataOptions {
+                first: part.first,
+                ..section.options(None)
+            };
+            let cache = TokenCache::from_env();
+            corpora.push(load_files(&part.files, tokenizer, &options, cache.as_ref())?.samples);
+        }
+        return Ok(Some(Corpus::join(corpora)));
+    }
+    if section.validation_samples.is_none() {
+        return Ok(None);
+    }
+    let mut bytes = 0;
+    for source in section.all_sources() {
+        for part in parts(&source.path, section)? {
+            let sizes = part.files.iter().filter_map(|file| fs::metadata(file).ok());
+            bytes += sizes.map(|of| of.len()).sum::<u64>();
+        }
+    }
+    if bytes > MOST_BYTES {
+        return Err(RunError::mismatch(
+            "it was held out of training data of more than 64 MiB, all of which would be read for it",
+        ));
+    }
+    Ok(Data::load(recipe, tokenizer, &Silent)?.validation)
+}
+
 impl Data {
     /// Reads, tokenises and splits the data of a recipe.
     ///

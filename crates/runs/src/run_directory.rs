@@ -28,10 +28,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    DataRead, Recipe, RunError, StepReport, checkpoint, differences, finished::SUMMARY, plot,
+    DataRead, Recipe, RunError, StepReport, checkpoint,
+    finished::SUMMARY,
+    plot,
+    recipe::{Change, changes},
 };
 
-const RECIPE: &str = "recipe.toml";
+pub(crate) const RECIPE: &str = "recipe.toml";
 const RANKS: &str = "ranks.json";
 const METRICS: &str = "metrics.jsonl";
 
@@ -80,20 +83,28 @@ impl RunDirectory {
     }
 
     /// Goes on after a step: drops the lines after it, which will be written
-    /// again, and the summary of an interruption.
-    pub(crate) fn go_on_after(&self, step: usize) -> Result<(), RunError> {
+    /// again, and the summary of an interruption. A recipe that is not the one
+    /// that the run has had so far takes its place, after the summary has gone:
+    /// what is finished by one recipe is not so by another.
+    pub(crate) fn go_on_after(&self, step: usize, recipe: Option<&Recipe>) -> Result<(), RunError> {
         self.remove(SUMMARY)?;
+        if let Some(recipe) = recipe {
+            self.write(RECIPE, recipe.to_toml()?.as_bytes())?;
+        }
         self.forget_after(step)
     }
 
-    /// Refuses a recipe that is not the one that the run was started with.
-    /// Returns whether the run was: it may have been stopped before it had
-    /// written one.
-    pub(crate) fn check_recipe(&self, recipe: &Recipe) -> Result<bool, RunError> {
+    /// What has changed in the recipe since the run was started with it, if it
+    /// was: it may have been stopped before it had written one.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::RecipeChanged`] names what may not change.
+    pub(crate) fn check_recipe(&self, recipe: &Recipe) -> Result<Option<Vec<Change>>, RunError> {
         let path = self.path();
         if !path.join(RECIPE).exists() {
             return if self.holds_only_leftovers() {
-                Ok(false)
+                Ok(None)
             } else {
                 Err(RunError::NoRun(path.to_owned()))
             };
@@ -108,14 +119,17 @@ impl RunDirectory {
             .output
             .directory
             .clone_from(&recipe.output.directory);
-        if started_with != *recipe {
-            let differences = differences(&started_with.to_toml()?, &recipe.to_toml()?);
+        started_with.name.clone_from(&recipe.name);
+        let changes = changes(&started_with.to_toml()?, &recipe.to_toml()?);
+        let refused = changes.iter().filter(|change| !change.is_allowed());
+        let differences: Vec<_> = refused.map(ToString::to_string).collect();
+        if !differences.is_empty() {
             return Err(RunError::RecipeChanged {
                 directory: path.to_owned(),
                 differences,
             });
         }
-        Ok(true)
+        Ok(Some(changes))
     }
 
     /// Whether there is nothing but what a process leaves that is killed while

@@ -49,10 +49,8 @@ pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, 
                 adapter.base_fingerprint.clone_from(&fingerprint);
                 adapter.base_packing.clone_from(&packing);
                 // Where one weight is embedding and vocabulary projection, it is trained as both.
-                let trains_embedding =
-                    |(path, ..): (&str, _, _)| path.ends_with("embed_tokens.weight");
                 adapter.ties_weights =
-                    trainee.llama.lm_head.is_none() && adapter.saved().any(trains_embedding);
+                    trainee.llama.lm_head.is_none() && adapter.trains_embedding();
                 if resized {
                     companions.write(&result)?;
                 }

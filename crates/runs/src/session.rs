@@ -88,9 +88,13 @@ impl<'a> Session<'a> {
                 directory.write_data(&data.reports)?;
                 (state, trainee, optimizer)
             }
-            Next::GoOn(Whole { path, mut state }) => {
+            Next::GoOn {
+                from: Whole { path, mut state },
+                changed,
+                ..
+            } => {
                 let (trainee, record) = checkpoint::load(&path, trainee)?;
-                directory.go_on_after(state.step)?;
+                directory.go_on_after(state.step, changed.then_some(recipe))?;
                 if state.last_loss.is_none() {
                     // Earlier versions did not keep it in the state.
                     state.last_loss = directory.last_loss()?;

@@ -53,6 +53,7 @@ impl<'a> Loaded<'a> {
         let schedule = schedule(recipe, &data.train, steps.n_batches)?;
         let known = resumed.map(RunDirectory::ranks).transpose()?;
         let start = match &known {
+            _ if let Some(from) = &prepared.from => AdapterStart::From(from),
             Some(ranks) => AdapterStart::Resumed(ranks),
             None => AdapterStart::Fresh {
                 schedule: &schedule,

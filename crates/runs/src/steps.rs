@@ -4,7 +4,7 @@ use burn::data::dataset::Dataset;
 pub(crate) use olora_data::BatchSize;
 use olora_data::{Batch, Mixture, Padding, Schedule};
 
-use crate::{Recipe, RunError};
+use crate::{Recipe, RunError, state::RunState};
 
 /// The run's micro-batches, in order.
 pub(crate) fn schedule(
@@ -25,6 +25,8 @@ pub(crate) fn schedule(
 pub(crate) struct Steps {
     pub(crate) total: usize,
     pub(crate) n_batches: usize,
+    /// Whether the recipe counts passes over the data, not steps.
+    by_epochs: bool,
     pub(crate) batches_per_epoch: usize,
     /// The batch with most inputs of those looked at, which are the first
     /// epoch's or as many as there are.
@@ -59,6 +61,7 @@ impl Steps {
         let mut steps = Self {
             total,
             n_batches,
+            by_epochs: training.max_steps.is_none(),
             batches_per_epoch,
             largest: BatchSize::default(),
             n_inputs: 0,
@@ -74,6 +77,21 @@ impl Steps {
             }
         }
         Ok(steps)
+    }
+
+    /// Steps in all of a run that goes on from where it stands; `None` if it has
+    /// gone further already.
+    ///
+    /// Where passes over the data are counted, the last step takes the
+    /// micro-batches that are left. If the run stands after such a step of a
+    /// shorter length, those after it are grouped from there on.
+    pub(crate) fn total_after(&self, state: &RunState, accumulation: usize) -> Option<usize> {
+        if self.by_epochs {
+            let left = self.n_batches.checked_sub(state.n_batches)?;
+            Some(state.step + left.div_ceil(accumulation))
+        } else {
+            (state.step <= self.total).then_some(self.total)
+        }
     }
 
     /// Passes over the data, a last batch that is not full counting as one.

@@ -13,7 +13,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{root, run};
-use olora_runs::Recipe;
+use olora_runs::{Recipe, TrainedRun};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -63,6 +63,15 @@ fn a_run_of_the_first_version_is_resumed_to_the_same_end() {
     let text = fs::read_to_string(&recipe).unwrap();
     let here = format!("\"{}/recipes/", root().display());
     fs::write(&recipe, text.replace("\"recipes/", &here)).unwrap();
+    // What it had come to is an adapter.
+    let adapter = TrainedRun::at(&directory).unwrap().unwrap();
+    let adapter = adapter.adapter().unwrap();
+    assert!(!adapter.shapes().is_empty());
+    assert!(
+        adapter.notes.join("\n").contains("has not finished"),
+        "{:?}",
+        adapter.notes
+    );
     let settings = [format!("output.directory=\"{}\"", out.path().display())];
     let recipe = Recipe::load(&recipe, &settings).unwrap();
     let summary = run(&recipe, true, None).0.unwrap();

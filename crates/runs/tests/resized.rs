@@ -19,7 +19,7 @@ use common::{recipe, recorded, root, run};
 use olora_adapter::{PeftAdapter, merge};
 use olora_data::Tokenizer;
 use olora_model::{Companions, Dtype, Llama, ModelConfig, load, save};
-use olora_runs::recipe::AdapterSection;
+use olora_runs::{TrainedRun, recipe::AdapterSection};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -183,6 +183,16 @@ fn check(tied: bool) {
     // Cut in two, it is the same.
     let resumed = recipe(out.path(), "resumed", &strs(&all));
     run(&resumed, false, Some(4)).0.unwrap();
+    // A run that was interrupted is an adapter, too.
+    let interrupted = TrainedRun::at(&out.path().join("resumed"))
+        .unwrap()
+        .unwrap();
+    let (llama, _) = load(&out.path().join("base"), Dtype::F32, &Device::flex()).unwrap();
+    let (llama, _) = llama.adapted(interrupted.adapter().unwrap()).unwrap();
+    assert_eq!(
+        (llama.vocab_size(), llama.lm_head.is_none()),
+        (ROWS + 3, tied)
+    );
     let (_, later) = run(&resumed, true, None);
     assert!((1..8).contains(&later.len()), "{later:?}");
     assert_eq!(later, losses[8 - later.len()..]);
@@ -194,6 +204,34 @@ fn check(tied: bool) {
         )
     };
     assert!(file("straight").unwrap() == file("resumed").unwrap());
+
+    // And one to start from: the rows go on where they were.
+    let mut from = strs(&all);
+    let straight = format!("adapter.from=\"{}\"", out.path().join("straight").display());
+    from.extend([straight.as_str(), "training.max_steps=1"]);
+    let (summary_of, losses) = run(&recipe(out.path(), "from", &from), false, None);
+    let summary_of = summary_of.unwrap();
+    assert_eq!(saved(&summary_of.result), saved(&summary.result));
+    assert!(losses[0].1 < 4.0, "{losses:?}");
+    let lora = out.path().join("lora");
+    let plain = ["training.max_steps=1", "adapter.rank=8"];
+    run(&recipe(out.path(), "lora", &plain), false, None)
+        .0
+        .unwrap();
+    let mut from = strs(&all);
+    let lora = format!("adapter.from=\"{}\"", lora.display());
+    from.push(&lora);
+    if tied {
+        let error = run(&recipe(out.path(), "small", &from), false, None)
+            .0
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("holds no embedding of 1027 rows"),
+            "{error}"
+        );
+    }
 
     // It goes with its tokenizer, onto the base as it was.
     let tokenizer = Tokenizer::from_dir(&summary.result).unwrap();

@@ -205,7 +205,7 @@ fn one_flag_starts_goes_on_and_ends() {
     assert!(summary.unwrap().finished);
     assert_eq!(losses[0].0, 3);
     let error = run(&recipe, Start::Auto, None).0.unwrap_err();
-    assert!(matches!(error, RunError::Complete(_)), "{error}");
+    assert!(matches!(error, RunError::Complete { .. }), "{error}");
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn old_checkpoints_go_after_a_kill_before_they_were_removed_or_while() {
     // Of a version before, which removed them in the place where they were.
     killed();
     let error = observed(&recipe, Start::Auto, |_| {}).unwrap_err();
-    assert!(matches!(error, RunError::Complete(_)), "{error}");
+    assert!(matches!(error, RunError::Complete { .. }), "{error}");
     assert_eq!(checkpoints(&directory), newest);
 }
 

@@ -381,11 +381,11 @@ fn an_existing_run_is_never_overwritten_and_a_changed_recipe_not_resumed() {
     let changed = recipe(
         out.path(),
         "run",
-        &["training.max_steps=3", "training.checkpoint_every=1"],
+        &["training.max_steps=2", "training.warmup_steps=1"],
     );
     let error = run(&changed, true, None).0.unwrap_err().to_string();
     assert!(
-        error.contains("training.max_steps: was 2, now 3"),
+        error.contains("training.warmup_steps: was 2, now 1"),
         "{error}"
     );
     let error = run(&recipe(out.path(), "other", &settings), true, None)

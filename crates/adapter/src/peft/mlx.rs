@@ -244,6 +244,7 @@ fn whole(
                     b,
                     magnitude: parts.m,
                     scale: options.scale,
+                    anchor: None,
                 };
                 layers.insert(path, layer);
             }

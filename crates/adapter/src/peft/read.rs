@@ -76,6 +76,7 @@ impl Parts {
             b,
             magnitude,
             scale: shape.scale,
+            anchor: None,
         })
     }
 }

@@ -4,23 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::{
     module::Module,
-    tensor::{DType, Tensor, TensorData},
+    tensor::{DType, Device, Tensor, TensorData},
 };
 
 use super::{Layer, PREFIX, PeftAdapter, write::names};
 use crate::{
-    AdapterError, Target,
+    AdapterError, Placement, Target,
     attach::{Attached, Magnitude, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
     init::{PlannedLayer, initial_factors},
-    saved::SavedModules,
+    saved::{SavedModules, Stored},
     target::{Kind, layers},
 };
+
+/// The level at which transformers holds the text model of one that reads
+/// pictures too: `model.language_model.layers`, and before version 5
+/// `language_model.model.layers`.
+const TEXT_MODEL: &str = "language_model.";
 
 impl PeftAdapter {
     /// Attaches the adapter to `module`, ready to run, merge or train on.
     ///
     /// An adapter in PEFT's own form of `OLoRA` or `PiSSA` gets its start made again
-    /// from the base's weights and is anchored there: the base is not changed.
+    /// from the base's weights and is anchored there: the base is not changed. One
+    /// that holds what it started from is measured from that, in the placement of
+    /// its configuration.
     ///
     /// # Errors
     ///
@@ -59,7 +66,13 @@ impl PeftAdapter {
             values.push(layer);
         }
         drop(targets);
-        let anchors = if config.method.is_anchored() {
+        let kept: Option<Vec<_>> = values.iter_mut().map(|layer| layer.anchor.take()).collect();
+        let anchors = if let Some(kept) = kept {
+            let devices = planned.iter().map(|layer| layer.target.device());
+            let kept = kept.into_iter().zip(devices);
+            kept.map(|([a, b], device)| Some((matrix(a, &device), matrix(b, &device))))
+                .collect()
+        } else if config.method.is_anchored() {
             let starts = initial_factors(
                 config.method,
                 config.iterations,
@@ -81,14 +94,7 @@ impl PeftAdapter {
             .map(|((PlannedLayer { target, .. }, layer), anchor)| {
                 let device = target.device();
                 let scale = layer.scale;
-                let tensor = |values: Vec<f32>, shape: Vec<usize>| {
-                    Tensor::<2>::from_data(TensorData::new(values, shape), (&device, DType::F32))
-                        .transpose()
-                };
-                let factors = (
-                    tensor(layer.a.values, layer.a.shape),
-                    tensor(layer.b.values, layer.b.shape),
-                );
+                let factors = (matrix(layer.a, &device), matrix(layer.b, &device));
                 let magnitude = match layer.magnitude {
                     None => Magnitude::None,
                     Some(magnitude) => {
@@ -96,7 +102,14 @@ impl PeftAdapter {
                         Magnitude::Trained(Box::new(Tensor::from_data(data, (&device, DType::F32))))
                     }
                 };
-                let low_rank = low_rank(&target, factors, anchor, scale, config.dropout, true);
+                let low_rank = low_rank(
+                    &target,
+                    factors,
+                    anchor,
+                    scale,
+                    config.dropout,
+                    config.placement == Placement::Anchored,
+                );
                 let attached = Attached {
                     low_rank,
                     magnitude,
@@ -121,6 +134,13 @@ impl PeftAdapter {
             let mut layers = self.layers.keys();
             layers.all(|path| renamed(path).is_some_and(|path| paths.contains(&path)))
         };
+        if first.contains(TEXT_MODEL) && all(&|path| Some(path.replacen(TEXT_MODEL, "", 1))) {
+            self.rename(|path| path.replacen(TEXT_MODEL, "", 1));
+            return Some(format!(
+                "the adapter was made for a model of which this is the text part: its names are read \
+                 without `{TEXT_MODEL}`"
+            ));
+        }
         let longer: BTreeSet<&str> = paths
             .iter()
             .filter_map(|path| path.strip_suffix(first.as_str()))
@@ -142,14 +162,19 @@ impl PeftAdapter {
             Some(rest) => rest.to_owned(),
             None => path,
         };
-        let layers = std::mem::take(&mut self.layers).into_iter();
-        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
-        let saved = std::mem::take(&mut self.saved).into_iter();
-        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
+        self.rename(renamed);
         let how = if longer { "lack" } else { "begin with" };
         Some(format!(
             "the adapter's names {how} `{prefix}`, other than this model's, and are read as if they were its"
         ))
+    }
+
+    /// Gives all layers and all that is saved whole other paths.
+    fn rename(&mut self, renamed: impl Fn(String) -> String) {
+        let layers = std::mem::take(&mut self.layers).into_iter();
+        self.layers = layers.map(|(path, layer)| (renamed(path), layer)).collect();
+        let saved = std::mem::take(&mut self.saved).into_iter();
+        self.saved = saved.map(|(path, value)| (renamed(path), value)).collect();
     }
 
     /// What only the model can tell of names: whether its outermost module is
@@ -226,6 +251,12 @@ impl PeftAdapter {
         }
         (saved, problems)
     }
+}
+
+/// A factor as Burn lays it out.
+fn matrix(stored: Stored, device: &Device) -> Tensor<2> {
+    let data = TensorData::new(stored.values, stored.shape);
+    Tensor::<2>::from_data(data, (device, DType::F32)).transpose()
 }
 
 /// What of a layer in the file does not fit the model's.

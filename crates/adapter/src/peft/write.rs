@@ -24,7 +24,7 @@ pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
 pub(super) const PACKING: &str = "olora.base_packing";
 
 /// The ends of the path of an embedding, and of a vocabulary projection.
-const EMBEDDING: &str = "embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// How an adapter is written.

@@ -53,6 +53,26 @@ pub(super) fn read(
             config.insert("layer_types".to_owned(), sliding);
         }
         Own::Ministral3 => ministral3(keys, config)?,
+        Own::Mixtral => {
+            let count = keys.required("expert_count")?;
+            config.insert("num_local_experts".to_owned(), json!(count));
+            let used = keys.required("expert_used_count")?;
+            config.insert("num_experts_per_tok".to_owned(), json!(used));
+            config.entry("sliding_window").or_insert(Value::Null);
+        }
+        Own::Qwen3Moe => {
+            for (key, stored) in [
+                ("num_experts", "expert_count"),
+                ("num_experts_per_tok", "expert_used_count"),
+                ("moe_intermediate_size", "expert_feed_forward_length"),
+            ] {
+                config.insert(key.to_owned(), json!(keys.required(stored)?));
+            }
+            // llama.cpp knows no others.
+            config.insert("norm_topk_prob".to_owned(), json!(true));
+            config.insert("decoder_sparse_step".to_owned(), json!(1));
+            config.insert("mlp_only_layers".to_owned(), json!([]));
+        }
     }
     Ok(())
 }

@@ -91,6 +91,12 @@ impl Shape<'_> {
                 })?;
                 metadata.f32(&name("attention.temperature_scale"), beta as f32);
             }
+            Own::Mixtral => {
+                let used = optional_size(self.config, "num_experts_per_tok")?.unwrap_or(2);
+                metadata.u32(&name("expert_count"), self.experts()? as u32);
+                metadata.u32(&name("expert_used_count"), used as u32);
+            }
+            Own::Qwen3Moe => self.qwen3_moe(metadata)?,
         }
         Ok(())
     }
@@ -187,6 +193,47 @@ impl Shape<'_> {
             };
             let factor = number(inner, "attention_factor")?.unwrap_or(own);
             metadata.f32(&name("rope.scaling.attn_factor"), factor as f32);
+        }
+        Ok(())
+    }
+
+    /// How many experts a block has; 0 without any.
+    pub(super) fn experts(&self) -> Result<usize, GgufError> {
+        let given = match optional_size(self.config, "num_local_experts")? {
+            Some(given) => Some(given),
+            None => optional_size(self.config, "num_experts")?,
+        };
+        Ok(match self.family.own {
+            Own::Mixtral => given.unwrap_or(8),
+            Own::Qwen3Moe => given.unwrap_or(128),
+            _ => 0,
+        })
+    }
+
+    fn qwen3_moe(&self, metadata: &mut Metadata) -> Result<(), GgufError> {
+        let refused = |what: &str, reason: &str| Err(GgufError::unwritable(what, reason));
+        let key = |key| self.config.get(key);
+        if key("norm_topk_prob").and_then(Value::as_bool) != Some(true) {
+            let reason = "llama.cpp scales the weights of a token's experts to add up to one";
+            return refused("`norm_topk_prob: false`", reason);
+        }
+        let dense = key("mlp_only_layers").and_then(Value::as_array);
+        let every = optional_size(self.config, "decoder_sparse_step")?.unwrap_or(1);
+        if every != 1 || dense.is_some_and(|dense| !dense.is_empty()) {
+            return refused(
+                "blocks without experts",
+                "llama.cpp has none in these models",
+            );
+        }
+        let used = optional_size(self.config, "num_experts_per_tok")?.unwrap_or(8);
+        let width = optional_size(self.config, "moe_intermediate_size")?.unwrap_or(768);
+        let architecture = self.family.architecture;
+        for (name, value) in [
+            ("expert_count", self.experts()?),
+            ("expert_used_count", used),
+            ("expert_feed_forward_length", width),
+        ] {
+            metadata.u32(&format!("{architecture}.{name}"), value as u32);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     GgufError,
-    families::{Family, Own, Window},
+    families::{Family, Own, Stack, Window},
     names::Heads,
     read::{LONG_FACTORS, ROPE_FREQUENCIES},
 };
@@ -185,6 +185,13 @@ impl<'a> Shape<'a> {
         let weights = self.family.inside.iter();
         let mut inside: Vec<_> = weights.map(|(name, _)| format!("{name}.weight")).collect();
         inside.extend(self.family.biases.iter().map(|name| (*name).to_owned()));
+        for stack in self.family.stacks {
+            let Stack {
+                experts, matrix, ..
+            } = stack;
+            let all = 0..self.experts()?;
+            inside.extend(all.map(|expert| format!("{experts}.{expert}.{matrix}.weight")));
+        }
         for layer in 0..self.layers {
             needed.extend(
                 inside

@@ -57,17 +57,8 @@ pub fn load_as(
 ) -> Result<(Llama, ModelConfig), ModelError> {
     let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
-    let expected = expected_tensors(&model);
-    let names = Names::new(path, &config, &expected)?;
-    let problems = names.problems(&expected)?;
-    if !problems.is_empty() {
-        return Err(ModelError::Mismatch {
-            directory: path.to_owned(),
-            problems,
-        });
-    }
     let mut loader = Loader {
-        names,
+        names: Names::checked(path, &config, &model)?,
         dtype,
         packing,
         packed: BTreeMap::new(),
@@ -172,8 +163,8 @@ fn expected_tensors(model: &Llama) -> Shapes {
 }
 
 /// The stored tensors by the names that the model has for them.
-struct Names {
-    source: Source,
+pub(super) struct Names {
+    pub(super) source: Source,
     /// The embedding's name if `config.json` ties the head to it.
     embedding: Option<String>,
     /// By the model's names, those of a text model within a larger one.
@@ -223,6 +214,24 @@ impl Names {
         })
     }
 
+    /// Those of a checkpoint that has all that the model asks for, and nothing else.
+    pub(super) fn checked(
+        path: &Path,
+        config: &ModelConfig,
+        model: &Llama,
+    ) -> Result<Self, ModelError> {
+        let expected = expected_tensors(model);
+        let names = Self::new(path, config, &expected)?;
+        let problems = names.problems(&expected)?;
+        if problems.is_empty() {
+            return Ok(names);
+        }
+        Err(ModelError::Mismatch {
+            directory: path.to_owned(),
+            problems,
+        })
+    }
+
     /// What a parameter is to be packed in, if at all.
     fn format(&self, place: &Place, stored: &str, packing: Packing) -> Option<Format> {
         let kind = place.kind.filter(|_| place.name() == "weight")?;
@@ -250,7 +259,7 @@ impl Names {
     /// The stored name: the model's own, or without the prefix if only the
     /// decoder below the head was saved, or the head's if it is tied to the
     /// embedding and stored in its place.
-    fn stored<'a>(&'a self, name: &'a str) -> &'a str {
+    pub(super) fn stored<'a>(&'a self, name: &'a str) -> &'a str {
         if self.source.has(name) {
             return name;
         }

@@ -6,7 +6,7 @@ use burn::tensor::{DType, TensorData};
 use olora_adapter::{AdapterError, merged_params};
 use olora_files::{StagedDirectory, clear_leftovers, make_readable, write_atomically};
 use olora_gguf::{GgufFile, is_gguf};
-use olora_packed::{BlockFormat, Packed};
+use olora_packed::{BlockFormat, Format, Packed};
 use safetensors::View;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Dtype,
     convert::{Unfit, check, convert, place},
-    source::{INDEX, SINGLE},
+    source::{INDEX, SINGLE, Source},
 };
 use crate::{Llama, ModelConfig, ModelError};
 
@@ -39,6 +39,29 @@ pub struct SaveOptions {
     /// The most bytes of weights in one file; beyond it, there are several with
     /// an index. A tensor larger than that has a file of its own.
     pub shard_bytes: u64,
+    /// Whose files they say they are.
+    pub layout: Layout,
+}
+
+/// What reads a directory, which its files say of themselves. Names, shapes and
+/// orientation are the same for both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// PyTorch's, for transformers and all that reads its files.
+    #[default]
+    Transformers,
+    /// MLX's, for mlx-lm. Each directory has an index, as mlx-lm writes it.
+    Mlx,
+}
+
+impl Layout {
+    /// The value of `format` in the files' metadata.
+    const fn format(self) -> &'static str {
+        match self {
+            Self::Transformers => "pt",
+            Self::Mlx => "mlx",
+        }
+    }
 }
 
 impl From<Dtype> for SaveOptions {
@@ -47,6 +70,7 @@ impl From<Dtype> for SaveOptions {
         Self {
             dtype,
             shard_bytes: 5_000_000_000,
+            layout: Layout::default(),
         }
     }
 }
@@ -71,6 +95,18 @@ pub fn save(
     directory: &Path,
 ) -> Result<(), ModelError> {
     let options = options.into();
+    let weights = || weights(model, options.dtype);
+    write_checkpoint(weights, config, options, companions, directory)
+}
+
+/// A directory whole or not at all, of the weights that `weights` gives.
+pub(super) fn write_checkpoint<'a>(
+    weights: impl FnOnce() -> Result<Vec<Weight<'a>>, ModelError>,
+    config: &ModelConfig,
+    options: SaveOptions,
+    companions: Option<&Companions>,
+    directory: &Path,
+) -> Result<(), ModelError> {
     clear_leftovers(directory);
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ModelError::Exists(directory.to_owned()));
@@ -78,7 +114,7 @@ pub fn save(
     let staged = StagedDirectory::new(directory)
         .map_err(|source| ModelError::io("creating", directory, source))?;
     let path = staged.path();
-    write_weights(model, options, path)?;
+    write_weights(weights()?, options, path)?;
     let mut json = config.json.clone();
     // The key of the transformers version that the file was written by.
     let key = if json.contains_key("torch_dtype") {
@@ -175,9 +211,12 @@ fn write_json(json: &impl Serialize, path: &Path) -> Result<(), ModelError> {
 }
 
 /// Files of at most `shard_bytes`, filled in the model's order, and an index if
-/// there is more than one.
-fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(), ModelError> {
-    let weights = weights(model, options.dtype)?;
+/// there is more than one or the layout has one always.
+fn write_weights(
+    weights: Vec<Weight<'_>>,
+    options: SaveOptions,
+    staged: &Path,
+) -> Result<(), ModelError> {
     let sizes: Vec<u64> = weights.iter().map(Weight::size).collect();
     let ends = shard_ends(&sizes, options.shard_bytes);
     let n_parameters: usize = weights.iter().map(Weight::n_elements).sum();
@@ -189,14 +228,14 @@ fn write_weights(model: &Llama, options: SaveOptions, staged: &Path) -> Result<(
             1 => SINGLE.to_owned(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        let shard: Vec<Weight> = weights.by_ref().take(end - start).collect();
+        let shard: Vec<Weight<'_>> = weights.by_ref().take(end - start).collect();
         for weight in &shard {
             map.insert(weight.name.clone(), json!(file));
         }
-        write_file(shard, &staged.join(file))?;
+        write_file(shard, options.layout, &staged.join(file))?;
         start = end;
     }
-    if ends.len() > 1 {
+    if ends.len() > 1 || options.layout == Layout::Mlx {
         map.sort_keys();
         let mut index = Map::new();
         let about = json!({
@@ -225,13 +264,13 @@ fn shard_ends(sizes: &[u64], limit: u64) -> Vec<usize> {
     ends
 }
 
-fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
+fn write_file(weights: Vec<Weight<'_>>, layout: Layout, path: &Path) -> Result<(), ModelError> {
     let failure = Rc::new(RefCell::new(None));
     let tensors = weights.into_iter().map(|weight| {
         let failure = Rc::clone(&failure);
         (weight.name.clone(), Writing { weight, failure })
     });
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let metadata = Some([("format".to_owned(), layout.format().to_owned())].into());
     let written = safetensors::serialize_to_file(tensors, metadata, path);
     if let Some(error) = failure.take() {
         return Err(error);
@@ -243,24 +282,35 @@ fn write_file(weights: Vec<Weight>, path: &Path) -> Result<(), ModelError> {
     make_readable(&file).map_err(|source| ModelError::io("writing", path, source))
 }
 
-/// A tensor to be taken from its device when it is written.
-pub(super) struct Weight {
+/// A tensor to be read when it is written.
+pub(super) struct Weight<'a> {
     pub(super) name: String,
     /// As PyTorch has it.
     pub(super) shape: Vec<usize>,
-    /// Whether the device has it the other way around.
-    transposed: bool,
-    /// The matrix as it is packed, if it is and nothing is added to it.
-    pub(super) packed: Option<Packed>,
     /// The blocks that the base has it in, whatever is added.
     pub(super) blocks: Option<BlockFormat>,
+    /// Whether it is packed, with nothing added: [`packed`](Self::packed) gives it.
+    pub(super) copied: bool,
     dtype: Dtype,
-    read: Box<dyn Fn() -> Result<TensorData, String>>,
+    values: Values<'a>,
+}
+
+/// Where a tensor's values are.
+enum Values<'a> {
+    /// In a model, on its device.
+    Held {
+        /// Whether the device has it the other way around.
+        transposed: bool,
+        packed: Option<Packed>,
+        read: Box<dyn Fn() -> Result<TensorData, String>>,
+    },
+    /// In a checkpoint's files, by this name.
+    Stored(&'a Source, String),
 }
 
 /// The weights of a model, with its adapter merged if it has one: each as it is
 /// asked for.
-pub(super) fn weights(model: &Llama, dtype: Dtype) -> Result<Vec<Weight>, ModelError> {
+pub(super) fn weights(model: &Llama, dtype: Dtype) -> Result<Vec<Weight<'static>>, ModelError> {
     let all = merged_params(model)
         .map_err(|error| ModelError::device("the adapter", &error))?
         .into_iter();
@@ -269,25 +319,50 @@ pub(super) fn weights(model: &Llama, dtype: Dtype) -> Result<Vec<Weight>, ModelE
         Weight {
             name: param.path().to_owned(),
             shape: param.torch_shape(),
-            transposed: param.is_transposed(),
-            packed: merged.packed().map(|base| base.tensor.packed().clone()),
             blocks: param.packed().and_then(|base| {
                 let packed = base.tensor.packed();
                 packed.as_blocks().map(|(format, _)| format)
             }),
+            copied: merged.packed().is_some(),
             dtype,
-            read: Box::new(move || {
-                merged.data().map_err(|error| match error {
-                    AdapterError::Device { reason, .. } => reason,
-                    other => other.to_string(),
-                })
-            }),
+            values: Values::Held {
+                transposed: param.is_transposed(),
+                packed: merged.packed().map(|base| base.tensor.packed().clone()),
+                read: Box::new(move || {
+                    merged.data().map_err(|error| match error {
+                        AdapterError::Device { reason, .. } => reason,
+                        other => other.to_string(),
+                    })
+                }),
+            },
         }
     });
     Ok(weights.collect())
 }
 
-impl Weight {
+impl<'a> Weight<'a> {
+    /// A tensor of a checkpoint, which has it under the name `stored`.
+    pub(super) fn stored(
+        name: String,
+        shape: Vec<usize>,
+        source: &'a Source,
+        stored: &str,
+        dtype: Dtype,
+    ) -> Self {
+        let format = source.format(stored).filter(|_| shape.len() == 2);
+        Self {
+            name,
+            shape,
+            blocks: match format {
+                Some(Format::Blocks(blocks)) => Some(blocks),
+                _ => None,
+            },
+            copied: format.is_some(),
+            dtype,
+            values: Values::Stored(source, stored.to_owned()),
+        }
+    }
+
     fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -296,9 +371,26 @@ impl Weight {
         (self.n_elements() * self.dtype.size()) as u64
     }
 
+    /// The matrix as it is packed, if it is and nothing is added to it.
+    pub(super) fn packed(&self) -> Result<Option<Packed>, ModelError> {
+        match &self.values {
+            Values::Held { packed, .. } => Ok(packed.clone()),
+            Values::Stored(source, name) if self.copied => source.packed(name),
+            Values::Stored(..) => Ok(None),
+        }
+    }
+
     /// As it is to be written.
     fn data(&self) -> Result<TensorData, ModelError> {
-        let data = (self.read)().map_err(|error| ModelError::device(&self.name, &error))?;
+        let (transposed, read) = match &self.values {
+            Values::Held {
+                transposed, read, ..
+            } => (*transposed, read),
+            Values::Stored(source, name) => {
+                return source.read(name, &self.shape, false, self.dtype);
+            }
+        };
+        let data = read().map_err(|error| ModelError::device(&self.name, &error))?;
         let (data, held) = match data.dtype() {
             DType::F32 => (data, Dtype::F32),
             DType::BF16 => (data, Dtype::Bf16),
@@ -306,26 +398,20 @@ impl Weight {
             _ => (data.convert_dtype(DType::F32), Dtype::F32),
         };
         let bytes = data.as_bytes();
-        check(bytes, held, self.dtype).map_err(|unfit| self.unwritable(unfit))?;
-        Ok(convert(
-            bytes,
-            held,
-            self.dtype,
-            &self.shape,
-            self.transposed,
-        ))
+        check(bytes, held, self.dtype).map_err(|unfit| self.unwritable(unfit, transposed))?;
+        Ok(convert(bytes, held, self.dtype, &self.shape, transposed))
     }
 
-    fn unwritable(&self, unfit: Unfit) -> ModelError {
+    fn unwritable(&self, unfit: Unfit, transposed: bool) -> ModelError {
         let tensor = self.name.clone();
         match unfit {
             Unfit::NotFinite { value, first, n } => {
                 let mut held = self.shape.clone();
-                if self.transposed {
+                if transposed {
                     held.reverse();
                 }
                 let mut at = place(first, &held);
-                if self.transposed {
+                if transposed {
                     at.reverse();
                 }
                 ModelError::NotFiniteWeight {
@@ -355,12 +441,12 @@ impl Weight {
 
 /// A weight as the writer of safetensors wants it, which takes no errors: the
 /// first is kept beside it, and what is written from then on is thrown away.
-struct Writing {
-    weight: Weight,
+struct Writing<'a> {
+    weight: Weight<'a>,
     failure: Rc<RefCell<Option<ModelError>>>,
 }
 
-impl View for Writing {
+impl View for Writing<'_> {
     fn dtype(&self) -> safetensors::Dtype {
         super::stored(self.weight.dtype)
     }

@@ -1,6 +1,6 @@
 //! A model into a GGUF file that llama.cpp loads.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 
 use olora_files::clear_leftovers;
 use olora_gguf::{
@@ -8,7 +8,10 @@ use olora_gguf::{
     write_model,
 };
 
-use super::{Dtype, save::weights};
+use super::{
+    Dtype,
+    save::{Weight, weights},
+};
 use crate::{Llama, ModelConfig, ModelError};
 
 /// Writes a model with its tokenizer as one GGUF file.
@@ -47,6 +50,20 @@ pub fn save_gguf_with(
     beside: Option<&Path>,
     path: &Path,
 ) -> Result<(), ModelError> {
+    let weights = || weights(model, Dtype::F32);
+    write_gguf(weights, config, format, (companions, beside), path)
+}
+
+/// A file whole or not at all, of the weights that `weights` gives, which are
+/// asked for in `f32`; with the tokenizer of a checkpoint, or of a directory
+/// beside.
+pub(super) fn write_gguf<'a>(
+    weights: impl FnOnce() -> Result<Vec<Weight<'a>>, ModelError>,
+    config: &ModelConfig,
+    format: GgufType,
+    (companions, beside): (&Path, Option<&Path>),
+    path: &Path,
+) -> Result<(), ModelError> {
     clear_leftovers(path);
     if path.exists() {
         return Err(ModelError::Exists(path.to_owned()));
@@ -61,14 +78,14 @@ pub fn save_gguf_with(
         let source = source.unwrap_or_else(|| ErrorKind::NotFound.into());
         return Err(ModelError::io("reading", &file, source));
     };
-    let weights = weights(model, Dtype::F32)?;
+    let weights = weights()?;
     let specs: Vec<TensorSpec> = weights
         .iter()
         .map(|weight| TensorSpec {
             name: weight.name.clone(),
             shape: weight.shape.clone(),
             packed: weight.blocks,
-            copied: weight.packed.is_some(),
+            copied: weight.copied,
         })
         .collect();
     if format == GgufType::AsPacked && specs.iter().all(|spec| spec.packed.is_none()) {
@@ -79,15 +96,16 @@ pub fn save_gguf_with(
         config: files.config.as_deref(),
         chat_template: files.chat_template.as_deref(),
     };
-    // They are asked for in their order.
-    let mut rest = weights.iter();
+    let by_name: BTreeMap<&str, &_> = weights
+        .iter()
+        .map(|weight| (weight.name.as_str(), weight))
+        .collect();
     write_model(path, &config.json, tokenizer, &specs, format, |name| {
-        let weight = rest.find(|weight| weight.name == name);
-        let weight = weight.ok_or_else(|| ModelError::Missing {
+        let weight = by_name.get(name).ok_or_else(|| ModelError::Missing {
             tensor: name.to_owned(),
         })?;
-        Ok(match &weight.packed {
-            Some(packed) => TensorValues::Packed(packed.clone()),
+        Ok(match weight.packed()? {
+            Some(packed) => TensorValues::Packed(packed),
             None => TensorValues::Floats(weight.values()?),
         })
     })?;

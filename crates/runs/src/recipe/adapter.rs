@@ -1,6 +1,6 @@
 //! `[adapter]`: an [`AdapterConfig`], and the few keys that only a recipe has.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use olora_adapter::{ALL_LINEAR, AdapterConfig, PeftForm};
 use serde::{
@@ -37,6 +37,29 @@ pub struct AdapterSection {
     pub rho: Option<f64>,
     /// `plain`, or `native` for PEFT's own form of the method.
     pub form: PeftForm,
+    /// The adapter to start from: a directory of PEFT's or mlx-lm's, a run, or a
+    /// checkpoint of one. The other keys then follow from it.
+    pub from: Option<PathBuf>,
+    /// Which keys were written, of those that may follow from an adapter.
+    pub given: Given,
+}
+
+/// The keys that a recipe's section was written with. It is no part of what the
+/// recipe says: any two are equal.
+#[derive(Clone, Debug, Default)]
+pub struct Given(BTreeSet<String>);
+
+impl Given {
+    /// Whether a key was written.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+}
+
+impl PartialEq for Given {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// `method` for no adapter.
@@ -93,6 +116,9 @@ impl Serialize for AdapterSection {
             keys.insert("rho".to_owned(), json!(rho));
         }
         keys.insert("form".to_owned(), json!(self.form));
+        if let Some(from) = &self.from {
+            keys.insert("from".to_owned(), json!(from));
+        }
         keys.serialize(serializer)
     }
 }
@@ -138,6 +164,7 @@ enum Own {
     Exclude,
     Rho,
     Form,
+    From,
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for &mut Ours<'_, A> {
@@ -151,12 +178,14 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for &mut Ours<'_, A> {
         loop {
             let mut own = None;
             let mut is_method = false;
+            let this = &mut **self;
             let key = Key {
                 seed: &mut seed,
                 own: &mut own,
                 is_method: &mut is_method,
+                given: &mut this.section.given,
             };
-            let Some(key) = self.map.next_key_seed(key)? else {
+            let Some(key) = this.map.next_key_seed(key)? else {
                 return Ok(None);
             };
             match own {
@@ -167,6 +196,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for &mut Ours<'_, A> {
                 Some(Own::Exclude) => self.section.exclude = Some(self.map.next_value()?),
                 Some(Own::Rho) => self.section.rho = Some(self.map.next_value()?),
                 Some(Own::Form) => self.section.form = self.map.next_value()?,
+                Some(Own::From) => self.section.from = Some(self.map.next_value()?),
             }
         }
     }
@@ -185,6 +215,7 @@ struct Key<'a, K> {
     seed: &'a mut Option<K>,
     own: &'a mut Option<Own>,
     is_method: &'a mut bool,
+    given: &'a mut Given,
 }
 
 impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
@@ -196,8 +227,10 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
             "exclude" => Some(Own::Exclude),
             "rho" => Some(Own::Rho),
             "form" => Some(Own::Form),
+            "from" => Some(Own::From),
             _ => None,
         };
+        self.given.0.insert(key.clone());
         if self.own.is_some() {
             return Ok(None);
         }
@@ -206,7 +239,7 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
         let key: StrDeserializer<'_, D::Error> = key.as_str().into_deserializer();
         let unknown = |error: D::Error| {
             let error = error.to_string();
-            D::Error::custom(format!("{}, `rho`, `form`", error.trim_end()))
+            D::Error::custom(format!("{}, `rho`, `form`, `from`", error.trim_end()))
         };
         let key = seed.map(|seed| seed.deserialize(key));
         key.transpose().map_err(unknown)

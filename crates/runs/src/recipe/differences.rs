@@ -1,32 +1,93 @@
 //! Two recipes, key by key.
 
-/// The keys that differ between two recipes as TOML, with both values.
-pub fn differences(before: &str, now: &str) -> Vec<String> {
-    let flat = |text: &str| -> Vec<(String, String)> {
-        let mut section = String::new();
-        let mut values = Vec::new();
-        for line in text.lines() {
-            if let Some(name) = line.strip_prefix('[') {
-                section = format!("{}.", name.trim_end_matches(']'));
-            } else if let Some((key, value)) = line.split_once(" = ") {
-                values.push((format!("{section}{key}"), value.to_owned()));
-            }
-        }
-        values
-    };
+use std::{collections::BTreeMap, fmt};
+
+/// The value of a key that a recipe does not have.
+const NOT_SET: &str = "not set";
+
+/// A key that two recipes have different values for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Dotted, as in `--set`.
+    pub(crate) key: String,
+    pub(crate) before: String,
+    pub(crate) now: String,
+}
+
+impl Change {
+    /// Whether both recipes have the key, with different values.
+    pub(crate) fn is_of_both(&self) -> bool {
+        self.before != NOT_SET && self.now != NOT_SET
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: was {}, now {}", self.key, self.before, self.now)
+    }
+}
+
+/// The keys that differ between two recipes as TOML, with both values, in order.
+pub(crate) fn changes(before: &str, now: &str) -> Vec<Change> {
     let (before, now) = (flat(before), flat(now));
-    let find = |values: &[(String, String)], key: &str| {
+    let value = |values: &BTreeMap<String, String>, key: &str| {
         values
-            .iter()
-            .find(|(k, _)| k == key)
-            .map_or_else(|| "not set".to_owned(), |(_, value)| value.clone())
+            .get(key)
+            .map_or_else(|| NOT_SET.to_owned(), Clone::clone)
     };
-    let mut keys: Vec<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
     keys.sort();
     keys.dedup();
     keys.into_iter()
-        .map(|key| (key, find(&before, key), find(&now, key)))
-        .filter(|(_, before, now)| before != now)
-        .map(|(key, before, now)| format!("{key}: was {before}, now {now}"))
+        .map(|key| Change {
+            key: key.clone(),
+            before: value(&before, key),
+            now: value(&now, key),
+        })
+        .filter(|change| change.before != change.now)
         .collect()
+}
+
+/// The same, each as a line.
+pub fn differences(before: &str, now: &str) -> Vec<String> {
+    let changes = changes(before, now);
+    changes.iter().map(ToString::to_string).collect()
+}
+
+/// Every value by its dotted key. A list is one value, whatever is in it.
+fn flat(text: &str) -> BTreeMap<String, String> {
+    fn add(prefix: &str, table: &toml::Table, all: &mut BTreeMap<String, String>) {
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
+            match value {
+                toml::Value::Table(inner) => add(&format!("{key}."), inner, all),
+                value => {
+                    all.insert(key, value.to_string());
+                }
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    // What a recipe is written as can be read.
+    add("", &text.parse().unwrap_or_default(), &mut all);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_that_differs_is_listed_with_both_values() {
+        let before =
+            "name = \"a\"\n[adapter]\ntargets = [\n    \"q_proj\",\n    \"v_proj\",\n]\nrank = 8\n";
+        let now = "name = \"a\"\n[adapter]\ntargets = [\n    \"q_proj\",\n]\nrank = 8\nrho = 2.0\n";
+        assert_eq!(
+            differences(before, now),
+            [
+                "adapter.rho: was not set, now 2.0",
+                "adapter.targets: was [\"q_proj\", \"v_proj\"], now [\"q_proj\"]",
+            ]
+        );
+    }
 }

@@ -113,7 +113,9 @@ impl Recipe {
         self.output.directory.join(&self.name)
     }
 
-    fn validate(&self, origin: &str) -> Result<(), RunError> {
+    /// Everything that can be refused without a model; `origin` is what errors call
+    /// the recipe.
+    pub(crate) fn validate(&self, origin: &str) -> Result<(), RunError> {
         let mut problems = Problems::default();
         self.check_names(&mut problems);
         self.check_data(&mut problems);
@@ -285,6 +287,13 @@ impl Recipe {
             "`model.quantize` cannot go with `adapter.placement = \"residual\"`, which rewrites the weights: \
              use \"anchored\", which leaves them as they are",
         );
+        if let Some(from) = &self.adapter.from {
+            let from = from.to_string_lossy();
+            problems.check(
+                !from.is_empty() && !has_control(&from),
+                "`adapter.from` must be the path of an adapter, without line breaks and other control characters",
+            );
+        }
         problems.check(
             self.adapter.rho.is_none() || (!full && self.adapter.config.method == Method::Eva),
             "`adapter.rho` has no use but with `method = \"eva\"`: remove it",

@@ -17,6 +17,11 @@ pub fn root() -> PathBuf {
 
 /// The quickstart recipe with absolute paths, short steps, and `overrides`.
 pub fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
+    recipe_without(out, name, "", overrides)
+}
+
+/// The same, without some of its text.
+pub fn recipe_without(out: &Path, name: &str, left_out: &str, overrides: &[&str]) -> Recipe {
     let data = root().join("recipes/quickstart");
     let mut settings = vec![
         format!("name={name}"),
@@ -32,6 +37,8 @@ pub fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
     ];
     settings.extend(overrides.iter().map(|setting| (*setting).to_owned()));
     let text = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
+    assert!(text.contains(left_out), "{left_out}");
+    let text = text.replacen(left_out, "", 1);
     Recipe::parse(&text, "quickstart.toml", &settings).unwrap()
 }
 

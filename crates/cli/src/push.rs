@@ -1,0 +1,122 @@
+//! `olora push`: a model or an adapter to a repository of the hub.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use olora_adapter::CONFIG_FILE;
+use olora_files::size;
+use olora_hub::{HubOptions, LocalFiles, PushEvent, PushTarget, local_files};
+
+use crate::{
+    Usage,
+    args::PushArgs,
+    models::Bars,
+    terminal::{out, say},
+};
+
+pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
+    if args.message.trim().is_empty() {
+        return Err(Usage::new("--message is empty: say what is sent"));
+    }
+    let path = meant(&args.path);
+    let LocalFiles { files, left_out } = local_files(&path)?;
+    let mut out = out();
+    for file in &files {
+        writeln!(out, "{}  {}", file.name, size(file.size))?;
+    }
+    out.flush()?;
+    for name in &left_out {
+        say(&format!("note: left out: {name}"));
+    }
+    if let Some(base) = base_by_path(&path) {
+        say(&format!(
+            "warning: {CONFIG_FILE} names the base by a path, {base:?}, which others will see and cannot use, and \
+             which the hub refuses in README.md: `olora convert {} --model OWNER/NAME --output NEW` writes a name \
+             in its place",
+            path.display()
+        ));
+    }
+    let total: u64 = files.iter().map(|file| file.size).sum();
+    let count = match files.len() {
+        1 => "1 file".to_owned(),
+        n => format!("{n} files"),
+    };
+    say(&format!(
+        "{count}, {}, of {} to {}, branch {}",
+        size(total),
+        path.display(),
+        args.repository,
+        args.branch
+    ));
+    if args.dry_run {
+        say("nothing was sent (--dry-run)");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let target = PushTarget {
+        repository: args.repository.clone(),
+        branch: args.branch.clone(),
+        message: args.message.clone(),
+        public: args.public,
+    };
+    let mut bars = Bars::new("sending");
+    let options = HubOptions::from_env();
+    let pushed = olora_hub::push(&files, &target, &options, &mut |event| match event {
+        PushEvent::Created { public: true } => {
+            say(&format!("made {}, for everybody to see", args.repository));
+        }
+        PushEvent::Created { public: false } => say(&format!(
+            "made {}, private: its page can make it public, and so could --public",
+            args.repository
+        )),
+        PushEvent::Ignored(name) => {
+            say(&format!(
+                "note: the repository's .gitignore excludes {name}, which is not sent"
+            ));
+        }
+        PushEvent::There(name) => say(&format!("{name} is there already")),
+        PushEvent::Sending(progress) => bars.on(progress),
+    })?;
+    bars.finish();
+    say(&match pushed.url {
+        Some(url) => format!("pushed {} of {count}: {url}", pushed.files.len()),
+        None => "the repository has all of it already: there is nothing to do".to_owned(),
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The base of an adapter, if it is named by a path and not as on the hub.
+fn base_by_path(adapter: &Path) -> Option<String> {
+    let text = std::fs::read(adapter.join(CONFIG_FILE)).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let base = config["base_model_name_or_path"].as_str()?;
+    let is_path = base.contains('\\')
+        || base.starts_with(['/', '.', '~'])
+        || base.matches('/').count() > 1
+        || Path::new(base).exists();
+    is_path.then(|| base.to_owned())
+}
+
+/// What is meant by the directory of a run: its adapter, or its model.
+fn meant(path: &Path) -> PathBuf {
+    let inside = [("adapter", CONFIG_FILE), ("model", "config.json")];
+    let is_itself = inside.iter().any(|(_, file)| path.join(file).exists());
+    let found = inside
+        .iter()
+        .map(|(name, file)| (path.join(name), file))
+        .find(|(place, file)| !is_itself && place.join(file).exists());
+    match found {
+        None => path.to_owned(),
+        Some((place, _)) => {
+            say(&format!(
+                "note: {} is the directory of a run: what is sent is {}",
+                path.display(),
+                place.display()
+            ));
+            place
+        }
+    }
+}
