@@ -137,16 +137,7 @@ impl Tokenizer {
         let named_eos = match named("eos_token") {
             Ok(named) => named,
             Err(error) => {
-                // Another file may name one that there is.
-                let mut others = of_models.iter();
-                let other = others.find_map(|(file, ids)| Some((file, known(ids)?)));
-                let Some((file, id)) = other else {
-                    return Err(error);
-                };
-                notes.push(format!(
-                    "{error}: texts end with the `eos_token_id` of {file} in training and generation, `{}` ({id})",
-                    inner.id_to_token(id).unwrap_or_default()
-                ));
+                notes.push(given_way(error, &of_models, &inner)?);
                 None
             }
         };
@@ -204,18 +195,29 @@ impl Tokenizer {
             identity: None,
             notes,
         };
-        tokenizer.turn_end = tokenizer.find_turn_end();
-        let ends = tokenizer.differing_ends(named_eos, &of_models);
-        let split = tokenizer.split_turn_end();
-        tokenizer.notes.extend(ends.into_iter().chain(split));
-        stop_ids.extend(tokenizer.turn_end);
-        for id in stop_ids {
-            if !tokenizer.stop_ids.contains(&id) {
-                tokenizer.stop_ids.push(id);
-            }
-        }
+        tokenizer.find_ends(named_eos, &of_models, stop_ids);
         tokenizer.identity = tokenizer.identify(identity, source.as_deref(), &specials);
         Ok(tokenizer)
+    }
+
+    /// Finds what ends a turn, what generation is to stop at, and what is to be
+    /// said of either.
+    fn find_ends(
+        &mut self,
+        named: Option<u32>,
+        of_models: &[(String, Vec<u32>)],
+        mut stop_ids: Vec<u32>,
+    ) {
+        self.turn_end = self.find_turn_end();
+        let ends = self.differing_ends(named, of_models);
+        let split = self.split_turn_end();
+        self.notes.extend(ends.into_iter().chain(split));
+        stop_ids.extend(self.turn_end);
+        for id in stop_ids {
+            if !self.stop_ids.contains(&id) {
+                self.stop_ids.push(id);
+            }
+        }
     }
 
     /// The tokens of a text. `add_special_tokens` adds what the tokenizer puts
@@ -396,6 +398,25 @@ fn stop_tokens(config: &Config, path: &Path) -> Result<Vec<u32>, DataError> {
             reason: format!("`eos_token_id` is {shown}, but must be a token or a list of tokens"),
         }
     })
+}
+
+/// What to say where the end that is named is no token, and another file names
+/// one that is; else the error.
+fn given_way(
+    error: DataError,
+    of_models: &[(String, Vec<u32>)],
+    inner: &tokenizers::Tokenizer,
+) -> Result<String, DataError> {
+    let known = of_models.iter().find_map(|(file, ids)| {
+        let token = |&id: &u32| Some((id, inner.id_to_token(id)?));
+        Some((file, ids.iter().find_map(token)?))
+    });
+    let Some((file, (id, token))) = known else {
+        return Err(error);
+    };
+    Ok(format!(
+        "{error}: texts end with the `eos_token_id` of {file} in training and generation, `{token}` ({id})"
+    ))
 }
 
 /// As people call a file.

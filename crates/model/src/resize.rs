@@ -70,9 +70,9 @@ impl Llama {
             let tracked = value.is_autodiff();
             let value = if tracked { value.inner() } else { value };
             let grown = if transposed {
-                grown(value.transpose(), rows, start, &mut rng).transpose()
+                grown(&value.transpose(), rows, start, &mut rng).transpose()
             } else {
-                grown(value, rows, start, &mut rng)
+                grown(&value, rows, start, &mut rng)
             };
             let grown = if tracked {
                 Tensor::from_inner(grown)
@@ -97,7 +97,7 @@ impl Llama {
 ///
 /// - table: `[before, width]`
 /// - output: `[rows, width]`
-fn grown(table: Tensor<2>, rows: usize, start: NewRows, rng: &mut ChaCha8Rng) -> Tensor<2> {
+fn grown(table: &Tensor<2>, rows: usize, start: NewRows, rng: &mut ChaCha8Rng) -> Tensor<2> {
     let [before, width] = table.dims();
     let (n_new, device, dtype) = (rows - before, table.device(), table.dtype());
     let chunks = || {

@@ -441,14 +441,14 @@ fn rows_that_do_not_fit_their_table_are_refused_by_name() {
     };
     let same = json!({});
     let message = refused(&same, &|all| {
-        all.retain(|name, _| !name.contains("base_layer"))
+        all.retain(|name, _| !name.contains("base_layer"));
     });
     assert!(
         message.contains("`trainable_token_indices` without the table"),
         "{message}"
     );
     let message = refused(&same, &|all| {
-        all.retain(|name, _| !name.contains("token_adapter"))
+        all.retain(|name, _| !name.contains("token_adapter"));
     });
     assert!(
         message.contains("of which the file has no rows"),

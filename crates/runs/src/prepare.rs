@@ -73,9 +73,10 @@ impl Resolved {
             check_from(from, config.vocab_size)?;
         }
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+        let tokenizer = tokenizer.with_rows(config.vocab_size);
         Ok(Self {
             recipe,
-            tokenizer: tokenizer.with_rows(config.vocab_size),
+            tokenizer,
             resized,
             config,
             precision,
@@ -136,9 +137,9 @@ impl Prepared {
             ));
         }
         Ok(Self {
-            resized,
             recipe,
             config,
+            resized,
             precision,
             from,
             tokenizer,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use burn::tensor::{Device, Int, Tensor};
-use common::{recipe, recorded, root, run};
+use common::{Losses, recipe, recorded, root, run};
 use olora_adapter::{PeftAdapter, merge};
 use olora_data::Tokenizer;
 use olora_model::{Companions, Dtype, Llama, ModelConfig, load, save};
@@ -145,15 +145,12 @@ fn tokens_without_a_row_are_told_where_nothing_uses_them_and_refused_where_somet
     assert!(!out.path().join("used").exists(), "nothing is left behind");
 }
 
-/// Trains, goes on, is read again, merged and written.
-fn check(tied: bool) {
-    let out = tempfile::tempdir().unwrap();
-    let all = settings(&out, tied, &["model.resize_embeddings=true"]);
+/// Trains, with rows for the new tokens.
+fn trained(out: &TempDir, tied: bool) -> (Vec<String>, PathBuf, Losses) {
+    let all = settings(out, tied, &["model.resize_embeddings=true"]);
     let straight = recipe(out.path(), "straight", &strs(&all));
     let (summary, recorder) = recorded(&straight, false, None);
-    let summary = summary.unwrap();
     let losses = recorder.losses.lock().unwrap().clone();
-    assert!(losses[7].1 < 0.95 * losses[0].1, "{losses:?}");
     let notes = recorder.notes.lock().unwrap().join("\n");
     for part in [
         "from 1024 to 1027 rows",
@@ -163,103 +160,74 @@ fn check(tied: bool) {
         assert!(notes.contains(part), "{notes}");
     }
     assert!(!notes.contains("lie beyond"), "{notes}");
+    (all, summary.unwrap().result, losses)
+}
+
+/// The base as it was.
+fn plain(out: &TempDir) -> (Llama, ModelConfig) {
+    load(&out.path().join("base"), Dtype::F32, &Device::flex()).unwrap()
+}
+
+/// What was saved is PEFT's, and goes with its tokenizer.
+fn check_files(result: &Path, tied: bool) {
     let rows = vec![ROWS + 3, 128];
     let prefix = "base_model.model";
     let embedding = (format!("{prefix}.model.embed_tokens.weight"), rows.clone());
     // PEFT wants both ends of a tied one too.
     let head = (format!("{prefix}.lm_head.weight"), rows);
-    assert_eq!(saved(&summary.result), [head, embedding]);
-    let config = read(&summary.result.join("adapter_config.json"));
-    assert_eq!(
-        config.get("ensure_weight_tying"),
-        tied.then_some(&Value::Bool(true))
-    );
-    let card = fs::read_to_string(summary.result.join("README.md")).unwrap();
+    assert_eq!(saved(result), [head, embedding]);
+    let config = read(&result.join("adapter_config.json"));
+    let ties = tied.then_some(&Value::Bool(true));
+    assert_eq!(config.get("ensure_weight_tying"), ties);
+    let card = fs::read_to_string(result.join("README.md")).unwrap();
     assert!(
         card.contains("base.resize_token_embeddings(1027)"),
         "{card}"
     );
-
-    // Cut in two, it is the same.
-    let resumed = recipe(out.path(), "resumed", &strs(&all));
-    run(&resumed, false, Some(4)).0.unwrap();
-    // A run that was interrupted is an adapter, too.
-    let interrupted = TrainedRun::at(&out.path().join("resumed"))
-        .unwrap()
-        .unwrap();
-    let (llama, _) = load(&out.path().join("base"), Dtype::F32, &Device::flex()).unwrap();
-    let (llama, _) = llama.adapted(interrupted.adapter().unwrap()).unwrap();
-    assert_eq!(
-        (llama.vocab_size(), llama.lm_head.is_none()),
-        (ROWS + 3, tied)
-    );
-    let (_, later) = run(&resumed, true, None);
-    assert!((1..8).contains(&later.len()), "{later:?}");
-    assert_eq!(later, losses[8 - later.len()..]);
-    let file = |name: &str| {
-        fs::read(
-            out.path()
-                .join(name)
-                .join("adapter/adapter_model.safetensors"),
-        )
-    };
-    assert!(file("straight").unwrap() == file("resumed").unwrap());
-
-    // And one to start from: the rows go on where they were.
-    let mut from = strs(&all);
-    let straight = format!("adapter.from=\"{}\"", out.path().join("straight").display());
-    from.extend([straight.as_str(), "training.max_steps=1"]);
-    let (summary_of, losses) = run(&recipe(out.path(), "from", &from), false, None);
-    let summary_of = summary_of.unwrap();
-    assert_eq!(saved(&summary_of.result), saved(&summary.result));
-    assert!(losses[0].1 < 4.0, "{losses:?}");
-    let lora = out.path().join("lora");
-    let plain = ["training.max_steps=1", "adapter.rank=8"];
-    run(&recipe(out.path(), "lora", &plain), false, None)
-        .0
-        .unwrap();
-    let mut from = strs(&all);
-    let lora = format!("adapter.from=\"{}\"", lora.display());
-    from.push(&lora);
-    if tied {
-        let error = run(&recipe(out.path(), "small", &from), false, None)
-            .0
-            .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("holds no embedding of 1027 rows"),
-            "{error}"
-        );
-    }
-
-    // It goes with its tokenizer, onto the base as it was.
-    let tokenizer = Tokenizer::from_dir(&summary.result).unwrap();
+    let tokenizer = Tokenizer::from_dir(result).unwrap();
     assert_eq!(tokenizer.encode("<|crier|>", false).unwrap(), [1024]);
-    let base = out.path().join("base");
-    let (llama, config) = load(&base, Dtype::F32, &Device::flex()).unwrap();
-    let adapter = PeftAdapter::read(&summary.result).unwrap();
+}
+
+/// Read onto the base as it was, merged, written and read again.
+fn check_merging(out: &TempDir, result: &Path, tied: bool) {
+    let (llama, config) = plain(out);
+    let adapter = PeftAdapter::read(result).unwrap();
     let config = config.adapted(&adapter).unwrap();
     assert_eq!(config.json()["vocab_size"], json!(ROWS + 3));
     let (adapted, notes) = llama.adapted(adapter).unwrap();
     assert!(notes.join("\n").contains("1027 rows"), "{notes:?}");
-    let table = adapted
-        .model
-        .embed_tokens
-        .weight
-        .val()
-        .slice([ROWS..ROWS + 3]);
-    assert!(table.clone().abs().max().into_scalar::<f32>() > 0.0);
     let merged = merge(adapted.clone()).unwrap();
     assert!(difference(&adapted, &merged) < 1e-4);
     let directory = out.path().join("merged");
     save(&merged, &config, Dtype::F32, None, &directory).unwrap();
     let (again, config) = load(&directory, Dtype::F32, &Device::flex()).unwrap();
-    assert_eq!(
-        (config.vocab_size, again.lm_head.is_none()),
-        (ROWS + 3, tied)
-    );
+    let is_tied = again.lm_head.is_none();
+    assert_eq!((config.vocab_size, is_tied), (ROWS + 3, tied));
     assert_eq!(difference(&merged, &again), 0.0);
+}
+
+fn check(tied: bool) {
+    let out = tempfile::tempdir().unwrap();
+    let (all, result, losses) = trained(&out, tied);
+    assert!(losses[7].1 < 0.95 * losses[0].1, "{losses:?}");
+    check_files(&result, tied);
+    check_merging(&out, &result, tied);
+
+    // Cut in two, it is the same; in between, it is an adapter, too.
+    let resumed = recipe(out.path(), "resumed", &strs(&all));
+    run(&resumed, false, Some(4)).0.unwrap();
+    let directory = out.path().join("resumed");
+    let interrupted = TrainedRun::at(&directory).unwrap().unwrap();
+    let adapter = interrupted.adapter().unwrap();
+    let (llama, _) = plain(&out).0.adapted(adapter).unwrap();
+    let is_tied = llama.lm_head.is_none();
+    assert_eq!((llama.vocab_size(), is_tied), (ROWS + 3, tied));
+    let (_, later) = run(&resumed, true, None);
+    assert!((1..8).contains(&later.len()), "{later:?}");
+    assert_eq!(later, losses[8 - later.len()..]);
+    let file = "adapter_model.safetensors";
+    let again = fs::read(directory.join("adapter").join(file)).unwrap();
+    assert!(fs::read(result.join(file)).unwrap() == again);
 }
 
 #[test]
@@ -270,6 +238,30 @@ fn new_rows_train_and_come_back_where_the_ends_are_tied() {
 #[test]
 fn new_rows_train_and_come_back_where_the_ends_are_apart() {
     check(false);
+}
+
+/// The rows go on where they were; an adapter without any leaves them as they start.
+#[test]
+fn a_run_that_starts_from_an_adapter_takes_its_rows() {
+    let out = tempfile::tempdir().unwrap();
+    let (all, result, _) = trained(&out, true);
+    let from = |name: &str, of: &str| {
+        let of = format!("adapter.from=\"{}\"", out.path().join(of).display());
+        let more = [of.as_str(), "training.max_steps=1"];
+        run(
+            &recipe(out.path(), name, &[&strs(&all)[..], &more].concat()),
+            false,
+            None,
+        )
+    };
+    let (summary, losses) = from("from", "straight");
+    assert_eq!(saved(&summary.unwrap().result), saved(&result));
+    assert!(losses[0].1 < 4.0, "{losses:?}");
+    let short = ["training.max_steps=1"];
+    let lora = run(&recipe(out.path(), "lora", &short), false, None);
+    lora.0.unwrap();
+    let error = from("small", "lora").0.unwrap_err().to_string();
+    assert!(error.contains("holds no embedding of 1027 rows"), "{error}");
 }
 
 #[test]

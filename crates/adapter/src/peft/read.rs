@@ -118,17 +118,16 @@ impl PeftAdapter {
             note,
         } = TensorFile::of(directory)?;
         notes.extend(note);
-        let (tensors, both_ends, of_rows) =
-            token_rows::combined(tensors, &json, &mut config, &config_file, &file)?;
-        ties_weights |= both_ends;
-        notes.extend(of_rows);
+        let rows = token_rows::combined(tensors, &json, &mut config, &config_file, &file)?;
+        ties_weights |= rows.ties;
+        notes.extend(rows.note);
         let Sorted {
             parts,
             saved,
             mut problems,
             inner,
             notes: of_names,
-        } = sorted(tensors, &config, &file)?;
+        } = sorted(rows.tensors, &config, &file)?;
         notes.extend(of_names);
         let wrong = |reason: &str| malformed(&config_file, "adapter configuration", &reason);
         let mut layers = BTreeMap::new();

@@ -24,9 +24,18 @@ struct Found {
     table: Option<Stored>,
 }
 
+/// A file's tensors, with rows in their tables.
+#[derive(Default)]
+pub(super) struct Combined {
+    pub(super) tensors: Vec<(String, Stored)>,
+    /// Whether the rows are for both ends of a tied embedding.
+    pub(super) ties: bool,
+    /// What to say.
+    pub(super) note: Option<String>,
+}
+
 /// Puts trained rows into their tables, which are then among the modules that
-/// are saved whole. Gives whether they are for both ends of a tied embedding,
-/// and what to say.
+/// are saved whole.
 ///
 /// # Errors
 ///
@@ -38,10 +47,13 @@ pub(super) fn combined(
     config: &mut AdapterConfig,
     config_file: &Path,
     file: &Path,
-) -> Result<(Vec<(String, Stored)>, bool, Option<String>), AdapterError> {
+) -> Result<Combined, AdapterError> {
     let tokens = tokens(json, config_file)?;
     if tokens.is_empty() {
-        return Ok((tensors, false, None));
+        return Ok(Combined {
+            tensors,
+            ..Combined::default()
+        });
     }
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     let mut all = Vec::with_capacity(tensors.len());
@@ -120,7 +132,11 @@ pub(super) fn combined(
         "{n_rows} rows of the embedding were trained (`{KEY}`); with the table beside them, it is read as an \
          embedding that is saved whole"
     );
-    Ok((all, ties, Some(note)))
+    Ok(Combined {
+        tensors: all,
+        ties,
+        note: Some(note),
+    })
 }
 
 /// The tokens of each layer that is named; a list alone is for the embedding.

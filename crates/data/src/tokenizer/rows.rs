@@ -124,9 +124,9 @@ pub(super) fn listed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
             Some(token) => format!("`{token}` ({id})"),
             None => id.to_string(),
         });
-    let mut text = named.collect::<Vec<_>>().join(", ");
-    if ids.len() > EXAMPLES {
-        text += &format!(" and {} more", ids.len() - EXAMPLES);
+    let named = named.collect::<Vec<_>>().join(", ");
+    match ids.len().saturating_sub(EXAMPLES) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
-    text
 }
