@@ -115,10 +115,7 @@ impl Tokenizer {
             }
         }
         let mut notes: Vec<String> = files.note.into_iter().collect();
-        let mut of_models = Vec::with_capacity(files.models.len());
-        for (config, path) in &files.models {
-            of_models.push((file_name(path), stop_tokens(config, path)?));
-        }
+        let of_models = ends_of(&files.models)?;
         let named = |key: &str| match specials.get(key) {
             None => Ok(None),
             Some(token) => match inner.token_to_id(token) {
@@ -398,6 +395,14 @@ fn stop_tokens(config: &Config, path: &Path) -> Result<Vec<u32>, DataError> {
             reason: format!("`eos_token_id` is {shown}, but must be a token or a list of tokens"),
         }
     })
+}
+
+/// The tokens that end a text, by each file that may name some.
+fn ends_of(models: &[(Config, PathBuf)]) -> Result<Vec<(String, Vec<u32>)>, DataError> {
+    let ends = |(config, path): &(Config, PathBuf)| {
+        Ok::<_, DataError>((file_name(path), stop_tokens(config, path)?))
+    };
+    models.iter().map(ends).collect()
 }
 
 /// What to say where the end that is named is no token, and another file names
