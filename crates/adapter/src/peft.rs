@@ -13,6 +13,7 @@ mod read;
 mod restore;
 mod task;
 mod tensors;
+mod token_rows;
 mod trained;
 mod write;
 
@@ -349,6 +350,12 @@ impl PeftAdapter {
     pub fn saved(&self) -> impl Iterator<Item = (&str, &[usize], bool)> {
         let saved = self.saved.iter();
         saved.map(|(path, (value, trained))| (path.as_str(), value.shape.as_slice(), *trained))
+    }
+
+    /// Whether an embedding of tokens trains whole.
+    pub fn trains_embedding(&self) -> bool {
+        self.saved()
+            .any(|(path, _, trained)| trained && path.ends_with(write::EMBEDDING))
     }
 
     /// Whether two of the parameters that are saved whole have the same values.

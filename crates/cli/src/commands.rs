@@ -32,8 +32,8 @@ use crate::{
     devices, inspect_data,
     mistaken::adapter_in,
     models::{
-        attached, base_of, data_files, load_base, locate, locate_data, packing_of, tokenizer,
-        tokenizer_beside,
+        attached, base_of, data_files, fitted, load_base, locate, locate_data, packing_of,
+        tokenizer, tokenizer_beside,
     },
     progress::{Display, finished},
     signals::{interrupted, interrupter},
@@ -242,6 +242,12 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
     let ids = prompt
         .map(|prompt| opening.encode(prompt, args.raw))
         .transpose()?;
+    let stop = opening
+        .tokenizer
+        .stop_ids_with(&opening.config.eos_token_ids);
+    if let Some(note) = opening.tokenizer.check_stops(&stop)? {
+        say(&format!("note: {note}"));
+    }
     let loaded = opening.load()?;
     let advice = "Lower --max-new-tokens, or hold the weights in half precision (--dtype)";
     devices::guarded(&loaded.details, advice, || match &ids {
@@ -276,6 +282,8 @@ fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()>
         } else {
             loaded.tokenizer.encode(&line, true)?
         };
+        let rows = loaded.config.vocab_size;
+        loaded.tokenizer.check_rows(&ids, rows)?;
         loaded.config.check_prompt(ids.len())?;
         let content = loaded.stream(&ids, args.max_new_tokens, sampling)?;
         history.push(Message::new("assistant", content));
@@ -318,7 +326,7 @@ impl Opening {
             beside = tokenizer_beside(adapter, &config)?;
             config = config.adapted(adapter)?;
         }
-        let tokenizer = tokenizer(&base, beside.as_deref())?;
+        let tokenizer = fitted(tokenizer(&base, beside.as_deref())?, &config);
         let stored = config.stored_dtype();
         let dtype = choose_dtype("--dtype", args.dtype, stored, &device, details.accelerator)?;
         Ok(Self {
@@ -340,6 +348,7 @@ impl Opening {
         } else {
             self.tokenizer.encode_prompt(prompt)?
         };
+        self.tokenizer.check_rows(&ids, self.config.vocab_size)?;
         self.config.check_prompt(ids.len())?;
         Ok(ids)
     }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     Usage,
     args::InspectArgs,
-    models::{data_files, locate, tokenizer},
+    models::{data_files, fitted, locate, tokenizer},
     terminal::{Out, out, say},
 };
 
@@ -37,14 +37,18 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     };
     let options = options(&args.set, args.max_length)?;
     let model = locate(&model.to_string_lossy())?.path;
-    let tokenizer = tokenizer(&model, None)?;
+    let mut tokenizer = tokenizer(&model, None)?;
+    // A tokenizer may be looked at without a model beside it.
+    let of_model = ModelConfig::from_path(&model).ok();
+    if let Some(config) = &of_model {
+        tokenizer = fitted(tokenizer, config);
+    }
     let (files, first) = data_files(&args.path)?;
     let options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
     let (data, mut refusals) = load(&files, &tokenizer, options, cache.as_ref())?;
     if data.format != Format::Text {
-        // A tokenizer may be looked at without a model beside it.
-        let of_model = ModelConfig::from_path(&model).map(|config| config.eos_token_ids);
+        let of_model = of_model.map(|config| config.eos_token_ids);
         let stop = tokenizer.stop_ids_with(&of_model.unwrap_or_default());
         if let Err(error) = check_ends(data.samples.iter(), &stop) {
             refusals.push(error.to_string());

@@ -236,10 +236,20 @@ pub(crate) fn attached(adapter: PeftAdapter, llama: Llama) -> Result<Llama> {
 /// A checkpoint's tokenizer, or the one in a directory beside.
 pub(crate) fn tokenizer(base: &Path, beside: Option<&Path>) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from_paths(base, beside)?;
-    if let Some(note) = tokenizer.note() {
+    for note in tokenizer.notes() {
         say(&format!("note: {note}"));
     }
     Ok(tokenizer)
+}
+
+/// The tokenizer for a model of this configuration, whose embedding may have no
+/// rows for some of its tokens.
+pub(crate) fn fitted(tokenizer: Tokenizer, config: &ModelConfig) -> Tokenizer {
+    let tokenizer = tokenizer.with_rows(config.vocab_size);
+    if let Some(note) = tokenizer.note_of_rows() {
+        say(&format!("note: {note}"));
+    }
+    tokenizer
 }
 
 /// The directory whose tokenizer goes before the base's: an adapter that resized
@@ -260,7 +270,7 @@ pub(crate) fn tokenizer_beside(
             directory.display()
         ),
         None => "note: the adapter resized the vocabulary, and no tokenizer is beside it: the base's is used, \
-                 which does not know the new tokens"
+                 which may not know the new tokens"
             .to_owned(),
     });
     Ok(found)

@@ -401,6 +401,35 @@ pub enum DataError {
         /// Those of a row.
         max_length: usize,
     },
+    /// A token that the model's embedding has no row for.
+    #[error(
+        "the token `{token}` ({id}) is used, and the model's embedding has only {rows} rows, none for it: train with \
+         model.resize_embeddings = true in the recipe, which adds rows for all tokens, or take it out of the text or \
+         the chat template{}",
+        if *.n_vocab > 2 * *.rows { ". Or is this not the tokenizer of this checkpoint?" } else { "" }
+    )]
+    BeyondEmbedding {
+        /// Its text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+        /// One more than the tokenizer's largest id.
+        n_vocab: usize,
+    },
+    /// The model cannot write any token at which generation is to stop.
+    #[error(
+        "generation is to stop at {tokens}, which the model never writes: its embedding has {rows} rows. Name another \
+         `eos_token` in tokenizer_config.json, or train with model.resize_embeddings = true in the recipe, which adds \
+         rows for all tokens"
+    )]
+    StopsBeyondEmbedding {
+        /// The tokens.
+        tokens: String,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// A number is out of range.
     #[error("`{key}` is {found}, but must be {expected}")]
     OutOfRange {

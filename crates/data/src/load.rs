@@ -328,6 +328,7 @@ impl Source<'_> {
                 }
             });
         }
+        self.check_rows(&samples, format)?;
         let report = DataReport {
             format,
             prompt_style: match format {
@@ -353,6 +354,61 @@ impl Source<'_> {
             report,
             from_cache,
         })
+    }
+
+    /// Refuses samples with a token that the model has no row for, naming the
+    /// record.
+    fn check_rows(&self, samples: &Corpus, format: Format) -> Result<(), DataError> {
+        let rows = self.tokenizer.rows().unwrap_or(usize::MAX);
+        if self.tokenizer.n_vocab() <= rows {
+            return Ok(());
+        }
+        for sample in samples.iter() {
+            if let Err(error) = self.tokenizer.check(&sample.tokens) {
+                return Err(self.first_beyond(format)?.unwrap_or(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first record with such a token, as an error. Where each sample is from is
+    /// not kept: the files are read once more, up to there.
+    fn first_beyond(&self, format: Format) -> Result<Option<DataError>, DataError> {
+        let options = DataOptions {
+            format: Some(format),
+            ..self.options.clone()
+        };
+        let mut encoder = Encoder::new(self.tokenizer, &options);
+        let (mut found, mut n_records) = (None, 0);
+        let mut look = |record: Record| -> Result<(), Halt> {
+            let at = record.at.clone();
+            for (mut sample, _) in encoder.encode(vec![record])? {
+                // Of a record, what is beyond the limit is not used; text goes on in the next block.
+                if format != Format::Text {
+                    sample.truncate(options.max_length);
+                    if !options.train_on_prompt && sample.n_trained() == 0 {
+                        continue;
+                    }
+                }
+                if let Err(error) = self.tokenizer.check(&sample.tokens) {
+                    found = Some(error.at(&at));
+                    return Err(Halt::Enough);
+                }
+            }
+            n_records += 1;
+            if options.first == Some(n_records) {
+                return Err(Halt::Enough);
+            }
+            Ok(())
+        };
+        for path in self.paths {
+            match records::for_each(path, &mut look) {
+                Ok(()) => {}
+                Err(Halt::Enough) => break,
+                Err(halt) => return Err(halt.into()),
+            }
+        }
+        Ok(found)
     }
 
     /// For errors about all files.

@@ -1,10 +1,12 @@
 //! A checkpoint's tokenizer, special tokens and chat template.
 
+mod ends;
 mod files;
 mod guarded;
 mod identity;
 mod markup;
 mod mask;
+mod rows;
 
 use std::{
     collections::BTreeMap,
@@ -43,8 +45,10 @@ pub struct Tokenizer {
     /// What closes a turn of the assistant in the chat template.
     turn_end: Option<u32>,
     n_vocab: usize,
+    /// Rows of the model's embedding, if they were told.
+    rows: Option<usize>,
     identity: Option<Key>,
-    note: Option<String>,
+    notes: Vec<String>,
 }
 
 impl Tokenizer {
@@ -68,9 +72,10 @@ impl Tokenizer {
         }
     }
 
-    /// What was taken for granted about it, to be said.
-    pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
+    /// What is to be said of it: what was taken for granted, and special tokens
+    /// that contradict each other.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Reads `tokenizer.json` of a checkpoint's directory, or what older
@@ -109,6 +114,8 @@ impl Tokenizer {
                 specials.insert(key.clone(), token.to_owned());
             }
         }
+        let mut notes: Vec<String> = files.note.into_iter().collect();
+        let of_models = ends_of(&files.models)?;
         let named = |key: &str| match specials.get(key) {
             None => Ok(None),
             Some(token) => match inner.token_to_id(token) {
@@ -119,14 +126,28 @@ impl Tokenizer {
                 }),
             },
         };
-        let mut stop_ids: Vec<_> = named("eos_token")?.into_iter().collect();
-        for (config, path) in &files.models {
-            stop_ids.extend(stop_tokens(config, path)?);
-        }
-        let eos_id = stop_ids.first().copied();
-        let mut of_models = files.models.iter();
+        let known = |ids: &[u32]| {
+            ids.iter()
+                .copied()
+                .find(|&id| inner.id_to_token(id).is_some())
+        };
+        let named_eos = match named("eos_token") {
+            Ok(named) => named,
+            Err(error) => {
+                notes.push(given_way(error, &of_models, &inner)?);
+                None
+            }
+        };
+        let mut stop_ids: Vec<_> = named_eos.into_iter().collect();
+        stop_ids.extend(of_models.iter().flat_map(|(_, ids)| ids));
+        let eos_id = match named_eos {
+            // As little as may be of what is no token.
+            None => known(&stop_ids).or(stop_ids.first().copied()),
+            named => named,
+        };
+        let mut models = files.models.iter();
         let bos_id = named("bos_token")?
-            .or_else(|| of_models.find_map(|(config, _)| first_id(config.get("bos_token_id")?)));
+            .or_else(|| models.find_map(|(config, _)| first_id(config.get("bos_token_id")?)));
         let bos = bos_id.and_then(|id| Some((id, inner.id_to_token(id)?)));
         // Any id will do to pad with, even one that the configuration gets wrong.
         let pad_id = named("pad_token").ok().flatten().or(eos_id).unwrap_or(0);
@@ -167,18 +188,33 @@ impl Tokenizer {
             stop_ids: Vec::new(),
             turn_end: None,
             n_vocab,
+            rows: None,
             identity: None,
-            note: files.note,
+            notes,
         };
-        tokenizer.turn_end = tokenizer.find_turn_end();
-        stop_ids.extend(tokenizer.turn_end);
-        for id in stop_ids {
-            if !tokenizer.stop_ids.contains(&id) {
-                tokenizer.stop_ids.push(id);
-            }
-        }
+        tokenizer.find_ends(named_eos, &of_models, stop_ids);
         tokenizer.identity = tokenizer.identify(identity, source.as_deref(), &specials);
         Ok(tokenizer)
+    }
+
+    /// Finds what ends a turn, what generation is to stop at, and what is to be
+    /// said of either.
+    fn find_ends(
+        &mut self,
+        named: Option<u32>,
+        of_models: &[(String, Vec<u32>)],
+        mut stop_ids: Vec<u32>,
+    ) {
+        self.turn_end = self.find_turn_end();
+        let ends = self.differing_ends(named, of_models);
+        let split = self.split_turn_end();
+        self.notes.extend(ends.into_iter().chain(split));
+        stop_ids.extend(self.turn_end);
+        for id in stop_ids {
+            if !self.stop_ids.contains(&id) {
+                self.stop_ids.push(id);
+            }
+        }
     }
 
     /// The tokens of a text. `add_special_tokens` adds what the tokenizer puts
@@ -230,13 +266,17 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// When the template or the tokenizer fails.
+    /// When the template or the tokenizer fails, or a token has no row in the
+    /// model's embedding ([`with_rows`](Self::with_rows)).
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, DataError> {
-        if !self.has_chat_template() {
-            return self.encode(prompt, true);
-        }
-        let text = self.render_chat(&[Message::new("user", prompt)], true)?;
-        self.encode(&text, false)
+        let ids = if self.has_chat_template() {
+            let text = self.render_chat(&[Message::new("user", prompt)], true)?;
+            self.encode(&text, false)?
+        } else {
+            self.encode(prompt, true)?
+        };
+        self.check(&ids)?;
+        Ok(ids)
     }
 
     /// The beginning-of-sequence token.
@@ -249,8 +289,8 @@ impl Tokenizer {
         self.pad_id
     }
 
-    /// One more than the largest id, added tokens included: the embedding must
-    /// have at least as many rows.
+    /// One more than the largest id, added tokens included: where the embedding
+    /// has fewer rows, those beyond must not be used.
     pub fn n_vocab(&self) -> usize {
         self.n_vocab
     }
@@ -355,6 +395,39 @@ fn stop_tokens(config: &Config, path: &Path) -> Result<Vec<u32>, DataError> {
             reason: format!("`eos_token_id` is {shown}, but must be a token or a list of tokens"),
         }
     })
+}
+
+/// The tokens that end a text, by each file that may name some.
+fn ends_of(models: &[(Config, PathBuf)]) -> Result<Vec<(String, Vec<u32>)>, DataError> {
+    let ends = |(config, path): &(Config, PathBuf)| {
+        Ok::<_, DataError>((file_name(path), stop_tokens(config, path)?))
+    };
+    models.iter().map(ends).collect()
+}
+
+/// What to say where the end that is named is no token, and another file names
+/// one that is; else the error.
+fn given_way(
+    error: DataError,
+    of_models: &[(String, Vec<u32>)],
+    inner: &tokenizers::Tokenizer,
+) -> Result<String, DataError> {
+    let known = of_models.iter().find_map(|(file, ids)| {
+        let token = |&id: &u32| Some((id, inner.id_to_token(id)?));
+        Some((file, ids.iter().find_map(token)?))
+    });
+    let Some((file, (id, token))) = known else {
+        return Err(error);
+    };
+    Ok(format!(
+        "{error}: texts end with the `eos_token_id` of {file} in training and generation, `{token}` ({id})"
+    ))
+}
+
+/// As people call a file.
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 /// `2` or the first of `[2, 3]`.

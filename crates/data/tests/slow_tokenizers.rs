@@ -50,7 +50,7 @@ fn slow_tokenizers_give_the_tokens_of_transformers() {
     for name in ["gpt2", "opt", "qwen2", "llama", "llama-legacy"] {
         let directory = cases().join(name);
         let tokenizer = Tokenizer::from_dir(&directory).unwrap();
-        assert_eq!(tokenizer.note(), None);
+        assert_eq!(tokenizer.notes(), [""; 0]);
         let bytes = fs::read(directory.join("expected.json")).unwrap();
         let expected: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json!(tokenizer.n_vocab()), expected["length"], "{name}");
@@ -88,9 +88,9 @@ fn what_nothing_says_the_splitting_of_is_read_as_gpt2s_and_said() {
     let unsaid = changed("gpt2", &[("tokenizer_config.json", Some("{}"))]);
     let tokenizer = Tokenizer::from_dir(unsaid.path()).unwrap();
     assert!(
-        tokenizer.note().unwrap().contains("GPT-2"),
+        tokenizer.notes()[0].contains("GPT-2"),
         "{:?}",
-        tokenizer.note()
+        tokenizer.notes()
     );
     let text = "the mill's 12,000 loaves";
     assert_eq!(

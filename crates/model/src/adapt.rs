@@ -4,7 +4,6 @@
 
 use burn::{module::Param, tensor::Tensor};
 use olora_adapter::{AdapterError, PeftAdapter};
-use serde_json::Value;
 
 use crate::{Llama, ModelConfig};
 
@@ -84,13 +83,12 @@ impl ModelConfig {
     /// # Errors
     ///
     /// As [`adapted_vocabulary`].
-    pub fn adapted(mut self, adapter: &PeftAdapter) -> Result<Self, AdapterError> {
+    pub fn adapted(self, adapter: &PeftAdapter) -> Result<Self, AdapterError> {
         let rows = adapted_vocabulary(adapter, self.vocab_size, self.tie_word_embeddings)?;
-        if let Some(rows) = rows {
-            self.vocab_size = rows;
-            self.json.insert("vocab_size".to_owned(), Value::from(rows));
-        }
-        Ok(self)
+        Ok(match rows {
+            Some(rows) => self.with_vocabulary(rows),
+            None => self,
+        })
     }
 }
 

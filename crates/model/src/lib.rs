@@ -47,6 +47,7 @@ pub mod llama;
 mod naming;
 mod norm;
 mod quantize;
+mod resize;
 mod rope;
 
 pub use activation::Activation;
@@ -69,4 +70,5 @@ pub use naming::Named;
 pub use norm::{Norm, NormKind};
 pub use olora_operations::Dtype;
 pub use quantize::{Packing, Quantize, UnknownQuantize};
+pub use resize::NewRows;
 pub use rope::{Rope, RopeScaling, Rotation};

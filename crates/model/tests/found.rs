@@ -400,6 +400,71 @@ fn a_vocabulary_that_is_resized_at_one_end_is_refused_with_both_sizes() {
     }
 }
 
+/// Two tokens more than the base has, of which the rows alone were trained.
+#[test]
+fn rows_that_were_trained_alone_give_pefts_logits() {
+    for (name, base) in [("token-rows", "llama"), ("token-rows-tied", "llama-tied")] {
+        let directory = found(name);
+        let adapter = read(&directory);
+        let notes = adapter.notes.join("; ");
+        assert!(
+            notes.contains("2 rows of the embedding were trained"),
+            "{notes}"
+        );
+        let (adapted, _) = model(base).adapted(adapter).unwrap();
+        let golden_file = directory.join("logits.safetensors");
+        let expected = golden(&directory);
+        let diff = max_diff(&logits_of(&adapted, &golden_file), &expected);
+        assert!(diff < 1e-4, "{name}: logits differ by {diff}");
+        // Written again, it is an embedding that is saved whole.
+        let out = TempDir::new().unwrap();
+        read(&directory)
+            .write(out.path(), &WriteOptions::default())
+            .unwrap();
+        let (again, _) = model(base).adapted(read(out.path())).unwrap();
+        let diff = max_diff(&logits_of(&again, &golden_file), &expected);
+        assert!(
+            diff < 1e-4,
+            "{name}, written again: logits differ by {diff}"
+        );
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_their_table_are_refused_by_name() {
+    let refused = |keys: &Value, change: &dyn Fn(&mut Tensors)| {
+        let directory = changed(&found("token-rows"), keys, |mut all| {
+            change(&mut all);
+            all
+        });
+        PeftAdapter::read(directory.path()).unwrap_err().to_string()
+    };
+    let same = json!({});
+    let message = refused(&same, &|all| {
+        all.retain(|name, _| !name.contains("base_layer"));
+    });
+    assert!(
+        message.contains("`trainable_token_indices` without the table"),
+        "{message}"
+    );
+    let message = refused(&same, &|all| {
+        all.retain(|name, _| !name.contains("token_adapter"));
+    });
+    assert!(
+        message.contains("of which the file has no rows"),
+        "{message}"
+    );
+    for (ids, part) in [
+        (json!([64, 66]), "the token 66, and the table"),
+        (json!([64]), "names 1 tokens"),
+        (json!("all"), "must be a list of tokens"),
+        (json!([-1]), "must be a list of tokens"),
+    ] {
+        let message = refused(&json!({"trainable_token_indices": ids}), &|_| {});
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 const EMBEDDING: &str = "base_model.model.model.embed_tokens.weight";
 const HEAD: &str = "base_model.model.lm_head.weight";
 

@@ -36,6 +36,9 @@ pub fn load_base(
             }
         }
     };
+    // After rounding: new rows are those of the weights that the run has.
+    let mut llama = llama;
+    llama.resize_embeddings(config.vocab_size, recipe.seed);
     let llama = if precision.compute == precision.base {
         llama
     } else {

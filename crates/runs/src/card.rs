@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use crate::{Recipe, Summary};
 
 /// The card of a finished run.
-pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
+///
+/// `rows` are those of a vocabulary that was resized.
+pub(crate) fn card(recipe: &Recipe, summary: &Summary, rows: Option<usize>) -> String {
     let adapter = &recipe.adapter.config;
     let method = recipe.adapter.method_name();
     let base = base_name(recipe);
@@ -85,9 +87,11 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary) -> String {
     line(format_args!("| seed | {} |\n\n", recipe.seed));
     line(format_args!(
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-         base = AutoModelForCausalLM.from_pretrained({})\n\
+         base = AutoModelForCausalLM.from_pretrained({})\n{}\
          model = PeftModel.from_pretrained(base, \"this directory\")\n```\n",
-        quoted(&base)
+        quoted(&base),
+        rows.map(|rows| format!("base.resize_token_embeddings({rows})\n"))
+            .unwrap_or_default()
     ));
     text
 }

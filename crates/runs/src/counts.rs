@@ -80,20 +80,7 @@ impl Counts {
         }
         let saved = parameters_to_save(&model, &adapter.modules_to_save);
         let is_tied = model.lm_head.is_none();
-        if is_tied
-            && saved
-                .iter()
-                .any(|param| param.path().contains("embed_tokens"))
-        {
-            return Err(AdapterError::Impossible {
-                path: "embed_tokens".to_owned(),
-                what: "its place in `modules_to_save`".to_owned(),
-                reason: "it is tied to `lm_head`: trained whole, it would be both here, and the embedding \
-                         alone where PEFT loads it. Put an adapter on it instead (`adapter.targets`)"
-                    .to_owned(),
-            }
-            .into());
-        }
+        let has = |name: &str| saved.iter().any(|param| param.path().contains(name));
         let sizes = || saved.iter().map(Parameter::num_elements);
         let anchored = adapter.method.is_anchored() && adapter.placement == Placement::Anchored;
         Ok(Self {
@@ -105,7 +92,8 @@ impl Counts {
             adapted_output: targets.iter().any(|(target, _)| target.path == "lm_head"),
             output_trains: saved
                 .iter()
-                .any(|param| param.path().starts_with("lm_head")),
+                .any(|param| param.path().starts_with("lm_head"))
+                || is_tied && has("embed_tokens"),
             rank,
         })
     }

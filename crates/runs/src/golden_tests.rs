@@ -138,7 +138,7 @@ fn run_on(
     initial: &Path,
 ) -> Outcome {
     let (llama, _) = olora_model::load(base, Dtype::F32, &Device::flex()).unwrap();
-    let llama = PeftAdapter::read(initial).unwrap().attach(llama).unwrap();
+    let (llama, _) = llama.adapted(PeftAdapter::read(initial).unwrap()).unwrap();
     run_adapted(llama, reference, batches, accumulation)
 }
 
@@ -254,10 +254,8 @@ fn check(name: &str, accumulation: usize) {
     }
 
     let (base, _) = olora_model::load(&base, Dtype::F32, &Device::flex()).unwrap();
-    let last = PeftAdapter::read(&directory.join("final"))
-        .unwrap()
-        .attach(base)
-        .unwrap();
+    let last = PeftAdapter::read(&directory.join("final")).unwrap();
+    let (last, _) = base.adapted(last).unwrap();
     let expected = reference["layers"].as_object().map_or_else(
         || 2 * reference["target_modules"].as_array().map_or(7, Vec::len),
         serde_json::Map::len,
@@ -411,6 +409,13 @@ fn ten_steps_with_a_module_that_trains_whole_equal_pefts() {
 #[test]
 fn ten_steps_with_norms_that_train_equal_pefts() {
     check("train-modules-to-save-norm", 1);
+}
+
+/// Two tokens more than the base has, which the batches use.
+#[test]
+fn ten_steps_with_a_vocabulary_that_was_resized_equal_pefts() {
+    check("train-resized", 1);
+    check("train-resized-tied", 1);
 }
 
 #[test]

@@ -50,6 +50,7 @@ mod precision;
 mod prepare;
 mod quiet;
 pub mod recipe;
+mod resize;
 mod run;
 mod run_data;
 mod run_directory;

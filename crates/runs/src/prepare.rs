@@ -10,6 +10,7 @@ use crate::{
     counts::Counts,
     estimate::{PackedShare, Workload},
     recipe::Weights,
+    resize::{check_from, resized},
     run_data::{Data, fingerprint},
     start_from::{filled_in, fingerprint_with},
     steps::Steps,
@@ -20,6 +21,8 @@ pub(crate) struct Prepared {
     /// With everything decided that the device decides.
     pub(crate) recipe: Recipe,
     pub(crate) config: ModelConfig,
+    /// Whether the vocabulary has more rows than the checkpoint's.
+    pub(crate) resized: bool,
     pub(crate) precision: Precision,
     /// The adapter that the run starts from, if not afresh.
     pub(crate) from: Option<PeftAdapter>,
@@ -34,10 +37,13 @@ pub(crate) struct Prepared {
 }
 
 /// A recipe as it is written to its run's directory. Of the model, nothing but
-/// its configuration has been read.
+/// its configuration and its tokenizer have been read.
 pub(crate) struct Resolved {
     /// With everything decided that the device decides.
     pub(crate) recipe: Recipe,
+    tokenizer: Tokenizer,
+    /// Whether the vocabulary has more rows than the checkpoint's.
+    resized: bool,
     config: ModelConfig,
     precision: Precision,
     from: Option<PeftAdapter>,
@@ -52,10 +58,26 @@ impl Resolved {
         observer: &dyn Observer,
     ) -> Result<Self, RunError> {
         let config = ModelConfig::from_path(&recipe.model.path)?;
-        let (recipe, from) = filled_in(recipe, &config, observer)?;
+        let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
+        let of_checkpoint = config.vocab_size;
+        // An adapter of a run that was resized fits the base as it will be.
+        let rows = recipe.model.resize_embeddings.rows(tokenizer.n_vocab());
+        let wide = match rows.filter(|rows| *rows > of_checkpoint) {
+            Some(rows) => config.clone().with_vocabulary(rows),
+            None => config.clone(),
+        };
+        let (recipe, from) = filled_in(recipe, &wide, observer)?;
+        let (recipe, config) = resized(recipe, config, &tokenizer, observer)?;
+        let resized = config.vocab_size > of_checkpoint;
+        if let Some(from) = from.as_ref().filter(|_| resized) {
+            check_from(from, config.vocab_size)?;
+        }
         let (recipe, precision) = recipe.resolved(&config, device, accelerator)?;
+        let tokenizer = tokenizer.with_rows(config.vocab_size);
         Ok(Self {
             recipe,
+            tokenizer,
+            resized,
             config,
             precision,
             from,
@@ -68,14 +90,16 @@ impl Prepared {
     pub(crate) fn new(resolved: Resolved, observer: &dyn Observer) -> Result<Self, RunError> {
         let Resolved {
             recipe,
+            tokenizer,
+            resized,
             config,
             precision,
             from,
             accelerator,
         } = resolved;
-        let tokenizer = Tokenizer::from_path(&recipe.model.path)?;
-        if let Some(note) = tokenizer.note() {
-            observer.on(&Event::Note(note.to_owned()));
+        let notes = tokenizer.notes().iter().cloned();
+        for note in notes.chain(tokenizer.note_of_rows()) {
+            observer.on(&Event::Note(note));
         }
         let data = Data::load(&recipe, &tokenizer, observer)?;
         data.check_against(&config, &tokenizer)?;
@@ -115,6 +139,7 @@ impl Prepared {
         Ok(Self {
             recipe,
             config,
+            resized,
             precision,
             from,
             tokenizer,

@@ -5,6 +5,7 @@ pub mod bounds;
 mod data;
 mod differences;
 mod parse;
+mod resize;
 mod resuming;
 
 use std::{path::PathBuf, sync::Arc};
@@ -18,6 +19,7 @@ pub use self::{
     adapter::{AdapterSection, Given, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
+    resize::ResizeEmbeddings,
 };
 pub(crate) use self::{
     differences::{Change, changes},
@@ -111,6 +113,10 @@ pub struct ModelSection {
     /// [`dtype`](Self::dtype).
     #[serde(default, skip_serializing_if = "Packing::is_stored")]
     pub quantize: Packing,
+    /// How many rows embedding and vocabulary projection get, for tokens that were
+    /// added to the tokenizer; as many as the model has if not given.
+    #[serde(default, skip_serializing_if = "ResizeEmbeddings::is_no")]
+    pub resize_embeddings: ResizeEmbeddings,
     /// Whether weights come from the checkpoint or are drawn afresh.
     #[serde(default)]
     pub weights: Weights,

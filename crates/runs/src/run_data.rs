@@ -314,19 +314,16 @@ pub fn check_ends(mut samples: impl Iterator<Item = Sample>, stop: &[u32]) -> Re
 ///
 /// # Errors
 ///
-/// [`RunError::Train`], saying which.
+/// [`RunError::Train`] names the token; [`RunError::Mismatch`] the length.
 pub fn check_samples(
     samples: &Corpus,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
 ) -> Result<(), RunError> {
     if tokenizer.n_vocab() > config.vocab_size {
-        return Err(RunError::mismatch(format!(
-            "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
-             this is not the tokenizer of this checkpoint",
-            tokenizer.n_vocab(),
-            config.vocab_size
-        )));
+        for sample in samples.iter() {
+            tokenizer.check_rows(&sample.tokens, config.vocab_size)?;
+        }
     }
     // The last token is only ever predicted: it takes no position.
     let longest = (0..samples.len()).map(|i| samples.n_inputs(i)).max();

@@ -42,10 +42,16 @@ impl<'a> Sampler<'a> {
                 .map_err(|error| RunError::mismatch(format!("`samples.prompts`: {error}")))?;
             Ok((prompt.as_str(), ids))
         });
+        let stop = tokenizer.stop_ids_with(&config.eos_token_ids);
+        if !recipe.samples.prompts.is_empty()
+            && let Some(note) = tokenizer.check_stops(&stop)?
+        {
+            observer.on(&Event::Note(note));
+        }
         Ok(Self {
             prompts: prompts.collect::<Result<_, _>>()?,
             max_new_tokens: recipe.samples.max_new_tokens,
-            stop: tokenizer.stop_ids_with(&config.eos_token_ids),
+            stop,
             tokenizer,
             observer,
         })

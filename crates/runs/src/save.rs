@@ -30,7 +30,11 @@ pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, 
     let fingerprint = (has_files && !full)
         .then(|| weights_fingerprint(base))
         .transpose()?;
-    let companions = full.then(|| Companions::read(base)).transpose()?;
+    // An adapter that brings a vocabulary of another size goes with the tokenizer of it.
+    let resized = prepared.resized && !full;
+    let companions = (full || resized)
+        .then(|| Companions::read(base))
+        .transpose()?;
     let companions = companions.unwrap_or_default();
     let packing = recipe.model.quantize;
     // Unpacked values are those of the file: only new ones are worth a note.
@@ -44,6 +48,12 @@ pub(crate) fn saver(prepared: &Prepared, result: PathBuf) -> Result<SaveResult, 
                 adapter.base = Some(name.clone());
                 adapter.base_fingerprint.clone_from(&fingerprint);
                 adapter.base_packing.clone_from(&packing);
+                // Where one weight is embedding and vocabulary projection, it is trained as both.
+                adapter.ties_weights =
+                    trainee.llama.lm_head.is_none() && adapter.trains_embedding();
+                if resized {
+                    companions.write(&result)?;
+                }
                 adapter.write(&result, &WriteOptions::default())?;
             }
             Trained::Everything => {

@@ -186,7 +186,9 @@ impl<'a> Session<'a> {
             return Ok(summary);
         }
         if !full {
-            directory.write("adapter/README.md", card(recipe, &summary).as_bytes())?;
+            let rows = prepared.resized.then_some(prepared.config.vocab_size);
+            let card = card(recipe, &summary, rows);
+            directory.write("adapter/README.md", card.as_bytes())?;
         }
         // What could not be removed after the last checkpoint has been told; it may go now.
         let _ = checkpoint::tidy(&directory.checkpoints(), recipe.training.keep_checkpoints);

@@ -350,6 +350,10 @@ pub(crate) fn attach_from(
     // would be lost.
     let along = adapter.saved().filter(|(.., trained)| !trained);
     for (path, ..) in along {
+        // The other end of a tied embedding that trains.
+        if adapter.ties_weights && path.ends_with("lm_head.weight") {
+            continue;
+        }
         let name = path.strip_suffix(".weight").unwrap_or(path);
         if !adapter.saves_the_layer(path, &llama, name)? {
             return Err(RunError::mismatch(format!(

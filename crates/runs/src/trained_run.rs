@@ -9,7 +9,7 @@ use std::{
 use burn::tensor::TensorData;
 use olora_adapter::{AdapterConfig, CONFIG_FILE, NamedTensor, PeftAdapter, TaskType};
 use olora_data::{Corpus, Tokenizer};
-use olora_model::{Packing, weights_fingerprint};
+use olora_model::{ModelConfig, Packing, weights_fingerprint};
 use olora_training::caught;
 use serde::Deserialize;
 
@@ -203,6 +203,10 @@ impl TrainedRun {
         let mut adapter = adapter_of(&config, tensors)?.read_from(&whole.path.join(TRAINED));
         adapter.task = Some(TaskType::CausalLm);
         adapter.base = Some(base_name(recipe));
+        // Where one weight is embedding and vocabulary projection, it is trained as both.
+        let config = ModelConfig::from_path(&recipe.model.path);
+        let tied = config.is_ok_and(|config| config.tie_word_embeddings);
+        adapter.ties_weights = tied && adapter.trains_embedding();
         if recipe.model.weights == Weights::Checkpoint {
             adapter.base_fingerprint = weights_fingerprint(&recipe.model.path).ok();
         }

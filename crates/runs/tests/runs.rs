@@ -432,7 +432,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
 }
 
 #[test]
-fn a_tokenizer_larger_than_the_embedding_is_refused_before_anything_is_written() {
+fn a_token_beyond_the_embedding_is_refused_before_anything_is_written() {
     let out = tempfile::tempdir().unwrap();
     let base = out.path().join("base");
     fs::create_dir(&base).unwrap();
@@ -452,7 +452,7 @@ fn a_tokenizer_larger_than_the_embedding_is_refused_before_anything_is_written()
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("1024 tokens") && error.contains("1000 rows"),
+        error.contains("train.jsonl, record ") && error.contains("1000 rows"),
         "{error}"
     );
     assert!(!out.path().join("run").exists());

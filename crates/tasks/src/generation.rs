@@ -22,6 +22,12 @@ pub(crate) fn answer(
     done: &mut dyn FnMut(usize),
 ) -> Result<Run, TaskError> {
     let prompts = prompts(tokenizer, items, options)?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        let checked = tokenizer.check_rows(prompt, llama.vocab_size());
+        checked.map_err(|error| {
+            TaskError::Mismatch(format!("question {i} counted from 0: {error}"))
+        })?;
+    }
     let writer = Writer::new(llama, tokenizer, options)?;
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| Reverse(prompts[i].len()));

@@ -62,14 +62,6 @@ impl TaskOptions {
         tasks: &[Task],
     ) -> Result<(), TaskError> {
         let wrong = |reason: String| Err(TaskError::Mismatch(reason));
-        if tokenizer.n_vocab() > llama.vocab_size() {
-            return wrong(format!(
-                "the tokenizer knows {} tokens, but the model's embedding has only {} rows: \
-                 this is not the tokenizer of this checkpoint",
-                tokenizer.n_vocab(),
-                llama.vocab_size()
-            ));
-        }
         if let Some(limit) = llama
             .position_limit()
             .filter(|limit| self.max_length > *limit)
@@ -186,7 +178,15 @@ fn choose(
             .requests
             .iter()
             .map(|[context, continuation]| encoder.request(context, continuation));
-        let of_choices: Result<Vec<_>, _> = of_choices.collect();
+        let of_choices = of_choices.map(|request| {
+            let request = request?;
+            // A model may have no rows for tokens of its tokenizer, as long as nothing uses them.
+            let rows = llama.vocab_size();
+            tokenizer.check_rows(&request.input, rows)?;
+            tokenizer.check_rows(&request.targets, rows)?;
+            Ok(request)
+        });
+        let of_choices: Result<Vec<_>, TaskError> = of_choices.collect();
         requests.push(of_choices.map_err(|error| of_item(i, error))?);
     }
     let request_tokens = requests.iter().flatten().map(|one| one.input.len()).sum();

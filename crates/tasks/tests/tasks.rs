@@ -697,6 +697,50 @@ fn options_that_cannot_be_meant_are_refused() {
     }
 }
 
+/// A token that was added to the tokenizer, and has no row in the embedding.
+#[test]
+fn tokens_without_a_row_are_refused_where_an_item_uses_them() {
+    let tiny = tiny();
+    let directory = tempfile::tempdir().unwrap();
+    let mut json: Value =
+        serde_json::from_slice(&fs::read(base().join("tokenizer.json")).unwrap()).unwrap();
+    let added = json!({"id": 1024, "content": "<|bell|>", "single_word": false, "lstrip": false,
+                       "rstrip": false, "normalized": false, "special": false});
+    json["added_tokens"].as_array_mut().unwrap().push(added);
+    fs::write(directory.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let config = base().join("tokenizer_config.json");
+    fs::copy(config, directory.path().join("tokenizer_config.json")).unwrap();
+    let tokenizer = Tokenizer::from_dir(directory.path()).unwrap();
+    let run = |tasks: &[Task]| {
+        let options = TaskOptions {
+            max_new_tokens: 2,
+            ..tiny.options()
+        };
+        score(&tiny.llama, &tokenizer, tasks, &options, &mut |_| {})
+    };
+    let (_kept, unused) = gsm8k(&["Where does Alder live?"]);
+    run(&unused).unwrap();
+    let (_kept, used) = gsm8k(&["Where?", "Where does <|bell|> live?"]);
+    let error = run(&used).unwrap_err().to_string();
+    for part in [
+        "question 1 counted from 0",
+        "`<|bell|>` (1024)",
+        "only 1024 rows",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    let records = [
+        json!({"query": "Question: x", "choices": ["a", "b"], "gold": 1}),
+        json!({"query": "Question: y", "choices": ["a", "<|bell|>"], "gold": 1}),
+    ];
+    let kept = self::directory("arc_easy.jsonl", &records);
+    let tasks = load(&[TaskName::ArcEasy], kept.path(), None).unwrap();
+    let error = run(&tasks).unwrap_err().to_string();
+    for part in ["item 1 counted from 0", "`<|bell|>` (1024)"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 #[test]
 fn results_are_written_and_read_again_and_never_over_others() {
     let tiny = tiny();

@@ -21,7 +21,6 @@ const DEFAULTS_ONLY: &[&str] = &[
     "lora_bias",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
@@ -62,6 +61,7 @@ const KNOWN: &[&str] = &[
     "runtime_config",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 ];
@@ -243,7 +243,7 @@ impl PeftAdapter {
             .map(|(name, alpha)| (name, whole(*alpha)))
             .collect();
         let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
-        json!({
+        let mut json = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": self.base,
             "bias": "none",
@@ -265,7 +265,12 @@ impl PeftAdapter {
             "task_type": self.task.as_ref().map(TaskType::name),
             "use_dora": config.dora,
             "use_rslora": config.rslora
-        })
+        });
+        // Only where it says something: older versions of PEFT do not know the key.
+        if self.tied_embedding().is_some() {
+            json["ensure_weight_tying"] = json!(true);
+        }
+        json
     }
 }
 

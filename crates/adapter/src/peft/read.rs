@@ -11,6 +11,7 @@ use super::{
     matching::{PatternKeys, Rules},
     mlx,
     names::{Unwrapped, Unwrapping, unwrap_configuration, unwrapped},
+    token_rows,
     write::names,
 };
 use crate::{
@@ -100,10 +101,10 @@ impl PeftAdapter {
         }
         unwrap_configuration(&mut json);
         let config::Read {
-            config,
+            mut config,
             mut notes,
             warnings,
-            ties_weights,
+            mut ties_weights,
         } = config::read(&json, &config_file)?;
         let rules = Rules::read(&json, &config_file)?;
         let whole = 1.0..=MAX_RANK as f64;
@@ -117,13 +118,16 @@ impl PeftAdapter {
             note,
         } = TensorFile::of(directory)?;
         notes.extend(note);
+        let rows = token_rows::combined(tensors, &json, &mut config, &config_file, &file)?;
+        ties_weights |= rows.ties;
+        notes.extend(rows.note);
         let Sorted {
             parts,
             saved,
             mut problems,
             inner,
             notes: of_names,
-        } = sorted(tensors, &config, &file)?;
+        } = sorted(rows.tensors, &config, &file)?;
         notes.extend(of_names);
         let wrong = |reason: &str| malformed(&config_file, "adapter configuration", &reason);
         let mut layers = BTreeMap::new();

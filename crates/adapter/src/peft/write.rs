@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     AdapterError,
+    saved::Stored,
     target::{Kind, linear_paths},
 };
 
@@ -21,6 +22,10 @@ use crate::{
 pub(super) const FINGERPRINT: &str = "olora.base_fingerprint";
 /// The key that [`PeftAdapter::base_packing`] has in the file's metadata.
 pub(super) const PACKING: &str = "olora.base_packing";
+
+/// The ends of the path of an embedding, and of a vocabulary projection.
+pub(super) const EMBEDDING: &str = "embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// How an adapter is written.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +87,17 @@ impl PeftAdapter {
                 );
             }
         }
+        if let Some(value) = self.tied_embedding()
+            && !self.saved.keys().any(|path| path.ends_with(HEAD))
+        {
+            // PEFT 0.21 looks for both ends of what it ties.
+            add(
+                format!("{PREFIX}{HEAD}"),
+                &value.shape,
+                &value.values,
+                dtype,
+            );
+        }
         let json = serde_json::to_string_pretty(&self.to_json())
             .map_err(|error| malformed(&directory.join(CONFIG_FILE), "JSON value", &error))?;
 
@@ -95,6 +111,17 @@ impl PeftAdapter {
             write_file(&directory.join("README.md"), card.as_bytes())?;
         }
         write_file(&directory.join(CONFIG_FILE), json.as_bytes())
+    }
+}
+
+impl PeftAdapter {
+    /// An embedding that trains whole, and is the vocabulary projection too.
+    pub(super) fn tied_embedding(&self) -> Option<&Stored> {
+        let mut saved = self.saved.iter();
+        let (_, (value, _)) = saved.find(|(path, (_, trained))| {
+            self.ties_weights && *trained && path.ends_with(EMBEDDING)
+        })?;
+        Some(value)
     }
 }
 

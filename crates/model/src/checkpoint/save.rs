@@ -192,7 +192,8 @@ impl Companions {
     pub fn write(&self, to: &Path) -> Result<(), ModelError> {
         for (name, bytes) in &self.0 {
             let file = to.join(name);
-            fs::write(&file, bytes).map_err(|source| ModelError::io("writing", &file, source))?;
+            write_atomically(&file, |to| to.write_all(bytes))
+                .map_err(|source| ModelError::io("writing", &file, source))?;
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub const MAX_NEW_TOKENS: usize = 1 << 20;
 pub const MAX_SAMPLES: usize = u32::MAX as usize;
 /// The largest length that others are padded to a multiple of.
 pub const MAX_PADDING: usize = 65_536;
+/// The most rows of an embedding. Vocabularies have up to 300,000.
+pub const MAX_ROWS: usize = 1 << 24;
 /// The most times that an epoch goes through a source.
 pub const MAX_WEIGHT: f64 = 1e6;
 /// The largest rank of a layer in multiples of the one asked for.

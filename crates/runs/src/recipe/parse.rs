@@ -11,11 +11,12 @@ use olora_model::Packing;
 use olora_training::Decay;
 
 use super::{
-    AdapterSection, Dtype, Keep, OptimizerKind, Recipe, Trained, TrainingSection, Weights,
+    AdapterSection, Dtype, Keep, OptimizerKind, Recipe, ResizeEmbeddings, Trained, TrainingSection,
+    Weights,
     bounds::{
         MAX_ACCUMULATION, MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LENGTH, MAX_NAME, MAX_NEW_TOKENS,
-        MAX_PADDING, MAX_RHO, MAX_SAMPLES, MAX_SEED, MAX_STEPS, MAX_WEIGHT, Problems, has_control,
-        is_single,
+        MAX_PADDING, MAX_RHO, MAX_ROWS, MAX_SAMPLES, MAX_SEED, MAX_STEPS, MAX_WEIGHT, Problems,
+        has_control, is_single,
     },
 };
 use crate::RunError;
@@ -120,6 +121,7 @@ impl Recipe {
         self.check_data(&mut problems);
         self.training.check(&mut problems);
         self.check_together(&mut problems);
+        self.check_rows(&mut problems);
         let samples = &self.samples;
         problems.within(
             "samples.max_new_tokens",
@@ -313,6 +315,39 @@ impl Recipe {
         problems.check(
             self.training.loraplus_ratio.is_none() || !full,
             "`training.loraplus_ratio` has no use with `adapter.method = \"none\"`: remove it",
+        );
+    }
+}
+
+impl Recipe {
+    fn check_rows(&self, problems: &mut Problems) {
+        let key = "model.resize_embeddings";
+        let allowed = 1..=MAX_ROWS;
+        match self.model.resize_embeddings {
+            ResizeEmbeddings::No | ResizeEmbeddings::Tokens => {}
+            ResizeEmbeddings::AtLeast(rows) => {
+                problems.within(
+                    key,
+                    rows,
+                    &allowed,
+                    "an embedding gets at least so many rows",
+                );
+            }
+            ResizeEmbeddings::ToMultipleOf(multiple) => {
+                let key = format!("{key}.pad_to_multiple_of");
+                problems.within(
+                    &key,
+                    multiple,
+                    &(1..=MAX_PADDING),
+                    "rows are added up to a multiple",
+                );
+            }
+        }
+        problems.check(
+            self.model.resize_embeddings.is_no()
+                || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
+            "`model.resize_embeddings` needs `model.dtype = \"float32\"`: the new rows train, and small updates \
+             vanish in half precision",
         );
     }
 }
