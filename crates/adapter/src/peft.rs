@@ -101,6 +101,17 @@ pub struct PeftAdapter {
     pub(crate) problems: Vec<String>,
     /// Whether a `module.` was taken from the beginning of all paths.
     pub(crate) inner: bool,
+    /// Where the layers' names were a text model's within a larger one.
+    pub(crate) within: Option<Within>,
+}
+
+/// How transformers names the text model of one that reads pictures too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Within {
+    /// `language_model.model.layers`, before version 5.
+    Older,
+    /// `model.language_model.layers`.
+    Newer,
 }
 
 /// One adapted layer, in PyTorch's orientation.
@@ -231,6 +242,7 @@ impl PeftAdapter {
             warnings: Vec::new(),
             ties_weights: false,
             inner: false,
+            within: None,
             base_fingerprint: None,
             base_packing: None,
             file: PathBuf::new(),

@@ -375,7 +375,7 @@ impl Loaded {
     /// Prints the continuation as it comes and returns it.
     fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
         let stop = self.tokenizer.stop_ids_with(&self.config.eos_token_ids);
-        let limit = self.config.max_position_embeddings;
+        let limit = self.config.longest_sequence();
         // Where there is an end of positions, generating says so itself.
         if self.llama.position_limit().is_none() && ids.len().saturating_add(max_new_tokens) > limit
         {

@@ -6,10 +6,11 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use olora_adapter::CONFIG_FILE;
-use olora_files::size;
+use olora_files::{refuse_pointer, size};
 use olora_hub::{HubOptions, LocalFiles, PushEvent, PushTarget, local_files};
+use olora_runs::TrainedRun;
 
 use crate::{
     Usage,
@@ -22,8 +23,11 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     if args.message.trim().is_empty() {
         return Err(Usage::new("--message is empty: say what is sent"));
     }
-    let path = meant(&args.path);
+    let path = meant(&args.path)?;
     let LocalFiles { files, left_out } = local_files(&path)?;
+    for file in &files {
+        refuse_pointer(&file.path).with_context(|| file.path.display().to_string())?;
+    }
     let mut out = out();
     for file in &files {
         writeln!(out, "{}  {}", file.name, size(file.size))?;
@@ -83,7 +87,10 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     bars.finish();
     say(&match pushed.url {
         Some(url) => format!("pushed {} of {count}: {url}", pushed.files.len()),
-        None => "the repository has all of it already: there is nothing to do".to_owned(),
+        None if pushed.ignored.is_empty() => {
+            "the repository has all of it already: there is nothing to do".to_owned()
+        }
+        None => "the repository has all that it does not exclude: nothing was sent".to_owned(),
     });
     Ok(ExitCode::SUCCESS)
 }
@@ -101,22 +108,59 @@ fn base_by_path(adapter: &Path) -> Option<String> {
 }
 
 /// What is meant by the directory of a run: its adapter, or its model.
-fn meant(path: &Path) -> PathBuf {
+///
+/// # Errors
+///
+/// For a run that has not finished and for a checkpoint, which hold what is for
+/// training alone.
+fn meant(path: &Path) -> Result<PathBuf> {
     let inside = [("adapter", CONFIG_FILE), ("model", "config.json")];
-    let is_itself = inside.iter().any(|(_, file)| path.join(file).exists());
+    if inside.iter().any(|(_, file)| path.join(file).exists()) {
+        return Ok(path.to_owned());
+    }
     let found = inside
         .iter()
         .map(|(name, file)| (path.join(name), file))
-        .find(|(place, file)| !is_itself && place.join(file).exists());
-    match found {
-        None => path.to_owned(),
-        Some((place, _)) => {
+        .find(|(place, file)| place.join(file).exists());
+    let run = TrainedRun::at(path)?;
+    match (found, run) {
+        (None, None) => Ok(path.to_owned()),
+        (Some((place, _)), run) if run.is_none() || is_finished(path) => {
             say(&format!(
                 "note: {} is the directory of a run: what is sent is {}",
                 path.display(),
                 place.display()
             ));
-            place
+            Ok(place)
+        }
+        (_, run) => {
+            let shown = path.display();
+            let what = if !path.join("recipe.toml").is_file() {
+                "a checkpoint of a run"
+            } else if is_finished(path) {
+                "the directory of a run whose result is not there"
+            } else {
+                "the directory of a run that has not finished"
+            };
+            let section = run.and_then(|run| run.section().ok());
+            if section.is_some_and(|section| section.everything) {
+                bail!(
+                    "{shown} is {what}, which trains every weight: go on with the run, with `olora train RECIPE \
+                     --resume`, and push the model that it makes"
+                );
+            }
+            bail!(
+                "{shown} is {what}, with what only training needs: write the adapter that it holds with `olora \
+                 convert {shown} --output DIR`, and push DIR"
+            )
         }
     }
+}
+
+/// Whether the summary of a run says that it came to its end, whichever version
+/// has written it.
+fn is_finished(run: &Path) -> bool {
+    let summary = std::fs::read(run.join("summary.json")).unwrap_or_default();
+    let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap_or_default();
+    summary["finished"] == true
 }

@@ -38,7 +38,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     // What cannot be read is told before a model is loaded.
     let tasks = tasks::load(&of_tasks.tasks, directory, of_tasks.limit)?;
     let opening = Opening::new(&args.model, kernels)?;
-    let limit = opening.config.max_position_embeddings;
+    let limit = opening.config.longest_sequence();
     if let Some(length) = args.max_length.filter(|length| *length > limit) {
         bail!(
             "--max-length is {length}, but the model was made for {limit} positions: leave it out to read as \

@@ -14,7 +14,7 @@ mod upload_hub;
 use std::{fs, path::Path, process::Output};
 
 use assert_cmd::Command;
-use common::{olora, refused, root, stderr, stdout};
+use common::{olora, refused, root, stderr, stdout, train};
 use upload_hub::{Hub, NAME, TOKEN};
 
 const ADAPTER: &str = "fixtures/peft/train-lora/final";
@@ -85,6 +85,58 @@ fn an_adapter_is_listed_sent_and_found_to_be_there() {
         "{}",
         stderr(&again)
     );
+}
+
+/// Only of a run that is finished is it clear what is meant, and no directory of
+/// a run is sent as it is.
+#[test]
+fn a_finished_run_is_its_adapter_and_others_are_refused() {
+    let (hub, home) = (Hub::start(), tempfile::tempdir().unwrap());
+    let out = tempfile::tempdir().unwrap();
+    let output = train(&out, &["training.checkpoint_every=1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = out.path().join("quickstart");
+    let dry = |path: &Path| {
+        push(
+            &[path.to_str().unwrap(), NAME, "--dry-run"],
+            &hub,
+            home.path(),
+        )
+    };
+    let output = dry(&run);
+    let listed = stdout(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(listed.contains("adapter_model.safetensors"), "{listed}");
+    assert!(!listed.contains("recipe.toml"), "{listed}");
+    let checkpoint = run.join("checkpoints/step-000002");
+    let refused_with = |path: &Path, what: &str| {
+        let text = refused(&dry(path), 1);
+        assert!(text.contains(what), "{text}");
+        let command = format!("olora convert {} --output DIR", path.display());
+        assert!(text.contains(&command), "{text}");
+    };
+    refused_with(&checkpoint, "a checkpoint of a run");
+    fs::remove_file(run.join("summary.json")).unwrap();
+    refused_with(&run, "has not finished");
+    fs::remove_dir_all(run.join("adapter")).unwrap();
+    refused_with(&run, "has not finished");
+}
+
+#[test]
+fn what_stands_for_a_file_is_not_sent_in_its_place() {
+    let (hub, home) = (Hub::start(), tempfile::tempdir().unwrap());
+    let model = home.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::write(model.join("config.json"), "{}").unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4096\n";
+    fs::write(model.join("model.safetensors"), pointer).unwrap();
+    let output = push(&[model.to_str().unwrap(), NAME], &hub, home.path());
+    let text = refused(&output, 1);
+    assert!(
+        text.contains("model.safetensors") && text.contains("git lfs pull"),
+        "{text}"
+    );
+    assert!(hub.requests().is_empty());
 }
 
 #[test]

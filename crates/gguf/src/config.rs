@@ -307,7 +307,7 @@ fn yarn(
     Ok(scaling)
 }
 
-/// Parameters of YaRN that need not be there: key in `config.json`, key in the
+/// Parameters of `YaRN` that need not be there: key in `config.json`, key in the
 /// metadata.
 pub(crate) const YARN: [(&str, &str); 3] = [
     ("attention_factor", "rope.scaling.yarn_attn_factor"),

@@ -96,8 +96,10 @@ pub(crate) enum Own {
     Granite,
     /// A window in three blocks of four.
     Olmo3,
-    /// YaRN with a scale of its own, and queries that grow.
+    /// `YaRN` with a scale of its own, and queries that grow.
     Ministral3,
+    /// `YaRN` with a scale of its own.
+    MistralWithin,
     /// Experts as wide as the feed-forward network would be.
     Mixtral,
     /// Experts of a width of their own, whose weights add up to one.
@@ -479,6 +481,7 @@ const MISTRAL3: Family = Family {
     model_type: "mistral",
     class: "MistralForCausalLM",
     architecture: "mistral3",
+    own: Own::MistralWithin,
     kv_heads: Some(8),
     ..LLAMA
 };

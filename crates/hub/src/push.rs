@@ -68,6 +68,8 @@ pub struct Pushed {
     pub url: Option<String>,
     /// The files that are new in the commit.
     pub files: Vec<String>,
+    /// Those that the repository's `.gitignore` excludes, so that they were not sent.
+    pub ignored: Vec<String>,
 }
 
 /// A file and what the hub said about it.
@@ -87,7 +89,7 @@ struct Planned<'a> {
 /// # Errors
 ///
 /// See [`PushError`]. The repository is then as it was before, or empty if it
-/// was made here.
+/// was made here; but after [`PushError::Unsure`] it may have the commit.
 pub fn push(
     files: &[LocalFile],
     target: &PushTarget,
@@ -106,31 +108,79 @@ pub fn push(
     }
     let server = Server::new(options, target)?;
     parts::forget_old(options);
-    let mut planned = Vec::new();
+    let (mut planned, mut ignored) = (Vec::new(), Vec::new());
     for some in files.chunks(AT_ONCE) {
-        plan(&server, some, target, &mut planned, on)?;
+        plan(&server, some, target, &mut planned, &mut ignored, on)?;
+    }
+    let is_all = ignored.len() == files.len();
+    let in_the_way = ignored.iter().filter(|name| is_all || is_weights(name));
+    let names: Vec<String> = in_the_way.cloned().collect();
+    if !names.is_empty() {
+        return Err(PushError::Excluded {
+            page: server.page(),
+            names,
+        });
     }
     for one in planned.iter().filter(|one| one.is_large) {
         parts::send(&server, one.file, &one.hashes, on)?;
     }
     if planned.is_empty() {
-        return Ok(Pushed::default());
+        return Ok(Pushed {
+            ignored,
+            ..Pushed::default()
+        });
     }
     let body = commit(&planned, &target.message)?;
-    let answer = server.commit(&body)?;
-    let url = answer["commitUrl"].as_str().map(str::to_owned);
+    let url = match server.commit(&body) {
+        Err(PushError::Unsure { .. }) if has_all(&server, files, target) => server.page(),
+        url => url?,
+    };
     Ok(Pushed {
-        url: Some(url.unwrap_or_else(|| server.page())),
+        url: Some(url),
         files: planned.iter().map(|one| one.file.name.clone()).collect(),
+        ignored,
     })
 }
 
-/// Asks the hub about files, and adds those that have to be sent.
+/// Whether the repository has all files by now, but for those that it ignores.
+fn has_all(server: &Server<'_>, files: &[LocalFile], target: &PushTarget) -> bool {
+    let (mut missing, mut ignored) = (Vec::new(), Vec::new());
+    for some in files.chunks(AT_ONCE) {
+        let asked = plan(
+            server,
+            some,
+            target,
+            &mut missing,
+            &mut ignored,
+            &mut |_| {},
+        );
+        if asked.is_err() || !missing.is_empty() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether a file holds what a model or an adapter is.
+fn is_weights(name: &str) -> bool {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    match last.rsplit_once('.') {
+        Some((_, "safetensors" | "gguf")) => true,
+        Some((first, "bin")) => {
+            first.starts_with("pytorch_model") || first.starts_with("adapter_model")
+        }
+        _ => false,
+    }
+}
+
+/// Asks the hub about files, and adds those that have to be sent, and those that
+/// it ignores.
 fn plan<'a>(
     server: &Server<'_>,
     files: &'a [LocalFile],
     target: &PushTarget,
     planned: &mut Vec<Planned<'a>>,
+    ignored: &mut Vec<String>,
     on: &mut dyn FnMut(PushEvent<'_>),
 ) -> Result<(), PushError> {
     let described = files
@@ -164,15 +214,16 @@ fn plan<'a>(
                 server.bad_answer(&format!("it does not say where `{}` is to go", file.name))
             );
         };
-        if of_file["shouldIgnore"] == true {
-            on(PushEvent::Ignored(&file.name));
-            continue;
-        }
+        let there = &of_file["oid"];
         let hashes = Hashes::of(file)?;
         let is_large = mode == "lfs" && file.size > 0;
-        let there = &of_file["oid"];
         if *there == *hashes.sha256 || *there == *hashes.git {
             on(PushEvent::There(&file.name));
+            continue;
+        }
+        if of_file["shouldIgnore"] == true {
+            on(PushEvent::Ignored(&file.name));
+            ignored.push(file.name.clone());
             continue;
         }
         planned.push(Planned {

@@ -11,7 +11,7 @@ use std::{
 
 use olora_hub::{HubOptions, PushError, PushEvent, PushTarget, Pushed, Token, local_files, push};
 use tempfile::{TempDir, tempdir};
-use upload_hub::{CHUNK, Hub, NAME, TOKEN};
+use upload_hub::{CHUNK, Cut, Hub, NAME, TOKEN};
 
 fn target() -> PushTarget {
     PushTarget {
@@ -274,6 +274,81 @@ fn what_a_repository_ignores_is_told() {
         "{events:?}"
     );
     assert_eq!(result.files.len(), 3);
+    assert_eq!(result.ignored, ["sub/small.bin"]);
+    // The second time, the rest is there.
+    let (result, _) = pushed(&from, &hub, &state).unwrap();
+    assert_eq!(result.url, None);
+    assert_eq!(result.ignored, ["sub/small.bin"]);
+}
+
+#[test]
+fn a_repository_that_ignores_all_or_the_weights_gets_nothing() {
+    let (hub, from, state) = (Hub::start(), model(), tempdir().unwrap());
+    let at = |name: &str| from.path().join(name);
+    fs::write(at("sub/model.safetensors"), weights(1000, 7)).unwrap();
+    for ignore in ["*", "sub/model.safetensors"] {
+        hub.faults().ignore = Some(ignore.to_owned());
+        let error = pushed(&from, &hub, &state).unwrap_err();
+        assert!(matches!(error, PushError::Excluded { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("sub/model.safetensors"), "{text}");
+        assert_eq!(text.contains("config.json"), ignore == "*", "{text}");
+    }
+    assert!(hub.files().is_empty());
+    assert!(hub.requests().iter().all(|request| !request.storage));
+    // What is there already is excluded by nothing.
+    hub.faults().ignore = None;
+    pushed(&from, &hub, &state).unwrap();
+    hub.faults().ignore = Some("*".to_owned());
+    let (result, _) = pushed(&from, &hub, &state).unwrap();
+    assert_eq!(result, Pushed::default());
+}
+
+#[test]
+fn an_answer_that_is_no_commit_is_not_taken_for_one() {
+    let (hub, from, state) = (Hub::start(), model(), tempdir().unwrap());
+    for (status, text) in [
+        (200, "{\"success\": false}"),
+        (200, "{}"),
+        (200, ""),
+        (200, "<html>"),
+        (502, "bad gateway"),
+    ] {
+        hub.faults().commit_text = Some((status, text.to_owned()));
+        hub.requests();
+        let error = pushed(&from, &hub, &state).unwrap_err();
+        assert!(matches!(error, PushError::Unsure { .. }), "{text}: {error}");
+        assert!(
+            error.to_string().contains("/owner/name/commits/main"),
+            "{error}"
+        );
+        assert_eq!(commits(&hub), 1, "{text}");
+    }
+    assert!(hub.files().is_empty());
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_looked_for_and_not_sent_again() {
+    let (hub, from, state) = (Hub::start(), model(), tempdir().unwrap());
+    hub.faults().cut_commit = Some(Cut::Before);
+    let error = pushed(&from, &hub, &state).unwrap_err();
+    assert!(matches!(error, PushError::Unsure { .. }), "{error}");
+    assert_eq!(commits(&hub), 1);
+    hub.faults().cut_commit = Some(Cut::After);
+    let (result, _) = pushed(&from, &hub, &state).unwrap();
+    assert_eq!(result.files.len(), 4);
+    assert!(result.url.unwrap().ends_with(NAME));
+    assert_eq!(commits(&hub), 1);
+    assert_eq!(hub.files().len(), 4);
+}
+
+/// How many commits were sent since the requests were looked at last.
+fn commits(hub: &Hub) -> usize {
+    let requests = hub.requests();
+    let commits = requests
+        .iter()
+        .filter(|request| request.line.contains("/commit/"));
+    commits.count()
 }
 
 #[test]
@@ -338,9 +413,5 @@ api.upload_folder(repo_id='owner/name', folder_path=sys.argv[3], ignore_patterns
     assert!(hub.files() == files);
     hub.requests();
     python(&hub, &from);
-    let commits = hub.requests();
-    let commits = commits
-        .iter()
-        .filter(|request| request.line.contains("/commit/"));
-    assert_eq!(commits.count(), 0, "we have pushed it all");
+    assert_eq!(commits(&hub), 0, "we have pushed it all");
 }

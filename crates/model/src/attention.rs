@@ -18,7 +18,7 @@ pub struct Attention {
     pub projections: Projections,
     /// Output, `[n_heads · head_dim, hidden_size]`.
     pub o_proj: Linear,
-    /// Norm over each query head (Qwen3, Gemma 3), or over all (OLMo 2).
+    /// Norm over each query head (Qwen3, Gemma 3), or over all (`OLMo` 2).
     pub q_norm: Option<Norm>,
     /// Norm over each key head, or over all.
     pub k_norm: Option<Norm>,

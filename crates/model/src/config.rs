@@ -11,14 +11,14 @@ mod quantization;
 pub(crate) use keys::Keys;
 pub(crate) use quantization::{Groups, Mlx, Quantization};
 
-use crate::{Activation, Dtype, Family, ModelError, NormKind, Rope};
+use crate::{Activation, Dtype, Family, ModelError, NormKind, Rope, RopeScaling};
 
 /// Where norms stand around attention and the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormOrder {
     /// Before each: `x + f(norm(x))`.
     Before,
-    /// After each: `x + norm(f(x))` (OLMo 2, [arXiv 2501.00656](https://arxiv.org/abs/2501.00656)).
+    /// After each: `x + norm(f(x))` (`OLMo` 2, [arXiv 2501.00656](https://arxiv.org/abs/2501.00656)).
     After,
     /// Before and after: `x + norm(f(norm(x)))` (Gemma 2 and 3).
     Around,
@@ -31,7 +31,7 @@ pub enum QkNorm {
     None,
     /// Each head by itself.
     PerHead,
-    /// All heads together (OLMo 2).
+    /// All heads together (`OLMo` 2).
     Whole,
 }
 
@@ -322,6 +322,17 @@ impl ModelConfig {
     pub fn position_limit(&self) -> Option<usize> {
         self.learned_positions
             .then_some(self.max_position_embeddings)
+    }
+
+    /// The longest sequence that is read: as long as the checkpoint was made for,
+    /// or, with dynamic scaling, which begins there, so many times that.
+    pub fn longest_sequence(&self) -> usize {
+        let factor = self.ropes.iter().find_map(|rope| match rope.scaling {
+            RopeScaling::Dynamic { factor, .. } => Some(factor),
+            _ => None,
+        });
+        let longest = self.max_position_embeddings as f64 * factor.unwrap_or(1.0);
+        (longest as usize).max(self.max_position_embeddings)
     }
 
     /// The file as it was read: what `config.json` holds, or would hold.

@@ -24,6 +24,10 @@ pub enum FeedForward {
     Fused(FusedMlp),
     /// Several, of which each token goes through a few (Mixtral, Qwen3-MoE).
     Mixture(Mixture),
+    /// One network of a model whose other blocks have experts. It takes no
+    /// adapter: PEFT takes the names of its layers for those of experts, and
+    /// would lose what was trained.
+    Alone(Alone),
 }
 
 /// `down(act(gate(x)) · up(x))`, or without a gate `down(act(up(x)))`.
@@ -63,6 +67,19 @@ pub struct Mixture {
     pub experts: Vec<Expert>,
     per_token: usize,
     normalised: bool,
+    #[module(skip)]
+    activation: Activation,
+}
+
+/// `down(act(gate(x)) · up(x))`, without adapters.
+#[derive(Module, Debug)]
+pub struct Alone {
+    /// To the inner width.
+    pub gate_proj: Plain,
+    /// To the inner width.
+    pub up_proj: Plain,
+    /// Back from it.
+    pub down_proj: Plain,
     #[module(skip)]
     activation: Activation,
 }
@@ -127,6 +144,15 @@ impl FeedForward {
                 activation,
             });
         }
+        if experts.is_some() {
+            let plain = |shape| Plain::new(shape, initializer, device);
+            return Self::Alone(Alone {
+                gate_proj: plain([d_model, inner]),
+                up_proj: plain([d_model, inner]),
+                down_proj: plain([inner, d_model]),
+                activation,
+            });
+        }
         let down_proj = dense(inner, d_model, config.mlp_bias);
         if config.fused {
             return Self::Fused(FusedMlp {
@@ -157,7 +183,7 @@ impl FeedForward {
                 down_proj,
                 ..
             }) => vec![gate_up_proj, down_proj],
-            Self::Mixture(_) => Vec::new(),
+            Self::Mixture(_) | Self::Alone(_) => Vec::new(),
         }
     }
 
@@ -170,8 +196,13 @@ impl FeedForward {
             Self::Fused(mlp) => mlp.forward(x),
             Self::Mixture(mixture) => {
                 let [batch, seq, width] = x.dims();
-                let mixed = mixture.forward(x.reshape([batch * seq, width]));
+                let mixed = mixture.forward(&x.reshape([batch * seq, width]));
                 mixed.reshape([batch, seq, width])
+            }
+            Self::Alone(alone) => {
+                let [batch, seq, width] = x.dims();
+                let found = alone.forward(&x.reshape([batch * seq, width]));
+                found.reshape([batch, seq, width])
             }
         }
     }
@@ -214,10 +245,10 @@ impl Mixture {
     /// # Shapes
     ///
     /// - x, output: `[n, hidden_size]`
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
         let (device, dtype) = (x.device(), x.dtype());
         let routes = self.routes(x.clone());
-        let mut mixed = Tensor::zeros_like(&x);
+        let mut mixed = Tensor::zeros_like(x);
         for (expert_idx, expert) in self.experts.iter().enumerate() {
             let chosen = routes.experts.iter().enumerate();
             let places: Vec<usize> = chosen
@@ -278,6 +309,14 @@ fn most_probable(values: &[f32], k: usize) -> Vec<usize> {
     places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
     places.truncate(k);
     places
+}
+
+impl Alone {
+    fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
+        let gate = self.gate_proj.apply(x.clone());
+        let inner = self.activation.gated(gate, self.up_proj.apply(x.clone()));
+        self.down_proj.apply(inner)
+    }
 }
 
 impl Expert {

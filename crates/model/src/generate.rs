@@ -105,6 +105,15 @@ pub fn generate(
     let mut seen = prompt.to_vec();
     let mut input = prompt.to_vec();
     for _ in 0..max_new_tokens {
+        // As `Phi3ForCausalLM.prepare_inputs_for_generation` does.
+        if let Some(end) = model.cache_ends_at()
+            && !cache.is_empty()
+            && cache.len() <= end
+            && seen.len() > end
+        {
+            cache = model.empty_cache();
+            input.clone_from(&seen);
+        }
         let logits = model.next_token_logits(ids(&input, &device), &mut cache);
         let mut logits = logits
             .try_into_data_dtype(DType::F32)
@@ -165,7 +174,7 @@ impl ModelConfig {
     ///
     /// [`ModelError::OutOfRange`], saying how many there are.
     pub fn check_prompt(&self, n_prompt: usize) -> Result<(), ModelError> {
-        let limit = self.max_position_embeddings;
+        let limit = self.longest_sequence();
         if n_prompt <= limit {
             return Ok(());
         }

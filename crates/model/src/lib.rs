@@ -62,7 +62,7 @@ pub use checkpoint::{
 pub use config::{Experts, ModelConfig, NormOrder, QkNorm};
 pub use error::ModelError;
 pub use families::Family;
-pub use feed_forward::{Expert, FeedForward, FusedMlp, Mixture, Mlp, Plain};
+pub use feed_forward::{Alone, Expert, FeedForward, FusedMlp, Mixture, Mlp, Plain};
 pub use finite::{NotFinite, first_not_finite};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};

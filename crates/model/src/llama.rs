@@ -67,6 +67,8 @@ pub struct Decoder {
     ropes: Vec<Rope>,
     #[module(skip)]
     query_growth: Option<(f64, f64)>,
+    /// Whether a cache is given up where rotations change (Phi-3).
+    cache_ends: bool,
     #[module(skip)]
     compute: Option<Dtype>,
 }
@@ -81,9 +83,9 @@ pub struct Block {
     pub self_attn: Attention,
     /// Feed-forward network.
     pub mlp: FeedForward,
-    /// The norm before attention; `None` where norms follow only (OLMo 2).
+    /// The norm before attention; `None` where norms follow only (`OLMo` 2).
     pub input_layernorm: Option<Norm>,
-    /// The norm after attention, before its result is added (Gemma 2, OLMo 2).
+    /// The norm after attention, before its result is added (Gemma 2, `OLMo` 2).
     pub attention_output_norm: Option<Norm>,
     /// The norm before the MLP; `None` where norms follow only.
     pub post_attention_layernorm: Option<Norm>,
@@ -189,6 +191,21 @@ impl Llama {
     /// - output: `[batch, seq, hidden_size]`
     pub fn hidden_after(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
         self.through_blocks(ids, Some(cache))
+    }
+
+    /// The length of a sequence beyond which its earlier tokens rotate otherwise
+    /// too; `None` if the length changes nothing. What was cached before is not
+    /// what a sequence beyond it would have.
+    pub fn rotation_changes_beyond(&self) -> Option<usize> {
+        let changes = self.model.ropes.iter().filter_map(Rope::changes_beyond);
+        changes.min()
+    }
+
+    /// The same, where the family computes all tokens again when a sequence
+    /// grows beyond it; others go on from what is cached.
+    pub(crate) fn cache_ends_at(&self) -> Option<usize> {
+        let ends = self.model.cache_ends;
+        self.rotation_changes_beyond().filter(|_| ends)
     }
 
     /// A cache that holds nothing yet.
@@ -466,6 +483,7 @@ impl ModelConfig {
             logit_cap: self.logit_cap,
             ropes: self.ropes.clone(),
             query_growth: self.query_growth,
+            cache_ends: self.family.model_type() == "phi3",
             compute: None,
         };
         Llama {

@@ -14,7 +14,7 @@ pub enum NormKind {
     /// times the weight in the input's dtype.
     Rms,
     /// The same, but the product with the weight is rounded, not its input
-    /// (OLMo 2).
+    /// (`OLMo` 2).
     RmsRoundedOnce,
     /// Root mean square, times `1 + weight`, all of it in f32 (Gemma).
     RmsPlusOne,

@@ -162,7 +162,7 @@ impl Rope {
     }
 
     /// The pairs that make so many turns within the trained context, which are
-    /// the bounds of YaRN's range (`find_correction_range`).
+    /// the bounds of `YaRN`'s range (`find_correction_range`).
     fn turning(&self, original: f64, turns: [f64; 2], truncate: bool) -> [f64; 2] {
         let dim = self.rotary_dim as f64;
         let [low, high] =
@@ -173,6 +173,22 @@ impl Rope {
             [low, high]
         };
         [low.max(0.0), high.min(dim - 1.0)]
+    }
+
+    /// The length beyond which all positions are rotated otherwise, if there is
+    /// one.
+    pub fn changes_beyond(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Dynamic {
+                max_position_embeddings: trained,
+                ..
+            }
+            | RopeScaling::LongRope {
+                original_max_position_embeddings: trained,
+                ..
+            } => Some(trained as usize),
+            _ => None,
+        }
     }
 
     /// What cosines and sines are multiplied by.

@@ -704,7 +704,18 @@ fn an_adapter_of_a_model_with_pictures_goes_onto_its_text_model() {
         let renamed = tensors(&trained.join("final").join(TENSOR_FILE))
             .into_iter()
             .map(|(name, tensor)| (name.replace("base_model.model.model.", within), tensor));
-        write(&copied.path().join(TENSOR_FILE), &renamed.collect());
+        // PEFT puts factors on the layers of other parts too; none has seen anything.
+        let mut renamed: Tensors = renamed.collect();
+        for (side, shape) in [("A", vec![2, 4]), ("B", vec![4, 2])] {
+            let name = format!("base_model.model.vision_tower.layers.0.q_proj.lora_{side}.weight");
+            let value = if side == "A" { 0.5 } else { 0.0 };
+            renamed.insert(name, (shape, vec![value; 8]));
+        }
+        write(&copied.path().join(TENSOR_FILE), &renamed);
+        let mut config = configuration(copied.path());
+        config["target_modules"] = json!(r".*language_model.*proj|.*vision_tower.*q_proj");
+        let file = copied.path().join("adapter_config.json");
+        fs::write(file, config.to_string()).unwrap();
         let (llama, notes) = model(base).adapted(read(copied.path())).unwrap();
         assert!(
             notes.iter().any(|note| note.contains("language_model.")),

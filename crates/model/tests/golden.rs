@@ -147,6 +147,14 @@ fn phi3_with_long_and_short_factors() {
     let logits = host(model.forward(ids(&golden, "short_ids", &device)));
     let diff = max_diff(&logits, &floats(&golden, "short_logits").1);
     assert!(diff < 1e-4, "logits differ by {diff}");
+
+    // From one set of factors to the other, as transformers' `generate` does.
+    let go_on = |_| ControlFlow::Continue(());
+    let prompt = tokens(&golden, "crossing_prompt_ids");
+    let expected = tokens(&golden, "crossing_greedy_ids");
+    let greedy = Sampling::default();
+    let ours = generate(&model, &prompt, expected.len(), &greedy, &[], go_on).unwrap();
+    assert_eq!(ours, expected);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn read(config: Value) -> Result<ModelConfig, String> {
 fn shape(
     model_type: &str,
     [vocab, hidden, inner, layers, heads, kv_heads]: [usize; 6],
-    own: Value,
+    own: impl Into<Option<Value>>,
 ) -> Value {
     let mut json: Map<String, Value> = json!({
         "model_type": model_type, "vocab_size": vocab, "hidden_size": hidden,
@@ -38,7 +38,9 @@ fn shape(
     .as_object()
     .unwrap()
     .clone();
-    json.extend(own.as_object().unwrap().clone());
+    if let Some(Value::Object(own)) = own.into() {
+        json.extend(own);
+    }
     Value::Object(json)
 }
 

@@ -46,6 +46,7 @@ fn config_error(name: &str, key: &str, value: Value) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_the_config_asks_for_and_we_do_not_do_is_named() {
     let cases = [
         ("model_type", json!("gpt2"), "model_type: gpt2"),

@@ -115,6 +115,32 @@ fn of_experts(experts: &Experts, width: u64, element: u64) -> u64 {
     per_token * ((width + 3 * inner) * element + 2 * width * 4) + 3 * count * 4
 }
 
+/// Values of a token that a block keeps, but for the feed-forward network: each
+/// norm keeps its input, each projection its input, attention its inputs, its
+/// output and a number per head, the gate its two inputs.
+fn kept_around_mlp(config: &ModelConfig, accelerator: bool) -> u64 {
+    let n = |x: usize| x as u64;
+    let d = n(config.hidden_size);
+    let q = n(config.num_attention_heads * config.head_dim);
+    let kv = n(config.num_key_value_heads * config.head_dim);
+    let mut kept = 2 * d + 2 * d + q + 2 * kv + q;
+    if config.qk_norm != QkNorm::None {
+        kept += q + kv;
+    }
+    if config.norm_order == NormOrder::Around {
+        kept += 2 * d;
+    }
+    if config.fused {
+        // Queries, keys and values as they come, and apart from each other.
+        kept += q + 2 * kv;
+    }
+    if accelerator {
+        // Attention's output as it is computed, and as it is projected.
+        kept += q;
+    }
+    kept
+}
+
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
         let counts = load.counts;
@@ -128,24 +154,8 @@ impl MemoryEstimate {
         let layers = n(config.num_hidden_layers);
         let adapted = counts.adapted_layers > 0;
 
-        // Each norm keeps its input, each projection its input, attention its inputs, its output
-        // and a number per head, the gate its two inputs.
         let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
-        let mut kept = 2 * d + 2 * d + q + 2 * kv + q;
-        if config.qk_norm != QkNorm::None {
-            kept += q + kv;
-        }
-        if config.norm_order == NormOrder::Around {
-            kept += 2 * d;
-        }
-        if config.fused {
-            // Queries, keys and values as they come, and apart from each other.
-            kept += q + 2 * kv;
-        }
-        if load.accelerator {
-            // Attention's output as it is computed, and as it is projected.
-            kept += q;
-        }
+        let mut kept = kept_around_mlp(config, load.accelerator);
         // Adapters keep x·A; with dropout, each its own input and what was dropped of it.
         let mut down = 0;
         if adapted {

@@ -328,11 +328,11 @@ pub fn check_samples(
     // The last token is only ever predicted: it takes no position.
     let longest = (0..samples.len()).map(|i| samples.n_inputs(i)).max();
     let longest = longest.unwrap_or(0);
-    if longest > config.max_position_embeddings {
+    let limit = config.longest_sequence();
+    if longest > limit {
         return Err(RunError::mismatch(format!(
-            "the longest sequence takes {longest} positions, but the model was made for {}: \
-             lower the maximum length",
-            config.max_position_embeddings
+            "the longest sequence takes {longest} positions, but the model was made for {limit}: \
+             lower the maximum length"
         )));
     }
     Ok(())

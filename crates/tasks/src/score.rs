@@ -45,7 +45,7 @@ impl TaskOptions {
     /// The harness's, for a checkpoint; an `accelerator` is shown few shapes.
     pub fn new(config: &ModelConfig, tokenizer: &Tokenizer, accelerator: bool) -> Self {
         Self {
-            max_length: config.max_position_embeddings,
+            max_length: config.longest_sequence(),
             batch_tokens: if accelerator { 16_384 } else { 2048 },
             padding_multiple: Padding::default_multiple(accelerator),
             share_prefix: true,
@@ -190,7 +190,12 @@ fn choose(
         requests.push(of_choices.map_err(|error| of_item(i, error))?);
     }
     let request_tokens = requests.iter().flatten().map(|one| one.input.len()).sum();
-    let (likelihoods, tokens) = if options.share_prefix {
+    // What choices share would rotate otherwise in the longer of them.
+    let longest = requests.iter().flatten().map(|one| one.input.len()).max();
+    let is_one_length = llama
+        .rotation_changes_beyond()
+        .is_none_or(|limit| longest.unwrap_or(0) <= limit);
+    let (likelihoods, tokens) = if options.share_prefix && is_one_length {
         shared(llama, &requests, options, done)?
     } else {
         (one_by_one(llama, &requests, done)?, request_tokens)

@@ -218,6 +218,7 @@ pub(super) fn read(
         rules: None,
         problems,
         inner: false,
+        within: None,
     };
     adapter.config.validate()?;
     Ok(adapter.settled())

@@ -170,6 +170,7 @@ impl PeftAdapter {
             rules,
             problems,
             inner,
+            within: None,
         };
         Ok(adapter.settled())
     }

@@ -7,7 +7,7 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData},
 };
 
-use super::{Layer, PREFIX, PeftAdapter, write::names};
+use super::{Layer, PREFIX, PeftAdapter, Within, write::names};
 use crate::{
     AdapterError, Placement, Target,
     attach::{Attached, Magnitude, attach_prepared, check_kind, check_rank, low_rank, refuse_both},
@@ -126,21 +126,17 @@ impl PeftAdapter {
     /// way around. Gives what to say then.
     pub fn settle_prefix<M: Module>(&mut self, module: &M) -> Option<String> {
         let paths: BTreeSet<String> = layers(module).into_iter().map(|layer| layer.path).collect();
-        let first = self.layers.keys().next()?;
         if self.layers.keys().any(|path| paths.contains(path)) {
             return None;
         }
+        if let Some(note) = self.settle_text_part(&paths) {
+            return Some(note);
+        }
+        let first = self.layers.keys().next()?;
         let all = |renamed: &dyn Fn(&str) -> Option<String>| {
             let mut layers = self.layers.keys();
             layers.all(|path| renamed(path).is_some_and(|path| paths.contains(&path)))
         };
-        if first.contains(TEXT_MODEL) && all(&|path| Some(path.replacen(TEXT_MODEL, "", 1))) {
-            self.rename(|path| path.replacen(TEXT_MODEL, "", 1));
-            return Some(format!(
-                "the adapter was made for a model of which this is the text part: its names are read \
-                 without `{TEXT_MODEL}`"
-            ));
-        }
         let longer: BTreeSet<&str> = paths
             .iter()
             .filter_map(|path| path.strip_suffix(first.as_str()))
@@ -167,6 +163,53 @@ impl PeftAdapter {
         Some(format!(
             "the adapter's names {how} `{prefix}`, other than this model's, and are read as if they were its"
         ))
+    }
+
+    /// Takes an adapter of a model that reads pictures too for one of its text
+    /// model, whose layers have these paths. Layers of other parts to which it
+    /// adds nothing are left out; the others stay, and do not fit.
+    fn settle_text_part(&mut self, paths: &BTreeSet<String>) -> Option<String> {
+        let renamed = |path: &str| path.replacen(TEXT_MODEL, "", 1);
+        let is_text = |path: &str| path.contains(TEXT_MODEL);
+        let first = self.layers.keys().find(|path| is_text(path))?;
+        let is_older = first.starts_with(TEXT_MODEL);
+        let mut text = self.layers.keys().filter(|path| is_text(path));
+        if !text.all(|path| paths.contains(&renamed(path))) {
+            return None;
+        }
+        let before = self.layers.len();
+        self.layers.retain(|path, layer| {
+            let adds = layer.magnitude.is_some() || layer.b.values.iter().any(|b| *b != 0.0);
+            is_text(path) || adds
+        });
+        let left_out = before - self.layers.len();
+        self.rename(|path| renamed(&path));
+        self.within = Some(if is_older {
+            Within::Older
+        } else {
+            Within::Newer
+        });
+        let others = if left_out > 0 {
+            format!(
+                ", and {left_out} layers of other parts, to which it adds nothing, are left out"
+            )
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "the adapter was made for a model of which this is the text part: its names are read without \
+             `{TEXT_MODEL}`{others}"
+        ))
+    }
+
+    /// What the configuration's rules are to be held against for a layer: its
+    /// name in the model that the adapter was made for.
+    fn name_as_made(&self, path: &str) -> String {
+        match self.within {
+            None => path.to_owned(),
+            Some(Within::Older) => format!("{TEXT_MODEL}{path}"),
+            Some(Within::Newer) => path.replacen("model.", &format!("model.{TEXT_MODEL}"), 1),
+        }
     }
 
     /// Gives all layers and all that is saved whole other paths.
@@ -204,7 +247,7 @@ impl PeftAdapter {
         for (path, target) in targets {
             let named = match &self.rules {
                 None => Ok(true),
-                Some(rules) => rules.name(path, target.kind),
+                Some(rules) => rules.name(&self.name_as_made(path), target.kind),
             };
             let named = match named {
                 Ok(named) => named,

@@ -35,6 +35,7 @@ pub(super) fn read(
                 let what = format!("a Gemma 3 model with logits capped at {cap}");
                 return Err(keys.unsupported(what, "Gemma 3 without caps"));
             }
+            config.entry("sliding_window").or_insert(Value::Null);
             let local = keys.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
             config.insert("rope_local_base_freq".to_owned(), json!(local));
             later_gemma(keys, config, 62, 6)?;
@@ -53,6 +54,16 @@ pub(super) fn read(
             config.insert("layer_types".to_owned(), sliding);
         }
         Own::Ministral3 => ministral3(keys, config)?,
+        Own::MistralWithin => {
+            // Without the key there is none, whatever a configuration without it means.
+            config.entry("sliding_window").or_insert(Value::Null);
+            if let Some(all) = log_multiplier(keys)?
+                && let Some(Value::Object(scaling)) = config.get_mut("rope_scaling")
+            {
+                scaling.insert("mscale".to_owned(), json!(1.0));
+                scaling.insert("mscale_all_dim".to_owned(), json!(all));
+            }
+        }
         Own::Mixtral => {
             let count = keys.required("expert_count")?;
             config.insert("num_local_experts".to_owned(), json!(count));
@@ -116,7 +127,9 @@ fn layer_types(
 ) -> Result<Value, GgufError> {
     let n_layers = config.get("num_hidden_layers").and_then(Value::as_u64);
     let n_layers = n_layers.unwrap_or(0).min(MOST_LAYERS + 1);
-    let has_window = config.contains_key("sliding_window");
+    let has_window = config
+        .get("sliding_window")
+        .is_some_and(|window| !window.is_null());
     let key = keys.key("attention.sliding_window_pattern");
     let sliding: Vec<bool> = match keys.metadata.flags(&key) {
         Some(listed) => listed,
@@ -194,6 +207,12 @@ fn phi3(
     Ok(())
 }
 
+/// `mscale_all_dim` of `YaRN`, if it is given and not zero.
+fn log_multiplier(keys: &Keys<'_>) -> Result<Option<f64>, GgufError> {
+    let all = keys.number("rope.scaling.yarn_log_multiplier")?;
+    Ok(all.filter(|all| *all != 0.0))
+}
+
 /// transformers 5's `rope_parameters`, which this family came with.
 fn ministral3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), GgufError> {
     let mut rope = match config.remove("rope_scaling") {
@@ -204,10 +223,7 @@ fn ministral3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), Gg
     if let Some(theta) = config.remove("rope_theta") {
         rope.insert("rope_theta".to_owned(), theta);
     }
-    if let Some(all) = keys
-        .number("rope.scaling.yarn_log_multiplier")?
-        .filter(|all| *all != 0.0)
-    {
+    if let Some(all) = log_multiplier(keys)? {
         rope.insert("mscale".to_owned(), json!(1.0));
         rope.insert("mscale_all_dim".to_owned(), json!(all));
     }

@@ -15,7 +15,7 @@ impl Shape<'_> {
     pub(super) fn describe_own(&self, metadata: &mut Metadata) -> Result<(), GgufError> {
         let name = |key: &str| format!("{}.{key}", self.family.architecture);
         match self.family.own {
-            Own::Nothing => {}
+            Own::Nothing | Own::MistralWithin => {}
             Own::Gemma2 => {
                 for (key, default) in [
                     ("attn_logit_softcapping", 50.0),
@@ -248,7 +248,7 @@ impl Shape<'_> {
             }
             None => {
                 let every = optional_size(self.config, "no_rope_layer_interval")?.unwrap_or(4);
-                (0..self.layers).all(|layer| !(layer + 1).is_multiple_of(every) == usual(layer))
+                (0..self.layers).all(|layer| (layer + 1).is_multiple_of(every) != usual(layer))
             }
         };
         if same {

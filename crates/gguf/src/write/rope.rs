@@ -57,7 +57,7 @@ impl Shape<'_> {
         let is_phi3 = self.family.own == Own::Phi3;
         let scaling = match kind {
             None | Some("default") => Scaling::None,
-            Some("longrope" | "su" | "yarn") if is_phi3 => self.longrope(inner)?,
+            Some("longrope" | "su" | "yarn") if is_phi3 => Self::longrope(inner)?,
             Some("linear") => Scaling::Linear(required(inner, "factor")?),
             Some("llama3") => Scaling::Llama3(Llama3 {
                 factor: required(inner, "factor")?,
@@ -111,7 +111,7 @@ impl Shape<'_> {
         }
     }
 
-    /// llama.cpp computes YaRN with fixed bounds, but for Ministral 3.
+    /// llama.cpp computes `YaRN` with fixed bounds, but for Ministral 3.
     fn yarn(&self, inner: &Map<String, Value>) -> Result<Yarn, GgufError> {
         let original = self.original(inner)?;
         let factor = match number(inner, "factor")? {
@@ -164,7 +164,7 @@ impl Shape<'_> {
         })
     }
 
-    fn longrope(&self, inner: &Map<String, Value>) -> Result<Scaling, GgufError> {
+    fn longrope(inner: &Map<String, Value>) -> Result<Scaling, GgufError> {
         let factors = |key: &str| {
             let numbers = |list: &Vec<Value>| -> Option<Vec<f32>> {
                 let each = list

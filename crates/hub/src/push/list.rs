@@ -21,6 +21,11 @@ pub struct LocalFile {
 
 impl LocalFile {
     pub(super) fn open(&self) -> Result<File, PushError> {
+        let failed = |source| PushError::io("reading", &self.path, source);
+        // Opening a pipe waits for whoever writes into it.
+        if !fs::metadata(&self.path).map_err(failed)?.is_file() {
+            return Err(PushError::NoFile(self.path.clone()));
+        }
         File::open(&self.path).map_err(|source| PushError::io("opening", &self.path, source))
     }
 }
@@ -42,7 +47,7 @@ pub struct LocalFiles {
 /// # Errors
 ///
 /// [`PushError::Io`]; [`PushError::BadFileName`] for names that a repository
-/// cannot have.
+/// cannot have; [`PushError::NoFile`] for pipes, sockets and devices.
 pub fn local_files(path: &Path) -> Result<LocalFiles, PushError> {
     let metadata = fs::metadata(path).map_err(|source| PushError::io("reading", path, source))?;
     let mut found = LocalFiles::default();
@@ -50,13 +55,15 @@ pub fn local_files(path: &Path) -> Result<LocalFiles, PushError> {
         add(path, "", &mut found)?;
         found.files.sort_by(|a, b| a.name.cmp(&b.name));
         found.left_out.sort();
-    } else {
+    } else if metadata.is_file() {
         let name = path.file_name().unwrap_or(path.as_os_str());
         found.files.push(LocalFile {
             name: checked(path, name.to_str())?.to_owned(),
             path: path.to_owned(),
             size: metadata.len(),
         });
+    } else {
+        return Err(PushError::NoFile(path.to_owned()));
     }
     Ok(found)
 }
@@ -75,12 +82,14 @@ fn add(directory: &Path, prefix: &str, found: &mut LocalFiles) -> Result<(), Pus
         let failed = |source| PushError::io("reading", &path, source);
         let is_link = entry.file_type().map_err(failed)?.is_symlink();
         let metadata = fs::metadata(&path).map_err(failed)?;
-        if !metadata.is_dir() {
+        if metadata.is_file() {
             found.files.push(LocalFile {
                 name,
                 size: metadata.len(),
                 path,
             });
+        } else if !metadata.is_dir() {
+            return Err(PushError::NoFile(path));
         } else if is_link {
             found
                 .left_out
@@ -137,5 +146,18 @@ mod tests {
         let one = local_files(&at("b.bin")).unwrap();
         assert_eq!(one.files[0].name, "b.bin");
         assert!(local_files(&at("gone")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_refused_and_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("model.safetensors");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [directory.path(), socket.as_path()] {
+            let error = local_files(path).unwrap_err();
+            assert!(matches!(&error, PushError::NoFile(path) if *path == socket));
+            assert!(error.to_string().contains("model.safetensors"), "{error}");
+        }
     }
 }

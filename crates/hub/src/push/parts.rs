@@ -58,11 +58,13 @@ pub(super) fn send(
     let object = &answer["objects"][0];
     if let Some(error) = object["error"].as_object() {
         let message = error.get("message").and_then(Value::as_str);
-        return Err(server.bad_answer(&format!(
-            "it does not take `{}`: {}",
-            file.name,
-            message.unwrap_or("it does not say why")
-        )));
+        let status = error.get("code").and_then(Value::as_u64);
+        let status = status.and_then(|status| u16::try_from(status).ok());
+        return Err(server.refused(
+            format!("to take `{}`", file.name),
+            status.unwrap_or(422),
+            message.unwrap_or_default(),
+        ));
     }
     if object["oid"] != *hashes.sha256 {
         return Err(server.bad_answer("it answers about another large file"));

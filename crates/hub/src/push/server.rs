@@ -1,14 +1,21 @@
 //! The requests of a push.
 
-use std::{io::Read, thread::sleep, time::Duration};
+use std::{
+    io::{ErrorKind, Read},
+    thread::sleep,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use ureq::{
-    Agent, Body, SendBody,
+    Agent, Body, Error, SendBody, Timeout,
     http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, header},
 };
 
-use super::{PushError, PushTarget, error::STORAGE};
+use super::{
+    PushError, PushTarget,
+    error::{FINISH, STORAGE},
+};
 use crate::{
     HubOptions,
     agent::agent,
@@ -18,6 +25,9 @@ use crate::{
 /// An answer of more than this is none.
 const ANSWER_BYTES: u64 = 64 << 20;
 const LFS: &str = "application/vnd.git-lfs+json";
+const COMMIT: &str = "the commit";
+/// Characters of an answer that are shown.
+const SHOWN: usize = 200;
 
 /// A hub, and a repository of it.
 pub(super) struct Server<'a> {
@@ -74,10 +84,44 @@ impl<'a> Server<'a> {
         )
     }
 
-    /// The commit, with a JSON value on each line.
-    pub(super) fn commit(&self, body: &[u8]) -> Result<Value, PushError> {
+    /// Makes the commit, of a JSON value on each line, and gives its page.
+    pub(super) fn commit(&self, body: &[u8]) -> Result<String, PushError> {
         let body = String::from_utf8_lossy(body).into_owned();
-        self.api("commit", "the commit", "application/x-ndjson", body)
+        let answer = self.api("commit", COMMIT, "application/x-ndjson", body)?;
+        let field = |name: &str| answer[name].as_str().filter(|text| !text.is_empty());
+        let failed = !matches!(answer["success"], Value::Null | Value::Bool(true));
+        match (field("commitUrl"), field("commitOid")) {
+            (Some(url), _) if !failed => Ok(url.to_owned()),
+            (None, Some(_)) if !failed => Ok(self.page()),
+            _ => {
+                let shown: String = answer.to_string().chars().take(SHOWN).collect();
+                Err(self.unsure(&self.endpoint, &format!("its answer is {shown}")))
+            }
+        }
+    }
+
+    /// An error for a commit that may or may not have been made.
+    fn unsure(&self, url: &Uri, reason: &str) -> PushError {
+        PushError::Unsure {
+            host: host(url).to_owned(),
+            page: format!(
+                "{}/commits/{}",
+                self.page(),
+                encode(&self.target.branch, false)
+            ),
+            reason: self.hide(reason),
+        }
+    }
+
+    /// An error for what an answer refuses in words of its own.
+    pub(super) fn refused(&self, doing: String, status: u16, reason: &str) -> PushError {
+        PushError::Refused {
+            host: host(&self.endpoint).to_owned(),
+            doing,
+            status,
+            code: String::new(),
+            reason: self.hide(reason),
+        }
     }
 
     fn api(
@@ -176,7 +220,7 @@ impl<'a> Server<'a> {
     /// Tells that a large file has arrived, at an address that the hub gave.
     pub(super) fn tell(&self, url: &str, body: &Value) -> Result<(), PushError> {
         self.json(&Sent {
-            doing: "to finish a large file".to_owned(),
+            doing: FINISH.to_owned(),
             url,
             kind: LFS,
             body: body.to_string().into_bytes(),
@@ -187,41 +231,66 @@ impl<'a> Server<'a> {
     /// Sends, again while it fails for reasons that may pass; an answer without
     /// a body is null.
     fn json(&self, sent: &Sent<'_>) -> Result<Value, PushError> {
-        let bytes = self.persist(|| {
-            let url = self.uri(sent.url)?;
-            let mut request = self
-                .agent
-                .post(&url)
-                .header(header::CONTENT_TYPE, sent.kind)
-                .header(header::ACCEPT_ENCODING, "identity");
-            if sent.kind == LFS {
-                request = request.header(header::ACCEPT, LFS);
-            }
-            if same_origin(&url, &self.endpoint) {
-                request = request.header(header::AUTHORIZATION, &self.authorization);
-            }
-            let network = |error: &dyn ToString| self.network(&url, &sent.doing, error);
-            let mut response = request
-                .config()
-                .timeout_per_write(Some(self.options.timeout))
-                // A commit of many files, or the check of a large one, takes its time.
-                .timeout_recv_response(Some(self.options.timeout.saturating_mul(20)))
-                .build()
-                .send(&sent.body[..])
-                .map_err(|error| network(&error))?;
-            self.refuse(&url, &sent.doing, &mut response)?;
-            let body = response.body_mut().with_config().limit(ANSWER_BYTES);
-            body.read_to_vec().map_err(|error| network(&error))
-        })?;
+        let bytes = self.persist(|| self.post(sent))?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Value::Null);
         }
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(value),
             // Where large files are kept, answers may be anything.
-            Err(_) if sent.kind == LFS && sent.doing.contains("finish") => Ok(Value::Null),
+            Err(_) if sent.doing == FINISH => Ok(Value::Null),
+            Err(error) if sent.doing == COMMIT => {
+                Err(self.unsure(&self.endpoint, &format!("its answer is no JSON, {error}")))
+            }
             Err(error) => Err(self.bad_answer(&format!("its answer is no JSON, {error}"))),
         }
+    }
+
+    /// Sends once, and gives what the answer holds.
+    fn post(&self, sent: &Sent<'_>) -> Result<Vec<u8>, PushError> {
+        let url = self.uri(sent.url)?;
+        let is_commit = sent.doing == COMMIT;
+        // A connection that was left open may be found closed once the commit is on its way.
+        let fresh = if is_commit {
+            Some(agent(self.options)?)
+        } else {
+            None
+        };
+        let mut request = fresh
+            .as_ref()
+            .unwrap_or(&self.agent)
+            .post(&url)
+            .header(header::CONTENT_TYPE, sent.kind)
+            .header(header::ACCEPT_ENCODING, "identity");
+        if sent.kind == LFS {
+            request = request.header(header::ACCEPT, LFS);
+        }
+        if same_origin(&url, &self.endpoint) {
+            request = request.header(header::AUTHORIZATION, &self.authorization);
+        }
+        let failed = |error: &Error| {
+            if is_commit && may_have_arrived(error) {
+                self.unsure(&url, &error.to_string())
+            } else {
+                self.network(&url, &sent.doing, error)
+            }
+        };
+        let mut response = request
+            .config()
+            .timeout_per_write(Some(self.options.timeout))
+            // A commit of many files, or the check of a large one, takes its time.
+            .timeout_recv_response(Some(self.options.timeout.saturating_mul(20)))
+            .build()
+            .send(&sent.body[..])
+            .map_err(|error| failed(&error))?;
+        let status = response.status().as_u16();
+        // 503 says that it was not taken; others may come from between us and the hub.
+        if is_commit && status >= 500 && status != 503 {
+            return Err(self.unsure(&url, &format!("HTTP {status}")));
+        }
+        self.refuse(&url, &sent.doing, &mut response)?;
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES);
+        body.read_to_vec().map_err(|error| failed(&error))
     }
 
     /// Puts bytes where the hub said, without the token, and gives the answer's
@@ -274,7 +343,13 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn network(&self, url: &Uri, doing: &str, reason: &dyn ToString) -> PushError {
+    fn network(&self, url: &Uri, doing: &str, reason: &Error) -> PushError {
+        if matches!(reason, Error::BodyExceedsLimit(_)) {
+            return PushError::BadAnswer {
+                host: host(url).to_owned(),
+                reason: format!("its answer has more than {ANSWER_BYTES} bytes"),
+            };
+        }
         PushError::Network {
             host: host(url).to_owned(),
             doing: doing.to_owned(),
@@ -321,5 +396,17 @@ impl<'a> Server<'a> {
             Some(token) => text.replace(token.reveal(), "…"),
             None => text.to_owned(),
         }
+    }
+}
+
+/// Whether a request may have come through before it failed.
+fn may_have_arrived(error: &Error) -> bool {
+    match error {
+        Error::HostNotFound
+        | Error::ConnectionFailed
+        | Error::ConnectProxyFailed(_)
+        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
+        Error::Io(error) => error.kind() != ErrorKind::ConnectionRefused,
+        _ => true,
     }
 }

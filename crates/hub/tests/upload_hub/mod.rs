@@ -40,8 +40,20 @@ pub struct Faults {
     pub refuse: Option<(u16, String)>,
     /// A repository is public whatever is asked for.
     pub always_public: bool,
+    /// A file, or `*`, that the repository's `.gitignore` excludes.
     pub ignore: Option<String>,
     pub preupload_text: Option<String>,
+    /// Answers to a commit, which is not made, with this status.
+    pub commit_text: Option<(u16, String)>,
+    /// Hangs up on a commit, once it is made or in its place.
+    pub cut_commit: Option<Cut>,
+}
+
+/// When the hub hangs up on a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    Before,
+    After,
 }
 
 #[derive(Clone, Debug)]
@@ -217,6 +229,7 @@ impl State {
             return Some((200, String::new(), text.clone()));
         }
         let asked: Value = serde_json::from_slice(body).unwrap();
+        let ignore = self.faults.ignore.as_deref();
         let files = asked["files"].as_array().unwrap().iter().map(|file| {
             let path = file["path"].as_str().unwrap();
             assert!(
@@ -242,7 +255,7 @@ impl State {
             });
             json!({
                 "path": path, "uploadMode": mode, "oid": oid,
-                "shouldIgnore": self.faults.ignore.as_deref() == Some(path),
+                "shouldIgnore": ignore.is_some_and(|ignore| ignore == path || ignore == "*"),
             })
         });
         ok(&json!({ "files": files.collect::<Vec<_>>() }))
@@ -301,6 +314,12 @@ impl State {
     }
 
     fn commit(&mut self, body: &[u8], endpoint: &str) -> Answer {
+        if let Some((status, text)) = &self.faults.commit_text {
+            return Some((*status, String::new(), text.clone()));
+        }
+        if self.faults.cut_commit == Some(Cut::Before) {
+            return None;
+        }
         let text = std::str::from_utf8(body).unwrap();
         let mut lines = text
             .lines()
@@ -323,6 +342,9 @@ impl State {
             files.insert(path, bytes);
         }
         self.files = files;
+        if self.faults.cut_commit == Some(Cut::After) {
+            return None;
+        }
         let oid = "0123456789abcdef0123456789abcdef01234567";
         ok(&json!({
             "success": true, "commitOid": oid,

@@ -1,4 +1,4 @@
-//! Ministral 3: Mistral with YaRN, and queries that grow with their position
+//! Ministral 3: Mistral with `YaRN`, and queries that grow with their position
 //! beyond the context that the model was trained with.
 
 use super::{

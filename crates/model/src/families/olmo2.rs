@@ -1,4 +1,4 @@
-//! OLMo 2 ([arXiv 2501.00656](https://arxiv.org/abs/2501.00656)): norms after
+//! `OLMo` 2 ([arXiv 2501.00656](https://arxiv.org/abs/2501.00656)): norms after
 //! attention and feed-forward network in the place of before them, and over all
 //! heads of queries and keys.
 
@@ -15,7 +15,7 @@ pub(super) static OLMO2: Family = Family {
     read,
 };
 
-/// The names of `Olmo2DecoderLayer`'s norms, and OLMo 3's.
+/// The names of `Olmo2DecoderLayer`'s norms, and `OLMo` 3's.
 pub(super) const NORMS_AFTER: Naming = Naming {
     above: None,
     parts: &[
@@ -35,7 +35,7 @@ fn read(keys: &Keys<'_>) -> Result<ModelConfig, ModelError> {
     Ok(after(config))
 }
 
-/// What OLMo 2 and 3 have in common.
+/// What `OLMo` 2 and 3 have in common.
 pub(super) fn after(config: ModelConfig) -> ModelConfig {
     ModelConfig {
         norm: NormKind::RmsRoundedOnce,

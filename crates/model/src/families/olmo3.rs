@@ -1,4 +1,4 @@
-//! OLMo 3: OLMo 2 with a window in three blocks of four, which rotate without
+//! `OLMo` 3: `OLMo` 2 with a window in three blocks of four, which rotate without
 //! the scaling that the others have.
 
 use super::{

@@ -79,6 +79,7 @@ fn without_ropes(
 ) -> Result<ModelConfig, ModelError> {
     keys.refuse_flag("mlp_bias", true)?;
     keys.refuse_flag("use_bidirectional_attention", true)?;
+    refuse_two_scalings(keys)?;
 
     let size = |key: &str, absent: Option<usize>| match absent {
         None => keys.size(key),
@@ -211,6 +212,31 @@ pub(super) fn rotary_in_two_ways(
 /// The gate of LLaMA and of most that came after it.
 pub(super) fn silu(keys: &Keys<'_>) -> Result<Activation, ModelError> {
     keys.activation("hidden_act", &[("silu", Activation::Silu)], "silu")
+}
+
+/// Refuses a `rope_scaling` that says something else than `rope_parameters`:
+/// transformers would take the one and forget the other's base.
+fn refuse_two_scalings(keys: &Keys<'_>) -> Result<(), ModelError> {
+    let (Some(parameters), Some(scaling)) = (
+        keys.object("rope_parameters")?,
+        keys.object("rope_scaling")?,
+    ) else {
+        return Ok(());
+    };
+    let whole = parameters.get("full_attention").and_then(Value::as_object);
+    let parameters = whole.unwrap_or(parameters);
+    let named = |json: &Map<String, Value>, key: &str| {
+        let other = if key == "type" { "rope_type" } else { key };
+        json.get(other).or(json.get(key)).cloned()
+    };
+    let same = |(key, value): (&String, &Value)| named(parameters, key).as_ref() == Some(value);
+    if scaling.iter().all(same) {
+        return Ok(());
+    }
+    Err(keys.malformed(
+        "it has `rope_parameters` and `rope_scaling`, which differ: put the scaling into \
+         `rope_parameters`, beside `rope_theta`, and take `rope_scaling` out",
+    ))
 }
 
 /// The gate of the later Gemmas.
