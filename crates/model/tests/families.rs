@@ -13,8 +13,8 @@ mod common;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::Device;
-use common::{fixture, host, ids, max_diff};
-use olora_adapter::{PeftAdapter, PeftForm, TaskType, save_peft};
+use common::{fixture, floats, host, ids, max_diff};
+use olora_adapter::{PeftAdapter, PeftForm, TaskType, merge, save_peft};
 use olora_model::{Dtype, Packing, Quantize, load, load_as, packed_matrices, save};
 use safetensors::SafeTensors;
 
@@ -62,7 +62,7 @@ fn names_and_values(directory: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)>
 }
 
 #[test]
-fn what_is_saved_is_pefts_own_file() {
+fn what_is_saved_is_pefts_own_file_and_what_is_merged_computes_the_same() {
     for family in TRAINED {
         let theirs = fixture("peft").join(format!("train-{family}/final"));
         let adapter = PeftAdapter::read(&theirs).unwrap();
@@ -76,6 +76,13 @@ fn what_is_saved_is_pefts_own_file() {
             names_and_values(out.path()) == names_and_values(&theirs),
             "{family}: another file than PEFT's"
         );
+
+        // Merged, it computes what PEFT's does.
+        let golden = fixture("peft").join(format!("train-{family}/logits.safetensors"));
+        let merged = merge(adapted).unwrap();
+        let logits = host(merged.forward(ids(&golden, "input_ids", &Device::flex())));
+        let diff = max_diff(&logits, &floats(&golden, "logits").1);
+        assert!(diff < 1e-4, "{family} merged: {diff}");
     }
 }
 

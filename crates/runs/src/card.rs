@@ -9,8 +9,14 @@ use crate::{Recipe, Summary};
 
 /// The card of a finished run.
 ///
-/// `rows` are those of a vocabulary that was resized.
-pub(crate) fn card(recipe: &Recipe, summary: &Summary, rows: Option<usize>) -> String {
+/// `rows` are those of a vocabulary that was resized; `with_pictures` is that the
+/// base is the text model of one that reads pictures too.
+pub(crate) fn card(
+    recipe: &Recipe,
+    summary: &Summary,
+    rows: Option<usize>,
+    with_pictures: bool,
+) -> String {
     let adapter = &recipe.adapter.config;
     let method = recipe.adapter.method_name();
     let base = base_name(recipe);
@@ -85,6 +91,16 @@ pub(crate) fn card(recipe: &Recipe, summary: &Summary, rows: Option<usize>) -> S
         loss(summary.validation_loss)
     ));
     line(format_args!("| seed | {} |\n\n", recipe.seed));
+    let base = if with_pictures {
+        line(format_args!(
+            "`{base}` reads pictures too, and this is an adapter of its text model. Write that, and load the \
+             adapter onto it; onto the whole, PEFT would load it without an effect:\n\n\
+             ```\nolora convert {base} --output text-model\n```\n\n"
+        ));
+        "text-model".to_owned()
+    } else {
+        base
+    };
     line(format_args!(
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
          base = AutoModelForCausalLM.from_pretrained({})\n{}\

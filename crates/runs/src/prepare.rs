@@ -127,7 +127,8 @@ impl Prepared {
         if config.with_pictures {
             observer.on(&Event::Note(
                 "the base reads pictures too: its text model alone is trained, and what is saved whole or \
-                 merged is that alone"
+                 merged is that alone. `olora convert BASE --output DIR` writes it, for PEFT to load the adapter \
+                 onto"
                     .to_owned(),
             ));
         }

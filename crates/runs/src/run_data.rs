@@ -314,7 +314,7 @@ pub fn check_ends(mut samples: impl Iterator<Item = Sample>, stop: &[u32]) -> Re
 ///
 /// # Errors
 ///
-/// [`RunError::Train`] names the token; [`RunError::Mismatch`] the length.
+/// [`RunError::Train`] names the token, or says the length.
 pub fn check_samples(
     samples: &Corpus,
     config: &ModelConfig,

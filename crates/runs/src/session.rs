@@ -187,7 +187,7 @@ impl<'a> Session<'a> {
         }
         if !full {
             let rows = prepared.resized.then_some(prepared.config.vocab_size);
-            let card = card(recipe, &summary, rows);
+            let card = card(recipe, &summary, rows, prepared.config.with_pictures);
             directory.write("adapter/README.md", card.as_bytes())?;
         }
         // What could not be removed after the last checkpoint has been told; it may go now.
