@@ -196,6 +196,78 @@ fn experts() {
     }
 }
 
+/// All experts of a block in one tensor, as transformers 5 has them in memory.
+#[test]
+fn experts_in_one_tensor() {
+    for (name, experts, [gate, up, down], router) in [
+        (
+            "qwen3-moe",
+            "mlp.experts",
+            ["gate_proj", "up_proj", "down_proj"],
+            "mlp.gate",
+        ),
+        (
+            "mixtral",
+            "block_sparse_moe.experts",
+            ["w1", "w3", "w2"],
+            "block_sparse_moe.gate",
+        ),
+    ] {
+        let directory = fixture(name);
+        let bytes = std::fs::read(directory.join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut stacked: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (key, view) in tensors.tensors() {
+            if !key.contains(&format!(".{experts}.")) {
+                let key = key.replace(router, "mlp.gate");
+                stacked.push((key, view.shape().to_vec(), view.data().to_vec()));
+            }
+        }
+        for layer in 0..2 {
+            let of = |expert: usize, matrix: &str| {
+                let key = format!("model.layers.{layer}.{experts}.{expert}.{matrix}.weight");
+                let view = tensors.tensor(&key).ok()?;
+                Some((view.shape().to_vec(), view.data().to_vec()))
+            };
+            let Some((shape, _)) = of(0, gate) else {
+                continue;
+            };
+            let all = |matrices: &[&str]| -> Vec<u8> {
+                let each = (0..4).flat_map(|expert| matrices.iter().map(move |m| (expert, *m)));
+                each.flat_map(|(expert, matrix)| of(expert, matrix).unwrap().1)
+                    .collect()
+            };
+            let prefix = format!("model.layers.{layer}.mlp.experts");
+            let [inner, width] = [shape[0], shape[1]];
+            let both = vec![4, 2 * inner, width];
+            stacked.push((format!("{prefix}.gate_up_proj"), both, all(&[gate, up])));
+            let back = vec![4, width, inner];
+            stacked.push((format!("{prefix}.down_proj"), back, all(&[down])));
+        }
+        let out = tempfile::tempdir().unwrap();
+        std::fs::copy(
+            directory.join("config.json"),
+            out.path().join("config.json"),
+        )
+        .unwrap();
+        let views = stacked.iter().map(|(key, shape, bytes)| {
+            let dtype = safetensors::Dtype::F32;
+            let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes);
+            (key.as_str(), view.unwrap())
+        });
+        let written = safetensors::serialize(views, None).unwrap();
+        std::fs::write(out.path().join("model.safetensors"), written).unwrap();
+
+        let device = Device::flex();
+        let golden = directory.join("golden.safetensors");
+        let logits = |path: &std::path::Path| {
+            let (model, _) = load(path, Dtype::F32, &device).unwrap();
+            host(model.forward(ids(&golden, "input_ids", &device)))
+        };
+        assert_eq!(logits(out.path()), logits(&directory), "{name}");
+    }
+}
+
 /// What transformers computes with weights and arithmetic in bf16.
 #[test]
 fn families_in_bf16() {

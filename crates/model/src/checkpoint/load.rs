@@ -162,12 +162,32 @@ fn expected_tensors(model: &Llama) -> Shapes {
         .collect()
 }
 
+/// What transformers 5 calls a parameter of Mixtral's experts in memory, where
+/// files have another name.
+fn of_experts_in_memory(name: &str) -> Option<String> {
+    if !name.contains(".block_sparse_moe.") {
+        return None;
+    }
+    let name = name.replace(".block_sparse_moe.", ".mlp.");
+    let matrices = [
+        ("w1.weight", "gate_proj.weight"),
+        ("w2.weight", "down_proj.weight"),
+        ("w3.weight", "up_proj.weight"),
+    ];
+    let renamed = matrices.iter().find_map(|(file, memory)| {
+        let rest = name.strip_suffix(file)?;
+        Some(format!("{rest}{memory}"))
+    });
+    Some(renamed.unwrap_or(name))
+}
+
 /// The stored tensors by the names that the model has for them.
 pub(super) struct Names {
     pub(super) source: Source,
     /// The embedding's name if `config.json` ties the head to it.
     embedding: Option<String>,
-    /// By the model's names, those of a text model within a larger one.
+    /// By the model's names, those that the source has in their place: of a text
+    /// model within a larger one, or of experts.
     within: BTreeMap<String, String>,
     /// Whether the source holds a model that reads pictures too.
     with_pictures: bool,
@@ -196,8 +216,10 @@ impl Names {
         let source = Source::open(path)?;
         let with_pictures = config.with_pictures;
         let mut within = BTreeMap::new();
-        for name in expected.keys().filter(|_| with_pictures) {
-            if let Some(stored) = names_within(name).find(|stored| source.has(stored)) {
+        for name in expected.keys().filter(|name| !source.has(name)) {
+            let names = names_within(name).filter(|_| with_pictures);
+            let mut names = names.chain(of_experts_in_memory(name));
+            if let Some(stored) = names.find(|stored| source.has(stored)) {
                 within.insert(name.clone(), stored);
             }
         }

@@ -63,6 +63,7 @@ impl Shards {
             }
             files.push((path, mapped));
         }
+        unstack(&mut tensors);
         Ok(Self { files, tensors })
     }
 
@@ -149,6 +150,54 @@ impl Shards {
         }
         #[cfg(not(unix))]
         let _ = name;
+    }
+}
+
+/// Experts of a block beyond which a tensor is none of theirs.
+const MOST_EXPERTS: usize = 4096;
+
+/// Lists the matrices of experts that lie in one tensor, as transformers 5 has
+/// them in memory and writes them on request, under the names that all other
+/// files have: of `mlp.experts.gate_up_proj`, `[experts, 2 · inner, width]`, the
+/// halves as `mlp.experts.0.gate_proj.weight` and `up_proj`.
+fn unstack(tensors: &mut BTreeMap<String, Entry>) {
+    let stacks = [
+        ("experts.gate_up_proj", &["gate_proj", "up_proj"][..]),
+        ("experts.down_proj", &["down_proj"][..]),
+    ];
+    for (stack, matrices) in stacks {
+        let is_one = |(name, entry): (&String, &Entry)| {
+            let fits = match entry.shape.as_slice() {
+                &[count, rows, _] => {
+                    (1..=MOST_EXPERTS).contains(&count) && rows.is_multiple_of(matrices.len())
+                }
+                _ => false,
+            };
+            (fits && name.ends_with(stack)).then(|| name.clone())
+        };
+        let names: Vec<String> = tensors.iter().filter_map(is_one).collect();
+        for name in names {
+            let Some(whole) = tensors.remove(&name) else {
+                continue;
+            };
+            let &[count, rows, columns] = whole.shape.as_slice() else {
+                continue;
+            };
+            let n = count * matrices.len();
+            let length = whole.bytes.len() / n;
+            let experts = name.trim_end_matches(stack);
+            for part in 0..n {
+                let (expert, matrix) = (part / matrices.len(), matrices[part % matrices.len()]);
+                let start = whole.bytes.start + part * length;
+                let entry = Entry {
+                    file: whole.file,
+                    dtype: whole.dtype,
+                    shape: vec![rows / matrices.len(), columns],
+                    bytes: start..start + length,
+                };
+                tensors.insert(format!("{experts}experts.{expert}.{matrix}.weight"), entry);
+            }
+        }
     }
 }
 
