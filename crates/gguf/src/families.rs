@@ -24,8 +24,8 @@ pub(crate) struct Family {
     told_by: Option<Mark>,
     /// What it has that others have not, and keys of its own.
     pub(crate) own: Own,
-    /// (Hugging Face, GGUF) names within a block.
-    pub(crate) inside: &'static [(&'static str, &'static str)],
+    /// Names within a block, in groups that families share.
+    inside: &'static [Names],
     /// Matrices of experts, which a file has one above the other in one tensor.
     pub(crate) stacks: &'static [Stack],
     /// What becomes of a sliding window.
@@ -106,56 +106,56 @@ pub(crate) enum Own {
     Qwen3Moe,
 }
 
-/// Names within a block of LLaMA's.
-const INSIDE: &[(&str, &str)] = &[
+/// (Hugging Face, GGUF) names within a block.
+type Names = &'static [(&'static str, &'static str)];
+
+/// Norms before attention and before the feed-forward network.
+const NORMS_BEFORE: Names = &[
     ("input_layernorm", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
+];
+
+/// Norms before each and after.
+const NORMS_AROUND: Names = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+
+/// Norms after each only.
+const NORMS_AFTER: Names = &[
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+
+/// A projection each.
+const ATTENTION: Names = &[
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
     ("self_attn.o_proj", "attn_output"),
+];
+
+/// Norms of queries and keys.
+const QK_NORMS: Names = &[
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+];
+
+/// A feed-forward network with a gate.
+const GATED: Names = &[
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
 ];
 
-/// With norms of each head's queries and keys.
-const INSIDE_QK: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
+/// Fused projections, of attention and of the feed-forward network.
+const FUSED: Names = &[
+    ("self_attn.qkv_proj", "attn_qkv"),
     ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
+    ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
-];
-
-/// Mixtral's, but for the experts.
-const INSIDE_MIXTRAL: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("block_sparse_moe.gate", ROUTER),
-];
-
-/// Qwen3-MoE's, but for the experts.
-const INSIDE_QWEN3_MOE: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("mlp.gate", ROUTER),
 ];
 
 /// What chooses among experts: always in f32.
@@ -197,63 +197,6 @@ const STACKS_QWEN3_MOE: &[Stack] = &[
     },
 ];
 
-/// With norms before and after.
-const INSIDE_GEMMA2: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "post_attention_norm"),
-    ("pre_feedforward_layernorm", "ffn_norm"),
-    ("post_feedforward_layernorm", "post_ffw_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// The same, and norms of each head's queries and keys.
-const INSIDE_GEMMA3: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "post_attention_norm"),
-    ("pre_feedforward_layernorm", "ffn_norm"),
-    ("post_feedforward_layernorm", "post_ffw_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// With norms after only.
-const INSIDE_OLMO: &[(&str, &str)] = &[
-    ("post_attention_layernorm", "post_attention_norm"),
-    ("post_feedforward_layernorm", "post_ffw_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// With fused projections.
-const INSIDE_PHI3: &[(&str, &str)] = &[
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.qkv_proj", "attn_qkv"),
-    ("self_attn.o_proj", "attn_output"),
-    ("mlp.gate_up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
 /// What becomes of a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Window {
@@ -273,7 +216,7 @@ const LLAMA: Family = Family {
     architecture: "llama",
     told_by: None,
     own: Own::Nothing,
-    inside: INSIDE,
+    inside: &[NORMS_BEFORE, ATTENTION, GATED],
     stacks: &[],
     window: Window::Kept,
     activations: &["silu"],
@@ -299,7 +242,11 @@ static FAMILIES: [Family; 15] = [
         class: "MixtralForCausalLM",
         told_by: Some(Mark::Experts),
         own: Own::Mixtral,
-        inside: INSIDE_MIXTRAL,
+        inside: &[
+            NORMS_BEFORE,
+            ATTENTION,
+            &[("block_sparse_moe.gate", ROUTER)],
+        ],
         stacks: STACKS_MIXTRAL,
         kv_heads: Some(8),
         eps: 1e-5,
@@ -339,7 +286,7 @@ static FAMILIES: [Family; 15] = [
         head_dim: Some(128),
         optional_biases: false,
         constants: &[("use_sliding_window", false), ("attention_bias", false)],
-        inside: INSIDE_QK,
+        inside: &[NORMS_BEFORE, ATTENTION, QK_NORMS, GATED],
         interleaved: false,
         ..LLAMA
     },
@@ -348,7 +295,7 @@ static FAMILIES: [Family; 15] = [
         class: "Qwen3MoeForCausalLM",
         architecture: "qwen3moe",
         own: Own::Qwen3Moe,
-        inside: INSIDE_QWEN3_MOE,
+        inside: &[NORMS_BEFORE, ATTENTION, QK_NORMS, &[("mlp.gate", ROUTER)]],
         stacks: STACKS_QWEN3_MOE,
         window: Window::Refused,
         kv_heads: Some(4),
@@ -377,7 +324,7 @@ static FAMILIES: [Family; 15] = [
         class: "Gemma2ForCausalLM",
         architecture: "gemma2",
         own: Own::Gemma2,
-        inside: INSIDE_GEMMA2,
+        inside: &[NORMS_AROUND, ATTENTION, GATED],
         activations: &["gelu_pytorch_tanh"],
         kv_heads: Some(4),
         head_dim: Some(256),
@@ -389,7 +336,7 @@ static FAMILIES: [Family; 15] = [
         architecture: "gemma3",
         own: Own::Gemma3,
         theta: 1e6,
-        inside: INSIDE_GEMMA3,
+        inside: &[NORMS_AROUND, ATTENTION, QK_NORMS, GATED],
         activations: &["gelu_pytorch_tanh"],
         kv_heads: Some(4),
         head_dim: Some(256),
@@ -401,7 +348,7 @@ static FAMILIES: [Family; 15] = [
         architecture: "phi3",
         own: Own::Phi3,
         eps: 1e-5,
-        inside: INSIDE_PHI3,
+        inside: &[NORMS_BEFORE, FUSED],
         optional_biases: false,
         interleaved: false,
         ..LLAMA
@@ -468,7 +415,7 @@ const OLMO: Family = Family {
     model_type: "olmo2",
     class: "Olmo2ForCausalLM",
     architecture: "olmo2",
-    inside: INSIDE_OLMO,
+    inside: &[NORMS_AFTER, ATTENTION, QK_NORMS, GATED],
     eps: 1e-5,
     optional_biases: false,
     interleaved: false,
@@ -488,6 +435,11 @@ const MISTRAL3: Family = Family {
 static MISTRAL_WITHIN: Family = MISTRAL3;
 
 impl Family {
+    /// (Hugging Face, GGUF) names within a block.
+    pub(crate) fn inside(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.inside.iter().copied().flatten().copied()
+    }
+
     /// The family of a file that has this `general.architecture`, and these marks.
     pub(crate) fn of_file(architecture: &str, marks: &[Mark]) -> Option<&'static Self> {
         let all = || {

@@ -28,7 +28,7 @@ pub(crate) fn to_hugging_face(family: &Family, gguf: &str) -> Option<String> {
             "model.layers.{block}.{experts}.{number}.{matrix}.{kind}"
         ));
     }
-    let (hf, _) = family.inside.iter().find(|(_, name)| *name == module)?;
+    let (hf, _) = family.inside().find(|(_, name)| *name == module)?;
     Some(format!("model.layers.{block}.{hf}.{kind}"))
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn module_to_gguf(family: &Family, hf: &str) -> Option<String> {
     if let Some(name) = family.stacks.iter().find_map(of_expert) {
         return Some(name);
     }
-    let (_, gguf) = family.inside.iter().find(|(name, _)| *name == module)?;
+    let (_, gguf) = family.inside().find(|(name, _)| *name == module)?;
     Some(format!("blk.{block}.{gguf}"))
 }
 

@@ -182,7 +182,7 @@ impl<'a> Shape<'a> {
         if !self.tied {
             needed.push("lm_head.weight".to_owned());
         }
-        let weights = self.family.inside.iter();
+        let weights = self.family.inside();
         let mut inside: Vec<_> = weights.map(|(name, _)| format!("{name}.weight")).collect();
         inside.extend(self.family.biases.iter().map(|name| (*name).to_owned()));
         for stack in self.family.stacks {
