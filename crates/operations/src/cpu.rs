@@ -5,6 +5,7 @@
 //! threads, so that results do not depend on it.
 
 mod attention;
+mod bf16;
 mod frozen;
 mod likelihood;
 mod logits;

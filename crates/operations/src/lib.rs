@@ -97,4 +97,4 @@ pub use projection::{LowRankFactors, project};
 pub use rotary::rotate;
 pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;
-pub use weight::{OutputHead, PackedTensor, Weight};
+pub use weight::{OutputHead, PackedTensor, Products, Weight, is_host};

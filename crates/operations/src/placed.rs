@@ -68,7 +68,9 @@ fn pack_row(codes: &[u8], bits: usize, words: &mut Vec<i32>) {
 impl<B: Backend> Placed<B> {
     pub(crate) fn new(packed: &Packed, device: &Device<B>) -> Self {
         let [rows, columns] = packed.shape();
-        let layout = packed.format().code_layout();
+        let Some(layout) = packed.format().code_layout() else {
+            unreachable!("{} has no codes to be placed", packed.format());
+        };
         let groups = columns / layout.group;
         let mut words = Vec::with_capacity(rows * columns * layout.bits / WORD);
         let mut scales = Vec::with_capacity(rows * groups);

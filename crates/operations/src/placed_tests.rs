@@ -1,8 +1,6 @@
 //! Packed weights as tensor operations unpack them, against the kernels that
 //! unpack them on the host: on the same backend.
 
-use std::sync::Arc;
-
 use burn::backend::{DType, Flex, TensorData, TensorMetadata, flex::FlexTensor};
 use olora_packed::{BlockFormat, Format, Packed};
 
@@ -84,7 +82,7 @@ fn projections_are_the_kernels() {
     for format in all_formats() {
         let packed = packed(format, [70, 256]);
         let ours = layer(Stored::Placed(placed(&packed)));
-        let right = layer(Stored::Host(Arc::new(packed)));
+        let right = layer(Stored::Host(packed.into()));
         let (x, grad) = (numbers(1, &[2, 9, 256]), numbers(8, &[2, 9, 70]));
         let (output, down) = Flex::projection_forward(x.clone(), &ours);
         let (right_output, _) = Flex::projection_forward(x.clone(), &right);
@@ -109,7 +107,7 @@ fn projections_by_several_panels_are_the_kernels() {
         scale: 0.0,
     };
     let ours = layer(Stored::Placed(placed(&packed)));
-    let right = layer(Stored::Host(Arc::new(packed)));
+    let right = layer(Stored::Host(packed.into()));
     let (x, grad) = (numbers(1, &[2, 64]), numbers(8, &[2, 140_000]));
     let (output, _) = Flex::projection_forward(x.clone(), &ours);
     assert_close(output, Flex::projection_forward(x, &right).0, format);
@@ -135,7 +133,7 @@ fn losses_are_the_kernels() {
     };
     let ours = Stored::Placed(placed(&packed));
     let ours = portable::<Flex>(hidden.clone(), &ours, &ids, 10, None, 4, wanted);
-    let right = Stored::Host(Arc::new(packed));
+    let right = Stored::Host(packed.into());
     let right = Flex::loss_and_gradients(hidden, right, ids, 10, None, 4, wanted);
     assert_close(ours.loss, right.loss, format);
     let (ours, right) = (ours.grad_hidden.unwrap(), right.grad_hidden.unwrap());

@@ -9,7 +9,7 @@ use burn::backend::{
 };
 use olora_packed::Packed;
 
-use crate::{placed::Placed, portable::Portable};
+use crate::{placed::Placed, portable::Portable, weight::Products};
 
 /// Values of a packed weight that are tensors of floats at once, in the portable
 /// body: 32 MiB of f32.
@@ -37,13 +37,30 @@ impl<B: Backend> Maybe<B> {
     }
 }
 
+/// A packed matrix, `[d_out, d_in]`, in the host's memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub packed: Arc<Packed>,
+    pub products: Products,
+}
+
+#[cfg(test)]
+impl From<Packed> for Host {
+    fn from(packed: Packed) -> Self {
+        Self {
+            packed: Arc::new(packed),
+            products: Products::Exact,
+        }
+    }
+}
+
 /// A weight, `[d_in, d_out]`, as an argument of an operation.
 #[derive(Clone, Debug, ExtensionType)]
 pub(crate) enum Stored<B: Backend> {
     /// Every value.
     Dense(FloatTensor<B>),
     /// Packed, `[d_out, d_in]`, in the host's memory.
-    Host(Arc<Packed>),
+    Host(Host),
     /// Packed, on a device that has no kernels for it.
     Placed(#[extension_type] Placed<B>),
 }
@@ -61,8 +78,8 @@ impl<B: Backend> Stored<B> {
     pub(crate) fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => [weight.shape()[0], weight.shape()[1]],
-            Self::Host(packed) => {
-                let [d_out, d_in] = packed.shape();
+            Self::Host(host) => {
+                let [d_out, d_in] = host.packed.shape();
                 [d_in, d_out]
             }
             Self::Placed(placed) => {
@@ -124,9 +141,9 @@ impl<B: Backend> Stored<B> {
                 .transpose()
                 .narrow(0, rows)
                 .cast(dtype),
-            Self::Host(packed) => {
-                let shape = [rows.len(), packed.shape()[1]];
-                let data = TensorData::new(unpacked(packed, rows), shape);
+            Self::Host(host) => {
+                let shape = [rows.len(), host.packed.shape()[1]];
+                let data = TensorData::new(unpacked(&host.packed, rows), shape);
                 Portable::<B>(B::float_from_data(data, device)).cast(dtype)
             }
             Self::Placed(placed) => placed.rows(rows, dtype),
@@ -147,7 +164,7 @@ impl<B: Backend, C: CheckpointStrategy> Stored<Autodiff<B, C>> {
     pub(crate) fn into_primitive(self) -> Stored<B> {
         match self {
             Self::Dense(weight) => Stored::Dense(weight.into_primitive()),
-            Self::Host(packed) => Stored::Host(packed),
+            Self::Host(host) => Stored::Host(host),
             Self::Placed(placed) => Stored::Placed(placed.into_primitive()),
         }
     }

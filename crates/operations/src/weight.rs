@@ -1,4 +1,4 @@
-//! A frozen weight: dense, or packed in 4 to 8 bits as its file has it.
+//! A frozen weight: dense, or packed in 4 to 16 bits.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,7 +14,7 @@ use olora_packed::Packed;
 use crate::{
     loss::{PACKED_ROWS, rows_at_once},
     placed::Placed,
-    stored::{Stored, unpack, unpacked},
+    stored::{Host, Stored, unpack, unpacked},
     support::{supports, to_dtype},
 };
 
@@ -70,7 +70,14 @@ impl Weight {
     pub(crate) fn stored(self, device: &Device) -> Stored<Dispatch> {
         match self {
             Self::Dense(weight) => Stored::Dense(weight.into_dispatch()),
-            Self::Packed(packed) if is_host(device) => Stored::Host(packed.shared.packed.clone()),
+            Self::Packed(packed) if is_host(device) => Stored::Host(Host {
+                packed: packed.shared.packed.clone(),
+                products: packed.products,
+            }),
+            // What has no codes is a number format, which devices have of their own.
+            Self::Packed(packed) if packed.packed().format().code_layout().is_none() => {
+                Stored::Dense(packed.dense(device, DType::F32).into_dispatch())
+            }
             Self::Packed(packed) => Stored::Placed(packed.placed(device)),
         }
     }
@@ -139,7 +146,7 @@ fn is_same_row(found: &[f32], right: &[f32]) -> bool {
 
 /// Whether the device computes in the host's memory, with kernels for packed
 /// weights.
-fn is_host(device: &Device) -> bool {
+pub fn is_host(device: &Device) -> bool {
     #[allow(unused_imports, reason = "unused without a backend")]
     use burn::backend::DispatchDevice;
     match device.clone().inner().as_dispatch() {
@@ -150,10 +157,25 @@ fn is_host(device: &Device) -> bool {
     }
 }
 
+/// How the CPU multiplies with packed matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// In f32, with the values that are packed: the results are those of the
+    /// unpacked matrix, bit for bit, but where x is a single row.
+    #[default]
+    Exact,
+    /// Both sides are rounded to bfloat16 first, and products, which are exact in
+    /// f32, are summed in f32: what bfloat16 matrix instructions compute. Where the
+    /// processor has none (AMX, AVX512-BF16), results are the same up to the order
+    /// of sums. Of a single row, x alone is rounded.
+    Rounded,
+}
+
 /// A packed matrix that operations multiply with. Cloning it shares the bytes.
 #[derive(Clone, Debug)]
 pub struct PackedTensor {
     shared: Arc<Shared>,
+    products: Products,
 }
 
 /// What clones of a packed tensor have in common.
@@ -172,7 +194,20 @@ impl PackedTensor {
                 packed: Arc::new(packed),
                 placed: Mutex::default(),
             }),
+            products: Products::default(),
         }
+    }
+
+    /// The same matrix, multiplied with so on the CPU. Other devices have ways of
+    /// their own.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> Self {
+        Self { products, ..self }
+    }
+
+    /// How the CPU multiplies with it.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// The matrix, `[d_out, d_in]`.
@@ -242,7 +277,8 @@ impl PackedTensor {
         let device = ids.device().inner();
         let [batch, seq] = ids.dims();
         let [width, rows] = self.dims();
-        if supports(&device) && !is_host(&device) {
+        let has_codes = self.packed().format().code_layout().is_some();
+        if supports(&device) && !is_host(&device) && has_codes {
             let ids = ids
                 .without_autodiff()
                 .reshape([batch * seq])

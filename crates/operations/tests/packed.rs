@@ -101,14 +101,14 @@ fn compare(format: Format, with: With, which: usize) {
 
 #[test]
 fn outputs_equal_the_unpacked_weights() {
-    for format in all_formats() {
+    for format in all_formats().into_iter().chain([Format::Bf16]) {
         compare(format, With::Nothing, 0);
     }
 }
 
 #[test]
 fn gradients_of_the_input_equal_the_unpacked_weights() {
-    for format in all_formats() {
+    for format in all_formats().into_iter().chain([Format::Bf16]) {
         compare(format, With::Nothing, 1);
     }
 }
@@ -171,7 +171,7 @@ fn inputs_that_are_views_equal_the_unpacked_weights() {
 /// products differs by some 1e-6 of its size.
 #[test]
 fn single_rows_are_close_to_the_unpacked_weights() {
-    for format in all_formats() {
+    for format in all_formats().into_iter().chain([Format::Bf16]) {
         for [d_out, d_in] in [[5, 256], [300, 4096]] {
             let weight = PackedTensor::new(packed(format, [d_out, d_in]));
             let x = numbers(3, [1, d_in], 1.0);
@@ -341,7 +341,7 @@ fn some_ids<const N: usize>(ids: [[i32; N]; 2]) -> Tensor<2, Int> {
 
 #[test]
 fn embeddings_are_rows_of_the_unpacked_weight() {
-    for format in all_formats() {
+    for format in all_formats().into_iter().chain([Format::Bf16]) {
         let weight = PackedTensor::new(packed(format, [9, 256]));
         let found = weight.embedding(some_ids([[3, 0, 8], [3, 3, 1]]), DType::F32);
         assert_eq!(found.dims(), [2, 3, 256]);

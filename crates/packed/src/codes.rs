@@ -40,8 +40,8 @@ pub struct Codes {
 }
 
 impl Format {
-    /// How the codes of a matrix become values.
-    pub const fn code_layout(self) -> CodeLayout {
+    /// How the codes of a matrix become values; `None` for what has no codes.
+    pub const fn code_layout(self) -> Option<CodeLayout> {
         let (bits, group, zero, offsets) = match self {
             Self::Blocks(format) => match format {
                 BlockFormat::Q4_0 => (4, 32, 8, false),
@@ -58,8 +58,9 @@ impl Format {
             },
             Self::Nf4 | Self::Nf4Double => (4, nf4::BLOCK, 0, false),
             Self::Affine(affine) => (affine.bits(), affine.group(), 0, true),
+            Self::Bf16 => return None,
         };
-        CodeLayout {
+        Some(CodeLayout {
             bits,
             group,
             zero,
@@ -68,7 +69,7 @@ impl Format {
                 Self::Nf4 | Self::Nf4Double => Some(&CODE),
                 _ => None,
             },
-        }
+        })
     }
 }
 
@@ -77,10 +78,17 @@ impl Packed {
     ///
     /// # Errors
     ///
-    /// [`PackedError::Range`] for rows that are not there.
+    /// [`PackedError::Range`] for rows that are not there, [`PackedError::Unsupported`] for what
+    /// has no codes.
     pub fn codes(&self, rows: Range<usize>) -> Result<Codes, PackedError> {
         self.check_rows(&rows)?;
-        let layout = self.format().code_layout();
+        let Some(layout) = self.format().code_layout() else {
+            return Err(PackedError::Unsupported {
+                what: "a format without codes",
+                found: self.format().to_string(),
+                supported: "what is packed in 8 bits and fewer",
+            });
+        };
         let (columns, block) = (self.shape()[1], self.format().block_values());
         let groups = columns / layout.group * rows.len();
         let mut found = Codes {
@@ -119,6 +127,8 @@ impl Packed {
                     scales[0] = scale;
                     offsets[0] = offset;
                 }
+                // Refused above.
+                Parts::Bf16(_) => {}
             }
         }
         Ok(found)
@@ -256,7 +266,7 @@ mod tests {
         packed
             .unpack(1..3, 0..columns, &mut right, columns)
             .unwrap();
-        let layout = packed.format().code_layout();
+        let layout = packed.format().code_layout().unwrap();
         let found = packed.codes(1..3).unwrap();
         assert_eq!(found.codes.len(), right.len());
         for (i, (code, right)) in found.codes.iter().zip(right).enumerate() {

@@ -18,6 +18,9 @@ pub enum Format {
     /// MLX's 4 or 8 bits, with a scale and a bias for a group of values; what GPTQ's and AWQ's
     /// become too. Read only.
     Affine(Affine),
+    /// Not packed at all: bfloat16, low byte first, row after row. What multiplies with packed
+    /// matrices multiplies with it too.
+    Bf16,
 }
 
 impl From<BlockFormat> for Format {
@@ -29,7 +32,7 @@ impl From<BlockFormat> for Format {
 impl Format {
     /// What [`crate::Packed::pack`] makes, for messages.
     pub(crate) const MADE: &str =
-        "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4 and NF4 with double quantisation";
+        "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, NF4 with double quantisation and bfloat16";
 
     /// Values of a block. The width of a matrix must be a multiple.
     pub const fn block_values(self) -> usize {
@@ -37,6 +40,7 @@ impl Format {
             Self::Blocks(format) => format.block_values(),
             Self::Nf4 | Self::Nf4Double => nf4::BLOCK,
             Self::Affine(affine) => affine.group(),
+            Self::Bf16 => 1,
         }
     }
 
@@ -47,6 +51,7 @@ impl Format {
             Self::Nf4 => nf4::BLOCK / 2 + 4,
             Self::Nf4Double => nf4::BLOCK / 2 + 1,
             Self::Affine(affine) => affine.block_bytes(),
+            Self::Bf16 => 2,
         }
     }
 
@@ -103,6 +108,7 @@ impl fmt::Display for Format {
             Self::Nf4 => formatter.write_str("NF4"),
             Self::Nf4Double => formatter.write_str("NF4 with double quantisation"),
             Self::Affine(affine) => affine.fmt(formatter),
+            Self::Bf16 => formatter.write_str("bfloat16"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Matrices in 4 to 8 bits, as files hold them.
+//! Matrices in 4 to 16 bits, as files hold them.
 //!
 //! A [`Packed`] is a matrix `[rows, columns]`, `[d_out, d_in]` for a layer, in one
 //! [`Format`]. Its bytes are owned or lie in a file that is mapped ([`Bytes`]), and
@@ -31,6 +31,7 @@
 )]
 
 mod affine;
+mod bf16;
 mod blocks;
 mod bytes;
 mod codes;

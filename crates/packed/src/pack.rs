@@ -3,7 +3,7 @@
 mod k_quants;
 mod legacy;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::{BlockFormat, Bytes, Format, Packed, PackedError, nf4, packed::Parts};
 
@@ -78,6 +78,15 @@ impl Packed {
                 Self::from_nf4(shape, quants, Bytes::from(largest))
             }
             Format::Affine(_) => Err(not_made(format)),
+            Format::Bf16 => {
+                let expected = format.bytes(shape)?;
+                PackedError::check_length("the values in bfloat16", quants.len(), expected)?;
+                Ok(Self {
+                    shape,
+                    format,
+                    parts: Parts::Bf16(Bytes::from(quants)),
+                })
+            }
         }
     }
 }
@@ -119,6 +128,12 @@ impl PackedRows {
                 nf4::pack(values)
             }
             Format::Affine(_) => return Err(not_made(format)),
+            Format::Bf16 => {
+                // What rounds to infinity does not fit.
+                within(format, BEYOND_BF16, values)?;
+                let rounded = values.iter().map(|value| bf16::from_f32(*value));
+                (rounded.flat_map(bf16::to_le_bytes).collect(), Vec::new())
+            }
         };
         Ok(Self {
             format,
@@ -127,6 +142,9 @@ impl PackedRows {
         })
     }
 }
+
+/// The least that rounds to infinity: half a step above the largest bfloat16.
+const BEYOND_BF16: f32 = f32::from_bits(0x7f7f_8000);
 
 fn not_made(format: Format) -> PackedError {
     PackedError::NotMade {

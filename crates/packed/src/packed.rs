@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::{
     Affine, BlockFormat, Bytes, Format, NestedScales, PackedError, affine::Groups, nf4::Nf4,
@@ -24,6 +24,7 @@ pub(crate) enum Parts {
     Blocks(BlockFormat, Bytes),
     Nf4(Nf4),
     Groups(Groups),
+    Bf16(Bytes),
 }
 
 impl Packed {
@@ -105,6 +106,33 @@ impl Packed {
         })
     }
 
+    /// A matrix of bfloat16, low byte first, as safetensors and GGUF files have it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_blocks`].
+    pub fn from_bf16(shape: [usize; 2], bytes: Bytes) -> Result<Self, PackedError> {
+        let expected = Format::Bf16.bytes(shape)?;
+        PackedError::check_length("the values in bfloat16", bytes.len(), expected)?;
+        let values = bytes.as_slice().as_chunks::<2>().0.iter();
+        let mut values = values.map(|value| bf16::from_le_bytes(*value));
+        if let Some(i) = values.position(|value| !value.is_finite()) {
+            let value = bytes.as_slice().as_chunks::<2>().0[i];
+            return Err(PackedError::NotFinite {
+                what: "value",
+                block: i,
+                row: i / shape[1],
+                column: i % shape[1],
+                value: bf16::from_le_bytes(value).to_f32(),
+            });
+        }
+        Ok(Self {
+            shape,
+            format: Format::Bf16,
+            parts: Parts::Bf16(bytes),
+        })
+    }
+
     /// Rows and columns.
     pub const fn shape(&self) -> [usize; 2] {
         self.shape
@@ -121,6 +149,7 @@ impl Packed {
             Parts::Blocks(_, bytes) => bytes.len(),
             Parts::Nf4(nf4) => nf4.bytes(),
             Parts::Groups(groups) => groups.bytes(),
+            Parts::Bf16(bytes) => bytes.len(),
         }
     }
 
@@ -128,7 +157,15 @@ impl Packed {
     pub fn as_blocks(&self) -> Option<(BlockFormat, &[u8])> {
         match &self.parts {
             Parts::Blocks(format, bytes) => Some((*format, bytes.as_slice())),
-            Parts::Nf4(_) | Parts::Groups(_) => None,
+            Parts::Nf4(_) | Parts::Groups(_) | Parts::Bf16(_) => None,
+        }
+    }
+
+    /// The bytes of a matrix of bfloat16, low byte first, row after row.
+    pub fn as_bf16(&self) -> Option<&[u8]> {
+        match &self.parts {
+            Parts::Bf16(bytes) => Some(bytes.as_slice()),
+            Parts::Blocks(..) | Parts::Nf4(_) | Parts::Groups(_) => None,
         }
     }
 
@@ -140,13 +177,14 @@ impl Packed {
     /// [`PackedError::Range`] for a source that is not there, [`PackedError::Unsupported`] for
     /// a format other than GGUF's.
     pub fn rearranged(&self, source: impl Fn(usize) -> usize) -> Result<Self, PackedError> {
-        let Some((format, bytes)) = self.as_blocks() else {
+        let (Parts::Blocks(_, bytes) | Parts::Bf16(bytes)) = &self.parts else {
             return Err(PackedError::Unsupported {
                 what: "a format whose rows are to be rearranged",
                 found: self.format.to_string(),
                 supported: "those of GGUF files",
             });
         };
+        let bytes = bytes.as_slice();
         let width = self.format.row_bytes(self.shape[1])?;
         let mut sorted = Vec::with_capacity(bytes.len());
         for row in 0..self.shape[0] {
@@ -154,8 +192,12 @@ impl Packed {
             self.check_rows(&(source..source.saturating_add(1)))?;
             sorted.extend_from_slice(&bytes[source * width..][..width]);
         }
+        let sorted = Bytes::from(sorted);
         Ok(Self {
-            parts: Parts::Blocks(format, Bytes::from(sorted)),
+            parts: match &self.parts {
+                Parts::Blocks(format, _) => Parts::Blocks(*format, sorted),
+                _ => Parts::Bf16(sorted),
+            },
             ..self.clone()
         })
     }

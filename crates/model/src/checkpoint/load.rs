@@ -138,10 +138,11 @@ pub fn packed_matrices(
             continue;
         };
         if let Ok(bytes) = format.bytes([rows, columns]) {
-            let layout = format.code_layout();
-            let scales = 1 + usize::from(layout.offsets);
             let n = rows * columns;
-            let placed = n / 8 * layout.bits + n / layout.group * 4 * scales;
+            let placed = format.code_layout().map_or(bytes, |layout| {
+                let scales = 1 + usize::from(layout.offsets);
+                n / 8 * layout.bits + n / layout.group * 4 * scales
+            });
             let matrix = PackedMatrix {
                 format,
                 bytes: bytes as u64,

@@ -3,19 +3,18 @@
 use std::{borrow::Cow, ops::Range};
 
 use burn::backend::{Flex, flex::FlexTensor};
-use olora_packed::Packed;
 
 use super::{
     all_f32,
     matrix::{Before, Matrix, add_product, multiplied, size, unflipped, write_product},
     packed,
 };
-use crate::stored::Stored;
+use crate::stored::{Host, Stored};
 
 /// A weight whose values go in the direction of their axes.
 pub(super) enum Straight<'a> {
     Dense(Cow<'a, FlexTensor>),
-    Packed(&'a Packed),
+    Packed(&'a Host),
 }
 
 impl<'a> Straight<'a> {
@@ -23,7 +22,7 @@ impl<'a> Straight<'a> {
     pub(super) fn of(weight: &'a Stored<Flex>) -> Option<Self> {
         match weight {
             Stored::Dense(tensor) if all_f32([tensor]) => Some(Self::Dense(unflipped(tensor))),
-            Stored::Host(packed) => Some(Self::Packed(packed)),
+            Stored::Host(host) => Some(Self::Packed(host)),
             Stored::Dense(_) | Stored::Placed(_) => None,
         }
     }
@@ -31,7 +30,7 @@ impl<'a> Straight<'a> {
     pub(super) fn frozen(&self) -> Frozen<'_> {
         match self {
             Self::Dense(tensor) => Frozen::Dense(Matrix::of(tensor)),
-            Self::Packed(packed) => Frozen::Packed(packed),
+            Self::Packed(host) => Frozen::Packed(host),
         }
     }
 }
@@ -40,21 +39,21 @@ impl<'a> Straight<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Frozen<'a> {
     Dense(Matrix<'a>),
-    Packed(&'a Packed),
+    Packed(&'a Host),
 }
 
 impl Frozen<'_> {
     pub(super) fn d_in(self) -> usize {
         match self {
             Self::Dense(matrix) => matrix.rows(),
-            Self::Packed(packed) => packed.shape()[1],
+            Self::Packed(host) => host.packed.shape()[1],
         }
     }
 
     pub(super) fn d_out(self) -> usize {
         match self {
             Self::Dense(matrix) => matrix.columns(),
-            Self::Packed(packed) => packed.shape()[0],
+            Self::Packed(host) => host.packed.shape()[0],
         }
     }
 
@@ -62,13 +61,13 @@ impl Frozen<'_> {
     pub(super) fn multiplied(self, left: Matrix) -> Vec<f32> {
         match self {
             Self::Dense(matrix) => multiplied(1.0, left, matrix),
-            Self::Packed(packed) => {
+            Self::Packed(host) => {
                 let n = size(left.rows(), self.d_out());
                 let mut output = Vec::with_capacity(n);
                 // SAFETY: there is room for the product's values, which nobody else has a pointer
                 // to, and they are not read. All are written when the length is set.
                 unsafe {
-                    packed::multiply(output.as_mut_ptr(), Before::Overwritten, left, packed);
+                    packed::multiply(output.as_mut_ptr(), Before::Overwritten, left, host);
                     output.set_len(n);
                 }
                 output
@@ -80,10 +79,10 @@ impl Frozen<'_> {
     pub(super) fn add_product(self, output: &mut [f32], left: Matrix) {
         match self {
             Self::Dense(matrix) => add_product(output, 1.0, left, matrix),
-            Self::Packed(packed) => {
+            Self::Packed(host) => {
                 check_size(output, left, self.d_out());
                 // SAFETY: the slice is as large as the product and exclusively ours.
-                unsafe { packed::multiply(output.as_mut_ptr(), Before::Kept, left, packed) }
+                unsafe { packed::multiply(output.as_mut_ptr(), Before::Kept, left, host) }
             }
         }
     }
@@ -92,11 +91,11 @@ impl Frozen<'_> {
     pub(super) fn write_product(self, output: &mut [f32], left: Matrix) {
         match self {
             Self::Dense(matrix) => write_product(output, 1.0, left, matrix),
-            Self::Packed(packed) => {
+            Self::Packed(host) => {
                 check_size(output, left, self.d_out());
                 let output = output.as_mut_ptr();
                 // SAFETY: the slice is as large as the product and exclusively ours.
-                unsafe { packed::multiply(output, Before::Overwritten, left, packed) }
+                unsafe { packed::multiply(output, Before::Overwritten, left, host) }
             }
         }
     }
@@ -105,14 +104,14 @@ impl Frozen<'_> {
     pub(super) fn multiplied_back(self, left: Matrix) -> Vec<f32> {
         match self {
             Self::Dense(matrix) => multiplied(1.0, left, matrix.transposed()),
-            Self::Packed(packed) => {
+            Self::Packed(host) => {
                 let n = size(left.rows(), self.d_in());
                 let mut output = Vec::with_capacity(n);
                 let rows = 0..self.d_out();
                 let to = output.as_mut_ptr();
                 // SAFETY: as for `multiplied`.
                 unsafe {
-                    packed::multiply_back(to, Before::Overwritten, left, packed, rows);
+                    packed::multiply_back(to, Before::Overwritten, left, host, rows);
                     output.set_len(n);
                 }
                 output
@@ -140,10 +139,10 @@ impl Frozen<'_> {
                         Before::Kept => add_product(output, 1.0, left, right),
                     }
                 }
-                Self::Packed(packed) => {
+                Self::Packed(host) => {
                     let output = output.as_mut_ptr();
                     // SAFETY: the slice is as large as the product and exclusively ours.
-                    unsafe { packed::multiply_back(output, before, left, packed, slice) }
+                    unsafe { packed::multiply_back(output, before, left, host, slice) }
                 }
             }
             before = Before::Kept;

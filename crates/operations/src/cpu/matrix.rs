@@ -104,6 +104,31 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Whether the values of a row lie next to each other.
+    pub(super) fn has_dense_rows(self) -> bool {
+        self.column_stride == 1
+    }
+
+    /// A row of a matrix that [has dense rows](Self::has_dense_rows).
+    pub(super) fn row(self, i: usize) -> &'a [f32] {
+        assert!(
+            self.has_dense_rows() && i < self.rows,
+            "row {i} of {}, whose values lie {} apart",
+            self.rows,
+            self.column_stride
+        );
+        if self.columns == 0 {
+            return &[];
+        }
+        &self.values[i * self.row_stride..][..self.columns]
+    }
+
+    /// Every value, rows one after the other.
+    pub(super) fn to_vec(self) -> Vec<f32> {
+        let row = |i| (0..self.columns).map(move |j| i * self.row_stride + j * self.column_stride);
+        (0..self.rows).flat_map(row).map(|at| self.values[at]).collect()
+    }
+
     /// The first row, one value after the other.
     pub(super) fn first_row(self) -> Cow<'a, [f32]> {
         if self.column_stride == 1 {

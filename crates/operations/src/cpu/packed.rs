@@ -14,10 +14,14 @@ use olora_packed::Packed;
 use rayon::prelude::*;
 
 use super::{
+    bf16::{self, Kernel, Side, rounded},
     matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product},
     rows::rows_per_chunk,
 };
-use crate::stored::unpack;
+use crate::{
+    Products,
+    stored::{Host, unpack},
+};
 
 /// Outputs of a panel at most.
 const WIDEST: usize = 512;
@@ -40,15 +44,6 @@ const SHARED_VALUES: usize = 1 << 22;
 /// Up to so many rows `gemm` has ways of its own for narrow panels.
 const FEW_ROWS: usize = 64;
 
-/// Which product.
-#[derive(Clone)]
-enum Side {
-    /// `left·W`, with outputs along the rows of the packed matrix.
-    Forward,
-    /// `left·Wᵀ` with some of the rows, and outputs along the columns.
-    Back(Range<usize>),
-}
-
 /// `output = [output +] left·W`, rows of the output one after the other.
 ///
 /// A single row is multiplied without unpacking, and summed in another order
@@ -58,8 +53,8 @@ enum Side {
 ///
 /// `output` must be valid for `left.rows() · d_out` values: for writing, and if
 /// they are kept, for reading. Nothing else may read or write there meanwhile.
-pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, packed: &Packed) {
-    let [d_out, d_in] = packed.shape();
+pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, host: &Host) {
+    let [d_out, d_in] = host.packed.shape();
     assert_eq!(left.columns(), d_in, "inner dimensions");
     if left.rows() == 1 {
         if before == Before::Overwritten {
@@ -68,11 +63,15 @@ pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, pa
         }
         // SAFETY: the caller's; where nothing was kept, zeros have just been written.
         let output = unsafe { std::slice::from_raw_parts_mut(output, d_out) };
-        add_row(output, &left.first_row(), packed);
+        let mut row = left.first_row();
+        if host.products == Products::Rounded {
+            round(row.to_mut());
+        }
+        add_row(output, &row, &host.packed);
         return;
     }
     // SAFETY: the caller's.
-    unsafe { by_panels(output, before, left, packed, &Side::Forward) }
+    unsafe { multiply_rows(Kernel::best(), output, before, left, host, &Side::Forward) }
 }
 
 /// `output = [output +] left·Wᵀ` with `rows` of the packed matrix, which are
@@ -85,12 +84,57 @@ pub(super) unsafe fn multiply_back(
     output: *mut f32,
     before: Before,
     left: Matrix,
-    packed: &Packed,
+    host: &Host,
     rows: Range<usize>,
 ) {
     assert_eq!(left.columns(), rows.len(), "inner dimensions");
     // SAFETY: the caller's.
-    unsafe { by_panels(output, before, left, packed, &Side::Back(rows)) }
+    unsafe { multiply_rows(Kernel::best(), output, before, left, host, &Side::Back(rows)) }
+}
+
+/// More rows than one, or the way back; with a kernel for rounded products, if there is one.
+///
+/// # Safety
+///
+/// As for [`multiply`] or [`multiply_back`].
+pub(super) unsafe fn multiply_rows(
+    kernel: Option<Kernel>,
+    output: *mut f32,
+    before: Before,
+    left: Matrix,
+    host: &Host,
+    side: &Side,
+) {
+    let packed = &host.packed;
+    match (host.products, kernel) {
+        // SAFETY: the caller's, for both.
+        (Products::Exact, _) => unsafe { by_panels(output, before, left, packed, side, false) },
+        (Products::Rounded, None) => {
+            let mut values = left.to_vec();
+            round(&mut values);
+            let left = Matrix::new(&values, left.rows(), left.columns(), left.columns());
+            // SAFETY: the caller's.
+            unsafe { by_panels(output, before, left, packed, side, true) }
+        }
+        (Products::Rounded, Some(kernel)) => {
+            let copied;
+            let left = if left.has_dense_rows() {
+                left
+            } else {
+                copied = left.to_vec();
+                Matrix::new(&copied, left.rows(), left.columns(), left.columns())
+            };
+            // SAFETY: the caller's.
+            unsafe { bf16::multiply(kernel, output, before, left, packed, side) }
+        }
+    }
+}
+
+/// Every value to the nearest bf16.
+fn round(values: &mut [f32]) {
+    for value in values {
+        *value = rounded(*value);
+    }
 }
 
 /// One row on all threads, each output summed by one of them.
@@ -127,7 +171,18 @@ impl Columns {
 /// # Safety
 ///
 /// As for [`multiply`] or [`multiply_back`].
-unsafe fn by_panels(output: *mut f32, before: Before, left: Matrix, packed: &Packed, side: &Side) {
+///
+/// With unpacked values, which are rounded first if that is asked for.
+unsafe fn by_panels(
+    output: *mut f32,
+    before: Before,
+    left: Matrix,
+    packed: &Packed,
+    side: &Side,
+    rounds: bool,
+) {
+    // What is bf16 already is not rounded again.
+    let rounds = rounds && packed.as_bf16().is_none();
     let [d_out, d_in] = packed.shape();
     let (width, unit) = match side {
         Side::Forward => (d_out, 1),
@@ -162,6 +217,9 @@ unsafe fn by_panels(output: *mut f32, before: Before, left: Matrix, packed: &Pac
             with_buffer(share.len() * inner, |panel| {
                 let (rows, columns) = lines(&share);
                 unpack(packed, rows, columns, panel);
+                if rounds {
+                    round(panel);
+                }
                 multiply_panel(share, panel, Parallelism::None);
             });
         };
@@ -185,6 +243,9 @@ unsafe fn by_panels(output: *mut f32, before: Before, left: Matrix, packed: &Pac
                     let start = rows.start + i * piece;
                     let some = start..start + part.len() / columns.len();
                     unpack(packed, some, columns.clone(), part);
+                    if rounds {
+                        round(part);
+                    }
                 });
             multiply_panel(share, panel, Parallelism::Rayon(0));
         });
@@ -263,6 +324,7 @@ mod tests {
         for ([d_out, d_in], n) in [([576, 576], 70), ([192, 1536], 70), ([1536, 192], 20)] {
             let packed = made(olora_packed::BlockFormat::Q8_0, [d_out, d_in]);
             let dense = unpacked(&packed, 0..d_out);
+            let packed = Host::from(packed);
             let dense = Matrix::of_rows(&dense, d_in);
             let (x, grad) = (some(1, n * d_in), some(2, n * d_out));
             let x = Matrix::of_rows(&x, d_in);
@@ -300,6 +362,7 @@ mod tests {
         let (d_out, d_in, n) = (96, 128, 3);
         let packed = made(olora_packed::BlockFormat::Q8_0, [d_out, d_in]);
         let dense = unpacked(&packed, 0..d_out);
+        let packed = Host::from(packed);
         let grad = some(2, n * d_out);
         let grad = Matrix::of_rows(&grad, d_out);
         let right = crate::cpu::matrix::multiplied(1.0, grad, Matrix::of_rows(&dense, d_in));
