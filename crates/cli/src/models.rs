@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use olora_adapter::{Kind, Parameter, PeftAdapter, params};
 use olora_data::{Tokenizer, find};
 use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
-use olora_model::{Dtype, Llama, ModelConfig, Packing};
+use olora_model::{Dtype, Llama, Matrices, ModelConfig, Packing};
 use olora_runs::{Located, Recipe};
 
 use crate::{
@@ -194,7 +194,8 @@ pub(crate) fn load_base(
     packing: Packing,
     device: &Device,
 ) -> Result<(Llama, ModelConfig)> {
-    let (llama, config) = olora_model::load_as(path, dtype, packing, device)?;
+    let (of_tensors, matrices) = Matrices::of(packing, dtype, device);
+    let (llama, config) = olora_model::load_as(path, of_tensors, matrices, device)?;
     if let Packing::As(quantize) = packing {
         let all = params(&llama);
         let is_linear = |param: &&Parameter| {
@@ -205,7 +206,11 @@ pub(crate) fn load_base(
         };
         let linear = || all.iter().filter(is_linear);
         let n = linear().count();
-        let n_dense = linear().filter(|param| param.packed().is_none()).count();
+        let is_packed = |param: &&Parameter| {
+            let packed = param.packed();
+            packed.is_some_and(|base| base.tensor.packed().as_bf16().is_none())
+        };
+        let n_dense = n - linear().filter(is_packed).count();
         if n_dense == n {
             bail!(
                 "--quantize {quantize}: none of the {n} linear layers of {} would be packed: no row divides into \

@@ -23,7 +23,7 @@ use olora_operations::Dtype;
 
 pub use config::config_bytes;
 pub use identity::{sample_weights, weights_fingerprint};
-pub use load::{PackedMatrix, load, load_as, packed_matrices};
+pub use load::{PackedMatrix, drawn_matrices, hold_in_bf16, load, load_as, packed_matrices};
 pub use save::{Companions, Layout, SaveOptions, save};
 pub use save_gguf::{save_gguf, save_gguf_with};
 pub use source::weight_files;

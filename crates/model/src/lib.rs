@@ -55,9 +55,9 @@ pub use adapt::adapted_vocabulary;
 pub use attention::{Apart, Attention, Fused, Projections};
 pub use cache::KvCache;
 pub use checkpoint::{
-    Companions, Layout, PackedMatrix, SaveOptions, StoredModel, config_bytes, load, load_as,
-    packed_matrices, sample_weights, save, save_gguf, save_gguf_with, weight_files,
-    weights_fingerprint,
+    Companions, Layout, PackedMatrix, SaveOptions, StoredModel, config_bytes, drawn_matrices,
+    hold_in_bf16, load, load_as, packed_matrices, sample_weights, save, save_gguf, save_gguf_with,
+    weight_files, weights_fingerprint,
 };
 pub use config::{Experts, ModelConfig, NormOrder, QkNorm};
 pub use error::ModelError;
@@ -68,7 +68,7 @@ pub use generate::{Sampling, generate};
 pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
-pub use olora_operations::Dtype;
-pub use quantize::{Packing, Quantize, UnknownQuantize};
+pub use olora_operations::{Dtype, Products, is_host};
+pub use quantize::{Matrices, Packing, Quantize, UnknownQuantize};
 pub use resize::NewRows;
 pub use rope::{Rope, RopeScaling, Rotation};

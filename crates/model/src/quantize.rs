@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, str::FromStr};
 
+use burn::tensor::Device;
+use olora_operations::{Dtype, Products, is_host};
 use olora_packed::{BlockFormat, Format};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -102,6 +104,39 @@ impl Packing {
     /// Whether it is the default.
     pub fn is_stored(&self) -> bool {
         *self == Self::Stored
+    }
+}
+
+/// In what form a model's matrices are held: those of linear layers, and the
+/// embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matrices {
+    /// What becomes of packed ones, and which are packed as they are read.
+    pub packing: Packing,
+    /// For the CPU: dense ones are held in bfloat16, half of what float32 takes, and
+    /// all are multiplied with so. A device with bfloat16 tensors needs none of this.
+    pub in_bf16: Option<Products>,
+}
+
+impl Matrices {
+    /// The form of a model that is to be held, and computed with, in `dtype` on a
+    /// device, and the dtype of its tensors: on the CPU, matrices in bfloat16 beside
+    /// tensors in float32.
+    pub fn of(packing: Packing, dtype: Dtype, device: &Device) -> (Dtype, Self) {
+        if dtype == Dtype::Bf16 && is_host(device) {
+            let in_bf16 = Some(Products::Rounded);
+            return (Dtype::F32, Self { packing, in_bf16 });
+        }
+        (dtype, packing.into())
+    }
+}
+
+impl From<Packing> for Matrices {
+    fn from(packing: Packing) -> Self {
+        Self {
+            packing,
+            in_bf16: None,
+        }
     }
 }
 

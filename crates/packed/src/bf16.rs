@@ -170,7 +170,14 @@ mod tests {
         [bytes[8], bytes[9]] = [0x80, 0x7f];
         let error = Packed::from_bf16([2, 3], Bytes::from(bytes)).unwrap_err();
         assert!(
-            matches!(error, PackedError::NotFinite { row: 1, column: 1, .. }),
+            matches!(
+                error,
+                PackedError::NotFinite {
+                    row: 1,
+                    column: 1,
+                    ..
+                }
+            ),
             "{error}"
         );
     }

@@ -31,8 +31,7 @@ impl From<BlockFormat> for Format {
 
 impl Format {
     /// What [`crate::Packed::pack`] makes, for messages.
-    pub(crate) const MADE: &str =
-        "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, NF4 with double quantisation and bfloat16";
+    pub(crate) const MADE: &str = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, NF4 with double quantisation and bfloat16";
 
     /// Values of a block. The width of a matrix must be a multiple.
     pub const fn block_values(self) -> usize {

@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::{packed_weights, to_dtype};
-use olora_model::{Dtype, Llama, ModelConfig, load_as};
+use olora_model::{Dtype, Llama, ModelConfig, hold_in_bf16, load_as};
 
 use crate::{Event, Observer, Precision, Recipe, RunError, recipe::Weights};
 
@@ -24,30 +24,35 @@ pub fn load_base(
     observer: &dyn Observer,
 ) -> Result<Llama, RunError> {
     let loading = Instant::now();
-    let base = precision.base;
+    let base = precision.of_weights();
+    let matrices = precision.matrices(recipe.packing());
     let llama = match recipe.model.weights {
-        Weights::Checkpoint => load_as(&recipe.model.path, base, recipe.packing(), device)?.0,
+        Weights::Checkpoint => load_as(&recipe.model.path, base, matrices, device)?.0,
         Weights::Random | Weights::Timing => {
             let random = config.init(device);
-            if base == Dtype::F32 {
-                random
-            } else {
-                random.map(&mut CastTo(base))
+            match precision.in_bf16 {
+                Some(products) => hold_in_bf16(random, products)?,
+                None if base == Dtype::F32 => random,
+                None => random.map(&mut CastTo(base)),
             }
         }
     };
     // After rounding: new rows are those of the weights that the run has.
     let mut llama = llama;
     llama.resize_embeddings(config.vocab_size, recipe.seed);
-    let llama = if precision.compute == precision.base {
+    let compute = precision.of_activations();
+    let llama = if compute == base {
         llama
     } else {
-        llama.computing_in(precision.compute)
+        llama.computing_in(compute)
     };
     observer.on(&Event::ModelLoaded {
         path: recipe.model.path.clone(),
         n_params: llama.num_params(),
-        n_packed: packed_weights(&llama).len(),
+        n_packed: packed_weights(&llama)
+            .values()
+            .filter(|base| base.tensor.packed().as_bf16().is_none())
+            .count(),
         seconds: loading.elapsed().as_secs_f64(),
     });
     Ok(llama)

@@ -44,6 +44,8 @@ pub(crate) struct Workload {
     pub(crate) accumulates: bool,
     pub(crate) base: Dtype,
     pub(crate) compute: Dtype,
+    /// Whether products with packed matrices are of bfloat16.
+    pub(crate) rounds: bool,
     pub(crate) recompute: Recompute,
     /// Whether the device has memory of its own, and no kernels of ours.
     pub(crate) accelerator: bool,
@@ -95,7 +97,9 @@ fn bytes(dtype: Dtype) -> u64 {
 
 /// Values of a packed matrix that a thread unpacks at a time, if that is between 64 and 512 rows.
 const PANEL: u64 = 1 << 22;
-/// The same in portable code.
+/// Bytes of a matrix that a thread has in bfloat16 at a time.
+const LAID_OUT: u64 = 1 << 20;
+/// Values of a panel in portable code.
 const PLACED_PANEL: u64 = 1 << 23;
 /// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
@@ -231,6 +235,9 @@ impl MemoryEstimate {
             0
         } else if load.accelerator {
             (widest * d).min(PLACED_PANEL) * 16
+        } else if load.rounds {
+            // What is multiplied, rounded, and a panel for each thread.
+            2 * tokens * inner.max(d) + LAID_OUT * n(rayon::current_num_threads())
         } else {
             PANEL.clamp(64 * widest, 512 * widest) * 4 * n(rayon::current_num_threads())
         };

@@ -1,8 +1,9 @@
 //! Which number formats a model is held in and computes in.
 
 use burn::tensor::{DType, Device};
+use olora_adapter::Placement;
 use olora_data::Padding;
-use olora_model::{Dtype, ModelConfig};
+use olora_model::{Dtype, Matrices, ModelConfig, Packing, Products, is_host};
 use serde::Serialize;
 
 use crate::{Recipe, RunError};
@@ -14,10 +15,34 @@ pub struct Precision {
     pub base: Dtype,
     /// Of activations and matrix products.
     pub compute: Dtype,
+    /// On the CPU, how matrices that are held in bfloat16 are multiplied with. All that
+    /// is no matrix product is float32 there.
+    #[serde(skip)]
+    pub in_bf16: Option<Products>,
     /// What was asked for and could not be had, where the recipe allows that:
     /// the key and the number format.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fallback: Vec<(&'static str, &'static str)>,
+}
+
+impl Precision {
+    /// What tensors of weights are in: all of them, or those that are no matrices.
+    pub fn of_weights(&self) -> Dtype {
+        self.in_bf16.map_or(self.base, |_| Dtype::F32)
+    }
+
+    /// What activations are in.
+    pub fn of_activations(&self) -> Dtype {
+        self.in_bf16.map_or(self.compute, |_| Dtype::F32)
+    }
+
+    /// In what form matrices are held that are `packing`.
+    pub fn matrices(&self, packing: Packing) -> Matrices {
+        Matrices {
+            packing,
+            in_bf16: self.in_bf16,
+        }
+    }
 }
 
 /// The number format for a checkpoint that is stored as `stored`, on `device`.
@@ -92,10 +117,23 @@ impl Recipe {
         // What trains is held in float32.
         let trains = full || !self.adapter.config.modules_to_save.is_empty();
         let stored = if trains { None } else { config.stored_dtype() };
-        let base = choose("model.dtype", self.model.dtype, stored)?;
+        let in_place = self.adapter.config.placement == Placement::Residual;
+        // Matrices that the CPU multiplies with in bfloat16 are not tensors: they do not train, and
+        // nothing is written over them.
+        let can_hold = is_host(device) && !full && !in_place;
+        let asks = self.model.compute_dtype == Some(Dtype::Bf16);
+        let base = match self.model.dtype {
+            None if can_hold && asks => Dtype::Bf16,
+            asked => choose("model.dtype", asked, stored)?,
+        };
         // Left out, the compute format is the base's own, on the CPU too.
         let compute = self.model.compute_dtype.unwrap_or(base);
         let compute = choose("model.compute_dtype", Some(compute), None)?;
+        let in_bf16 = match (base, compute) {
+            (Dtype::Bf16, Dtype::Bf16) if can_hold => Some(Products::Rounded),
+            (Dtype::Bf16, Dtype::F32) if can_hold => Some(Products::Exact),
+            _ => None,
+        };
         let mut recipe = self.clone();
         recipe.model.dtype = Some(base);
         recipe.model.compute_dtype = Some(compute);
@@ -106,6 +144,7 @@ impl Recipe {
         let precision = Precision {
             base,
             compute,
+            in_bf16,
             fallback,
         };
         Ok((recipe, precision))

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use olora_adapter::{Kind, PeftAdapter, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
-use olora_model::{ModelConfig, Packing, packed_matrices};
+use olora_model::{ModelConfig, Packing, Products, drawn_matrices, packed_matrices};
 
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
@@ -118,7 +118,7 @@ impl Prepared {
             )));
         }
         let counts = Counts::expected(&recipe, &config)?;
-        let packed = packed_share(&recipe, &config)?;
+        let packed = packed_share(&recipe, &config, &precision)?;
         if let (Packing::As(quantize), Some(note)) = (recipe.packing(), packed.left_dense()) {
             observer.on(&Event::Note(format!(
                 "model.quantize = \"{quantize}\": {note}"
@@ -177,8 +177,9 @@ impl Prepared {
             dora: recipe.adapter.config.dora,
             dropout: recipe.adapter.config.dropout > 0.0,
             accumulates: recipe.training.accumulation > 1,
-            base: self.precision.base,
-            compute: self.precision.compute,
+            base: self.precision.of_weights(),
+            compute: self.precision.of_activations(),
+            rounds: self.precision.in_bf16 == Some(Products::Rounded),
             recompute: recipe.training.recompute,
             accelerator: self.accelerator,
             rows: self.steps.largest.n_rows,
@@ -192,11 +193,17 @@ impl Prepared {
 }
 
 /// What of the base stays packed; what trains whole beside an adapter does not.
-fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, RunError> {
-    if recipe.model.weights != Weights::Checkpoint {
-        return Ok(PackedShare::default());
-    }
-    let matrices = packed_matrices(&recipe.model.path, config, recipe.packing())?;
+fn packed_share(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    precision: &Precision,
+) -> Result<PackedShare, RunError> {
+    let matrices = precision.matrices(recipe.packing());
+    let matrices = match recipe.model.weights {
+        Weights::Checkpoint => packed_matrices(&recipe.model.path, config, matrices)?,
+        // Drawn, and held as those of a checkpoint would be.
+        Weights::Random | Weights::Timing => drawn_matrices(config, matrices),
+    };
     if matrices.is_empty() && !matches!(recipe.packing(), Packing::As(_)) {
         return Ok(PackedShare::default());
     }
@@ -222,7 +229,7 @@ fn packed_share(recipe: &Recipe, config: &ModelConfig) -> Result<PackedShare, Ru
             let widest = param.shape().into_iter().max().unwrap_or(0);
             // The vocabulary projection goes by panels of its rows, as wide as the model.
             if is_linear && param.path() != "lm_head.weight" {
-                share.packed_linear += 1;
+                share.packed_linear += usize::from(!matrix.is_bf16());
                 share.widest = share.widest.max(widest);
             }
         }

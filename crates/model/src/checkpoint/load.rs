@@ -10,11 +10,11 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use olora_adapter::{Kind, MapParams, PackedBase, Place, hollow, map_params, params, put_on};
-use olora_operations::PackedTensor;
-use olora_packed::Format;
+use olora_operations::{PackedTensor, Products};
+use olora_packed::{Format, Packed};
 
 use super::{Dtype, source::Source};
-use crate::{Llama, ModelConfig, ModelError, Packing};
+use crate::{Llama, Matrices, ModelConfig, ModelError, Packing};
 
 const HEAD: &str = "lm_head.weight";
 /// The head of a text model within a larger one.
@@ -44,7 +44,7 @@ pub fn load(
     load_as(path, dtype, Packing::Stored, device)
 }
 
-/// [`load`], with the choice of what becomes of packed matrices.
+/// [`load`], with the choice of the form that matrices are held in.
 ///
 /// # Errors
 ///
@@ -52,15 +52,16 @@ pub fn load(
 pub fn load_as(
     path: &Path,
     dtype: Dtype,
-    packing: Packing,
+    matrices: impl Into<Matrices>,
     device: &Device,
 ) -> Result<(Llama, ModelConfig), ModelError> {
+    let matrices = matrices.into();
     let config = ModelConfig::from_path(path)?;
     let model = config.init(device);
     let mut loader = Loader {
         names: Names::checked(path, &config, &model)?,
         dtype,
-        packing,
+        matrices,
         packed: BTreeMap::new(),
         error: None,
     };
@@ -97,6 +98,77 @@ fn refuse_wrong_device(
     Ok(())
 }
 
+/// A model whose matrices, as far as they are dense, are held in bfloat16, as
+/// [`Matrices`] says: what [`load_as`] gives, of weights that were drawn.
+///
+/// # Errors
+///
+/// [`ModelError::Device`] if values cannot be read, or bfloat16 does not hold them.
+pub fn hold_in_bf16(model: Llama, products: Products) -> Result<Llama, ModelError> {
+    struct Hold {
+        products: Products,
+        packed: BTreeMap<String, PackedBase>,
+        error: Option<ModelError>,
+    }
+    impl Hold {
+        fn matrix(&self, kind: Kind, weight: Tensor<2>) -> Result<PackedBase, String> {
+            let weight = match kind {
+                Kind::Linear => weight.transpose(),
+                Kind::Embedding => weight,
+            };
+            let shape = weight.dims();
+            let values = weight.try_into_data().map_err(|error| error.to_string())?;
+            let values: Vec<f32> = values.iter().collect();
+            let packed = Packed::pack(Format::Bf16, shape, &values);
+            let packed = packed.map_err(|error| error.to_string())?;
+            Ok(PackedBase {
+                tensor: PackedTensor::new(packed).with_products(self.products),
+                kind,
+            })
+        }
+    }
+    impl MapParams for Hold {
+        fn map<const D: usize>(
+            &mut self,
+            place: &Place,
+            param: Param<Tensor<D>>,
+        ) -> Param<Tensor<D>> {
+            let is_matrix = D == 2 && place.name() == "weight" && !is_positions(place);
+            let Some(kind) = place.kind.filter(|_| is_matrix && self.error.is_none()) else {
+                return param;
+            };
+            let shape: [usize; 2] = [param.lazy_shape()[0], param.lazy_shape()[1]];
+            match self.matrix(kind, param.val().reshape(shape)) {
+                Ok(packed) => {
+                    self.packed.insert(place.layer().to_owned(), packed);
+                    let (device, id) = (param.lazy_device(), param.id);
+                    let hollow = hollow(param.lazy_shape().dims(), &device, DType::F32);
+                    param.transform_for_load(hollow, id).set_require_grad(false)
+                }
+                Err(reason) => {
+                    self.error = Some(ModelError::device(&place.path, &reason));
+                    param
+                }
+            }
+        }
+    }
+    let mut hold = Hold {
+        products,
+        packed: BTreeMap::new(),
+        error: None,
+    };
+    let model = map_params(model, &mut hold);
+    match hold.error {
+        Some(error) => Err(error),
+        None => Ok(put_on(model, hold.packed)),
+    }
+}
+
+/// Learned positions are few, and read by Burn's own embedding.
+fn is_positions(place: &Place) -> bool {
+    place.layer().ends_with("embed_positions")
+}
+
 /// A matrix of a base that is packed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PackedMatrix {
@@ -108,6 +180,40 @@ pub struct PackedMatrix {
     pub placed: u64,
 }
 
+impl PackedMatrix {
+    /// Whether it is not packed but held in bfloat16, as [`Matrices`] says.
+    pub fn is_bf16(&self) -> bool {
+        self.format == Format::Bf16
+    }
+}
+
+/// What [`packed_matrices`] would say of a checkpoint of such a model whose
+/// matrices are all dense.
+pub fn drawn_matrices(config: &ModelConfig, matrices: Matrices) -> BTreeMap<String, PackedMatrix> {
+    if matrices.in_bf16.is_none() {
+        return BTreeMap::new();
+    }
+    #[allow(
+        clippy::default_trait_access,
+        reason = "any device will do: nothing is put on it"
+    )]
+    let model = config.init(&Default::default());
+    let all = params(&model).into_iter().filter(|param| {
+        let place = param.place();
+        place.kind.is_some() && place.name() == "weight" && !is_positions(place)
+    });
+    let held = all.map(|param| {
+        let bytes = 2 * param.num_elements() as u64;
+        let matrix = PackedMatrix {
+            format: Format::Bf16,
+            bytes,
+            placed: bytes,
+        };
+        (param.path().to_owned(), matrix)
+    });
+    held.collect()
+}
+
 /// The matrices of a checkpoint that are packed, by the name that the model has
 /// for each, from the files' headers alone.
 ///
@@ -117,9 +223,10 @@ pub struct PackedMatrix {
 pub fn packed_matrices(
     path: &Path,
     config: &ModelConfig,
-    packing: Packing,
+    matrices: impl Into<Matrices>,
 ) -> Result<BTreeMap<String, PackedMatrix>, ModelError> {
-    if packing == Packing::None {
+    let matrices = matrices.into();
+    if matrices == Packing::None.into() {
         return Ok(BTreeMap::new());
     }
     #[allow(
@@ -131,7 +238,7 @@ pub fn packed_matrices(
     let mut all = BTreeMap::new();
     for param in params(&model) {
         let stored = names.stored(param.path());
-        let Some(format) = names.format(param.place(), stored, packing) else {
+        let Some(format) = names.format(param.place(), stored, matrices) else {
             continue;
         };
         let Some(&[rows, columns]) = names.source.shape(stored) else {
@@ -256,13 +363,12 @@ impl Names {
     }
 
     /// What a parameter is to be packed in, if at all.
-    fn format(&self, place: &Place, stored: &str, packing: Packing) -> Option<Format> {
+    fn format(&self, place: &Place, stored: &str, matrices: Matrices) -> Option<Format> {
         let kind = place.kind.filter(|_| place.name() == "weight")?;
-        // Learned positions are few, and read by Burn's own embedding.
-        if place.layer().ends_with("embed_positions") {
+        if is_positions(place) {
             return None;
         }
-        match packing {
+        let packed = match matrices.packing {
             Packing::None => None,
             Packing::Stored => self.source.format(stored),
             Packing::As(_) if kind == Kind::Embedding || place.path == HEAD => {
@@ -276,7 +382,8 @@ impl Names {
                 let fits = format.row_bytes(*columns).is_ok();
                 fits.then_some(format)
             }
-        }
+        };
+        packed.or(matrices.in_bf16.map(|_| Format::Bf16))
     }
 
     /// The stored name: the model's own, or without the prefix if only the
@@ -343,7 +450,7 @@ impl Names {
 struct Loader {
     names: Names,
     dtype: Dtype,
-    packing: Packing,
+    matrices: Matrices,
     /// By the path of the layer.
     packed: BTreeMap<String, PackedBase>,
     error: Option<ModelError>,
@@ -352,13 +459,14 @@ struct Loader {
 impl Loader {
     /// The packed matrix for a parameter, if it is to be one.
     fn packed(&self, place: &Place, stored: &str) -> Result<Option<PackedBase>, ModelError> {
-        let format = self.names.format(place, stored, self.packing);
+        let format = self.names.format(place, stored, self.matrices);
         let Some((format, kind)) = format.zip(place.kind) else {
             return Ok(None);
         };
         let packed = self.names.source.packed_as(stored, format)?;
         Ok(packed.map(|packed| PackedBase {
-            tensor: PackedTensor::new(packed),
+            tensor: PackedTensor::new(packed)
+                .with_products(self.matrices.in_bf16.unwrap_or_default()),
             kind,
         }))
     }

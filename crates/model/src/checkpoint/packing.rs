@@ -77,6 +77,17 @@ impl Source {
         if self.format(name) == Some(format) {
             return self.packed(name);
         }
+        if format == Format::Bf16
+            && let Self::Safetensors(shards, matrices) = self
+            && matrices.format(name).is_none()
+            && shards.read(name)?.1 == Dtype::Bf16
+        {
+            // As it lies in the mapped file.
+            return match Packed::from_bf16([rows, columns], shards.bytes(name)?) {
+                Ok(packed) => Ok(Some(packed)),
+                Err(error) => Err(self.unpackable(name, error, 0)),
+            };
+        }
         let values = self.values(name)?;
         let step = (AT_ONCE / columns).clamp(1, rows);
         let parts = (0..rows.div_ceil(step)).into_par_iter();

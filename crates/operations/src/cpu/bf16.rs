@@ -142,7 +142,11 @@ pub(super) unsafe fn multiply(
         Side::Back(rows) => {
             assert!(rows.end <= d_out, "rows {rows:?} of {d_out}");
             // Blocks that are cut would be unpacked more than once.
-            (rows.len(), d_in, packed.format().block_values().div_ceil(EDGE))
+            (
+                rows.len(),
+                d_in,
+                packed.format().block_values().div_ceil(EDGE),
+            )
         }
     };
     assert_eq!(left.columns(), inner, "inner dimensions");

@@ -126,7 +126,10 @@ impl<'a> Matrix<'a> {
     /// Every value, rows one after the other.
     pub(super) fn to_vec(self) -> Vec<f32> {
         let row = |i| (0..self.columns).map(move |j| i * self.row_stride + j * self.column_stride);
-        (0..self.rows).flat_map(row).map(|at| self.values[at]).collect()
+        (0..self.rows)
+            .flat_map(row)
+            .map(|at| self.values[at])
+            .collect()
     }
 
     /// The first row, one value after the other.

@@ -89,7 +89,16 @@ pub(super) unsafe fn multiply_back(
 ) {
     assert_eq!(left.columns(), rows.len(), "inner dimensions");
     // SAFETY: the caller's.
-    unsafe { multiply_rows(Kernel::best(), output, before, left, host, &Side::Back(rows)) }
+    unsafe {
+        multiply_rows(
+            Kernel::best(),
+            output,
+            before,
+            left,
+            host,
+            &Side::Back(rows),
+        )
+    }
 }
 
 /// More rows than one, or the way back; with a kernel for rounded products, if there is one.

@@ -206,10 +206,22 @@ pub(super) unsafe fn turn(block: &Block, to: &mut Block) {
                 _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d),
                 _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d),
             ];
-            store(&mut to[i], _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even_2));
-            store(&mut to[4 + i], _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd_2));
-            store(&mut to[8 + i], _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even_2));
-            store(&mut to[12 + i], _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd_2));
+            store(
+                &mut to[i],
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even_2),
+            );
+            store(
+                &mut to[4 + i],
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd_2),
+            );
+            store(
+                &mut to[8 + i],
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even_2),
+            );
+            store(
+                &mut to[12 + i],
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd_2),
+            );
         }
     }
 }
@@ -232,8 +244,14 @@ pub(super) unsafe fn interleave(block: &Block, to: &mut Block) {
         for (i, pair) in lines.as_chunks::<2>().0.iter().enumerate() {
             let [first, second] = [load(&pair[0]), load(&pair[1])];
             let line = 8 * half + i;
-            store(&mut to.0[0][line], _mm512_permutex2var_epi16(first, low, second));
-            store(&mut to.0[1][line], _mm512_permutex2var_epi16(first, high, second));
+            store(
+                &mut to.0[0][line],
+                _mm512_permutex2var_epi16(first, low, second),
+            );
+            store(
+                &mut to.0[1][line],
+                _mm512_permutex2var_epi16(first, high, second),
+            );
         }
     }
 }

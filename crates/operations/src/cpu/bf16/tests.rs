@@ -510,6 +510,13 @@ fn another_size_is_refused() {
     let kernel = Kernel::EmulatedAmx;
     // SAFETY: it is as large as the product would be.
     unsafe {
-        multiply(kernel, output.as_mut_ptr(), Before::Overwritten, left, &weight, &side);
+        multiply(
+            kernel,
+            output.as_mut_ptr(),
+            Before::Overwritten,
+            left,
+            &weight,
+            &side,
+        );
     }
 }
