@@ -1,8 +1,8 @@
 """Time greedy generation of one sequence with transformers: the peer of the `generate` suite of olora-benchmarks.
 
-    python generate.py --model CHECKPOINT|CONFIG.json [--prompt 128] [--new-tokens 64] [--device cpu] [--threads 2]
+    python generate.py --model CHECKPOINT|CONFIG.json [--prompt 128] [--new-tokens 64] [--dtype float32] [--device cpu] [--threads 2]
 
-f32, KV cache, random prompt, no end of sequence. The first token, which reads the prompt, is timed by itself; a first
+KV cache, random prompt, no end of sequence. The first token, which reads the prompt, is timed by itself; a first
 generation is not counted. Prints a table and, as the last line, one JSON object.
 """
 
@@ -21,8 +21,8 @@ from common import peak_rss_bytes, print_json, table, versions
 
 def build(given):
     if os.path.isdir(given.model):
-        return AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).to(given.device).eval()
-    config = LlamaConfig(**json.load(open(given.model)) | {"dtype": "float32"})
+        return AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype)).to(given.device).eval()
+    config = LlamaConfig(**json.load(open(given.model)) | {"dtype": given.dtype})
     with torch.device(given.device):
         return LlamaForCausalLM(config).eval()
 
@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -65,7 +66,7 @@ def main():
     }
     table(["what", "tokens/s"], [["prompt", result["prompt_tokens_per_second"]], ["generated", result["tokens_per_second"]]])
     print_json(
-        {"benchmark": "generate", "prompt": given.prompt, "new_tokens": given.new_tokens, "threads": given.threads}
+        {"benchmark": "generate", "dtype": given.dtype, "prompt": given.prompt, "new_tokens": given.new_tokens, "threads": given.threads}
         | result
         | {"peak_rss_bytes": peak_rss_bytes(), "versions": versions()}
     )

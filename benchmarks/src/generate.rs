@@ -1,5 +1,5 @@
 //! Greedy generation, one sequence: how long the prompt takes, and each token
-//! after it; and the same by transformers.
+//! after it; and the same by transformers and by llama.cpp.
 
 use std::{
     ops::ControlFlow,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use olora_model::{Dtype, Llama, ModelConfig, Sampling, generate, load};
+use olora_model::{Dtype, Llama, Matrices, ModelConfig, Packing, Sampling, generate, load_as};
 use olora_runs::peak_resident_bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,25 +28,46 @@ pub(crate) struct Work<'a> {
     pub(crate) model: &'a Path,
     pub(crate) prompt: usize,
     pub(crate) new_tokens: usize,
+    /// What ours and transformers' is held in and computed with.
+    pub(crate) dtype: Dtype,
+    /// A file with packed weights that ours and llama.cpp run as it is.
+    pub(crate) gguf: Option<&'a Path>,
+}
+
+/// Pythons that have other programs.
+#[derive(Clone, Copy)]
+pub(crate) struct Peers<'a> {
+    pub(crate) transformers: Option<&'a Path>,
+    pub(crate) llama_cpp: Option<&'a Path>,
 }
 
 impl Work<'_> {
     fn load(&self, device: &Device) -> anyhow::Result<Llama> {
         if self.model.is_dir() {
-            return Ok(load(self.model, Dtype::F32, device)?.0);
+            return self.read(self.model, device);
         }
+        ensure!(
+            self.dtype == Dtype::F32,
+            "random weights are float32: --model needs a checkpoint for --dtype"
+        );
         device.seed(7);
         let config = ModelConfig::from_file(self.model)
             .with_context(|| format!("--model {}", self.model.display()))?;
         Ok(config.init(device))
     }
+
+    fn read(&self, path: &Path, device: &Device) -> anyhow::Result<Llama> {
+        let (of_tensors, matrices) = Matrices::to_run(Packing::Stored, self.dtype, device);
+        Ok(load_as(path, of_tensors, matrices, device)?.0)
+    }
 }
 
-pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn run(work: &Work<'_>, rounds: usize, peers: Peers<'_>) -> anyhow::Result<()> {
     println!(
-        "Greedy generation of {} tokens after a prompt of {}, one sequence, f32, {}.",
+        "Greedy generation of {} tokens after a prompt of {}, one sequence, {}, {}.",
         work.new_tokens,
         work.prompt,
+        work.dtype,
         work.model.display()
     );
     println!(
@@ -58,32 +79,58 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
     let prompt = prompt(work.prompt, model.vocab_size());
     check(&model, &prompt[..work.prompt.min(24)])?;
     println!("equality of cached generation and whole forward passes: 16 tokens, all equal\n");
-
-    let mut ours = Vec::new();
-    let mut theirs = Vec::new();
     timed(&model, &prompt, work.new_tokens.min(4))?;
+    let packed = match work.gguf {
+        None => None,
+        Some(gguf) => Some(work.read(gguf, &device)?),
+    };
+    if let Some(packed) = &packed {
+        timed(packed, &prompt, work.new_tokens.min(4))?;
+    }
+    let mut rows: Vec<(String, Vec<Rates>, Option<u64>)> = Vec::new();
+    let mut add = |name: &str, rates, peak| match rows.iter_mut().find(|row| row.0 == name) {
+        Some((_, all, _)) => all.push(rates),
+        None => rows.push((name.to_owned(), vec![rates], peak)),
+    };
     for _ in 0..rounds {
-        ours.push(timed(&model, &prompt, work.new_tokens)?);
-        if let Some(python) = peer {
-            theirs.push(run_peer(python, work)?);
+        let rates = timed(&model, &prompt, work.new_tokens)?;
+        // Of two models, the peak is of both.
+        let peak = peak_resident_bytes().filter(|_| packed.is_none());
+        add("olora", rates, peak);
+        if let Some(packed) = &packed {
+            add(
+                "olora, GGUF",
+                timed(packed, &prompt, work.new_tokens)?,
+                None,
+            );
+        }
+        for (name, python) in [
+            ("transformers", peers.transformers),
+            ("llama.cpp", peers.llama_cpp),
+        ] {
+            let Some(python) = python else { continue };
+            let result = match (name, work.gguf) {
+                ("llama.cpp", Some(gguf)) => run_peer(python, "llama_cpp.py", work, gguf)?,
+                _ => run_peer(python, "generate.py", work, work.model)?,
+            };
+            let found = rates_of(&result).with_context(|| format!("{name} printed no rates"))?;
+            add(name, found, result["peak_rss_bytes"].as_u64());
         }
     }
     println!(
         "| what | prompt, tokens/s | generated, tokens/s, median (min – max of rounds) | peak memory |"
     );
     println!("|---|---:|---:|---:|");
-    let mut results = vec![row("olora", &ours, peak_resident_bytes())];
-    if !theirs.is_empty() {
-        let rates: Vec<Rates> = theirs.iter().filter_map(rates).collect();
-        ensure!(rates.len() == theirs.len(), "the peer printed no rates");
-        let peak = theirs[0]["peak_rss_bytes"].as_u64();
-        results.push(row("transformers", &rates, peak));
-    }
+    let rows = rows
+        .iter()
+        .map(|(name, rates, peak)| row(name, rates, *peak));
+    let results: Vec<Value> = rows.collect();
     println!(
         "{}",
         json!({
             "suite": "generate", "backend": work.backend, "device": details.to_string(), "model": work.model,
-            "prompt": work.prompt, "new_tokens": work.new_tokens, "rounds": rounds, "results": results,
+            "dtype": work.dtype.name(), "gguf": work.gguf, "prompt": work.prompt,
+            "new_tokens": work.new_tokens, "rounds": rounds, "results": results,
         })
     );
     Ok(())
@@ -168,21 +215,29 @@ fn check(model: &Llama, prompt: &[u32]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_peer(python: &Path, work: &Work<'_>) -> anyhow::Result<Value> {
+fn run_peer(python: &Path, script: &str, work: &Work<'_>, model: &Path) -> anyhow::Result<Value> {
     let mut command = Command::new(python);
     command
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/generate.py"))
+        .arg(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("peers")
+                .join(script),
+        )
         .arg("--model")
-        .arg(work.model)
+        .arg(model)
         .args(["--prompt", &work.prompt.to_string()])
         .args(["--new-tokens", &work.new_tokens.to_string()])
-        .args(threads())
-        .arg("--device")
-        .arg(if work.backend == "cpu" { "cpu" } else { "cuda" });
+        .args(threads());
+    if script == "generate.py" {
+        command
+            .args(["--dtype", work.dtype.name()])
+            .arg("--device")
+            .arg(if work.backend == "cpu" { "cpu" } else { "cuda" });
+    }
     Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
-fn rates(result: &Value) -> Option<Rates> {
+fn rates_of(result: &Value) -> Option<Rates> {
     Some(Rates {
         prompt: result["prompt_tokens_per_second"].as_f64()?,
         generated: result["tokens_per_second"].as_f64()?,

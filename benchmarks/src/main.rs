@@ -63,9 +63,15 @@ struct Args {
     /// `train_step`: a checkpoint's `config.json` [default: benchmarks/gpu/smollm2-135m.json]
     #[arg(long)]
     shape: Option<PathBuf>,
-    /// `train_step`: number format of the base
+    /// `train_step` and `generate`: number format of the base
     #[arg(long, default_value = "float32")]
     dtype: String,
+    /// `generate`: also time llama.cpp on `--gguf`, by its bindings for this Python
+    #[arg(long, requires = "gguf")]
+    llama_cpp: Option<PathBuf>,
+    /// `generate`: the model for llama.cpp, and for a second row of ours
+    #[arg(long)]
+    gguf: Option<PathBuf>,
     /// `train_step`: sequences in a step
     #[arg(long, default_value_t = 2, value_parser = at_least_one)]
     batch: usize,
@@ -292,12 +298,14 @@ fn generate(args: &Args, rounds: usize) -> anyhow::Result<()> {
         } else {
             usize::from(args.new_tokens)
         },
+        dtype: args.dtype.parse()?,
+        gguf: args.gguf.as_deref(),
     };
-    generate::run(
-        &work,
-        if args.quick { 1 } else { rounds },
-        args.peer.as_deref(),
-    )
+    let peers = generate::Peers {
+        transformers: args.peer.as_deref(),
+        llama_cpp: args.llama_cpp.as_deref(),
+    };
+    generate::run(&work, if args.quick { 1 } else { rounds }, peers)
 }
 
 fn evaluate(args: &Args, rounds: usize) -> anyhow::Result<()> {

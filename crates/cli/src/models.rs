@@ -194,7 +194,7 @@ pub(crate) fn load_base(
     packing: Packing,
     device: &Device,
 ) -> Result<(Llama, ModelConfig)> {
-    let (of_tensors, matrices) = Matrices::of(packing, dtype, device);
+    let (of_tensors, matrices) = Matrices::to_run(packing, dtype, device);
     let (llama, config) = olora_model::load_as(path, of_tensors, matrices, device)?;
     if let Packing::As(quantize) = packing {
         let all = params(&llama);
@@ -208,7 +208,7 @@ pub(crate) fn load_base(
         let n = linear().count();
         let is_packed = |param: &&Parameter| {
             let packed = param.packed();
-            packed.is_some_and(|base| base.tensor.packed().as_bf16().is_none())
+            packed.is_some_and(|base| !base.tensor.packed().format().is_plain())
         };
         let n_dense = n - linear().filter(is_packed).count();
         if n_dense == n {

@@ -10,7 +10,7 @@ use std::{
 
 use memmap2::Mmap;
 use olora_files::refuse_pointer;
-use olora_packed::{BlockFormat, Bytes, Packed};
+use olora_packed::{BlockFormat, Bytes, Format, Packed};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     metadata::Metadata,
     names::{Change, Heads, is_ignorable, stack, to_hugging_face},
     split, tokenizer,
+    types::TensorType,
 };
 
 /// The name of the tensor with Llama 3's scaling of the rotary frequencies.
@@ -199,6 +200,17 @@ impl GgufFile {
     pub fn block_format(&self, name: &str) -> Option<BlockFormat> {
         let info = self.header.tensors.get(self.names.get(name)?)?;
         info.kind.blocks().filter(|_| info.shape.len() == 2)
+    }
+
+    /// The format of plain numbers that a matrix is stored in, if it is bfloat16 or float32.
+    pub fn plain_format(&self, name: &str) -> Option<Format> {
+        let info = self.header.tensors.get(self.names.get(name)?)?;
+        match info.kind {
+            _ if info.shape.len() != 2 => None,
+            TensorType::Bf16 => Some(Format::Bf16),
+            TensorType::F32 => Some(Format::F32),
+            _ => None,
+        }
     }
 
     /// Writes some rows of a tensor as [`read`](Self::read) gives them: what can be done by parts.

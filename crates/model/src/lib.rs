@@ -69,6 +69,6 @@ pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
 pub use olora_operations::{Dtype, Products, is_host};
-pub use quantize::{Matrices, Packing, Quantize, UnknownQuantize};
+pub use quantize::{Dense, Matrices, Packing, Quantize, UnknownQuantize};
 pub use resize::NewRows;
 pub use rope::{Rope, RopeScaling, Rotation};

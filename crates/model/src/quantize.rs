@@ -113,21 +113,43 @@ impl Packing {
 pub struct Matrices {
     /// What becomes of packed ones, and which are packed as they are read.
     pub packing: Packing,
-    /// For the CPU: dense ones are held in bfloat16, half of what float32 takes, and
-    /// all are multiplied with so. A device with bfloat16 tensors needs none of this.
-    pub in_bf16: Option<Products>,
+    /// What becomes of the others.
+    pub dense: Dense,
+}
+
+/// What a model's matrices are that are not packed in few bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dense {
+    /// Tensors, which can be trained and written over.
+    #[default]
+    Tensors,
+    /// For the CPU, and for whoever trains nothing of them: where a file has bfloat16 or
+    /// float32, the bytes of the file, which stay in it. The values are those that a
+    /// tensor of float32 would have; products of single rows read them in order.
+    AsStored,
+    /// For the CPU: all in bfloat16, half of what float32 takes, and they and packed
+    /// ones are multiplied with so. A device with bfloat16 tensors needs none of this.
+    Bf16(Products),
 }
 
 impl Matrices {
-    /// The form of a model that is to be held, and computed with, in `dtype` on a
-    /// device, and the dtype of its tensors: on the CPU, matrices in bfloat16 beside
-    /// tensors in float32.
-    pub fn of(packing: Packing, dtype: Dtype, device: &Device) -> (Dtype, Self) {
-        if dtype == Dtype::Bf16 && is_host(device) {
-            let in_bf16 = Some(Products::Rounded);
-            return (Dtype::F32, Self { packing, in_bf16 });
+    /// The form of a model that is to run on a device, untrained, held and computed
+    /// with in `dtype`; and the dtype of its tensors.
+    pub fn to_run(packing: Packing, dtype: Dtype, device: &Device) -> (Dtype, Self) {
+        let dense = match dtype {
+            Dtype::Bf16 if is_host(device) => Dense::Bf16(Products::Rounded),
+            Dtype::F32 if is_host(device) => Dense::AsStored,
+            _ => return (dtype, packing.into()),
+        };
+        (Dtype::F32, Self { packing, dense })
+    }
+
+    /// How the CPU multiplies with them.
+    pub(crate) fn products(self) -> Products {
+        match self.dense {
+            Dense::Bf16(products) => products,
+            Dense::Tensors | Dense::AsStored => Products::Exact,
         }
-        (dtype, packing.into())
     }
 }
 
@@ -135,7 +157,7 @@ impl From<Packing> for Matrices {
     fn from(packing: Packing) -> Self {
         Self {
             packing,
-            in_bf16: None,
+            dense: Dense::Tensors,
         }
     }
 }

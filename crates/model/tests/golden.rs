@@ -13,7 +13,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use common::{fixture, floats, host, ids, max_diff, tokens};
-use olora_model::{Companions, Dtype, KvCache, Sampling, generate, load, save};
+use olora_adapter::packed_weights;
+use olora_model::{
+    Companions, Dense, Dtype, KvCache, Matrices, Products, Sampling, generate, hold_in_bf16, load,
+    load_as, save,
+};
+use olora_packed::Format;
 
 /// Logits within 1e-4 and the same 16 greedy tokens, all through the cache.
 fn check(name: &str) {
@@ -334,6 +339,100 @@ fn a_sharded_bf16_checkpoint_in_f32_and_in_bf16() {
     assert!(diff < 0.2, "logits differ by {diff}");
     let exact = max_diff(&logits, &floats(&golden, "logits").1);
     assert!(exact > 1e-3, "the model did not compute in bf16");
+}
+
+/// On the CPU: the same values, in other memory.
+#[test]
+fn matrices_as_stored_give_the_logits_of_tensors_to_the_bit() {
+    for name in ["llama-sharded-bf16", "llama", "qwen3", "gemma"] {
+        let directory = fixture(name);
+        let device = Device::flex();
+        let input = ids(&directory.join("golden.safetensors"), "input_ids", &device);
+        let (tensors, _) = load(&directory, Dtype::F32, &device).unwrap();
+        let expected = host(tensors.forward(input.clone()));
+        let stored = Matrices {
+            dense: Dense::AsStored,
+            ..Matrices::default()
+        };
+        let (model, _) = load_as(&directory, Dtype::F32, stored, &device).unwrap();
+        let formats: Vec<_> = packed_weights(&model)
+            .into_values()
+            .map(|base| base.tensor.packed().format())
+            .collect();
+        let expected_format = match name {
+            "llama-sharded-bf16" => Format::Bf16,
+            _ => Format::F32,
+        };
+        assert!(!formats.is_empty(), "{name}");
+        assert!(
+            formats.iter().all(|found| *found == expected_format),
+            "{name}"
+        );
+        assert_eq!(host(model.forward(input)), expected, "{name}");
+    }
+}
+
+/// A checkpoint in bfloat16 held as it is: multiplied with in float32 to the bit, or rounded,
+/// which is about as far from float32 as transformers in bfloat16.
+#[test]
+fn matrices_in_bf16_are_multiplied_with_exactly_or_rounded() {
+    let directory = fixture("llama-sharded-bf16");
+    let golden = directory.join("golden.safetensors");
+    let device = Device::flex();
+    let input = ids(&golden, "input_ids", &device);
+    let (tensors, _) = load(&directory, Dtype::F32, &device).unwrap();
+    let exact = host(tensors.forward(input.clone()));
+    let logits = |products| {
+        let matrices = Matrices {
+            dense: Dense::Bf16(products),
+            ..Matrices::default()
+        };
+        let (model, _) = load_as(&directory, Dtype::F32, matrices, &device).unwrap();
+        let held = hold_in_bf16(tensors.clone(), products).unwrap();
+        let logits = host(model.forward(input.clone()));
+        assert_eq!(host(held.forward(input.clone())), logits, "{products:?}");
+        logits
+    };
+    assert_eq!(logits(Products::Exact), exact);
+    let rounded = logits(Products::Rounded);
+    let diff = max_diff(&rounded, &exact);
+    let theirs = max_diff(&floats(&golden, "logits_bf16").1, &exact);
+    assert!(
+        diff > 1e-3 && diff < theirs,
+        "rounded products differ by {diff}, all in bfloat16 by {theirs}"
+    );
+}
+
+/// Rounding f32 weights to bfloat16 beyond what it holds is refused, with the weight's name.
+#[test]
+fn weights_beyond_bf16_are_refused_by_name() {
+    let directory = fixture("llama");
+    let device = Device::flex();
+    let (mut model, _) = load(&directory, Dtype::F32, &device).unwrap();
+    let weight = &model.model.layers[1].mlp.linear_layers()[0].weight;
+    let id = weight.id;
+    let huge = weight.val() * 0.0 + 3.4e38;
+    struct Put(burn::module::ParamId, Option<Tensor<2>>);
+    impl burn::module::ModuleMapper for Put {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: burn::module::Param<Tensor<D>>,
+        ) -> burn::module::Param<Tensor<D>> {
+            if param.id != self.0 {
+                return param;
+            }
+            let huge = self.1.take().unwrap();
+            param.map(|weight| huge.reshape(weight.shape()))
+        }
+    }
+    model = burn::module::Module::map(model, &mut Put(id, Some(huge)));
+    let error = hold_in_bf16(model, Products::Rounded)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("model.layers.1.mlp.") && error.contains("bfloat16"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -82,6 +82,8 @@ fn main() -> Result<(), PackedError> {
     );
     let formats = BlockFormat::ALL.map(Format::from).into_iter();
     let formats = formats.chain([
+        Format::Bf16,
+        Format::F32,
         Format::Nf4,
         Format::Nf4Double,
         Format::Affine(Affine::new(4, 64, ScaleType::F16)?),

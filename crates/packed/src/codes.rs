@@ -58,7 +58,7 @@ impl Format {
             },
             Self::Nf4 | Self::Nf4Double => (4, nf4::BLOCK, 0, false),
             Self::Affine(affine) => (affine.bits(), affine.group(), 0, true),
-            Self::Bf16 => return None,
+            Self::Bf16 | Self::F32 => return None,
         };
         Some(CodeLayout {
             bits,
@@ -128,7 +128,7 @@ impl Packed {
                     offsets[0] = offset;
                 }
                 // Refused above.
-                Parts::Bf16(_) => {}
+                Parts::Floats(_) => {}
             }
         }
         Ok(found)

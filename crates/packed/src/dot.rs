@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Packed, PackedError, bf16, kernels::Dot, packed::Parts, vector::dispatch};
+use crate::{Packed, PackedError, floats, kernels::Dot, packed::Parts, vector::dispatch};
 
 impl Packed {
     /// Adds to each of `output` the product of a row with `vector`: `output[i] += Σ w·x` for
@@ -49,11 +49,16 @@ impl Packed {
                     *output += groups.dot(row * per_row, vector);
                 }
             }
-            Parts::Bf16(bytes) => dispatch(bf16::Dot {
-                bytes: &bytes.as_slice()[2 * rows.start * per_row..2 * rows.end * per_row],
-                vector,
-                output,
-            }),
+            Parts::Floats(bytes) => {
+                let size = self.format.block_bytes();
+                dispatch(floats::Dot {
+                    format: self.format,
+                    bytes: &bytes.as_slice()
+                        [size * rows.start * per_row..size * rows.end * per_row],
+                    vector,
+                    output,
+                });
+            }
         }
         Ok(())
     }

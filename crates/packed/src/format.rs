@@ -21,6 +21,9 @@ pub enum Format {
     /// Not packed at all: bfloat16, low byte first, row after row. What multiplies with packed
     /// matrices multiplies with it too.
     Bf16,
+    /// The same in `f32`: rows lie as files have them, which products of single rows read in
+    /// order.
+    F32,
 }
 
 impl From<BlockFormat> for Format {
@@ -31,7 +34,7 @@ impl From<BlockFormat> for Format {
 
 impl Format {
     /// What [`crate::Packed::pack`] makes, for messages.
-    pub(crate) const MADE: &str = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, NF4 with double quantisation and bfloat16";
+    pub(crate) const MADE: &str = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, NF4 with double quantisation, bfloat16 and float32";
 
     /// Values of a block. The width of a matrix must be a multiple.
     pub const fn block_values(self) -> usize {
@@ -39,7 +42,7 @@ impl Format {
             Self::Blocks(format) => format.block_values(),
             Self::Nf4 | Self::Nf4Double => nf4::BLOCK,
             Self::Affine(affine) => affine.group(),
-            Self::Bf16 => 1,
+            Self::Bf16 | Self::F32 => 1,
         }
     }
 
@@ -51,7 +54,13 @@ impl Format {
             Self::Nf4Double => nf4::BLOCK / 2 + 1,
             Self::Affine(affine) => affine.block_bytes(),
             Self::Bf16 => 2,
+            Self::F32 => 4,
         }
+    }
+
+    /// Whether values are plain numbers, each of its own.
+    pub const fn is_plain(self) -> bool {
+        matches!(self, Self::Bf16 | Self::F32)
     }
 
     /// Bytes of a row; without what rows of [`Format::Nf4Double`] share.
@@ -108,6 +117,7 @@ impl fmt::Display for Format {
             Self::Nf4Double => formatter.write_str("NF4 with double quantisation"),
             Self::Affine(affine) => affine.fmt(formatter),
             Self::Bf16 => formatter.write_str("bfloat16"),
+            Self::F32 => formatter.write_str("float32"),
         }
     }
 }

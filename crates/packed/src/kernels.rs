@@ -337,9 +337,19 @@ impl Work for Dot<'_> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn run<S: crate::x86::Sixteen>(self, simd: S) {
-        let rows = self.bytes.chunks_exact(self.width);
-        for (output, bytes) in self.output.iter_mut().zip(rows) {
-            *output += for_format!(simd, self.format, each_dot(bytes, self.vector));
+        let row = |i: usize| &self.bytes[i * self.width..][..self.width];
+        let (fours, rest) = self.output.as_chunks_mut::<4>();
+        let done = 4 * fours.len();
+        for (i, output) in fours.iter_mut().enumerate() {
+            let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+            let sums = for_format!(simd, self.format, each_dot(rows, self.vector));
+            for (output, sum) in output.iter_mut().zip(sums) {
+                *output += sum;
+            }
+        }
+        for (i, output) in rest.iter_mut().enumerate() {
+            let [sum] = for_format!(simd, self.format, each_dot([row(done + i)], self.vector));
+            *output += sum;
         }
     }
 }

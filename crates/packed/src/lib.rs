@@ -31,12 +31,12 @@
 )]
 
 mod affine;
-mod bf16;
 mod blocks;
 mod bytes;
 mod codes;
 mod dot;
 mod error;
+mod floats;
 mod format;
 mod kernels;
 mod nf4;

@@ -78,13 +78,13 @@ impl Packed {
                 Self::from_nf4(shape, quants, Bytes::from(largest))
             }
             Format::Affine(_) => Err(not_made(format)),
-            Format::Bf16 => {
+            Format::Bf16 | Format::F32 => {
                 let expected = format.bytes(shape)?;
-                PackedError::check_length("the values in bfloat16", quants.len(), expected)?;
+                PackedError::check_length("the values", quants.len(), expected)?;
                 Ok(Self {
                     shape,
                     format,
-                    parts: Parts::Bf16(Bytes::from(quants)),
+                    parts: Parts::Floats(Bytes::from(quants)),
                 })
             }
         }
@@ -133,6 +133,11 @@ impl PackedRows {
                 within(format, BEYOND_BF16, values)?;
                 let rounded = values.iter().map(|value| bf16::from_f32(*value));
                 (rounded.flat_map(bf16::to_le_bytes).collect(), Vec::new())
+            }
+            Format::F32 => {
+                within(format, f32::INFINITY, values)?;
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                (bytes.collect(), Vec::new())
             }
         };
         Ok(Self {

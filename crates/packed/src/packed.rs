@@ -24,7 +24,8 @@ pub(crate) enum Parts {
     Blocks(BlockFormat, Bytes),
     Nf4(Nf4),
     Groups(Groups),
-    Bf16(Bytes),
+    /// Numbers of [`Format::Bf16`] or [`Format::F32`].
+    Floats(Bytes),
 }
 
 impl Packed {
@@ -106,30 +107,45 @@ impl Packed {
         })
     }
 
-    /// A matrix of bfloat16, low byte first, as safetensors and GGUF files have it.
+    /// A matrix of numbers in [`Format::Bf16`] or [`Format::F32`], low byte first, as
+    /// safetensors and GGUF files have it.
     ///
     /// # Errors
     ///
-    /// As [`Self::from_blocks`].
-    pub fn from_bf16(shape: [usize; 2], bytes: Bytes) -> Result<Self, PackedError> {
-        let expected = Format::Bf16.bytes(shape)?;
-        PackedError::check_length("the values in bfloat16", bytes.len(), expected)?;
-        let values = bytes.as_slice().as_chunks::<2>().0.iter();
-        let mut values = values.map(|value| bf16::from_le_bytes(*value));
-        if let Some(i) = values.position(|value| !value.is_finite()) {
-            let value = bytes.as_slice().as_chunks::<2>().0[i];
+    /// As [`Self::from_blocks`], and [`PackedError::Unsupported`] for another format.
+    pub fn from_floats(
+        format: Format,
+        shape: [usize; 2],
+        bytes: Bytes,
+    ) -> Result<Self, PackedError> {
+        let expected = format.bytes(shape)?;
+        PackedError::check_length("the values", bytes.len(), expected)?;
+        let found = match format {
+            Format::Bf16 => first_not_finite(bytes.as_slice(), |value| {
+                bf16::from_le_bytes(value).to_f32()
+            }),
+            Format::F32 => first_not_finite(bytes.as_slice(), f32::from_le_bytes),
+            _ => {
+                return Err(PackedError::Unsupported {
+                    what: "a format of plain numbers",
+                    found: format.to_string(),
+                    supported: "bfloat16 and float32",
+                });
+            }
+        };
+        if let Some((i, value)) = found {
             return Err(PackedError::NotFinite {
                 what: "value",
                 block: i,
                 row: i / shape[1],
                 column: i % shape[1],
-                value: bf16::from_le_bytes(value).to_f32(),
+                value,
             });
         }
         Ok(Self {
             shape,
-            format: Format::Bf16,
-            parts: Parts::Bf16(bytes),
+            format,
+            parts: Parts::Floats(bytes),
         })
     }
 
@@ -149,7 +165,7 @@ impl Packed {
             Parts::Blocks(_, bytes) => bytes.len(),
             Parts::Nf4(nf4) => nf4.bytes(),
             Parts::Groups(groups) => groups.bytes(),
-            Parts::Bf16(bytes) => bytes.len(),
+            Parts::Floats(bytes) => bytes.len(),
         }
     }
 
@@ -157,15 +173,15 @@ impl Packed {
     pub fn as_blocks(&self) -> Option<(BlockFormat, &[u8])> {
         match &self.parts {
             Parts::Blocks(format, bytes) => Some((*format, bytes.as_slice())),
-            Parts::Nf4(_) | Parts::Groups(_) | Parts::Bf16(_) => None,
+            Parts::Nf4(_) | Parts::Groups(_) | Parts::Floats(_) => None,
         }
     }
 
     /// The bytes of a matrix of bfloat16, low byte first, row after row.
     pub fn as_bf16(&self) -> Option<&[u8]> {
         match &self.parts {
-            Parts::Bf16(bytes) => Some(bytes.as_slice()),
-            Parts::Blocks(..) | Parts::Nf4(_) | Parts::Groups(_) => None,
+            Parts::Floats(bytes) if self.format == Format::Bf16 => Some(bytes.as_slice()),
+            _ => None,
         }
     }
 
@@ -177,7 +193,7 @@ impl Packed {
     /// [`PackedError::Range`] for a source that is not there, [`PackedError::Unsupported`] for
     /// a format other than GGUF's.
     pub fn rearranged(&self, source: impl Fn(usize) -> usize) -> Result<Self, PackedError> {
-        let (Parts::Blocks(_, bytes) | Parts::Bf16(bytes)) = &self.parts else {
+        let (Parts::Blocks(_, bytes) | Parts::Floats(bytes)) = &self.parts else {
             return Err(PackedError::Unsupported {
                 what: "a format whose rows are to be rearranged",
                 found: self.format.to_string(),
@@ -196,7 +212,7 @@ impl Packed {
         Ok(Self {
             parts: match &self.parts {
                 Parts::Blocks(format, _) => Parts::Blocks(*format, sorted),
-                _ => Parts::Bf16(sorted),
+                _ => Parts::Floats(sorted),
             },
             ..self.clone()
         })
@@ -205,6 +221,14 @@ impl Packed {
     pub(crate) fn check_rows(&self, rows: &Range<usize>) -> Result<(), PackedError> {
         PackedError::check_range("there are no rows", rows, self.shape[0])
     }
+}
+
+fn first_not_finite<const N: usize>(
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> f32,
+) -> Option<(usize, f32)> {
+    let values = bytes.as_chunks::<N>().0.iter().map(|value| read(*value));
+    values.enumerate().find(|(_, value)| !value.is_finite())
 }
 
 /// That no scale is infinite or not a number.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Packed, PackedError, bf16, kernels::Each, packed::Parts, vector::dispatch};
+use crate::{Packed, PackedError, floats, kernels::Each, packed::Parts, vector::dispatch};
 
 /// Values of the largest block.
 const LARGEST: usize = 256;
@@ -70,8 +70,9 @@ impl Packed {
             Parts::Groups(groups) => {
                 groups.unpack_rows(first, [per_row, width], output, stride);
             }
-            Parts::Bf16(bytes) => dispatch(bf16::Each {
-                bytes: &bytes.as_slice()[2 * first..],
+            Parts::Floats(bytes) => dispatch(floats::Each {
+                format: self.format,
+                bytes: &bytes.as_slice()[self.format.block_bytes() * first..],
                 per_row,
                 output,
                 stride,
@@ -127,7 +128,10 @@ impl Packed {
             Parts::Nf4(nf4) => nf4.unpack(first, output),
             Parts::Groups(groups) => groups.unpack(first, output),
             // Columns of it are always whole blocks.
-            Parts::Bf16(bytes) => bf16::widen(&bytes.as_slice()[2 * first..], output),
+            Parts::Floats(bytes) => {
+                let bytes = &bytes.as_slice()[self.format.block_bytes() * first..];
+                floats::widen(self.format, bytes, output);
+            }
         }
     }
 }

@@ -30,12 +30,16 @@ pub(crate) trait Sixteen: Copy {
     fn widen(self, bytes: __m128i) -> Self::Values;
     /// Unsigned bytes as values.
     fn widen_unsigned(self, bytes: __m128i) -> Self::Values;
+    /// Values of bfloat16, low byte first.
+    fn widen_bf16(self, bytes: [u8; 32]) -> Self::Values;
     /// Values of NF4's code book, by the lowest four bits of bytes.
     fn look_up(self, places: __m128i) -> Self::Values;
     fn mul(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn add(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn sub(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn load(self, values: [f32; 16]) -> Self::Values;
+    /// Values from their bytes, low byte first.
+    fn load_bytes(self, bytes: [u8; 64]) -> Self::Values;
     fn store(self, values: Self::Values) -> [f32; 16];
 }
 
@@ -65,6 +69,13 @@ impl Sixteen for V4 {
     }
 
     #[inline(always)]
+    fn widen_bf16(self, bytes: [u8; 32]) -> __m512 {
+        let avx512 = self.avx512f;
+        let bits = avx512._mm512_cvtepu16_epi32(cast(bytes));
+        cast(avx512._mm512_slli_epi32::<16>(bits))
+    }
+
+    #[inline(always)]
     fn look_up(self, places: __m128i) -> __m512 {
         let avx512 = self.avx512f;
         // It looks at the lowest four bits.
@@ -84,6 +95,11 @@ impl Sixteen for V4 {
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
         self.avx512f._mm512_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, bytes: [u8; 64]) -> __m512 {
+        cast(bytes)
     }
 
     #[inline(always)]
@@ -131,6 +147,18 @@ impl Sixteen for V3 {
     }
 
     #[inline(always)]
+    fn widen_bf16(self, bytes: [u8; 32]) -> [__m256; 2] {
+        let halves: [__m128i; 2] = cast(bytes);
+        halves.map(
+            #[inline(always)]
+            |half| {
+                let bits = self.avx2._mm256_cvtepu16_epi32(half);
+                cast(self.avx2._mm256_slli_epi32::<16>(bits))
+            },
+        )
+    }
+
+    #[inline(always)]
     fn look_up(self, places: __m128i) -> [__m256; 2] {
         let (avx, avx2) = (self.avx, self.avx2);
         let [low, high]: [__m256; 2] = cast(CODE);
@@ -166,6 +194,11 @@ impl Sixteen for V3 {
     }
 
     #[inline(always)]
+    fn load_bytes(self, bytes: [u8; 64]) -> [__m256; 2] {
+        cast(bytes)
+    }
+
+    #[inline(always)]
     fn load(self, values: [f32; 16]) -> [__m256; 2] {
         cast(values)
     }
@@ -187,22 +220,37 @@ pub(crate) fn each<S: Sixteen, const BYTES: usize, const N: usize>(
     kernels::each(bytes, output, one);
 }
 
-/// [`kernels::each_dot`] with the sums in registers.
+/// [`kernels::each_dot`] with the sums in registers, for some rows, so that none waits for
+/// another's.
 #[inline(always)]
-pub(crate) fn each_dot<S: Sixteen, const BYTES: usize, const N: usize>(
+pub(crate) fn each_dot<S: Sixteen, const ROWS: usize, const BYTES: usize, const N: usize>(
     simd: S,
-    bytes: &[u8],
+    rows: [&[u8]; ROWS],
     vector: &[f32],
     one: impl Fn(&[u8; BYTES], &mut [f32; N]),
-) -> f32 {
-    let mut sums = Sums::new(simd);
-    let blocks = bytes.as_chunks::<BYTES>().0.iter();
-    for (block, vector) in blocks.zip(vector.as_chunks::<N>().0) {
-        let mut values = [0.0; N];
-        one(block, &mut values);
-        sums.add(simd, vector, &values);
+) -> [f32; ROWS] {
+    let mut sums = [(); ROWS].map(
+        #[inline(always)]
+        |()| Sums::new(simd),
+    );
+    let rows = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<BYTES>().0,
+    );
+    for (i, vector) in vector.as_chunks::<N>().0.iter().enumerate() {
+        for row in 0..ROWS {
+            let Some(block) = rows[row].get(i) else {
+                continue;
+            };
+            let mut values = [0.0; N];
+            one(block, &mut values);
+            sums[row].add(simd, vector, &values);
+        }
     }
-    sums.total(simd)
+    sums.map(
+        #[inline(always)]
+        |sums| sums.total(simd),
+    )
 }
 
 /// The sums of [`LANES`] lanes.
@@ -222,6 +270,12 @@ impl<S: Sixteen> Sums<S> {
             let product = simd.mul(simd.load(*left), simd.load(*right));
             self.0[i % 2] = simd.add(self.0[i % 2], product);
         }
+    }
+
+    /// The products of half the lanes.
+    #[inline(always)]
+    pub(crate) fn add_sixteen(&mut self, simd: S, half: usize, left: S::Values, right: S::Values) {
+        self.0[half] = simd.add(self.0[half], simd.mul(left, right));
     }
 
     #[inline(always)]

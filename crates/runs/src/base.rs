@@ -51,7 +51,7 @@ pub fn load_base(
         n_params: llama.num_params(),
         n_packed: packed_weights(&llama)
             .values()
-            .filter(|base| base.tensor.packed().as_bf16().is_none())
+            .filter(|base| !base.tensor.packed().format().is_plain())
             .count(),
         seconds: loading.elapsed().as_secs_f64(),
     });

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device};
 use olora_adapter::Placement;
 use olora_data::Padding;
-use olora_model::{Dtype, Matrices, ModelConfig, Packing, Products, is_host};
+use olora_model::{Dense, Dtype, Matrices, ModelConfig, Packing, Products, is_host};
 use serde::Serialize;
 
 use crate::{Recipe, RunError};
@@ -40,7 +40,7 @@ impl Precision {
     pub fn matrices(&self, packing: Packing) -> Matrices {
         Matrices {
             packing,
-            in_bf16: self.in_bf16,
+            dense: self.in_bf16.map_or(Dense::Tensors, Dense::Bf16),
         }
     }
 }

@@ -229,7 +229,7 @@ fn packed_share(
             let widest = param.shape().into_iter().max().unwrap_or(0);
             // The vocabulary projection goes by panels of its rows, as wide as the model.
             if is_linear && param.path() != "lm_head.weight" {
-                share.packed_linear += usize::from(!matrix.is_bf16());
+                share.packed_linear += usize::from(!matrix.is_plain());
                 share.widest = share.widest.max(widest);
             }
         }

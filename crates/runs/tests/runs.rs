@@ -513,15 +513,26 @@ fn half_precision_computing_is_asked_for_and_written_down() {
         (summary.unwrap(), losses)
     };
     let (_, full) = losses("full", &[]);
-    for compute in ["bfloat16", "float16"] {
+    let float32 = "model.dtype=float32";
+    for (name, compute, settings, weights) in [
+        // The CPU multiplies with matrices that are held in bfloat16.
+        ("bf16", "bfloat16", &[][..], "bfloat16"),
+        ("bf16-tensors", "bfloat16", &[float32][..], "float32"),
+        ("f16-tensors", "float16", &[][..], "float32"),
+    ] {
         let setting = format!("model.compute_dtype={compute}");
-        let (summary, half) = losses(compute, &[&setting]);
+        let settings: Vec<_> = settings.iter().copied().chain([&*setting]).collect();
+        let (summary, half) = losses(name, &settings);
         assert_eq!(
             summary.precision.to_string(),
-            format!("float32 weights, computing in {compute}")
+            if weights == compute {
+                format!("{weights} weights")
+            } else {
+                format!("{weights} weights, computing in {compute}")
+            }
         );
-        let text = fs::read_to_string(out.path().join(compute).join("recipe.toml")).unwrap();
-        assert!(text.contains("dtype = \"float32\""), "{text}");
+        let text = fs::read_to_string(out.path().join(name).join("recipe.toml")).unwrap();
+        assert!(text.contains(&format!("dtype = \"{weights}\"")), "{text}");
         assert!(
             text.contains(&format!("compute_dtype = \"{compute}\"")),
             "{text}"

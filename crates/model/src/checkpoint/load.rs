@@ -14,7 +14,7 @@ use olora_operations::{PackedTensor, Products};
 use olora_packed::{Format, Packed};
 
 use super::{Dtype, source::Source};
-use crate::{Llama, Matrices, ModelConfig, ModelError, Packing};
+use crate::{Dense, Llama, Matrices, ModelConfig, ModelError, Packing};
 
 const HEAD: &str = "lm_head.weight";
 /// The head of a text model within a larger one.
@@ -99,7 +99,7 @@ fn refuse_wrong_device(
 }
 
 /// A model whose matrices, as far as they are dense, are held in bfloat16, as
-/// [`Matrices`] says: what [`load_as`] gives, of weights that were drawn.
+/// [`Dense::Bf16`] says: what [`load_as`] gives, of weights that were drawn.
 ///
 /// # Errors
 ///
@@ -181,16 +181,16 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Whether it is not packed but held in bfloat16, as [`Matrices`] says.
-    pub fn is_bf16(&self) -> bool {
-        self.format == Format::Bf16
+    /// Whether its values are plain numbers, as [`Dense`] says.
+    pub fn is_plain(&self) -> bool {
+        self.format.is_plain()
     }
 }
 
 /// What [`packed_matrices`] would say of a checkpoint of such a model whose
 /// matrices are all dense.
 pub fn drawn_matrices(config: &ModelConfig, matrices: Matrices) -> BTreeMap<String, PackedMatrix> {
-    if matrices.in_bf16.is_none() {
+    if !matches!(matrices.dense, Dense::Bf16(_)) {
         return BTreeMap::new();
     }
     #[allow(
@@ -383,7 +383,11 @@ impl Names {
                 fits.then_some(format)
             }
         };
-        packed.or(matrices.in_bf16.map(|_| Format::Bf16))
+        packed.or_else(|| match matrices.dense {
+            Dense::Tensors => None,
+            Dense::AsStored => self.source.plain_format(stored),
+            Dense::Bf16(_) => Some(Format::Bf16),
+        })
     }
 
     /// The stored name: the model's own, or without the prefix if only the
@@ -465,8 +469,7 @@ impl Loader {
         };
         let packed = self.names.source.packed_as(stored, format)?;
         Ok(packed.map(|packed| PackedBase {
-            tensor: PackedTensor::new(packed)
-                .with_products(self.matrices.in_bf16.unwrap_or_default()),
+            tensor: PackedTensor::new(packed).with_products(self.matrices.products()),
             kind,
         }))
     }

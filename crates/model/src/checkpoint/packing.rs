@@ -77,13 +77,11 @@ impl Source {
         if self.format(name) == Some(format) {
             return self.packed(name);
         }
-        if format == Format::Bf16
-            && let Self::Safetensors(shards, matrices) = self
-            && matrices.format(name).is_none()
-            && shards.read(name)?.1 == Dtype::Bf16
+        if let Self::Safetensors(shards, _) = self
+            && self.plain_format(name) == Some(format)
         {
             // As it lies in the mapped file.
-            return match Packed::from_bf16([rows, columns], shards.bytes(name)?) {
+            return match Packed::from_floats(format, [rows, columns], shards.bytes(name)?) {
                 Ok(packed) => Ok(Some(packed)),
                 Err(error) => Err(self.unpackable(name, error, 0)),
             };
@@ -107,6 +105,25 @@ impl Source {
         drop(values);
         self.done_with(name);
         Ok(Some(packed))
+    }
+
+    /// The format of plain numbers that a matrix is stored in, if it is bfloat16 or float32, in
+    /// safetensors or a GGUF file.
+    pub(super) fn plain_format(&self, name: &str) -> Option<Format> {
+        match self {
+            Self::Safetensors(shards, matrices) => {
+                if matrices.holds(name) {
+                    return None;
+                }
+                match shards.raw(name)?.dtype {
+                    safetensors::Dtype::BF16 => Some(Format::Bf16),
+                    safetensors::Dtype::F32 => Some(Format::F32),
+                    _ => None,
+                }
+            }
+            Self::Pytorch(_) => None,
+            Self::Gguf(file) => file.plain_format(name),
+        }
     }
 
     /// The values of a packed matrix; `None` if it is dense.

@@ -122,6 +122,11 @@ impl Matrices {
 
     /// How a matrix is packed. `None` if it is dense, or its rows do not divide into blocks, so
     /// that it has to become so.
+    /// Whether it is one of them, in whatever form.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.matrices.contains_key(name)
+    }
+
     pub(super) fn format(&self, name: &str) -> Option<Format> {
         let matrix = self.matrices.get(name)?;
         let format = matrix.kind.format().ok()?;

@@ -41,6 +41,9 @@ const PANEL_VALUES: usize = 1 << 22;
 /// Values of a panel that all threads share.
 const SHARED_VALUES: usize = 1 << 22;
 
+/// Values that a thread multiplies a single row with at a time, at least.
+const ROW_PIECE: usize = 1 << 15;
+
 /// Up to so many rows `gemm` has ways of its own for narrow panels.
 const FEW_ROWS: usize = 64;
 
@@ -148,9 +151,13 @@ fn round(values: &mut [f32]) {
 
 /// One row on all threads, each output summed by one of them.
 fn add_row(output: &mut [f32], row: &[f32], packed: &Packed) {
-    let mut piece = rows_per_chunk(row.len());
-    if row.len() * output.len() < ROW_WORTH_THREADS {
-        piece = output.len().max(1);
+    let mut piece = output.len().max(1);
+    if row.len() * output.len() >= ROW_WORTH_THREADS {
+        // Two for each thread, so that one that comes late does not hold up all; but none so small
+        // that handing it over takes longer. Rows are multiplied with by fours.
+        let least = ROW_PIECE.div_ceil(row.len().max(1));
+        let even = piece.div_ceil(2 * rayon::current_num_threads());
+        piece = even.max(least).next_multiple_of(4);
     }
     output
         .par_chunks_mut(piece)
