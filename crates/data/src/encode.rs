@@ -7,10 +7,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
+    Answers, Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
     chat::Adaptation,
     error::{OmittedPart, UnusedKey},
-    format::{Example, Parsed, check_answers, has_key, ignored, in_small_letters, renamed},
+    format::{
+        Example, Parsed, check_answers, has_key, ignored, in_small_letters,
+        preference::{self, BOTH, Pair},
+        renamed,
+    },
     tokenizer::Markup,
 };
 
@@ -163,6 +167,55 @@ struct Encoded {
     adaptations: Vec<Adaptation>,
 }
 
+impl Encoded {
+    /// Adds what was made of one answer that was judged.
+    fn add_half(&mut self, half: Self, key: &str, good: bool) -> Result<(), DataError> {
+        for (name, use_) in half.keys {
+            let name = renamed_key(name, "completion", key);
+            // The turns of a prompt are in both; what one answer says again is no secret of the other.
+            match self.keys.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => *known = (*known).min(use_),
+                None => self.keys.push((name, use_)),
+            }
+        }
+        if self.skipped.is_none() {
+            self.skipped = half.skipped.map(|why| why.replace("`completion`", &format!("`{key}`")));
+        }
+        self.is_rendered |= half.is_rendered;
+        self.is_boolean |= half.is_boolean;
+        self.n_other_beginnings += half.n_other_beginnings;
+        self.n_ended += half.n_ended;
+        self.omitted.extend(half.omitted);
+        self.markup.extend(half.markup);
+        self.adaptations.extend(half.adaptations);
+        if half.samples.iter().any(Sample::is_weighted) {
+            return Err(DataError::JudgedWithWeights);
+        }
+        match <[Sample; 1]>::try_from(half.samples) {
+            Ok([sample]) => self.samples.push(Sample {
+                preferred: Some(good),
+                ..sample
+            }),
+            Err(several) if several.len() > 1 && self.skipped.is_none() => {
+                self.skipped = Some(format!(
+                    "its `{key}` has several turns of the assistant, which the template renders otherwise once \
+                     others follow: an answer that was judged is one text"
+                ));
+            }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// `completion[0].id` as `chosen[0].id`.
+fn renamed_key(name: String, from: &str, to: &str) -> String {
+    match name.strip_prefix(from) {
+        Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => format!("{to}{rest}"),
+        _ => name,
+    }
+}
+
 impl<'a> Encoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Self {
         Self {
@@ -207,7 +260,10 @@ impl<'a> Encoder<'a> {
         };
         let format = match self.format {
             Some(format) => format,
-            None => detect(&records).map_err(|error| error.at(&first.at))?,
+            None => {
+                let found = detect(&records, self.options.answers);
+                found.map_err(|error| error.at(&first.at))?
+            }
         };
         self.format = Some(format);
         self.report.format = format;
@@ -232,6 +288,22 @@ impl<'a> Encoder<'a> {
     }
 
     fn one(&self, format: Format, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
+        match format {
+            Format::Preference => return self.pair(record, only_keys),
+            Format::Labelled => return self.labelled(record, only_keys),
+            _ => {}
+        }
+        self.answer(format, record, only_keys, self.options)
+    }
+
+    /// A record of one answer.
+    fn answer(
+        &self,
+        format: Format,
+        record: &Record,
+        only_keys: bool,
+        options: &DataOptions,
+    ) -> Result<Encoded, DataError> {
         let mut encoded = Encoded::default();
         let chat = self.tokenizer.has_chat_template();
         let Parsed {
@@ -240,7 +312,7 @@ impl<'a> Encoder<'a> {
             rendered,
             nothing,
             is_boolean,
-        } = format.parse(&record.fields, chat, self.options)?;
+        } = format.parse(&record.fields, chat, options)?;
         (encoded.keys, encoded.is_rendered) = (keys, rendered.is_some());
         encoded.is_boolean = is_boolean;
         let is_unknown = |(_, use_): &(String, KeyUse)| *use_ == KeyUse::Unknown;
@@ -262,6 +334,52 @@ impl<'a> Encoder<'a> {
             Err(DataError::NothingToTrain(reason)) => encoded.skipped = Some(reason),
             result => result?,
         }
+        Ok(encoded)
+    }
+
+    /// A record of two answers, as two samples.
+    fn pair(&self, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
+        let chat = self.tokenizer.has_chat_template();
+        let Pair {
+            halves,
+            keys,
+            format,
+            nothing,
+        } = preference::pair(&record.fields, chat)?;
+        let mut encoded = Encoded {
+            keys,
+            ..Encoded::default()
+        };
+        if let Some(nothing) = nothing {
+            // Of what else is in the record, nothing is known.
+            encoded.skipped = Some(nothing);
+            return Ok(encoded);
+        }
+        let options = preference::options_of_halves(self.options);
+        for ((fields, key), good) in halves.into_iter().zip(BOTH).zip([true, false]) {
+            let at = record.at.clone();
+            let half = Record { at, fields };
+            let half = self.answer(format, &half, only_keys, &options);
+            let half = half.map_err(|error| error.renamed("completion", key))?;
+            encoded.add_half(half, key, good)?;
+        }
+        if let [chosen, rejected] = encoded.samples.as_slice()
+            && chosen.tokens == rejected.tokens
+        {
+            encoded.skipped = Some("its `chosen` and `rejected` are the same tokens".to_owned());
+        }
+        Ok(encoded)
+    }
+
+    /// A record of one answer with a label.
+    fn labelled(&self, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
+        let (fields, good) = preference::labelled(&record.fields)?;
+        let format = Format::detect(&fields)?;
+        let at = record.at.clone();
+        let half = self.answer(format, &Record { at, fields }, only_keys, self.options)?;
+        let mut encoded = Encoded::default();
+        encoded.keys.push(("label".to_owned(), KeyUse::Used));
+        encoded.add_half(half, "completion", good)?;
         Ok(encoded)
     }
 
@@ -356,7 +474,8 @@ impl<'a> Encoder<'a> {
         }
         let samples = encoded.samples;
         let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
-        if samples.len() > 1 {
+        let is_pair = samples.iter().any(|sample| sample.preferred.is_some());
+        if samples.len() > 1 && !is_pair {
             report.n_split += 1;
             report.n_split_samples += samples.len();
             report.n_split_tokens += samples.iter().map(Sample::len).sum::<usize>() - longest;
@@ -422,11 +541,18 @@ fn named(options: &DataOptions) -> Vec<String> {
 
 /// The layout of the first record, or of the first that has an answer where that
 /// is all that the first lacks.
-fn detect(records: &[(Record, Vec<String>)]) -> Result<Format, DataError> {
+fn detect(records: &[(Record, Vec<String>)], answers: Answers) -> Result<Format, DataError> {
     let mut fields = records.iter().map(|(record, _)| &record.fields);
     let Some(first) = fields.next() else {
         return Ok(Format::Text);
     };
+    if answers != Answers::One {
+        // Of a file some records may lack an answer.
+        return answers.detect(first).or_else(|error| {
+            let mut others = fields.filter_map(|fields| answers.detect(fields).ok());
+            others.next().ok_or(error)
+        });
+    }
     Format::detect(first).or_else(|error| {
         let is_unknown = matches!(error, DataError::UnknownFormat { .. });
         let other = fields.find_map(|fields| Format::detect(fields).ok());

@@ -63,6 +63,7 @@ fn weighted() -> Vec<Sample> {
         sample(11, 6, |_| 2.0),
         Sample {
             weights: None,
+            preferred: None,
             ..sample(13, 8, |_| 1.0)
         },
     ]
