@@ -158,7 +158,10 @@ impl Batch {
             n_trained,
             weight_sum,
             segments: None,
-            preferred: rows.iter().flat_map(|row| row.iter().map(|s| s.preferred)).collect(),
+            preferred: rows
+                .iter()
+                .flat_map(|row| row.iter().map(|s| s.preferred))
+                .collect(),
         }
     }
 
@@ -212,6 +215,7 @@ impl Batch {
     /// one's: answers that are like those of this batch and have nothing to do
     /// with what was asked. A prompt is what comes before a sample's first trained
     /// token. What is longer than `max_length` tokens is cut.
+    #[must_use]
     pub fn mismatched(&self, max_length: usize, padding: impl Into<Padding>) -> Self {
         let spans = self.spans();
         let mut targets = vec![Vec::new(); spans.len()];

@@ -111,9 +111,7 @@ impl Part {
         match self.cut {
             Cut::Blocks { .. } => true,
             Cut::Each { .. } => self.train_on_prompt,
-            Cut::Pairs { .. } => {
-                self.train_on_prompt && self.store.preferred(number) == Some(true)
-            }
+            Cut::Pairs { .. } => self.train_on_prompt && self.store.preferred(number) == Some(true),
         }
     }
 
@@ -162,9 +160,8 @@ impl Part {
         }
         let [good, bad] = [range(i), range(i + 1)];
         let has_answer = |range: &Range<usize>| self.store.n_trained(range.clone()) > 0;
-        let is_cut = |i: usize, range: &Range<usize>| {
-            range.len() < self.store.span(self.number(i)).len()
-        };
+        let is_cut =
+            |i: usize, range: &Range<usize>| range.len() < self.store.span(self.number(i)).len();
         let same = (is_cut(i, &good) || is_cut(i + 1, &bad))
             && self.store.sample(good.clone()).tokens == self.store.sample(bad.clone()).tokens;
         has_answer(&good) && has_answer(&bad) && !same

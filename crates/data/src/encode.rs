@@ -179,7 +179,9 @@ impl Encoded {
             }
         }
         if self.skipped.is_none() {
-            self.skipped = half.skipped.map(|why| why.replace("`completion`", &format!("`{key}`")));
+            self.skipped = half
+                .skipped
+                .map(|why| why.replace("`completion`", &format!("`{key}`")));
         }
         self.is_rendered |= half.is_rendered;
         self.is_boolean |= half.is_boolean;

@@ -19,8 +19,8 @@ use crate::DataError;
 pub use fields::{HARMLESS, KeyUse};
 pub(crate) use fields::{check_answers, has_key, ignored, in_small_letters, renamed};
 pub use parse::alpaca_prompt;
-pub use preference::Answers;
 pub(crate) use parse::{Example, MARKUP, Parsed};
+pub use preference::Answers;
 
 /// How records are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

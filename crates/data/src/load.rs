@@ -12,8 +12,8 @@ use olora_records::{self as records, Form, Record, RecordsError};
 use tempfile::tempfile_in;
 
 use crate::{
-    Answers, Corpus, DataError, DataOptions, DataReport, Format, MIN_CACHED_BYTES, PromptStyle, TokenCache,
-    Tokenizer,
+    Answers, Corpus, DataError, DataOptions, DataReport, Format, MIN_CACHED_BYTES, PromptStyle,
+    TokenCache, Tokenizer,
     cache::{self, Key},
     corpus::{
         Cut,
@@ -158,7 +158,10 @@ fn check(paths: &[PathBuf], options: &DataOptions) -> Result<(), DataError> {
     if options.first == Some(0) {
         return Err(out_of_range("number of records", 0, "at least 1"));
     }
-    if let Some(format) = options.format.filter(|format| !options.answers.fits(*format)) {
+    if let Some(format) = options
+        .format
+        .filter(|format| !options.answers.fits(*format))
+    {
         let answers = options.answers;
         return Err(DataError::FormatOfAnswers { format, answers });
     }
@@ -337,7 +340,9 @@ impl Source<'_> {
         }
         if self.options.answers == Answers::Labelled {
             let n = samples.len();
-            let n_good = (0..n).filter(|&i| samples.preferred(i) == Some(true)).count();
+            let n_good = (0..n)
+                .filter(|&i| samples.preferred(i) == Some(true))
+                .count();
             if n_good == 0 || n_good == n {
                 return Err(DataError::OneClass {
                     path: self.name(),

@@ -10,14 +10,16 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{Parameter, params, switched_off};
+use olora_adapter::{AdapterError, Parameter, params, switched_off};
 use olora_data::Batch;
 use olora_model::{Llama, Positions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    TrainError, gradients,
-    objective::{CrossEntropy, Loss, Measure, Objective, Outputs},
+    Evaluation, TrainError,
+    evaluate::evaluate_beside,
+    gradients,
+    objective::{Beside, CrossEntropy, Loss, Measure, Objective, Outputs, sum_by},
     step::Backward,
 };
 
@@ -41,6 +43,39 @@ pub struct Passes {
     recompute: Recompute,
     /// Dropout's seed for the micro-batch at hand; `None` if there is none.
     dropout: Option<DropoutSeed>,
+    /// What the objective compares with, if it does.
+    reference: Reference,
+}
+
+/// What a model is compared with.
+#[derive(Clone, Debug, Default)]
+pub enum Reference {
+    /// The base: the model itself with its adapter switched off.
+    #[default]
+    Base,
+    /// This model, as it is.
+    Model(Box<Llama>),
+}
+
+impl Reference {
+    /// A model as it is now, however it is trained further. The two share what does
+    /// not train; a second copy of what does is kept.
+    pub fn frozen(llama: &Llama) -> Self {
+        let plain = if llama.device().is_autodiff() {
+            llama.valid()
+        } else {
+            llama.clone()
+        };
+        Self::Model(Box::new(plain.no_grad()))
+    }
+
+    /// The reference of a model without autodiff.
+    fn of(&self, llama: Llama) -> Result<Llama, AdapterError> {
+        match self {
+            Self::Base => switched_off(llama),
+            Self::Model(model) => Ok((**model).clone()),
+        }
+    }
 }
 
 /// Where dropout's numbers begin. Each block has a seed of its own, so that a
@@ -65,15 +100,30 @@ impl Passes {
     /// # Errors
     ///
     /// [`TrainError::Adapter`] if the objective compares with the base and the
-    /// model no longer has it: nothing is adapted, or modules train whole.
+    /// model no longer has it: nothing is adapted, or modules train whole. See
+    /// [`with_reference`](Self::with_reference).
     pub fn new(objective: Arc<dyn Objective>, llama: &Llama) -> Result<Self, TrainError> {
+        Self::with_reference(objective, llama, Reference::Base)
+    }
+
+    /// The same, compared with something else than the base.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), for [`Reference::Base`].
+    pub fn with_reference(
+        objective: Arc<dyn Objective>,
+        llama: &Llama,
+        reference: Reference,
+    ) -> Result<Self, TrainError> {
         if objective.needs_reference() {
-            switched_off(llama.clone())?;
+            reference.of(llama.clone())?;
         }
         Ok(Self {
             objective,
             recompute: Recompute::None,
             dropout: llama.has_dropout().then(DropoutSeed::default),
+            reference,
         })
     }
 
@@ -114,14 +164,16 @@ impl Passes {
     /// If the objective compares with the base and `llama` no longer has it;
     /// [`new`](Self::new) refuses such a model.
     pub fn run(&self, llama: &Llama, batch: &Batch) -> Backward {
-        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
-        let reference = self.objective.needs_reference().then(|| {
-            let base = switched_off(llama.valid()).expect("the base is still in the model");
-            reference(&base, batch)
-        });
+        let beside = if self.objective.needs_reference() {
+            let plain = llama.valid();
+            let reference = self.reference(&plain);
+            beside(&*self.objective, &plain, reference.as_ref(), batch)
+        } else {
+            Beside::default()
+        };
         let pass = match self.recompute {
-            Recompute::None => self.whole(llama, batch, reference.as_ref()),
-            Recompute::Blocks => self.by_blocks(llama, batch, reference.as_ref()),
+            Recompute::None => self.whole(llama, batch, &beside),
+            Recompute::Blocks => self.by_blocks(llama, batch, &beside),
         };
         if let Some(dropout) = &self.dropout {
             dropout.0.fetch_add(MICRO_BATCH, Ordering::Relaxed);
@@ -135,19 +187,42 @@ impl Passes {
     ///
     /// As [`run`](Self::run).
     pub fn loss(&self, llama: &Llama, batch: &Batch) -> Loss {
-        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
-        let base = self
-            .objective
-            .needs_reference()
-            .then(|| switched_off(llama.clone()).expect("the base is still in the model"));
-        forward(&*self.objective, llama, base.as_ref(), batch)
+        let reference = self.reference(llama);
+        forward(&*self.objective, llama, reference.as_ref(), batch)
     }
 
-    fn whole(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+    /// The objective over held-out data: see [`evaluate`](crate::evaluate).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`evaluate`](crate::evaluate).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn evaluate<E: ToString>(
+        &self,
+        llama: &Llama,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Evaluation, TrainError> {
+        let reference = self.reference(llama);
+        evaluate_beside(&*self.objective, llama, reference.as_ref(), batches)
+    }
+
+    /// The model that the objective compares with, if it does.
+    #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
+    fn reference(&self, llama: &Llama) -> Option<Llama> {
+        self.objective.needs_reference().then(|| {
+            let reference = self.reference.of(llama.clone());
+            reference.expect("the base is still in the model")
+        })
+    }
+
+    fn whole(&self, llama: &Llama, batch: &Batch, beside: &Beside) -> Backward {
         let residual = blocks(llama, batch, self.dropout.as_ref());
         let loss = self
             .objective
-            .loss(&Outputs::new(llama, residual, batch, reference));
+            .loss(&Outputs::new(llama, residual, batch, beside));
         self.backward(loss, batch, |sum| {
             GradientsParams::from_grads(sum.backward(), llama)
         })
@@ -173,7 +248,7 @@ impl Passes {
     /// blocks again, last to first, to go back through them (Chen et al. 2016,
     /// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
     /// on the same numbers: the gradients are those of the whole, bit for bit.
-    fn by_blocks(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+    fn by_blocks(&self, llama: &Llama, batch: &Batch, beside: &Beside) -> Backward {
         let dropout = self.dropout.as_ref();
         let device = llama.device();
         let (embedded, positions) = embed(llama, batch, &device);
@@ -206,7 +281,7 @@ impl Passes {
         drop(plain);
 
         let last = leaf(x, first.is_some());
-        let outputs = Outputs::new(llama, last.clone(), batch, reference);
+        let outputs = Outputs::new(llama, last.clone(), batch, beside);
         let loss = self.objective.loss(&outputs);
         drop(outputs);
         let mut grad = None;
@@ -258,17 +333,38 @@ fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor
     x
 }
 
-/// The loss of a micro-batch, for a model with or without autodiff. `base` is
+/// The loss of a micro-batch, for a model with or without autodiff. `reference` is
 /// the model that an objective with a reference compares with.
 pub(crate) fn forward(
     objective: &dyn Objective,
     llama: &Llama,
-    base: Option<&Llama>,
+    reference: Option<&Llama>,
     batch: &Batch,
 ) -> Loss {
-    let reference = base.map(|base| reference(base, batch));
+    let beside = beside(objective, llama, reference, batch);
     let residual = blocks(llama, batch, None);
-    objective.loss(&Outputs::new(llama, residual, batch, reference.as_ref()))
+    objective.loss(&Outputs::new(llama, residual, batch, &beside))
+}
+
+/// What the objective compares with, by passes without autodiff. `llama` is
+/// without it too.
+fn beside(
+    objective: &dyn Objective,
+    llama: &Llama,
+    reference: Option<&Llama>,
+    batch: &Batch,
+) -> Beside {
+    let Some(reference) = reference else {
+        return Beside::default();
+    };
+    let unrelated = objective.unrelated(batch).map(|batch| {
+        let gained = log_likelihoods(llama, &batch) - log_likelihoods(reference, &batch);
+        sum_by(gained, batch.target_samples(), batch.n_samples())
+    });
+    Beside {
+        reference: Some(log_likelihoods(reference, batch)),
+        unrelated,
+    }
 }
 
 /// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
@@ -276,10 +372,10 @@ pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     forward(&CrossEntropy, llama, None, batch).sum
 }
 
-/// The base's log-likelihoods, without autodiff.
-fn reference(base: &Llama, batch: &Batch) -> Tensor<1> {
-    let residual = blocks(base, batch, None);
-    Outputs::new(base, residual, batch, None).token_log_likelihoods()
+/// Of each trained token, for a model without autodiff.
+fn log_likelihoods(llama: &Llama, batch: &Batch) -> Tensor<1> {
+    let residual = blocks(llama, batch, None);
+    Outputs::new(llama, residual, batch, Beside::NOTHING).token_log_likelihoods()
 }
 
 fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {

@@ -321,7 +321,8 @@ pub(crate) fn in_small_letters(record: Record) -> Record {
         let small = key.to_lowercase();
         let lists = [&PROMPTS[..], &REPLIES, &LISTS, &TEXTS, &CONTEXTS, &OPTIONS];
         let is_known = lists.iter().any(|names| names.contains(&small.as_str()))
-            || ["system", "history", "tools", "chosen", "rejected", "label"].contains(&small.as_str());
+            || ["system", "history", "tools", "chosen", "rejected", "label"]
+                .contains(&small.as_str());
         is_known.then_some(small)
     };
     let is_small = |key: &String| !key.contains(char::is_uppercase);

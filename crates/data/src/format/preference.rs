@@ -231,12 +231,20 @@ impl Parts {
     /// prompt if it is given and not among them.
     fn of_turns(&mut self, mut chosen: Vec<Value>, mut rejected: Vec<Value>) -> [Value; 2] {
         let both = chosen.iter().zip(&rejected);
-        let n = both.take_while(|(chosen, rejected)| chosen == rejected).count();
+        let n = both
+            .take_while(|(chosen, rejected)| chosen == rejected)
+            .count();
         if n == chosen.len() && n == rejected.len() {
             self.nothing = Some(SAME.to_owned());
         } else if n == chosen.len() || n == rejected.len() {
-            let which = if n == chosen.len() { "chosen" } else { "rejected" };
-            self.nothing = Some(format!("all turns of its `{which}` are in the other one too"));
+            let which = if n == chosen.len() {
+                "chosen"
+            } else {
+                "rejected"
+            };
+            self.nothing = Some(format!(
+                "all turns of its `{which}` are in the other one too"
+            ));
         }
         let answers = [chosen.split_off(n), rejected.split_off(n)];
         let mut shared = chosen;
