@@ -189,12 +189,12 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     say(&data.report.to_string());
     let multiple = Padding::default_multiple(opening.details.accelerator);
     let objective = objective.objective(options.max_length, multiple);
-    let reference = args.reference.as_deref().map(read_adapter).transpose()?;
-    if reference.is_some() && !objective.needs_reference() {
+    if args.reference.is_some() && !objective.needs_reference() {
         return Err(Usage::new(
             "--reference is what DPO and KTO compare with: give --set objective.method=dpo or kto, or pairs as --data",
         ));
     }
+    let reference = args.reference.as_deref().map(read_adapter).transpose()?;
     let (loaded, reference) = opening.load_beside(reference)?;
     let passes = Passes::with_reference(objective, &loaded.llama, reference)?;
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;

@@ -1,5 +1,7 @@
 //! Records to samples.
 
+mod judged;
+
 use std::path::PathBuf;
 
 use olora_records::{Location, Record};
@@ -10,11 +12,7 @@ use crate::{
     Answers, Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
     chat::Adaptation,
     error::{OmittedPart, UnusedKey},
-    format::{
-        Example, Parsed, check_answers, has_key, ignored, in_small_letters,
-        preference::{self, BOTH, Pair},
-        renamed,
-    },
+    format::{Example, Parsed, check_answers, has_key, ignored, in_small_letters, renamed},
     tokenizer::Markup,
 };
 
@@ -167,57 +165,6 @@ struct Encoded {
     adaptations: Vec<Adaptation>,
 }
 
-impl Encoded {
-    /// Adds what was made of one answer that was judged.
-    fn add_half(&mut self, half: Self, key: &str, good: bool) -> Result<(), DataError> {
-        for (name, use_) in half.keys {
-            let name = renamed_key(name, "completion", key);
-            // The turns of a prompt are in both; what one answer says again is no secret of the other.
-            match self.keys.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, known)) => *known = (*known).min(use_),
-                None => self.keys.push((name, use_)),
-            }
-        }
-        if self.skipped.is_none() {
-            self.skipped = half
-                .skipped
-                .map(|why| why.replace("`completion`", &format!("`{key}`")));
-        }
-        self.is_rendered |= half.is_rendered;
-        self.is_boolean |= half.is_boolean;
-        self.n_other_beginnings += half.n_other_beginnings;
-        self.n_ended += half.n_ended;
-        self.omitted.extend(half.omitted);
-        self.markup.extend(half.markup);
-        self.adaptations.extend(half.adaptations);
-        if half.samples.iter().any(Sample::is_weighted) {
-            return Err(DataError::JudgedWithWeights);
-        }
-        match <[Sample; 1]>::try_from(half.samples) {
-            Ok([sample]) => self.samples.push(Sample {
-                preferred: Some(good),
-                ..sample
-            }),
-            Err(several) if several.len() > 1 && self.skipped.is_none() => {
-                self.skipped = Some(format!(
-                    "its `{key}` has several turns of the assistant, which the template renders otherwise once \
-                     others follow: an answer that was judged is one text"
-                ));
-            }
-            Err(_) => {}
-        }
-        Ok(())
-    }
-}
-
-/// `completion[0].id` as `chosen[0].id`.
-fn renamed_key(name: String, from: &str, to: &str) -> String {
-    match name.strip_prefix(from) {
-        Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => format!("{to}{rest}"),
-        _ => name,
-    }
-}
-
 impl<'a> Encoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Self {
         Self {
@@ -295,7 +242,7 @@ impl<'a> Encoder<'a> {
             Format::Labelled => return self.labelled(record, only_keys),
             _ => {}
         }
-        self.answer(format, record, only_keys, self.options)
+        self.answer(format, record, only_keys)
     }
 
     /// A record of one answer.
@@ -304,85 +251,53 @@ impl<'a> Encoder<'a> {
         format: Format,
         record: &Record,
         only_keys: bool,
-        options: &DataOptions,
     ) -> Result<Encoded, DataError> {
-        let mut encoded = Encoded::default();
-        let chat = self.tokenizer.has_chat_template();
-        let Parsed {
-            example,
-            keys,
-            rendered,
-            nothing,
-            is_boolean,
-        } = format.parse(&record.fields, chat, options)?;
-        (encoded.keys, encoded.is_rendered) = (keys, rendered.is_some());
-        encoded.is_boolean = is_boolean;
+        let (parsed, mut encoded) = self.parsed(format, record, self.options)?;
         let is_unknown = |(_, use_): &(String, KeyUse)| *use_ == KeyUse::Unknown;
-        if only_keys || encoded.keys.iter().any(is_unknown) {
-            return Ok(encoded);
+        if !only_keys && !encoded.keys.iter().any(is_unknown) {
+            self.take(parsed, &mut encoded)?;
         }
-        if nothing.is_some() {
-            encoded.skipped = nothing;
-            return Ok(encoded);
+        Ok(encoded)
+    }
+
+    /// A record of one answer, with what became of its keys.
+    fn parsed(
+        &self,
+        format: Format,
+        record: &Record,
+        options: &DataOptions,
+    ) -> Result<(Parsed, Encoded), DataError> {
+        let chat = self.tokenizer.has_chat_template();
+        let mut parsed = format.parse(&record.fields, chat, options)?;
+        let encoded = Encoded {
+            keys: std::mem::take(&mut parsed.keys),
+            is_rendered: parsed.rendered.is_some(),
+            is_boolean: parsed.is_boolean,
+            ..Encoded::default()
+        };
+        Ok((parsed, encoded))
+    }
+
+    /// Makes samples of what was read.
+    fn take(&self, parsed: Parsed, encoded: &mut Encoded) -> Result<(), DataError> {
+        if parsed.nothing.is_some() {
+            encoded.skipped = parsed.nothing;
+            return Ok(());
         }
         // Another model's markup would be letters here.
-        let is_text = matches!(example, Example::Text(_));
-        if let Some(markup) = rendered.filter(|markup| markup.starts_with('<') && !is_text)
+        let is_text = matches!(parsed.example, Example::Text(_));
+        if let Some(markup) = parsed
+            .rendered
+            .filter(|markup| markup.starts_with('<') && !is_text)
             && !self.tokenizer.has_token(markup)
         {
             return Err(DataError::OthersMarkup(markup));
         }
-        match self.tokenise(example, &mut encoded) {
+        match self.tokenise(parsed.example, encoded) {
             Err(DataError::NothingToTrain(reason)) => encoded.skipped = Some(reason),
             result => result?,
         }
-        Ok(encoded)
-    }
-
-    /// A record of two answers, as two samples.
-    fn pair(&self, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
-        let chat = self.tokenizer.has_chat_template();
-        let Pair {
-            halves,
-            keys,
-            format,
-            nothing,
-        } = preference::pair(&record.fields, chat)?;
-        let mut encoded = Encoded {
-            keys,
-            ..Encoded::default()
-        };
-        if let Some(nothing) = nothing {
-            // Of what else is in the record, nothing is known.
-            encoded.skipped = Some(nothing);
-            return Ok(encoded);
-        }
-        let options = preference::options_of_halves(self.options);
-        for ((fields, key), good) in halves.into_iter().zip(BOTH).zip([true, false]) {
-            let at = record.at.clone();
-            let half = Record { at, fields };
-            let half = self.answer(format, &half, only_keys, &options);
-            let half = half.map_err(|error| error.renamed("completion", key))?;
-            encoded.add_half(half, key, good)?;
-        }
-        if let [chosen, rejected] = encoded.samples.as_slice()
-            && chosen.tokens == rejected.tokens
-        {
-            encoded.skipped = Some("its `chosen` and `rejected` are the same tokens".to_owned());
-        }
-        Ok(encoded)
-    }
-
-    /// A record of one answer with a label.
-    fn labelled(&self, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
-        let (fields, good) = preference::labelled(&record.fields)?;
-        let format = Format::detect(&fields)?;
-        let at = record.at.clone();
-        let half = self.answer(format, &Record { at, fields }, only_keys, self.options)?;
-        let mut encoded = Encoded::default();
-        encoded.keys.push(("label".to_owned(), KeyUse::Used));
-        encoded.add_half(half, "completion", good)?;
-        Ok(encoded)
+        Ok(())
     }
 
     fn tokenise(&self, example: Example, encoded: &mut Encoded) -> Result<(), DataError> {

@@ -379,7 +379,7 @@ fn pairs(n: u32) -> Corpus {
 fn no_batch_and_no_split_takes_a_pair_apart() {
     let all = pairs(23);
     assert_eq!((all.len(), all.n_units(), all.unit()), (46, 23, 2));
-    let (train, valid) = split(&all, ValidationSplit::Count(5), 3).unwrap();
+    let (train, valid) = split(all.clone(), ValidationSplit::Count(5), 3).unwrap();
     assert_eq!((train.n_units(), valid.n_units()), (18, 5));
     let whole = |rows: &[Sample]| {
         for pair in rows.chunks(2) {
@@ -397,7 +397,7 @@ fn no_batch_and_no_split_takes_a_pair_apart() {
     let schedules = [
         Schedule::new(&all, 4, 7, 12).unwrap(),
         Schedule::packed(&all, 2, 12, 7, 12).unwrap(),
-        Schedule::sequential(&all, 4).unwrap(),
+        Schedule::sequential(all.clone(), 4).unwrap(),
     ];
     for schedule in schedules {
         let n = schedule.n_batches_per_epoch();

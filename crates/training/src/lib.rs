@@ -52,6 +52,7 @@ mod panics;
 mod passes;
 mod preference;
 mod rates;
+mod reference;
 mod step;
 
 pub use error::TrainError;
@@ -61,7 +62,8 @@ pub use gradients::{average_and_clip, for_each_gradient};
 pub use kto::Kto;
 pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs, means};
 pub use panics::{caught, listening, record_panics};
-pub use passes::{Passes, Recompute, Reference, loss_sum};
+pub use passes::{Passes, Recompute, loss_sum};
 pub use preference::{Dpo, DpoLoss, Orpo, SimPo};
 pub use rates::{Decay, LearningRate, scheduler};
+pub use reference::Reference;
 pub use step::{Backward, Learns, Optimized, StepResult, step};

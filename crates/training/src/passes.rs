@@ -10,7 +10,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{AdapterError, Parameter, params, switched_off};
+use olora_adapter::{Parameter, params};
 use olora_data::Batch;
 use olora_model::{Llama, Positions};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,8 @@ use crate::{
     Evaluation, TrainError,
     evaluate::evaluate_beside,
     gradients,
-    objective::{Beside, CrossEntropy, Loss, Measure, Objective, Outputs, sum_by},
+    objective::{Beside, CrossEntropy, Loss, Measure, Objective, Outputs},
+    reference::{Reference, beside},
     step::Backward,
 };
 
@@ -47,41 +48,10 @@ pub struct Passes {
     reference: Reference,
 }
 
-/// What a model is compared with.
-#[derive(Clone, Debug, Default)]
-pub enum Reference {
-    /// The base: the model itself with its adapter switched off.
-    #[default]
-    Base,
-    /// This model, as it is.
-    Model(Box<Llama>),
-}
-
-impl Reference {
-    /// A model as it is now, however it is trained further. The two share what does
-    /// not train; a second copy of what does is kept.
-    pub fn frozen(llama: &Llama) -> Self {
-        let plain = if llama.device().is_autodiff() {
-            llama.valid()
-        } else {
-            llama.clone()
-        };
-        Self::Model(Box::new(plain.no_grad()))
-    }
-
-    /// The reference of a model without autodiff.
-    fn of(&self, llama: Llama) -> Result<Llama, AdapterError> {
-        match self {
-            Self::Base => switched_off(llama),
-            Self::Model(model) => Ok((**model).clone()),
-        }
-    }
-}
-
 /// Where dropout's numbers begin. Each block has a seed of its own, so that a
 /// block run again drops what it dropped before. Shared by all clones.
 #[derive(Clone, Debug, Default)]
-struct DropoutSeed(Arc<AtomicU64>);
+pub(crate) struct DropoutSeed(Arc<AtomicU64>);
 
 /// Seeds between two micro-batches: more than a model has blocks.
 const MICRO_BATCH: u64 = 1 << 12;
@@ -321,7 +291,7 @@ impl Passes {
 }
 
 /// The residual stream after the last block, `[n_rows, seq, width]`.
-fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<3> {
+pub(crate) fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<3> {
     let device = llama.device();
     let (mut x, positions) = embed(llama, batch, &device);
     for (layer_idx, layer) in llama.model.layers.iter().enumerate() {
@@ -346,36 +316,9 @@ pub(crate) fn forward(
     objective.loss(&Outputs::new(llama, residual, batch, &beside))
 }
 
-/// What the objective compares with, by passes without autodiff. `llama` is
-/// without it too.
-fn beside(
-    objective: &dyn Objective,
-    llama: &Llama,
-    reference: Option<&Llama>,
-    batch: &Batch,
-) -> Beside {
-    let Some(reference) = reference else {
-        return Beside::default();
-    };
-    let unrelated = objective.unrelated(batch).map(|batch| {
-        let gained = log_likelihoods(llama, &batch) - log_likelihoods(reference, &batch);
-        sum_by(gained, batch.target_samples(), batch.n_samples())
-    });
-    Beside {
-        reference: Some(log_likelihoods(reference, batch)),
-        unrelated,
-    }
-}
-
 /// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
 pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     forward(&CrossEntropy, llama, None, batch).sum
-}
-
-/// Of each trained token, for a model without autodiff.
-fn log_likelihoods(llama: &Llama, batch: &Batch) -> Tensor<1> {
-    let residual = blocks(llama, batch, None);
-    Outputs::new(llama, residual, batch, Beside::NOTHING).token_log_likelihoods()
 }
 
 fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
