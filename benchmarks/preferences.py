@@ -1,6 +1,6 @@
 """DPO on SmolLM2-135M and pairs from PIQA: a step's time and memory beside a supervised step's and TRL's, and what is learnt.
 
-    python benchmarks/preferences.py MODEL PIQA.jsonl INSTRUCTIONS.json OUT [--olora PATH] [--trl PYTHON]
+    python benchmarks/preferences.py MODEL PIQA.jsonl INSTRUCTIONS.json OUT [--olora PATH] [--trl PYTHON] [--only-time]
 
 Pairs are made of PIQA's records: the goal is the prompt, the right solution the chosen answer, the other the rejected one. The first 200
 are trained on and the next 100 held out. Steps are timed on the first 48 pairs; the supervised ones have the same answers as records
@@ -128,6 +128,7 @@ def main():
         parser.add_argument(name, type=Path)
     parser.add_argument("--olora", default="target/release/olora")
     parser.add_argument("--trl", help="a Python with TRL")
+    parser.add_argument("--only-time", action="store_true")
     args = parser.parse_args()
     prepare(args)
     held_out = f'[objective]\nmethod = "dpo"\nbeta = {BETA}\n'
@@ -141,6 +142,8 @@ def main():
     if args.trl:
         for method in ("sft", "dpo"):
             subprocess.run([args.trl, __file__, "--theirs", str(args.out), str(args.model), method, str(TIMED // BATCH)], check=True, stderr=(args.out / f"trl-{method}.log").open("w"))
+    if args.only_time:
+        return
     # What is learnt, in an epoch of all pairs.
     adapter = olora(args, "dpo", "train.jsonl", BATCH, held_out)
     rpo = olora(args, "rpo", "train.jsonl", BATCH, held_out, ["objective.rpo_alpha=1.0"])

@@ -125,10 +125,9 @@ fn measured(summary: &Summary) -> String {
         ("after", &summary.validation_measures),
     ];
     let rows = rows.iter().filter(|(_, measures)| !measures.is_empty());
-    rows.map(|(when, measures)| {
-        format!("| on validation data, {when} | {} |\n", in_words(measures))
+    rows.fold(String::new(), |text, (when, measures)| {
+        text + &format!("| on validation data, {when} | {} |\n", in_words(measures))
     })
-    .collect()
 }
 
 /// How many sequences a step has.
