@@ -1,6 +1,6 @@
 """DPO on SmolLM2-135M and pairs from PIQA: a step's time and memory beside a supervised step's and TRL's, and what is learnt.
 
-    python benchmarks/preferences.py MODEL PIQA.jsonl INSTRUCTIONS.json OUT [--olora PATH] [--trl PYTHON] [--only-time]
+    python benchmarks/preferences.py MODEL PIQA.jsonl INSTRUCTIONS.json OUT [--olora PATH] [--trl PYTHON] [--only-time] [--timed N] [--times N]
 
 Pairs are made of PIQA's records: the goal is the prompt, the right solution the chosen answer, the other the rejected one. The first 200
 are trained on and the next 100 held out. Steps are timed on the first 48 pairs; the supervised ones have the same answers as records
@@ -39,8 +39,8 @@ def prepare(args):
     write(args.out / "valid.jsonl", all_pairs[TRAIN:])
     answers = [{"prompt": pair["prompt"], "completion": pair[key]} for pair in all_pairs[:TRAIN] for key in ("chosen", "rejected")]
     write(args.out / "answers.jsonl", answers)
-    write(args.out / "timed.jsonl", all_pairs[:TIMED])
-    write(args.out / "timed-answers.jsonl", answers[: 2 * TIMED])
+    write(args.out / "timed.jsonl", all_pairs[: args.timed])
+    write(args.out / "timed-answers.jsonl", answers[: 2 * args.timed])
     instructions = json.loads(Path(args.instructions).read_text())[:50]
     (args.out / "instructions.json").write_text(json.dumps(instructions))
 
@@ -129,19 +129,21 @@ def main():
     parser.add_argument("--olora", default="target/release/olora")
     parser.add_argument("--trl", help="a Python with TRL")
     parser.add_argument("--only-time", action="store_true")
+    parser.add_argument("--timed", type=int, default=TIMED, help="pairs that steps are timed on")
+    parser.add_argument("--times", type=int, default=TIMES, help="how often each run is made, in turn")
     args = parser.parse_args()
     prepare(args)
     held_out = f'[objective]\nmethod = "dpo"\nbeta = {BETA}\n'
     # Time and memory: an epoch of the same answers, in turn, of the first pairs.
     short = [f"data.train={args.out / 'timed-answers.jsonl'}"], [f"data.train={args.out / 'timed.jsonl'}"]
-    for i in range(TIMES):
+    for i in range(args.times):
         olora(args, f"sft-{i}", "answers.jsonl", 2 * BATCH, sets=short[0])
         olora(args, f"dpo-{i}", "train.jsonl", BATCH, held_out, short[1])
     olora(args, "sft-blocks", "answers.jsonl", 2 * BATCH, sets=[*short[0], "training.recompute=blocks"])
     olora(args, "dpo-blocks", "train.jsonl", BATCH, held_out, [*short[1], "training.recompute=blocks"])
     if args.trl:
         for method in ("sft", "dpo"):
-            subprocess.run([args.trl, __file__, "--theirs", str(args.out), str(args.model), method, str(TIMED // BATCH)], check=True, stderr=(args.out / f"trl-{method}.log").open("w"))
+            subprocess.run([args.trl, __file__, "--theirs", str(args.out), str(args.model), method, str(args.timed // BATCH)], check=True, stderr=(args.out / f"trl-{method}.log").open("w"))
     if args.only_time:
         return
     # What is learnt, in an epoch of all pairs.
