@@ -1,6 +1,7 @@
 //! An objective of one's own: direct preference optimisation (DPO, Rafailov et al.
 //! 2023, arXiv 2305.18290, equation 7) on pairs of answers, with the adapter
-//! switched off as the reference. Blocks are computed again in the backward pass,
+//! switched off as the reference. (`olora_training::Dpo` is this one with its variants,
+//! on pairs as `olora_data` reads them.) Blocks are computed again in the backward pass,
 //! two micro-batches make a step, and dropout has its seeds.
 //!
 //! ```text

@@ -11,7 +11,7 @@ use crate::{
     AdapterError, Kind, LowRank, Role,
     error::device_error,
     factors::{LayerFactors, factors, replace},
-    packed::{PackedBase, held, packed_weights, put_on, taken_off},
+    packed::{PackedBase, bare, held, packed_weights, put_on, taken_off},
     params::{Parameter, params},
 };
 
@@ -139,11 +139,12 @@ pub fn without_adapter<M: Module>(module: M) -> Result<M, AdapterError> {
     Ok(put_on(module, packed))
 }
 
-/// The module with its adapter put back to where it started, so that it
+/// The module as if its adapter had not moved from where it started, so that it
 /// computes what the base does; weights are shared, not copied.
 ///
-/// For LoRA and for anchored adapters that is the base's output bit for bit,
-/// since the update is exactly zero there.
+/// For LoRA and for anchored adapters that is the base's output bit for bit:
+/// the update is exactly zero there, so the adapter is taken off, and nothing of it
+/// is computed. A residual adapter, or one with magnitudes, is put back to its start.
 ///
 /// # Errors
 ///
@@ -164,7 +165,10 @@ pub fn switched_off<M: Module>(module: M) -> Result<M, AdapterError> {
                     .to_owned(),
         });
     }
-    at_start(module)
+    match bare(&module) {
+        Some(bare) => Ok(bare),
+        None => at_start(module),
+    }
 }
 
 /// With every update back where it was zero.

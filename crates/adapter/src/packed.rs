@@ -191,6 +191,30 @@ pub(crate) fn held<M: Module>(module: &M) -> BTreeMap<String, Held> {
     materialised(module.clone(), Mode::Look).1
 }
 
+/// The module without its adapter and with the weights that lie there, nothing of
+/// which is copied; `None` where these are not the base's output bit for bit: a
+/// residual adapter has rewritten them, and magnitudes are those of norms that
+/// round. `None` too if there is no adapter.
+pub(crate) fn bare<M: Module>(module: &M) -> Option<M> {
+    let (bare, all) = materialised(module.clone(), Mode::Look);
+    let mut adapters = all.values().filter_map(|held| held.low_rank.as_ref());
+    let is_exact = |adapter: &LowRank| {
+        adapter.dora.is_none() && (adapter.anchor.is_none() || adapter.subtract_anchor)
+    };
+    let mut is_adapted = false;
+    if !adapters.all(|adapter| {
+        is_adapted = true;
+        is_exact(adapter)
+    }) || !is_adapted
+    {
+        return None;
+    }
+    let packed = all
+        .into_iter()
+        .filter_map(|(path, held)| Some((path, held.packed?)));
+    Some(put_on(bare, packed.collect()))
+}
+
 /// The packed matrices of a module, by the path of the layer.
 pub fn packed_weights<M: Module>(module: &M) -> BTreeMap<String, PackedBase> {
     held(module)

@@ -275,10 +275,15 @@ pub(crate) struct EvaluateArgs {
     /// Count the prompt's tokens too
     #[arg(long, conflicts_with = "tasks")]
     pub(crate) train_on_prompt: bool,
-    /// A key of `[data]`, as in a recipe, such as data.system=merge; may be
-    /// repeated
+    /// A key of `[data]` or `[objective]`, as in a recipe, such as data.system=merge or
+    /// objective.method=kto; may be repeated. Pairs of answers are compared by DPO if
+    /// nothing is said
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "tasks")]
     pub(crate) set: Vec<String>,
+    /// The adapter that answers are compared with, of a run that started from one; the
+    /// base if not given
+    #[arg(long, value_name = "ADAPTER", conflicts_with = "tasks")]
+    pub(crate) reference: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -15,15 +15,14 @@ use burn::{
     train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{
-    DataOptions, Message, Padding, Schedule, TokenCache, Tokenizer, load_files, loader,
-};
+use olora_data::{Answers, DataOptions, Message, Padding, Schedule, TokenCache, Tokenizer, loader};
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Packing, Sampling};
 use olora_runs::{
     Observer, Recipe, RunError, Start, TrainOptions, TrainedRun, check_samples, choose_dtype,
+    in_words, recipe::ObjectiveMethod,
 };
-use olora_training::CrossEntropy;
+use olora_training::{Evaluation, Passes, Reference};
 use serde_json::json;
 
 use crate::{
@@ -167,54 +166,104 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let Some(data) = &args.data else {
         return tasks::evaluate(args, kernels);
     };
-    let options = inspect_data::options(&args.set, args.max_length)?;
+    let (options, mut objective) = inspect_data::options(&args.set, args.max_length)?;
     let opening = Opening::new(&args.model, kernels)?;
     let (files, first) = data_files(data)?;
-    let options = DataOptions {
+    let mut options = DataOptions {
         first,
         train_on_prompt: args.train_on_prompt || options.train_on_prompt,
         ..options
     };
     let cache = TokenCache::from_env();
     // What does not fit the model is told before its weights are read.
-    let data = load_files(&files, &opening.tokenizer, &options, cache.as_ref())?;
+    let data = inspect_data::load_judged(&files, &opening.tokenizer, &mut options, cache.as_ref())?;
+    if options.answers == Answers::Pair && objective.answers() == Answers::One {
+        objective.method = ObjectiveMethod::Dpo;
+    }
+    if args.train_on_prompt && objective.answers() != Answers::One {
+        return Err(Usage::new(
+            "--train-on-prompt has no use where answers are compared",
+        ));
+    }
     check_samples(&data.samples, &opening.config, &opening.tokenizer)?;
     say(&data.report.to_string());
-    let loaded = opening.load()?;
+    let multiple = Padding::default_multiple(opening.details.accelerator);
+    let objective = objective.objective(options.max_length, multiple);
+    if args.reference.is_some() && !objective.needs_reference() {
+        return Err(Usage::new(
+            "--reference is what DPO and KTO compare with: give --set objective.method=dpo or kto, or pairs as --data",
+        ));
+    }
+    let reference = args.reference.as_deref().map(read_adapter).transpose()?;
+    let (loaded, reference) = opening.load_beside(reference)?;
+    let passes = Passes::with_reference(objective, &loaded.llama, reference)?;
     let schedule = Schedule::sequential(data.samples, args.batch_size)?;
     let padding = Padding {
         id: loaded.tokenizer.pad_id(),
-        multiple: Padding::default_multiple(loaded.details.accelerator),
+        multiple,
     };
     let batches = loader(schedule, padding);
     let began = Instant::now();
     let advice =
         "Lower --batch-size or --max-length, or hold the weights in half precision (--dtype)";
     let evaluation = devices::guarded(&loaded.details, advice, || {
-        Ok(olora_training::evaluate(
-            &CrossEntropy,
-            &loaded.llama,
-            batches.iter(),
-        )?)
+        Ok(passes.evaluate(&loaded.llama, batches.iter())?)
     })?;
     let seconds = began.elapsed().as_secs_f64();
+    write_evaluation(&evaluation, &passes, options.answers, seconds, args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_evaluation(
+    evaluation: &Evaluation,
+    passes: &Passes,
+    answers: Answers,
+    seconds: f64,
+    as_json: bool,
+) -> Result<()> {
     let mut out = out();
-    if args.json {
+    let (loss, count) = (evaluation.loss, olora_runs::whole(evaluation.count));
+    let Some(perplexity) = evaluation.perplexity else {
+        let name = passes.objective().name();
+        let what = if answers == Answers::Pair {
+            "pairs"
+        } else {
+            "answers"
+        };
+        if as_json {
+            let result = json!({
+                "objective": name,
+                "loss": loss,
+                what: count,
+                "measures": evaluation.measures,
+                "seconds": seconds,
+            });
+            writeln!(out, "{result}")?;
+        } else {
+            let words = in_words(&evaluation.measures);
+            writeln!(
+                out,
+                "{name} loss {loss:.4}, {words} over {count} {what} ({seconds:.1} s)"
+            )?;
+        }
+        return Ok(());
+    };
+    if as_json {
         let result = json!({
-            "loss": evaluation.loss,
-            "perplexity": evaluation.perplexity,
-            "tokens": olora_runs::whole(evaluation.count),
+            "loss": loss,
+            "perplexity": perplexity,
+            "tokens": count,
             "seconds": seconds,
         });
         writeln!(out, "{result}")?;
     } else {
         writeln!(
             out,
-            "loss {:.4}, perplexity {:.3} over {} tokens ({seconds:.1} s)",
-            evaluation.loss, evaluation.perplexity, evaluation.count
+            "loss {loss:.4}, perplexity {perplexity:.3} over {} tokens ({seconds:.1} s)",
+            evaluation.count
         )?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -355,19 +404,31 @@ impl Opening {
 
     /// Reads the weights.
     pub(crate) fn load(self) -> Result<Loaded> {
+        Ok(self.load_beside(None)?.0)
+    }
+
+    /// Reads the weights, and says what the model is compared with: the base with
+    /// another adapter if one is given, or as it is. The weights are shared.
+    pub(crate) fn load_beside(self, other: Option<PeftAdapter>) -> Result<(Loaded, Reference)> {
         let (llama, _) = load_base(&self.base, self.dtype, self.packing, &self.device)?;
+        let reference = match (other, &self.adapter) {
+            (Some(other), _) => Reference::frozen(&attached(other, llama.clone())?),
+            (None, Some(_)) => Reference::Base,
+            (None, None) => Reference::frozen(&llama),
+        };
         let llama = match self.adapter {
             None => llama,
             Some(adapter) => attached(adapter, llama)?,
         };
-        Ok(Loaded {
+        let loaded = Loaded {
             llama,
             config: self.config,
             tokenizer: self.tokenizer,
             details: self.details,
             base: self.base,
             dtype: self.dtype,
-        })
+        };
+        Ok((loaded, reference))
     }
 }
 

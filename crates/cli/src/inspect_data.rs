@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use olora_data::{
-    Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Piece, Sample, Samples, TokenCache,
-    Tokenizer, describe_sample, load_files,
+    Answers, Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Piece, Sample, Samples,
+    TokenCache, Tokenizer, describe_sample, load_files,
 };
 use olora_model::ModelConfig;
-use olora_runs::{Recipe, check_ends};
+use olora_runs::{Recipe, check_ends, recipe::ObjectiveSection};
 use serde_json::{Value, json};
 
 use crate::{
@@ -35,7 +35,7 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
             "give the checkpoint whose tokenizer to use with --model",
         ));
     };
-    let options = options(&args.set, args.max_length)?;
+    let (options, _) = options(&args.set, args.max_length)?;
     let model = locate(&model.to_string_lossy())?.path;
     let mut tokenizer = tokenizer(&model, None)?;
     // A tokenizer may be looked at without a model beside it.
@@ -59,8 +59,10 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     if begin >= n_samples {
         anyhow::bail!("there is no sample {begin}: the file has {n_samples}, counted from 0");
     }
+    // Of pairs, one is shown whole.
+    let usual = data.samples.unit() - begin % data.samples.unit();
     let end = begin
-        .saturating_add(args.samples.unwrap_or(1))
+        .saturating_add(args.samples.unwrap_or(usual))
         .min(n_samples);
     let shown = (begin..end).map(|index| {
         let sample = data.samples.get(index).context("a sample in range")?;
@@ -100,8 +102,15 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     say(&lengths.drawn());
     let mut out = out();
     for (index, sample, pieces) in &shown {
+        let judged = match (sample.preferred, data.samples.unit()) {
+            (None, _) => "",
+            (Some(true), 2) => ", the chosen answer of a pair",
+            (Some(false), 2) => ", the rejected answer of a pair",
+            (Some(true), _) => ", a good answer",
+            (Some(false), _) => ", a bad answer",
+        };
         say(&format!(
-            "sample {index} of {n_samples}: {} tokens, the {} marked ones are trained on",
+            "sample {index} of {n_samples}{judged}: {} tokens, the {} marked ones are trained on",
             sample.len(),
             sample.n_trained()
         ));
@@ -124,7 +133,7 @@ fn load(
     let mut refusals = Vec::new();
     let n_asked = options.ignore.len();
     loop {
-        let error = match load_files(files, tokenizer, &options, cache) {
+        let error = match load_judged(files, tokenizer, &mut options, cache) {
             Ok(mut data) => {
                 // Nobody asked for what was ignored here.
                 for key in &mut data.report.reading.keys {
@@ -165,23 +174,53 @@ fn load(
     }
 }
 
-/// The options of `[data]` that `--set` gives.
-pub(crate) fn options(set: &[String], max_length: Option<usize>) -> Result<DataOptions> {
-    if let Some(other) = set
-        .iter()
-        .find(|set| !set.trim_start().starts_with("data."))
-    {
+/// The options of `[data]` that `--set` gives, and `[objective]`.
+pub(crate) fn options(
+    set: &[String],
+    max_length: Option<usize>,
+) -> Result<(DataOptions, ObjectiveSection)> {
+    let is_ours = |set: &&String| {
+        ["data.", "objective."]
+            .iter()
+            .any(|section| set.trim_start().starts_with(section))
+    };
+    if let Some(other) = set.iter().find(|set| !is_ours(set)) {
         return Err(Usage::new(&format!(
-            "--set here is for `[data]`, such as data.ignore='[\"score\"]'; found `{other}`"
+            "--set here is for `[data]`, such as data.ignore='[\"score\"]', and `[objective]`, such as \
+             objective.method=dpo; found `{other}`"
         )));
     }
     let minimal = "name = \"inspect\"\n[model]\npath = \".\"\n[data]\ntrain = \".\"\n";
     let recipe = Recipe::parse(minimal, "--set", set)?;
-    let options = recipe.data.options(None);
-    Ok(DataOptions {
+    let options = recipe.data_options(None);
+    let options = DataOptions {
         max_length: max_length.unwrap_or(options.max_length),
         ..options
-    })
+    };
+    Ok((options, recipe.objective))
+}
+
+/// Reads data, and data of chosen and rejected answers as pairs where nothing was
+/// said of an objective: `options` are then for that.
+pub(crate) fn load_judged(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &mut DataOptions,
+    cache: Option<&TokenCache>,
+) -> Result<Samples, DataError> {
+    match load_files(files, tokenizer, options, cache) {
+        Err(DataError::Record { problem, .. })
+            if matches!(*problem, DataError::Preferences { .. })
+                && options.answers == Answers::One =>
+        {
+            options.answers = Answers::Pair;
+            say(
+                "note: these are pairs of a chosen and a rejected answer, read as for objective.method = \"dpo\"",
+            );
+            load_files(files, tokenizer, options, cache)
+        }
+        found => found,
+    }
 }
 
 /// Green on a terminal, brackets where colour would be lost; with the weight of
@@ -236,6 +275,7 @@ fn as_json(
                 "index": index,
                 "tokens": sample.tokens,
                 "trained": sample.n_trained(),
+                "preferred": sample.preferred,
                 "pieces": pieces(all),
             })
         })
@@ -260,7 +300,7 @@ fn duplicates(samples: &Corpus) -> usize {
     let mut seen = HashSet::with_capacity(samples.len());
     let fresh = samples.iter().filter(|sample| {
         let mut hash = DefaultHasher::new();
-        (&sample.tokens, &sample.trained).hash(&mut hash);
+        (&sample.tokens, &sample.trained, sample.preferred).hash(&mut hash);
         seen.insert(hash.finish())
     });
     samples.len() - fresh.count()

@@ -178,7 +178,7 @@ impl Sample {
         let mut n_inputs = 0;
         let some = samples.select(|index| {
             n_inputs += samples.n_inputs(index);
-            index == 0 || n_inputs <= MOST_INPUTS
+            index < samples.unit() || n_inputs <= MOST_INPUTS
         });
         Ok(Some(Self {
             name: "its run's validation data".to_owned(),

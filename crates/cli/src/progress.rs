@@ -1,6 +1,7 @@
 //! What a person sees of a run: a bar on a terminal, lines elsewhere.
 
 use std::{
+    collections::BTreeMap,
     io::IsTerminal,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use olora_comparison::{ComparisonEvent, ComparisonObserver};
 use olora_files::size;
-use olora_runs::{Event, Observer, RunPlan, StepReport, Summary};
+use olora_runs::{Event, Observer, RunPlan, StepReport, Summary, in_words};
 
 use crate::terminal::say;
 
@@ -161,10 +162,17 @@ impl Observer for Display {
             },
             Event::Evaluated { step, evaluation } => Self::line(
                 &state,
-                &format!(
-                    "step {step}: validation loss {:.4}, perplexity {:.3} over {} tokens",
-                    evaluation.loss, evaluation.perplexity, evaluation.count
-                ),
+                &match evaluation.perplexity {
+                    Some(perplexity) => format!(
+                        "step {step}: validation loss {:.4}, perplexity {perplexity:.3} over {} tokens",
+                        evaluation.loss, evaluation.count
+                    ),
+                    None => format!(
+                        "step {step}: validation loss {:.4}{}",
+                        evaluation.loss,
+                        measured(", ", &evaluation.measures)
+                    ),
+                },
             ),
             Event::Checkpoint { step, path } => {
                 if !self.terminal {
@@ -243,7 +251,7 @@ fn describe(plan: &RunPlan) -> String {
         ),
     };
     format!(
-        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} sequences, {:.2} epochs over {} samples\nrun directory: {}",
+        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} {}, {:.2} epochs over {} {}\nrun directory: {}",
         parameters(plan.n_trained_params),
         parameters(plan.n_params),
         plan.precision,
@@ -253,8 +261,10 @@ fn describe(plan: &RunPlan) -> String {
             .unwrap_or_default(),
         plan.total_steps,
         plan.sequences_per_step,
+        if plan.in_pairs { "pairs" } else { "sequences" },
         plan.epochs,
         plan.n_samples,
+        if plan.in_pairs { "pairs" } else { "samples" },
         plan.directory.display()
     )
 }
@@ -274,9 +284,21 @@ fn long(report: &StepReport) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "loss {:.4} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{memory}",
-        report.loss, report.learning_rate, report.grad_norm, report.tokens_per_second
+        "loss {:.4}{} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{memory}",
+        report.loss,
+        measured(" | ", &report.measures),
+        report.learning_rate,
+        report.grad_norm,
+        report.tokens_per_second
     )
+}
+
+/// What is measured beside the loss, after a separator if there is anything.
+fn measured(separator: &str, measures: &BTreeMap<String, f64>) -> String {
+    match in_words(measures) {
+        words if words.is_empty() => words,
+        words => format!("{separator}{words}"),
+    }
 }
 
 pub(crate) fn finished(summary: &Summary) -> String {
@@ -313,6 +335,13 @@ pub(crate) fn finished(summary: &Summary) -> String {
     }
     if let (Some(best), Some(step)) = (summary.best_validation_loss, summary.best_step) {
         text = format!("{text} (lowest {best:.4} at step {step})");
+    }
+    for (when, measures) in [
+        ("before", &summary.validation_measures_before),
+        ("after", &summary.validation_measures),
+    ] {
+        let of = format!("\nvalidation, {when}: ");
+        text += &measured(&of, measures);
     }
     text + &format!("\nresult: {}", summary.result.display())
 }

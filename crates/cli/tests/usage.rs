@@ -45,6 +45,16 @@ const WRONG: &str = r#" => Usage:
     train {recipe} --set adapter.targets=["q_{proj"] => not a valid pattern
     train {recipe} --set model.dtype=int4 => int4
     train {recipe} --set data.format=tale => tale
+    train {recipe} --set objective.method=ppo => ppo
+    train {recipe} --set objective.beta=0.1 => `objective.beta` has no use with `method = "cross-entropy"`
+    train {recipe} --set objective.method=dpo --set objective.beta=0 => `objective.beta` is 0
+    train {recipe} --set objective.method=dpo --set objective.beta=-1 => `objective.beta` is -1
+    train {recipe} --set objective.method=dpo --set objective.loss=log => log
+    train {recipe} --set objective.method=dpo --set objective.gamma=1 => `objective.gamma` has no use
+    train {recipe} --set objective.method=dpo --set objective.loss=ipo --set objective.label_smoothing=0.1 => has no use with `loss
+    train {recipe} --set objective.method=dpo --set objective.label_smoothing=0.5 => below 0.5
+    train {recipe} --set objective.method=dpo --set data.train_on_prompt=true => `data.train_on_prompt` has no use
+    train {recipe} --set objective.method=kto --set training.batch_size=1 => needs `training.batch_size` of at least 2
     train {recipe} --set name=a/b => `name` is "a/b"
     train {recipe} --set name=.. => `name` is ".."
     train {recipe} --set name=Alder{newline}Zora => `name` is "Alder\nZora"
@@ -70,6 +80,7 @@ const WRONG: &str = r#" => Usage:
     evaluate --data {valid} => --model
     evaluate --model {base} --data {valid} --tasks gsm8k --task-data {out} => cannot be used with
     evaluate --model {base} --data {valid} --set training.epochs=1 => --set here is for `[data]`
+    evaluate --model {base} --data {valid} --reference {base} => --reference is what DPO and KTO compare with
     evaluate --model {base} --data {valid} --dtype int4 => invalid value 'int4'
     evaluate --model {base} --data {valid} --chat => --tasks
     evaluate --model {base} --tasks chess --task-data {out} => chess

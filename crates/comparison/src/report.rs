@@ -2,7 +2,10 @@
 
 mod markdown;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use olora_files::write_atomically;
 use olora_runs::Recipe;
@@ -205,6 +208,7 @@ impl Report {
                 "seeds": group.trials.iter().map(|trial| trial.seed).collect::<Vec<_>>(),
                 "diverged_seeds": group.diverged,
                 "last_losses": group.last_losses(),
+                "last_measures": group.measures(),
                 "last_loss_difference": interval(standing.and_then(|standing| standing.loss)),
                 "mean_loss_difference": interval(standing.and_then(|standing| standing.area)),
                 "steps_to_reference": standing.map(|standing| &standing.steps),
@@ -220,6 +224,15 @@ impl Report {
 }
 
 impl Group {
+    /// What else was measured after the last step, by name, for each seed.
+    pub(crate) fn measures(&self) -> BTreeMap<&str, Vec<f64>> {
+        let mut all = BTreeMap::<&str, Vec<f64>>::new();
+        for (name, value) in self.trials.iter().flat_map(|trial| &trial.measures) {
+            all.entry(name).or_default().push(*value);
+        }
+        all
+    }
+
     pub(crate) fn last_losses(&self) -> Vec<f64> {
         self.trials.iter().map(Trial::last_loss).collect()
     }

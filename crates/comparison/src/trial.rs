@@ -64,6 +64,10 @@ pub(crate) struct Trial {
     pub(crate) validation: Vec<Point>,
     /// The training loss as logged: each is the mean since the one before.
     pub(crate) training: Vec<Point>,
+    /// What else was measured of the validation data after the last step, such as
+    /// rewards.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) measures: BTreeMap<String, f64>,
     pub(crate) steps: usize,
     /// Unpadded input tokens.
     pub(crate) tokens: u64,
@@ -103,6 +107,7 @@ impl Trial {
             diverged: None,
             validation,
             training,
+            measures: summary.validation_measures.clone(),
             steps: summary.steps,
             tokens: summary.tokens,
             trained_params: summary.n_trained_params,
@@ -145,6 +150,7 @@ impl Trial {
             diverged: None,
             validation: Vec::new(),
             training: Vec::new(),
+            measures: BTreeMap::new(),
             steps: 0,
             tokens: 0,
             trained_params: 0,

@@ -105,6 +105,36 @@ fn cells(comparison: &Comparison) -> BTreeMap<String, Value> {
         .collect()
 }
 
+/// Under any objective: the runs share it, and the report has what it measures.
+#[test]
+fn methods_are_compared_by_what_they_learn_from_preferences() {
+    let out = tempfile::tempdir().unwrap();
+    let data = common::root().join("recipes/quickstart");
+    let of = |key: &str, file: &str| format!("data.{key}=\"{}\"", data.join(file).display());
+    let (train, valid) = (
+        of("train", "pairs-train.jsonl"),
+        of("validation", "pairs-valid.jsonl#8"),
+    );
+    let comparison = Comparison {
+        rates: vec![1e-3],
+        seeds: vec![1],
+        ..comparison(out.path(), &[&train, &valid, "objective.method=dpo"])
+    };
+    assert!(compare(&comparison, None).0.unwrap());
+    for cell in cells(&comparison).values() {
+        let margin = cell["measures"]["rewards/margins"].as_f64().unwrap();
+        assert!(margin > 0.0, "{margin}");
+    }
+    let report = Report::read(&comparison.directory).unwrap();
+    let text = report.markdown();
+    assert!(text.contains("| objective | dpo |"), "{text}");
+    assert!(text.contains("pairs of sequences"), "{text}");
+    assert!(
+        text.contains("| method | logps/chosen | logps/rejected | nll_loss | rewards/accuracies |"),
+        "{text}"
+    );
+}
+
 #[test]
 fn each_method_is_tuned_and_run_over_the_seeds_once() {
     let out = tempfile::tempdir().unwrap();

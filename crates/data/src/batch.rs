@@ -1,6 +1,6 @@
 //! Rows of samples to one right-padded batch on the host.
 
-use std::slice;
+use std::{ops::Range, slice};
 
 use burn::{data::dataloader::batcher::Batcher, tensor::Device};
 
@@ -40,6 +40,9 @@ pub struct Batch {
     /// A sample's inputs may attend to each other alone, and their positions
     /// begin at 0. `None` where each row is one sample.
     pub segments: Option<Vec<Vec<usize>>>,
+    /// Where all samples were judged, of each in order whether it is a good
+    /// answer. Of pairs, every second one is.
+    pub preferred: Option<Vec<bool>>,
 }
 
 /// How rows of unequal length become one rectangle.
@@ -93,9 +96,12 @@ impl Batch {
             lengths.filter(|&length| length > 0).collect()
         };
         let segments = Some(rows.iter().map(segments).collect());
+        let there = rows.iter().flatten().filter(|sample| sample.n_inputs() > 0);
+        let preferred = there.map(|sample| sample.preferred).collect();
         let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
         Self {
             segments,
+            preferred,
             ..Self::from_rows(&rows, padding.into())
         }
     }
@@ -152,7 +158,92 @@ impl Batch {
             n_trained,
             weight_sum,
             segments: None,
+            preferred: rows
+                .iter()
+                .flat_map(|row| row.iter().map(|s| s.preferred))
+                .collect(),
         }
+    }
+
+    /// Number of samples: of rows, or of segments where rows hold several.
+    pub fn n_samples(&self) -> usize {
+        match &self.segments {
+            None => self.n_rows,
+            Some(rows) => rows.iter().map(Vec::len).sum(),
+        }
+    }
+
+    /// Where each sample's inputs are in [`inputs`](Self::inputs), in order.
+    /// Without segments, padding is taken for a part of them.
+    fn spans(&self) -> Vec<Range<usize>> {
+        let mut spans = Vec::with_capacity(self.n_samples());
+        for row in 0..self.n_rows {
+            let start = row * self.seq_len;
+            match self.segments.as_ref().and_then(|rows| rows.get(row)) {
+                None => spans.push(start..start + self.seq_len),
+                Some(lengths) => {
+                    let mut at = start;
+                    for &length in lengths {
+                        spans.push(at..at + length);
+                        at += length;
+                    }
+                }
+            }
+        }
+        spans
+    }
+
+    /// For each of the trained tokens, which of the samples it is of, from 0.
+    pub fn target_samples(&self) -> Vec<i32> {
+        let mut spans = self.spans().into_iter().enumerate().peekable();
+        let mut of_targets = Vec::with_capacity(self.n_trained);
+        // Positions ascend.
+        for &position in self.target_positions.iter().take(self.n_trained) {
+            while spans
+                .peek()
+                .is_some_and(|(_, span)| span.end <= position as usize)
+            {
+                spans.next();
+            }
+            let sample = spans.peek().map_or(0, |(sample, _)| *sample);
+            of_targets.push((sample as u32).cast_signed());
+        }
+        of_targets
+    }
+
+    /// Each prompt with the answer to the one before it, the first with the last
+    /// one's: answers that are like those of this batch and have nothing to do
+    /// with what was asked. A prompt is what comes before a sample's first trained
+    /// token. What is longer than `max_length` tokens is cut.
+    #[must_use]
+    pub fn mismatched(&self, max_length: usize, padding: impl Into<Padding>) -> Self {
+        let spans = self.spans();
+        let mut targets = vec![Vec::new(); spans.len()];
+        for (i, sample) in self.target_samples().into_iter().enumerate() {
+            targets[sample as usize].push((self.target_positions[i] as usize, self.targets[i]));
+        }
+        // What comes before the answer, and the answer with what of it is trained.
+        let parts = spans.iter().zip(targets).map(|(span, targets)| {
+            let (Some(&(first, _)), Some(&(last, end))) = (targets.first(), targets.last()) else {
+                return (&self.inputs[span.start..span.start], Vec::new());
+            };
+            let between = (first + 1..=last).map(|at| self.inputs[at]);
+            let mut answer: Vec<(i32, bool)> = between.map(|token| (token, false)).collect();
+            answer.push((end, false));
+            for (position, _) in targets {
+                answer[position - first].1 = true;
+            }
+            (&self.inputs[span.start..=first], answer)
+        });
+        let parts: Vec<_> = parts.collect();
+        let before = parts.iter().cycle().skip(parts.len().saturating_sub(1));
+        let samples = parts.iter().zip(before).map(|((prompt, _), (_, answer))| {
+            let prompt = prompt.iter().map(|&token| (token, false));
+            let all = prompt.chain(answer.iter().copied()).take(max_length);
+            let (tokens, trained) = all.map(|(token, is)| (token.cast_unsigned(), is)).unzip();
+            Sample::new(tokens, trained)
+        });
+        Self::from_samples(&samples.collect::<Vec<_>>(), padding)
     }
 
     /// The position of every input within its sample, `[n_rows, seq_len]`,

@@ -47,6 +47,10 @@ struct Part {
 pub(crate) enum Cut {
     /// Each sample of the store, its first `max_length` tokens.
     Each { max_length: usize },
+    /// The same of pairs of answers, a good one and then a bad one, which are
+    /// kept or left out together. With `train_on_prompt`, the good one's prompt
+    /// is trained too, with the weight 0: see [`Sample::weights`].
+    Pairs { max_length: usize },
     /// The tokens of all in a row, cut into blocks. A last one of one token has
     /// nothing to predict and is none.
     Blocks { length: usize },
@@ -56,7 +60,7 @@ impl Part {
     /// How many there are before any was chosen.
     fn n_all(&self) -> usize {
         match self.cut {
-            Cut::Each { .. } => self.store.n_samples(),
+            Cut::Each { .. } | Cut::Pairs { .. } => self.store.n_samples(),
             Cut::Blocks { length } => {
                 let n = self.store.n_tokens();
                 n / length + usize::from(n % length > 1)
@@ -78,7 +82,7 @@ impl Part {
     /// The tokens of a sample, by its number.
     fn range(&self, number: usize) -> Range<usize> {
         match self.cut {
-            Cut::Each { max_length } => {
+            Cut::Each { max_length } | Cut::Pairs { max_length } => {
                 let span = self.store.span(number);
                 span.start..span.end.min(span.start.saturating_add(max_length))
             }
@@ -98,18 +102,35 @@ impl Part {
         since.all(|k| self.store.continues(k))
     }
 
-    fn trains_all(&self) -> bool {
-        self.train_on_prompt || matches!(self.cut, Cut::Blocks { .. })
+    fn is_of_pairs(&self) -> bool {
+        matches!(self.cut, Cut::Pairs { .. })
+    }
+
+    /// Whether all tokens of a sample, by its number, are trained.
+    fn trains_all(&self, number: usize) -> bool {
+        match self.cut {
+            Cut::Blocks { .. } => true,
+            Cut::Each { .. } => self.train_on_prompt,
+            Cut::Pairs { .. } => self.train_on_prompt && self.store.preferred(number) == Some(true),
+        }
     }
 
     fn sample(&self, i: usize) -> Sample {
-        let mut sample = self.store.sample(self.range(self.number(i)));
-        if self.trains_all() {
+        let number = self.number(i);
+        let mut sample = self.store.sample(self.range(number));
+        if !matches!(self.cut, Cut::Blocks { .. }) {
+            sample.preferred = self.store.preferred(number);
+        }
+        if self.trains_all(number) {
+            if self.is_of_pairs() {
+                let answer = sample.trained.iter().map(|trained| f32::from(*trained));
+                sample.weights = Some(answer.collect());
+            }
             if let Some(weights) = &mut sample.weights {
                 // What nobody gave a weight counts as much as anything.
                 let untrained = weights.iter_mut().zip(&sample.trained);
                 untrained
-                    .filter(|(_, trained)| !**trained)
+                    .filter(|(_, trained)| !**trained && !self.is_of_pairs())
                     .for_each(|(weight, _)| *weight = 1.0);
             }
             sample.trained = (0..sample.len()).map(|i| i > 0).collect();
@@ -122,11 +143,28 @@ impl Part {
     }
 
     fn n_trained(&self, i: usize) -> usize {
-        let range = self.range(self.number(i));
-        if self.trains_all() {
+        let number = self.number(i);
+        let range = self.range(number);
+        if self.trains_all(number) {
             return range.len().saturating_sub(1);
         }
         self.store.n_trained(range)
+    }
+
+    /// Whether the limit leaves something to learn of a sample, or of the pair
+    /// that it is the first of: of both answers something, and not the same.
+    fn says_something(&self, i: usize) -> bool {
+        let range = |i: usize| self.range(self.number(i));
+        if !self.is_of_pairs() {
+            return self.n_trained(i) > 0;
+        }
+        let [good, bad] = [range(i), range(i + 1)];
+        let has_answer = |range: &Range<usize>| self.store.n_trained(range.clone()) > 0;
+        let is_cut =
+            |i: usize, range: &Range<usize>| range.len() < self.store.span(self.number(i)).len();
+        let same = (is_cut(i, &good) || is_cut(i + 1, &bad))
+            && self.store.sample(good.clone()).tokens == self.store.sample(bad.clone()).tokens;
+        has_answer(&good) && has_answer(&bad) && !same
     }
 
     /// Those whose index `keep` keeps.
@@ -149,7 +187,8 @@ pub(crate) struct Counts {
     pub n_trained: usize,
     /// Longer than the limit, dropped ones included.
     pub n_truncated: usize,
-    /// Without anything trained within the limit.
+    /// Without anything trained within the limit, or of a pair whose answers
+    /// have nothing trained or are the same within it.
     pub n_dropped: usize,
 }
 
@@ -165,17 +204,23 @@ impl Corpus {
         let mut counts = Counts::default();
         // Most files lose none, and then no list of them is kept.
         let mut dropped = Vec::new();
-        for i in 0..part.n_all() {
-            let (n_inputs, n_trained) = (part.n_inputs(i), part.n_trained(i));
-            if let Cut::Each { max_length } = cut {
-                counts.n_truncated += usize::from(part.store.span(i).len() > max_length);
+        let unit = if part.is_of_pairs() { 2 } else { 1 };
+        // A pair is whole: the writer was handed both.
+        let n_all = part.n_all() / unit * unit;
+        for first in (0..n_all).step_by(unit) {
+            let says_something = part.says_something(first);
+            for i in first..first + unit {
+                let (n_inputs, n_trained) = (part.n_inputs(i), part.n_trained(i));
+                if let Cut::Each { max_length } | Cut::Pairs { max_length } = cut {
+                    counts.n_truncated += usize::from(part.store.span(i).len() > max_length);
+                }
+                if !says_something {
+                    dropped.push(i as u32);
+                    continue;
+                }
+                counts.n_tokens += n_inputs + 1;
+                counts.n_trained += n_trained;
             }
-            if n_trained == 0 {
-                dropped.push(i as u32);
-                continue;
-            }
-            counts.n_tokens += n_inputs + 1;
-            counts.n_trained += n_trained;
         }
         counts.n_dropped = dropped.len();
         let part = if dropped.is_empty() {
@@ -197,6 +242,37 @@ impl Corpus {
             ends: ends.collect(),
             parts: parts.into(),
         }
+    }
+
+    /// Pairs of answers to one prompt, in each the good one and then the bad one.
+    ///
+    /// What takes samples one by one, such as a [`Schedule`](crate::Schedule), takes
+    /// pairs here: see [`unit`](Self::unit).
+    pub fn pairs(pairs: impl IntoIterator<Item = [Sample; 2]>) -> Self {
+        let judged = pairs.into_iter().flat_map(|pair| {
+            let both = pair.into_iter().zip([true, false]);
+            both.map(|(sample, good)| Sample {
+                preferred: Some(good),
+                ..sample
+            })
+        });
+        let samples: Vec<Sample> = judged.collect();
+        Self::of_samples(&samples, true)
+    }
+
+    /// How many samples belong together: 2 where they are
+    /// [pairs](Self::pairs), which no batch and no split takes apart, or 1.
+    pub fn unit(&self) -> usize {
+        if self.parts.iter().any(Part::is_of_pairs) {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// The number of samples, pairs counting as one.
+    pub fn n_units(&self) -> usize {
+        self.len() / self.unit()
     }
 
     /// The samples of several, one behind the other.
@@ -262,6 +338,16 @@ impl Corpus {
         part.n_trained(i)
     }
 
+    /// Whether sample `i` was judged, and to be a good answer.
+    ///
+    /// # Panics
+    ///
+    /// Like [`sample`](Self::sample).
+    pub fn preferred(&self, i: usize) -> Option<bool> {
+        let (part, i) = self.locate(i);
+        part.store.preferred(part.number(i))
+    }
+
     /// Whether sample `i` is of the same record as the sample before it, as where
     /// a conversation became several samples.
     ///
@@ -309,20 +395,29 @@ impl Corpus {
 
 impl From<&[Sample]> for Corpus {
     fn from(samples: &[Sample]) -> Self {
+        Self::of_samples(samples, false)
+    }
+}
+
+impl Corpus {
+    fn of_samples(samples: &[Sample], in_pairs: bool) -> Self {
         let write = || {
             let mut writer = Writer::new(Place::Memory, &[0; 32])?;
-            for sample in samples {
-                writer.push(sample, false)?;
+            for (i, sample) in samples.iter().enumerate() {
+                writer.push(sample, in_pairs && i % 2 == 1)?;
             }
             writer.finish(&[])
         };
         let Ok(Written::Memory(store)) = write() else {
             unreachable!("memory takes every byte, and 2^32 samples would not be in a slice of it");
         };
+        let max_length = usize::MAX;
         Self::new(vec![Part {
             store: Arc::new(store),
-            cut: Cut::Each {
-                max_length: usize::MAX,
+            cut: if in_pairs {
+                Cut::Pairs { max_length }
+            } else {
+                Cut::Each { max_length }
             },
             train_on_prompt: false,
             chosen: None,

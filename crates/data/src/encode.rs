@@ -1,5 +1,7 @@
 //! Records to samples.
 
+mod judged;
+
 use std::path::PathBuf;
 
 use olora_records::{Location, Record};
@@ -7,7 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
+    Answers, Conversation, DataError, DataOptions, Format, KeyUse, Message, Sample, Tokenizer,
     chat::Adaptation,
     error::{OmittedPart, UnusedKey},
     format::{Example, Parsed, check_answers, has_key, ignored, in_small_letters, renamed},
@@ -207,7 +209,10 @@ impl<'a> Encoder<'a> {
         };
         let format = match self.format {
             Some(format) => format,
-            None => detect(&records).map_err(|error| error.at(&first.at))?,
+            None => {
+                let found = detect(&records, self.options.answers);
+                found.map_err(|error| error.at(&first.at))?
+            }
         };
         self.format = Some(format);
         self.report.format = format;
@@ -232,37 +237,67 @@ impl<'a> Encoder<'a> {
     }
 
     fn one(&self, format: Format, record: &Record, only_keys: bool) -> Result<Encoded, DataError> {
-        let mut encoded = Encoded::default();
-        let chat = self.tokenizer.has_chat_template();
-        let Parsed {
-            example,
-            keys,
-            rendered,
-            nothing,
-            is_boolean,
-        } = format.parse(&record.fields, chat, self.options)?;
-        (encoded.keys, encoded.is_rendered) = (keys, rendered.is_some());
-        encoded.is_boolean = is_boolean;
-        let is_unknown = |(_, use_): &(String, KeyUse)| *use_ == KeyUse::Unknown;
-        if only_keys || encoded.keys.iter().any(is_unknown) {
-            return Ok(encoded);
+        match format {
+            Format::Preference => return self.pair(record, only_keys),
+            Format::Labelled => return self.labelled(record, only_keys),
+            _ => {}
         }
-        if nothing.is_some() {
-            encoded.skipped = nothing;
-            return Ok(encoded);
+        self.answer(format, record, only_keys)
+    }
+
+    /// A record of one answer.
+    fn answer(
+        &self,
+        format: Format,
+        record: &Record,
+        only_keys: bool,
+    ) -> Result<Encoded, DataError> {
+        let (parsed, mut encoded) = self.parsed(format, record, self.options)?;
+        let is_unknown = |(_, use_): &(String, KeyUse)| *use_ == KeyUse::Unknown;
+        if !only_keys && !encoded.keys.iter().any(is_unknown) {
+            self.take(parsed, &mut encoded)?;
+        }
+        Ok(encoded)
+    }
+
+    /// A record of one answer, with what became of its keys.
+    fn parsed(
+        &self,
+        format: Format,
+        record: &Record,
+        options: &DataOptions,
+    ) -> Result<(Parsed, Encoded), DataError> {
+        let chat = self.tokenizer.has_chat_template();
+        let mut parsed = format.parse(&record.fields, chat, options)?;
+        let encoded = Encoded {
+            keys: std::mem::take(&mut parsed.keys),
+            is_rendered: parsed.rendered.is_some(),
+            is_boolean: parsed.is_boolean,
+            ..Encoded::default()
+        };
+        Ok((parsed, encoded))
+    }
+
+    /// Makes samples of what was read.
+    fn take(&self, parsed: Parsed, encoded: &mut Encoded) -> Result<(), DataError> {
+        if parsed.nothing.is_some() {
+            encoded.skipped = parsed.nothing;
+            return Ok(());
         }
         // Another model's markup would be letters here.
-        let is_text = matches!(example, Example::Text(_));
-        if let Some(markup) = rendered.filter(|markup| markup.starts_with('<') && !is_text)
+        let is_text = matches!(parsed.example, Example::Text(_));
+        if let Some(markup) = parsed
+            .rendered
+            .filter(|markup| markup.starts_with('<') && !is_text)
             && !self.tokenizer.has_token(markup)
         {
             return Err(DataError::OthersMarkup(markup));
         }
-        match self.tokenise(example, &mut encoded) {
+        match self.tokenise(parsed.example, encoded) {
             Err(DataError::NothingToTrain(reason)) => encoded.skipped = Some(reason),
             result => result?,
         }
-        Ok(encoded)
+        Ok(())
     }
 
     fn tokenise(&self, example: Example, encoded: &mut Encoded) -> Result<(), DataError> {
@@ -356,7 +391,8 @@ impl<'a> Encoder<'a> {
         }
         let samples = encoded.samples;
         let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
-        if samples.len() > 1 {
+        let is_pair = samples.iter().any(|sample| sample.preferred.is_some());
+        if samples.len() > 1 && !is_pair {
             report.n_split += 1;
             report.n_split_samples += samples.len();
             report.n_split_tokens += samples.iter().map(Sample::len).sum::<usize>() - longest;
@@ -422,11 +458,18 @@ fn named(options: &DataOptions) -> Vec<String> {
 
 /// The layout of the first record, or of the first that has an answer where that
 /// is all that the first lacks.
-fn detect(records: &[(Record, Vec<String>)]) -> Result<Format, DataError> {
+fn detect(records: &[(Record, Vec<String>)], answers: Answers) -> Result<Format, DataError> {
     let mut fields = records.iter().map(|(record, _)| &record.fields);
     let Some(first) = fields.next() else {
         return Ok(Format::Text);
     };
+    if answers != Answers::One {
+        // Of a file some records may lack an answer.
+        return answers.detect(first).or_else(|error| {
+            let mut others = fields.filter_map(|fields| answers.detect(fields).ok());
+            others.next().ok_or(error)
+        });
+    }
     Format::detect(first).or_else(|error| {
         let is_unknown = matches!(error, DataError::UnknownFormat { .. });
         let other = fields.find_map(|fields| Format::detect(fields).ok());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use olora_records::{Location, RecordsError};
 
-use crate::Format;
+use crate::{Answers, Format};
 
 /// Why data could not be read, rendered, tokenised or put into batches.
 #[derive(Debug, thiserror::Error)]
@@ -144,14 +144,73 @@ pub enum DataError {
     Columns(String),
     /// A record with two answers, of which one is better.
     #[error(
-        "it has `chosen` and `rejected`: it is preference data, and there is no training on preferences yet. \
-         To train on the better answer alone: data.columns = {{ {name} = \"chosen\" }} and \
+        "it has `chosen` and `rejected`: it is preference data. To learn from both: [objective] method = \"dpo\" in \
+         the recipe (or \"orpo\", \"simpo\", \"kto\"). To train on the better answer alone: data.columns = {{ {name} = \"chosen\" }} and \
          data.ignore = [\"rejected\"]{}",
         if *.name == "messages" { ", and \"prompt\" if there is one: the turns have it" } else { "" }
     )]
     Preferences {
         /// What the better answer would be named.
         name: &'static str,
+    },
+    /// Records that are to be judged answers, and are none.
+    #[error(
+        "its keys ({}) are not those of answers that were judged, which the objective learns from: a record has {}. If they \
+         have other names: data.columns = {{ chosen = \"…\", rejected = \"…\" }}",
+        quoted(.found), .answers.needed()
+    )]
+    NotJudged {
+        /// What was to be found.
+        answers: Answers,
+        /// The keys found.
+        found: Vec<String>,
+    },
+    /// A layout was asked for that does not hold what the objective learns from.
+    #[error(
+        "data.format asks for {format}, but the objective learns from {}: remove it, or change [objective] method",
+        .answers.needed()
+    )]
+    FormatOfAnswers {
+        /// What was asked for.
+        format: Format,
+        /// What the objective learns from.
+        answers: Answers,
+    },
+    /// Answers without a prompt.
+    #[error(
+        "there is no prompt beside `chosen` and `rejected` (only {found}), and {}: give it as `prompt`, or the answers \
+         as lists of turns that begin with it",
+        if *.in_words {
+            "what both begin with is text, which the chat template has no place for"
+        } else {
+            "they do not begin alike"
+        }
+    )]
+    NoPrompt {
+        /// The other keys.
+        found: String,
+        /// Whether both begin with some words.
+        in_words: bool,
+    },
+    /// An answer that counts more or less than others of a preference.
+    #[error(
+        "it has weights or flags of what to train: answers that were judged are taken whole. Remove them, or name \
+         them in data.ignore"
+    )]
+    JudgedWithWeights,
+    /// Labels that are all the same.
+    #[error(
+        "{path}: all {n} answers have the label {label}: what is learnt is the difference between good and bad ones. \
+         Add records with the label {}",
+        !.label
+    )]
+    OneClass {
+        /// The data.
+        path: PathBuf,
+        /// How many are left within the limits.
+        n: usize,
+        /// Their label.
+        label: bool,
     },
     /// What a prompt that was rendered already has no place for.
     #[error(
@@ -491,7 +550,7 @@ fn why(key: &str) -> &'static str {
         "images" | "image" | "audio" | "audios" | "video" | "videos" => {
             "; only text is trained here"
         }
-        "chosen" | "rejected" => "; preferences are not trained here",
+        "chosen" | "rejected" => "; [objective] method = \"dpo\" learns from preferences",
         _ => "",
     }
 }
@@ -506,6 +565,16 @@ pub(crate) fn counted(n: usize, what: &str) -> String {
 }
 
 impl DataError {
+    /// What is said of a key, of the key that stands behind it.
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
+        if let Self::WrongType { key, .. } | Self::TooManyDigits(key) = &mut self
+            && let Some(rest) = key.strip_prefix(from)
+        {
+            *key = format!("{to}{rest}");
+        }
+        self
+    }
+
     pub(crate) fn at(self, at: &Location) -> Self {
         Self::Record {
             at: at.clone(),

@@ -5,6 +5,7 @@ mod beside;
 mod fields;
 mod parse;
 mod path;
+pub(crate) mod preference;
 mod spoken;
 mod turns;
 
@@ -19,6 +20,7 @@ pub use fields::{HARMLESS, KeyUse};
 pub(crate) use fields::{check_answers, has_key, ignored, in_small_letters, renamed};
 pub use parse::alpaca_prompt;
 pub(crate) use parse::{Example, MARKUP, Parsed};
+pub use preference::Answers;
 
 /// How records are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +37,11 @@ pub enum Format {
     ShareGpt,
     /// Plain text, or records with `text`.
     Text,
+    /// `chosen` and `rejected`, with their prompt beside them or in both.
+    Preference,
+    /// Any of the layouts of questions with one answer, with a `label` that says
+    /// whether it is a good one.
+    Labelled,
 }
 
 /// What turns may be under.
@@ -82,7 +89,7 @@ const TEXTS: [&str; 2] = ["text", "content"];
 type Record = Map<String, Value>;
 
 impl Format {
-    /// In the order of detection: a record of `messages` may carry a `prompt` as
+    /// Those with one answer to learn, in the order of detection: a record of `messages` may carry a `prompt` as
     /// well, and one with an `instruction` the whole `text`.
     pub(crate) const ALL: [Self; 5] = [
         Self::Messages,
@@ -102,6 +109,8 @@ impl Format {
             Self::Messages => "`messages`, a list of turns with `role` and `content`",
             Self::ShareGpt => "`conversations`, a list of turns with `from` and `value`",
             Self::Text => "`text`",
+            Self::Preference => Answers::Pair.needed(),
+            Self::Labelled => Answers::Labelled.needed(),
         }
     }
 
@@ -202,6 +211,8 @@ impl fmt::Display for Format {
             Self::Messages => "chat messages",
             Self::ShareGpt => "ShareGPT",
             Self::Text => "text",
+            Self::Preference => "chosen and rejected",
+            Self::Labelled => "answers with labels",
         })
     }
 }

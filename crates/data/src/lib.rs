@@ -72,7 +72,7 @@ pub use chat::ChatTemplate;
 pub use corpus::Corpus;
 pub use encode::{AdaptationReport, KeyReport, OmissionReport, ReadReport};
 pub use error::{DataError, OmittedPart, UnusedKey};
-pub use format::{Format, HARMLESS, KeyUse, alpaca_prompt};
+pub use format::{Answers, Format, HARMLESS, KeyUse, alpaca_prompt};
 pub use load::{Samples, load_files, load_samples, load_samples_cached};
 pub use message::{Conversation, Message};
 pub use mixture::Mixture;

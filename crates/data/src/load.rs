@@ -12,8 +12,8 @@ use olora_records::{self as records, Form, Record, RecordsError};
 use tempfile::tempfile_in;
 
 use crate::{
-    Corpus, DataError, DataOptions, DataReport, Format, MIN_CACHED_BYTES, PromptStyle, TokenCache,
-    Tokenizer,
+    Answers, Corpus, DataError, DataOptions, DataReport, Format, MIN_CACHED_BYTES, PromptStyle,
+    TokenCache, Tokenizer,
     cache::{self, Key},
     corpus::{
         Cut,
@@ -157,6 +157,13 @@ fn check(paths: &[PathBuf], options: &DataOptions) -> Result<(), DataError> {
     }
     if options.first == Some(0) {
         return Err(out_of_range("number of records", 0, "at least 1"));
+    }
+    if let Some(format) = options
+        .format
+        .filter(|format| !options.answers.fits(*format))
+    {
+        let answers = options.answers;
+        return Err(DataError::FormatOfAnswers { format, answers });
     }
     if let Some(format) = options.format.filter(|format| *format != Format::Text) {
         for path in paths {
@@ -312,6 +319,9 @@ impl Source<'_> {
         let max_length = self.options.max_length;
         let cut = match format {
             Format::Text => Cut::Blocks { length: max_length },
+            Format::Preference if self.options.answers == Answers::Pair => {
+                Cut::Pairs { max_length }
+            }
             _ => Cut::Each { max_length },
         };
         let (samples, counts) = Corpus::of(Arc::new(store), cut, self.options.train_on_prompt);
@@ -328,6 +338,19 @@ impl Source<'_> {
                 }
             });
         }
+        if self.options.answers == Answers::Labelled {
+            let n = samples.len();
+            let n_good = (0..n)
+                .filter(|&i| samples.preferred(i) == Some(true))
+                .count();
+            if n_good == 0 || n_good == n {
+                return Err(DataError::OneClass {
+                    path: self.name(),
+                    n,
+                    label: n_good > 0,
+                });
+            }
+        }
         self.check_rows(&samples, format)?;
         let report = DataReport {
             format,
@@ -335,6 +358,11 @@ impl Source<'_> {
                 Format::Text => PromptStyle::Verbatim,
                 _ if self.tokenizer.has_chat_template() => PromptStyle::ChatTemplate,
                 Format::Alpaca => PromptStyle::AlpacaPrompt,
+                Format::Preference | Format::Labelled
+                    if read.keys.iter().any(|key| key.key == "instruction") =>
+                {
+                    PromptStyle::AlpacaPrompt
+                }
                 _ => PromptStyle::Verbatim,
             },
             max_length,

@@ -36,7 +36,7 @@ impl Mixture {
     pub fn new(sources: impl IntoIterator<Item = (Corpus, f64)>) -> Result<Self, DataError> {
         let mut corpora = Vec::new();
         let source = |(corpus, weight): (Corpus, f64)| {
-            let n = corpus.len();
+            let n = corpus.n_units();
             corpora.push(corpus);
             Source { n, weight }
         };
@@ -99,12 +99,13 @@ impl Mixture {
         seed: u64,
     ) -> Result<(Self, Corpus), DataError> {
         let held_out = held_out(&self.corpus, validation, seed)?;
+        let unit = self.corpus.unit();
         let mut rest = held_out.as_slice();
         let left = self.sources.iter().map(|source| {
-            let (of_source, others) = rest.split_at(source.n);
+            let (of_source, others) = rest.split_at(source.n * unit);
             rest = others;
             Source {
-                n: of_source.iter().filter(|held_out| !**held_out).count(),
+                n: of_source.iter().filter(|held_out| !**held_out).count() / unit,
                 ..*source
             }
         });
@@ -118,9 +119,9 @@ impl Mixture {
         &self.corpus
     }
 
-    /// Number of samples, each counted once.
+    /// Number of samples, each counted once, and pairs as one.
     pub fn len(&self) -> usize {
-        self.corpus.len()
+        self.corpus.n_units()
     }
 
     /// Whether there are no samples.
@@ -133,7 +134,7 @@ impl Mixture {
         self.corpus.iter()
     }
 
-    /// Number of samples in an epoch, each counted as often as it comes.
+    /// Number of samples, or pairs, in an epoch, each counted as often as it comes.
     pub fn n_samples_in(&self, epoch: usize) -> usize {
         let of_source = |source: &Source| source.position(epoch + 1) - source.position(epoch);
         self.sources.iter().map(of_source).sum()
@@ -146,8 +147,8 @@ impl Mixture {
             .all(|source| source.weight.fract() == 0.0)
     }
 
-    /// The indices of an epoch's samples, in the order of the corpus; `None`:
-    /// each once.
+    /// The indices of an epoch's samples, or pairs, in the order of the corpus;
+    /// `None`: each once.
     pub(crate) fn indices(&self, seed: u64, epoch: usize) -> Option<Vec<u32>> {
         if self.sources.iter().all(|source| source.weight == 1.0) {
             return None;
@@ -199,7 +200,7 @@ impl From<Corpus> for Mixture {
     /// One source of weight 1, which may be empty.
     fn from(corpus: Corpus) -> Self {
         let source = Source {
-            n: corpus.len(),
+            n: corpus.n_units(),
             weight: 1.0,
         };
         Self {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Format;
+use crate::{Answers, Format};
 
 /// The most tokens of a sample where nothing else is asked for: in
 /// [`DataOptions`], in a recipe without `data.max_length` and on the command line.
@@ -16,17 +16,21 @@ pub const DEFAULT_MAX_LENGTH: usize = 512;
 pub struct DataOptions {
     /// The format, where it is not to be told from the first record's keys.
     pub format: Option<Format>,
+    /// What a record holds of answers.
+    pub answers: Answers,
     /// Only as many records, from the first on.
     pub first: Option<usize>,
     /// The most tokens of a sample. A longer one keeps its first `max_length`;
     /// text is cut into blocks of `max_length`.
     pub max_length: usize,
     /// Whether the loss is taken on prompts too. Turns after the assistant's
-    /// last are left out either way.
+    /// last are left out either way. Of pairs, only the chosen answer's prompt is
+    /// then trained, and with the weight 0, so that an objective can tell it from
+    /// the answer.
     pub train_on_prompt: bool,
     /// The file's own names of `prompt`, `completion`, `input`, `context`,
-    /// `options`, `system`, `history`, `messages`, `tools` and `text`. A name may be
-    /// a path: `answers.text[0]`.
+    /// `options`, `system`, `history`, `messages`, `tools`, `text`, `chosen`,
+    /// `rejected` and `label`. A name may be a path: `answers.text[0]`.
     pub columns: BTreeMap<String, String>,
     /// Keys that may be left out; those of a turn also as `messages[].key`.
     pub ignore: Vec<String>,
@@ -49,6 +53,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             format: None,
+            answers: Answers::One,
             first: None,
             max_length: DEFAULT_MAX_LENGTH,
             train_on_prompt: false,

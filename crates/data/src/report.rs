@@ -66,7 +66,14 @@ impl fmt::Display for DataReport {
             counted(self.n_records, "record"),
             self.format,
             self.prompt_style,
-            counted(self.n_samples, "sample"),
+            counted(
+                self.n_samples,
+                if self.format == Format::Preference {
+                    "answer"
+                } else {
+                    "sample"
+                }
+            ),
             self.n_tokens,
             self.n_trained_tokens,
             self.longest,
@@ -82,8 +89,13 @@ impl fmt::Display for DataReport {
         if self.n_dropped > 0 {
             write!(
                 f,
-                ", {} of them left out because nothing trained was within",
-                self.n_dropped
+                ", {} of them left out because nothing trained was within{}",
+                self.n_dropped,
+                if self.format == Format::Preference {
+                    ", or no difference between the two"
+                } else {
+                    ""
+                }
             )?;
         }
         if self.n_empty > 0 {

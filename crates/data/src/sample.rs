@@ -13,6 +13,9 @@ pub struct Sample {
     /// What the loss of each token counts, as long as `tokens`. Of tokens that
     /// are not trained it means nothing. `None`: 1 wherever trained.
     pub weights: Option<Vec<f32>>,
+    /// Of an answer that was judged, whether it is a good one: of a pair the
+    /// chosen one, or by its label. `None`: nobody judged it.
+    pub preferred: Option<bool>,
 }
 
 impl Sample {
@@ -22,6 +25,7 @@ impl Sample {
             tokens,
             trained,
             weights: None,
+            preferred: None,
         }
     }
 

@@ -25,6 +25,10 @@ use crate::{
 /// similar length in a batch. Where the batch size does not divide the number of
 /// rows, one batch of each epoch is smaller.
 ///
+/// Where the samples are [pairs](Corpus::pairs), all of this goes for pairs: the
+/// two answers of one stay together, in rows that follow each other or packed in
+/// the same one, and the batch size counts pairs.
+///
 /// An epoch's order takes 4 bytes a sample, or 8 where it is packed or mixed,
 /// and as much again while it is made.
 #[derive(Debug)]
@@ -63,12 +67,12 @@ struct Plan {
     batches: grouping::Batches,
 }
 
-/// The samples of each row, by their index.
+/// The samples of each row, by their index; of pairs, the pairs by theirs.
 #[derive(Debug)]
 enum EpochRows {
-    /// Row `r` is sample `r`.
+    /// Row `r` is sample or pair `r`.
     All(usize),
-    /// Each row is one sample.
+    /// Each row is one of them.
     Each(Vec<u32>),
     Packed(Rows),
 }
@@ -90,17 +94,41 @@ impl EpochRows {
         }
     }
 
-    /// Inputs of each row.
+    /// Inputs of each row; of a pair in rows of its own, those of the longer one.
     fn lengths(&self, corpus: &Corpus) -> Vec<u32> {
-        let length = |&i: &u32| corpus.n_inputs(i as usize);
+        let longest = |i: usize| saturated(inputs(corpus, i).max().unwrap_or(0));
         match self {
-            Self::All(n) => (0..*n).map(|i| saturated(corpus.n_inputs(i))).collect(),
-            Self::Each(rows) => rows.iter().map(|i| saturated(length(i))).collect(),
+            Self::All(n) => (0..*n).map(longest).collect(),
+            Self::Each(rows) => rows.iter().map(|&i| longest(i as usize)).collect(),
             Self::Packed(rows) => (0..rows.len())
-                .map(|r| saturated(rows.row(r).iter().map(length).sum()))
+                .map(|r| {
+                    let items = rows.row(r).iter();
+                    saturated(items.flat_map(|&i| inputs(corpus, i as usize)).sum())
+                })
                 .collect(),
         }
     }
+
+    /// Inputs of each sample or pair that is packed.
+    fn lengths_to_pack(&self, corpus: &Corpus) -> Vec<u32> {
+        let sum = |i: usize| saturated(inputs(corpus, i).sum());
+        match self {
+            Self::All(n) => (0..*n).map(sum).collect(),
+            Self::Each(rows) => rows.iter().map(|&i| sum(i as usize)).collect(),
+            Self::Packed(_) => self.lengths(corpus),
+        }
+    }
+}
+
+/// The samples of a unit: itself, or both of a pair.
+fn samples_of(corpus: &Corpus, i: usize) -> std::ops::Range<usize> {
+    let unit = corpus.unit();
+    i * unit..(i + 1) * unit
+}
+
+/// Inputs of each of them.
+fn inputs(corpus: &Corpus, i: usize) -> impl Iterator<Item = usize> {
+    samples_of(corpus, i).map(|sample| corpus.n_inputs(sample))
 }
 
 /// An item of a [`Schedule`]: what becomes one [`Batch`].
@@ -129,11 +157,12 @@ impl Schedule {
 
     /// Like [`new`](Self::new), but with as many samples in a row as
     /// [`pack`](crate::pack()) puts into `max_length` inputs; `batch_size` counts
-    /// rows. Every epoch of the same samples has as many of them.
+    /// rows. Every epoch of the same samples has as many of them. A row for pairs
+    /// has room for twice as much, so that it has room for any pair.
     ///
     /// # Errors
     ///
-    /// When a sample alone is longer than a row, as well.
+    /// When a sample or a pair alone is longer than a row, as well.
     pub fn packed(
         samples: impl Into<Mixture>,
         batch_size: usize,
@@ -141,10 +170,13 @@ impl Schedule {
         seed: u64,
         n_batches: usize,
     ) -> Result<Self, DataError> {
+        let mixture: Mixture = samples.into();
+        let max_length = max_length.saturating_mul(mixture.corpus().unit());
         let order = Order::Packed { seed, max_length };
-        let schedule = Self::with_order(samples.into(), batch_size, order)?;
+        let schedule = Self::with_order(mixture, batch_size, order)?;
         let corpus = schedule.mixture.corpus();
-        check_lengths((0..corpus.len()).map(|i| corpus.n_inputs(i)), max_length)?;
+        let lengths = (0..corpus.n_units()).map(|i| inputs(corpus, i).sum());
+        check_lengths(lengths, max_length)?;
         let n_rows = schedule.rows_of(0).len();
         Ok(Self {
             n_rows,
@@ -234,7 +266,7 @@ impl Schedule {
         let Some(max_length) = max_length else {
             return one_each;
         };
-        let lengths = one_each.lengths(self.mixture.corpus());
+        let lengths = one_each.lengths_to_pack(self.mixture.corpus());
         let mut rows = pack_lengths(&lengths, max_length, seed, epoch);
         if let EpochRows::Each(indices) = one_each {
             for item in &mut rows.items {
@@ -339,8 +371,18 @@ impl Schedule {
         let plan = known.unwrap_or_else(|| (epoch, self.plan_of(epoch)));
         let (_, plan) = state.plan.insert(plan);
         let batch = plan.batches.get(within).ok_or_else(out_of_range)?;
-        let row = |&row: &u32| plan.rows.row(row as usize);
-        Ok(batch.iter().map(row).collect())
+        let corpus = self.mixture.corpus();
+        let mut rows = Vec::with_capacity(batch.len() * corpus.unit());
+        for &row in batch {
+            let items = plan.rows.row(row as usize).into_iter();
+            let samples = items.flat_map(|i| samples_of(corpus, i));
+            match &plan.rows {
+                EpochRows::Packed(_) => rows.push(samples.collect()),
+                // Each answer of a pair is a row.
+                EpochRows::All(_) | EpochRows::Each(_) => rows.extend(samples.map(|i| vec![i])),
+            }
+        }
+        Ok(rows)
     }
 }
 

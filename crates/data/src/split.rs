@@ -48,10 +48,10 @@ pub(crate) fn held_out(
         }
     };
     if n_valid == 0 || n_valid >= n {
-        let what = if n == samples.len() {
-            "samples"
-        } else {
-            "conversations"
+        let what = match samples.unit() {
+            2 => "pairs",
+            _ if n == samples.len() => "samples",
+            _ => "conversations",
         };
         return Err(DataError::OutOfRange {
             key: "validation split",

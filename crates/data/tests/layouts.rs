@@ -1468,7 +1468,7 @@ fn what_is_said_again_is_known_as_that() {
             json!({"prompt": "Hi", "chosen": "Yo", "rejected": "No"}),
             json!({"question": "Hi", "chosen": "Yo", "rejected": "No"}),
         ],
-        "it is preference data, and there is no training on preferences yet",
+        "it is preference data. To learn from both: [objective] method = \"dpo\"",
     );
 }
 

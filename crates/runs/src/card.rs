@@ -3,9 +3,10 @@
 
 use std::fmt::Write;
 
+use olora_data::Answers;
 use serde_json::{Value, json};
 
-use crate::{Recipe, Summary};
+use crate::{Recipe, Summary, measures::in_words};
 
 /// The card of a finished run.
 ///
@@ -24,6 +25,9 @@ pub(crate) fn card(
     if method != "olora" && method != "lora" {
         tags.push(method.to_owned());
     }
+    if let Some(objective) = &summary.objective {
+        tags.extend(objective.split(',').next().map(str::to_owned));
+    }
     let quoted = |text: &str| Value::from(text).to_string();
     let mut text = format!(
         "---\nbase_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\ntags: {}\n---\n\n",
@@ -41,6 +45,9 @@ pub(crate) fn card(
     ));
     line(format_args!("| | |\n|---|---|\n"));
     line(format_args!("| method | {method}{} |\n", variants(recipe)));
+    if let Some(objective) = &summary.objective {
+        line(format_args!("| objective | {objective} |\n"));
+    }
     if let Some(from) = &recipe.adapter.from {
         let from = from.display();
         line(format_args!("| started from | the adapter in `{from}` |\n"));
@@ -49,10 +56,8 @@ pub(crate) fn card(
         "| rank, alpha | {}, {} |\n",
         adapter.rank, adapter.alpha
     ));
-    line(format_args!(
-        "| targets | {} |\n",
-        adapter.targets.join(", ")
-    ));
+    let targets = adapter.targets.join(", ");
+    line(format_args!("| targets | {targets} |\n"));
     if !adapter.modules_to_save.is_empty() {
         let modules = adapter.modules_to_save.join(", ");
         line(format_args!("| trained whole | {modules} |\n"));
@@ -65,9 +70,9 @@ pub(crate) fn card(
     ));
     line(format_args!("| data | {} |\n", data_names(recipe)));
     line(format_args!(
-        "| steps | {} of {} sequences, {} tokens |\n",
+        "| steps | {} of {}, {} tokens |\n",
         summary.steps,
-        recipe.training.batch_size * recipe.training.accumulation,
+        step_size(recipe),
         summary.tokens
     ));
     line(format_args!(
@@ -90,6 +95,7 @@ pub(crate) fn card(
         loss(summary.validation_loss_before),
         loss(summary.validation_loss)
     ));
+    line(format_args!("{}", measured(summary)));
     line(format_args!("| seed | {} |\n\n", recipe.seed));
     let base = if with_pictures {
         line(format_args!(
@@ -110,6 +116,27 @@ pub(crate) fn card(
             .unwrap_or_default()
     ));
     text
+}
+
+/// Rows of what an objective measures beside its loss, if anything.
+fn measured(summary: &Summary) -> String {
+    let rows = [
+        ("before", &summary.validation_measures_before),
+        ("after", &summary.validation_measures),
+    ];
+    let rows = rows.iter().filter(|(_, measures)| !measures.is_empty());
+    rows.fold(String::new(), |text, (when, measures)| {
+        text + &format!("| on validation data, {when} | {} |\n", in_words(measures))
+    })
+}
+
+/// How many sequences a step has.
+fn step_size(recipe: &Recipe) -> String {
+    let n = recipe.training.batch_size * recipe.training.accumulation;
+    match recipe.objective.answers() {
+        Answers::Pair => format!("{n} pairs"),
+        Answers::One | Answers::Labelled => format!("{n} sequences"),
+    }
 }
 
 /// What an adapter of this recipe records as its base.

@@ -40,6 +40,8 @@ pub(crate) struct Workload {
     pub(crate) dora: bool,
     /// Whether adapters drop some of their input.
     pub(crate) dropout: bool,
+    /// Whether what trains is kept as it was at the start, as a reference.
+    pub(crate) keeps_start: bool,
     /// Whether a step adds up several micro-batches.
     pub(crate) accumulates: bool,
     pub(crate) base: Dtype,
@@ -57,6 +59,22 @@ pub(crate) struct Workload {
     pub(crate) samples: u64,
     /// Bytes of the tokenizer's file.
     pub(crate) tokenizer: u64,
+}
+
+impl Workload {
+    /// Bytes of each value that trains, with its gradient and two moments, and of
+    /// what an update needs.
+    fn of_what_trains(&self) -> u64 {
+        let mut each = 16;
+        if self.accumulates {
+            // The sum of gradients.
+            each += 4;
+        }
+        if self.keeps_start {
+            each += 4;
+        }
+        each * self.counts.trained as u64 + UPDATE * self.counts.largest_trained as u64 * 4
+    }
 }
 
 /// What of a base stays packed.
@@ -248,9 +266,7 @@ impl MemoryEstimate {
         };
         Self {
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
-            // The value, its gradient, two moments; and the sum of gradients, if there is one.
-            trained: n(counts.trained) * if load.accumulates { 20 } else { 16 }
-                + UPDATE * n(counts.largest_trained) * 4,
+            trained: load.of_what_trains(),
             activations,
             workspace: workspace + panels,
             logits: logits + output_gradient,

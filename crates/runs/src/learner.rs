@@ -13,7 +13,7 @@ use burn::{
 };
 use olora_data::Batch;
 use olora_model::Llama;
-use olora_training::{Passes, caught};
+use olora_training::{Passes, Reference, caught};
 
 use crate::{
     Recipe, RunError,
@@ -24,10 +24,25 @@ use crate::{
     trainee::Trainee,
 };
 
-/// How a recipe's run goes through its micro-batches.
+/// How a recipe's run goes through its micro-batches, of a model as it starts.
 pub(crate) fn passes(recipe: &Recipe, llama: &Llama) -> Result<Passes, RunError> {
-    let passes = Passes::new(recipe.objective(), llama)?;
+    let reference = if keeps_start(recipe) {
+        Reference::frozen(llama)
+    } else {
+        Reference::Base
+    };
+    let passes = Passes::with_reference(recipe.objective(), llama, reference)?;
     Ok(passes.with_recompute(recipe.training.recompute))
+}
+
+/// Whether what trains is kept as it was at the start, to compare with: where the
+/// start is another adapter, and where modules of the base train whole, switching
+/// the adapter off would not give it.
+pub(crate) fn keeps_start(recipe: &Recipe) -> bool {
+    let adapter = &recipe.adapter;
+    let starts_at_base =
+        adapter.from.is_none() && !adapter.everything && adapter.config.modules_to_save.is_empty();
+    recipe.objective.method.has_reference() && !starts_at_base
 }
 
 /// The recipe's update rule.

@@ -40,6 +40,7 @@ mod finished;
 #[cfg(test)]
 mod golden_tests;
 mod learner;
+mod measures;
 mod memory;
 mod options;
 #[cfg(test)]
@@ -75,6 +76,7 @@ pub use error::RunError;
 pub use estimate::MemoryEstimate;
 pub use events::{Event, Observer, StepReport};
 pub use finished::is_finished;
+pub use measures::in_words;
 pub use memory::{device_reserved_bytes, forget_peak, peak_resident_bytes};
 pub use options::{Start, TrainOptions};
 pub use plan::{Forecast, Probe, plan};

@@ -4,6 +4,7 @@ mod adapter;
 pub mod bounds;
 mod data;
 mod differences;
+mod objective;
 mod parse;
 mod resize;
 mod resuming;
@@ -11,14 +12,16 @@ mod resuming;
 use std::{path::PathBuf, sync::Arc};
 
 use olora_adapter::Placement;
+use olora_data::DataOptions;
 use olora_model::{Dtype, Packing};
-use olora_training::{CrossEntropy, Decay, LearningRate, Objective, Recompute};
+use olora_training::{Decay, LearningRate, Objective, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     adapter::{AdapterSection, Given, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
+    objective::{Method as ObjectiveMethod, ObjectiveSection, PairLoss},
     resize::ResizeEmbeddings,
 };
 pub(crate) use self::{
@@ -44,6 +47,9 @@ pub struct Recipe {
     /// What trains.
     #[serde(default)]
     pub adapter: AdapterSection,
+    /// What is minimised.
+    #[serde(default, skip_serializing_if = "ObjectiveSection::is_default")]
+    pub objective: ObjectiveSection,
     /// Training and validation data.
     pub data: DataSection,
     /// The loop.
@@ -72,7 +78,21 @@ impl Recipe {
 
     /// What is minimised.
     pub fn objective(&self) -> Arc<dyn Objective> {
-        Arc::new(CrossEntropy)
+        let multiple = self.training.pad_to_multiple_of.unwrap_or(1);
+        self.objective.objective(self.data.max_length, multiple)
+    }
+
+    /// How a source is read, or validation data without one.
+    pub fn data_options(&self, source: Option<&SourceSection>) -> DataOptions {
+        let options = self.data.options(source);
+        let answers = self.objective.answers();
+        // ORPO takes the cross-entropy of the chosen answer with its prompt.
+        let of_prompts = self.objective.method == ObjectiveMethod::Orpo;
+        DataOptions {
+            answers,
+            train_on_prompt: options.train_on_prompt || of_prompts,
+            ..options
+        }
     }
 }
 

@@ -175,7 +175,7 @@ pub(crate) fn validation(
         for part in parts(paths, section)? {
             let options = DataOptions {
                 first: part.first,
-                ..section.options(None)
+                ..recipe.data_options(None)
             };
             let cache = TokenCache::from_env();
             corpora.push(load_files(&part.files, tokenizer, &options, cache.as_ref())?.samples);
@@ -246,14 +246,14 @@ impl Data {
         };
         let mut sources = Vec::new();
         for source in section.all_sources() {
-            let options = section.options(Some(&source));
+            let options = recipe.data_options(Some(&source));
             let samples = read("training", &source.path, &options)?;
             sources.push((samples, source.weight));
         }
         let train = Mixture::new(sources)?;
         let (train, validation) = match (&section.validation, section.validation_samples) {
             (Some(paths), _) => {
-                let validation = read("validation", paths, &section.options(None))?;
+                let validation = read("validation", paths, &recipe.data_options(None))?;
                 (train, Some(validation))
             }
             (None, Some(count)) => {
@@ -360,6 +360,9 @@ pub fn fingerprint(data: &Data, recipe: &Recipe) -> Result<u64, RunError> {
         // Nothing where all count alike, so that runs of before there were weights go on.
         for weight in sample.weights.iter().flatten() {
             hash.add(&weight.to_le_bytes());
+        }
+        if let Some(good) = sample.preferred {
+            hash.add(&[0xf0 | u8::from(good)]);
         }
         hash.add(&[0xff]);
     }

@@ -199,9 +199,14 @@ impl RunDirectory {
         let mut line = json!({
             "step": step,
             "validation_loss": evaluation.loss,
-            "validation_perplexity": evaluation.perplexity,
-            "validation_tokens": whole(evaluation.count),
         });
+        // Of another objective, the count is of pairs or what else it is.
+        if let Some(perplexity) = evaluation.perplexity {
+            line["validation_perplexity"] = json!(perplexity);
+            line["validation_tokens"] = json!(whole(evaluation.count));
+        } else {
+            line["validation_count"] = json!(whole(evaluation.count));
+        }
         if !evaluation.measures.is_empty() {
             line["validation_measures"] = json!(evaluation.measures);
         }
@@ -209,12 +214,21 @@ impl RunDirectory {
         self.draw()
     }
 
-    /// Draws `loss.svg` from the metrics so far.
+    /// Draws the metrics so far: `loss.svg`, and `rewards.svg` and `accuracy.svg`
+    /// where answers are compared.
     pub(crate) fn draw(&self) -> Result<(), RunError> {
-        match plot::loss_curves(&self.metrics()?)? {
-            None => Ok(()),
-            Some(svg) => self.write("loss.svg", svg.as_bytes()),
+        let metrics = self.metrics()?;
+        let pictures = [
+            ("loss.svg", plot::loss_curves(&metrics)?),
+            ("rewards.svg", plot::rewards(&metrics)?),
+            ("accuracy.svg", plot::accuracy(&metrics)?),
+        ];
+        for (name, svg) in pictures {
+            if let Some(svg) = svg {
+                self.write(name, svg.as_bytes())?;
+            }
         }
+        Ok(())
     }
 
     fn forget_after(&self, step: usize) -> Result<(), RunError> {

@@ -27,6 +27,8 @@ pub struct RunPlan {
     pub epochs: f64,
     /// Sequences per step.
     pub sequences_per_step: usize,
+    /// Whether these are pairs of sequences, and samples pairs of answers.
+    pub in_pairs: bool,
     /// Training sequences.
     pub n_samples: usize,
     /// The number formats.

@@ -115,6 +115,7 @@ impl<'a> Session<'a> {
                 .training
                 .batch_size
                 .saturating_mul(recipe.training.accumulation),
+            in_pairs: data.train.corpus().unit() > 1,
             n_samples: data.train.len(),
             precision: prepared.precision.clone(),
             memory,
@@ -225,10 +226,10 @@ impl<'a> Session<'a> {
         } = self.prepared;
         let train = loader(self.schedule, *padding).slice(self.state.n_batches, steps.n_batches);
         // Burn wants a validation loader even where there is nothing to validate on.
-        let validation = data
-            .validation
-            .clone()
-            .unwrap_or_else(|| data.train.corpus().select(|i| i == 0));
+        let validation = data.validation.clone().unwrap_or_else(|| {
+            let all = data.train.corpus();
+            all.select(|i| i < all.unit())
+        });
         let validation = Schedule::sequential(validation, recipe.training.batch_size)?;
         let valid = loader(validation, *padding);
 

@@ -17,6 +17,10 @@ pub(crate) struct RunState {
     pub(crate) seconds: f64,
     /// Validation losses so far.
     pub(crate) validation: Vec<(usize, f64)>,
+    /// What else the evaluations measured, beside `validation` and as long, if the
+    /// objective measures anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) validation_measures: Vec<BTreeMap<String, f64>>,
     /// What has happened since the last logged line.
     pub(crate) window: Window,
     /// Training loss of the last logged line.

@@ -24,7 +24,7 @@ use burn::{
 use olora_data::Batch;
 
 use olora_training::{
-    Backward, FailureContext, Passes, StepResult, TrainError, caught, evaluate, step,
+    Backward, FailureContext, Passes, StepResult, TrainError, caught, means, step,
 };
 
 use crate::{
@@ -323,7 +323,6 @@ impl Run<'_> {
             1.0
         };
         let loss = window.loss_sum / count;
-        let measures = window.measures.into_iter();
         let learning_rate = self.learner.lr_current();
         let device_memory = device_reserved_bytes(&self.strategy.device);
         self.peak_device_memory = self.peak_device_memory.max(device_memory);
@@ -337,7 +336,7 @@ impl Run<'_> {
             seconds: self.state.seconds,
             peak_memory: peak_resident_bytes(),
             device_memory,
-            measures: measures.map(|(name, sum)| (name, sum / count)).collect(),
+            measures: means(&window.measures, count),
         };
         self.state.last_loss = Some(loss);
         self.strategy.directory.log_step(&report)?;
@@ -361,8 +360,8 @@ impl Run<'_> {
         }
         let model = self.learner.model().valid();
         let step = self.state.step;
-        let objective = self.strategy.passes.objective();
-        let evaluation = evaluate(objective, &model.llama, self.valid.iter());
+        let passes = &self.strategy.passes;
+        let evaluation = passes.evaluate(&model.llama, self.valid.iter());
         let evaluation = evaluation.map_err(|error| match error {
             TrainError::NotFinite { value, first } => RunError::NotFinite {
                 what: "validation loss",
@@ -374,6 +373,10 @@ impl Run<'_> {
             other => other.into(),
         })?;
         self.state.validation.push((step, evaluation.loss));
+        if !evaluation.measures.is_empty() {
+            let measures = evaluation.measures.clone();
+            self.state.validation_measures.push(measures);
+        }
         self.strategy.directory.log_evaluation(step, &evaluation)?;
         log::info!("after step {step}: {evaluation:?}");
         let loss = evaluation.loss;

@@ -39,6 +39,16 @@ pub struct Summary {
     pub best_step: Option<usize>,
     /// The lowest validation loss.
     pub best_validation_loss: Option<f64>,
+    /// What is minimised, unless it is the cross-entropy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objective: Option<String>,
+    /// What else was measured of the validation data before the first step, such as
+    /// rewards.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub validation_measures_before: BTreeMap<String, f64>,
+    /// The same after the last.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub validation_measures: BTreeMap<String, f64>,
     /// Unpadded input tokens.
     pub tokens: u64,
     /// Unpadded input tokens per second of training.
@@ -110,6 +120,20 @@ impl Summary {
             validation_loss: state.validation.last().map(|(_, loss)| *loss),
             best_step: state.best().map(|(step, _)| step),
             best_validation_loss: state.best().map(|(_, loss)| loss),
+            objective: (!recipe.objective.is_default()).then(|| recipe.objective.described()),
+            validation_measures_before: match before {
+                Some(_) => state
+                    .validation_measures
+                    .first()
+                    .cloned()
+                    .unwrap_or_default(),
+                None => BTreeMap::new(),
+            },
+            validation_measures: state
+                .validation_measures
+                .last()
+                .cloned()
+                .unwrap_or_default(),
             tokens: state.tokens,
             tokens_per_second: state.tokens as f64 / state.seconds.max(1e-9),
             train_seconds: state.seconds,

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     TrainError,
-    objective::Objective,
+    objective::{Objective, means},
     passes::{embedded, forward},
 };
 
@@ -19,8 +19,9 @@ use crate::{
 pub struct Evaluation {
     /// The mean of the objective: for cross-entropy, by trained token, in nats.
     pub loss: f64,
-    /// `exp(loss)`: of cross-entropy, the perplexity.
-    pub perplexity: f64,
+    /// `exp(loss)`, where the loss is the cross-entropy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
     /// What the sum was divided by: for cross-entropy, the trained tokens, or the
     /// sum of their weights.
     #[serde(serialize_with = "whole_if_it_is")]
@@ -45,11 +46,21 @@ pub fn evaluate<E: ToString>(
 ) -> Result<Evaluation, TrainError> {
     let compares = objective.needs_reference();
     let base = compares.then(|| switched_off(llama.clone())).transpose()?;
+    evaluate_beside(objective, llama, base.as_ref(), batches)
+}
+
+/// The same, compared with any model.
+pub(crate) fn evaluate_beside<E: ToString>(
+    objective: &dyn Objective,
+    llama: &Llama,
+    reference: Option<&Llama>,
+    batches: impl IntoIterator<Item = Result<Batch, E>>,
+) -> Result<Evaluation, TrainError> {
     let (mut sum, mut count) = (0.0, 0.0);
     let mut measures = BTreeMap::<String, f64>::new();
     for batch in batches {
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
-        let found = forward(objective, llama, base.as_ref(), &batch);
+        let found = forward(objective, llama, reference, &batch);
         let loss = read(found.sum)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
@@ -65,12 +76,11 @@ pub fn evaluate<E: ToString>(
     }
     let divisor = if count > 0.0 { count } else { 1.0 };
     let loss = sum / divisor;
-    let measures = measures.into_iter();
     Ok(Evaluation {
         loss,
-        perplexity: loss.exp(),
+        perplexity: objective.is_cross_entropy().then(|| loss.exp()),
         count,
-        measures: measures.map(|(name, sum)| (name, sum / divisor)).collect(),
+        measures: means(&measures, divisor),
     })
 }
 

@@ -3,6 +3,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | [`Objective`] | what is minimised, from hidden states to a sum and a count |
+//! | [`Dpo`], [`Orpo`], [`SimPo`], [`Kto`] | objectives that learn from judged answers |
 //! | [`Passes`] | forward and backward through one micro-batch, whole or block by block |
 //! | [`step()`] | accumulate, average by the count, clip, update |
 //! | [`LearningRate`], [`scheduler`] | the rate of a step, and of each parameter |
@@ -45,18 +46,24 @@ mod error;
 mod evaluate;
 mod failure;
 mod gradients;
+mod kto;
 mod objective;
 mod panics;
 mod passes;
+mod preference;
 mod rates;
+mod reference;
 mod step;
 
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use failure::{DeviceErrors, FailureContext, on_device};
 pub use gradients::{average_and_clip, for_each_gradient};
-pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs};
+pub use kto::Kto;
+pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs, means};
 pub use panics::{caught, listening, record_panics};
 pub use passes::{Passes, Recompute, loss_sum};
+pub use preference::{Dpo, DpoLoss, Orpo, SimPo};
 pub use rates::{Decay, LearningRate, scheduler};
+pub use reference::Reference;
 pub use step::{Backward, Learns, Optimized, StepResult, step};

@@ -6,6 +6,8 @@
 //! as they should. It also keeps gradients large enough for float16, which
 //! needs no other loss scale (measured: BENCHMARKS.md, "Half precision").
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use olora_data::Batch;
 use olora_model::Llama;
@@ -35,9 +37,22 @@ pub trait Objective: std::fmt::Debug + Send + Sync {
     /// which it is 0 is refused.
     fn count(&self, batch: &Batch) -> f64;
 
-    /// Whether [`Outputs::reference_log_likelihoods`] is asked for: the base's,
-    /// with the adapter switched off, by a forward pass of its own.
+    /// Whether [`Outputs::reference_log_likelihoods`] is asked for: those of a
+    /// [reference](crate::Reference), by a forward pass of its own.
     fn needs_reference(&self) -> bool {
+        false
+    }
+
+    /// Another batch that the model and the reference are compared on, without a
+    /// gradient, for [`Outputs::unrelated_gains`]. Only of objectives with a
+    /// reference.
+    fn unrelated(&self, _batch: &Batch) -> Option<Batch> {
+        None
+    }
+
+    /// Whether the loss is the mean cross-entropy, whose exponential is the
+    /// perplexity.
+    fn is_cross_entropy(&self) -> bool {
         false
     }
 
@@ -56,13 +71,32 @@ pub struct Loss {
     /// The summed loss, `[1]`, f32.
     pub sum: Tensor<1>,
     /// Other sums by name, `[1]` each, such as how often the chosen answer
-    /// was the likelier one. Divided by the count and logged beside the loss;
-    /// no gradient goes through them.
+    /// was the likelier one. Divided by the count and logged beside the loss, see
+    /// [`means`]; no gradient goes through them.
     pub measures: Vec<Measure>,
 }
 
 /// A named sum, `[1]`, f32.
 pub type Measure = (&'static str, Tensor<1>);
+
+/// What is told of measured sums: each divided by `count`, or, where there is one
+/// of the same name with `#` at its end, by that. What would be divided by 0 is left
+/// out, as the mean reward of bad answers where there was none. Where there are
+/// `rewards/chosen` and `rewards/rejected`, `rewards/margins` is their difference.
+pub fn means(sums: &BTreeMap<String, f64>, count: f64) -> BTreeMap<String, f64> {
+    let all = sums.iter().filter(|(name, _)| !name.ends_with('#'));
+    let mut means: BTreeMap<_, _> = all
+        .filter_map(|(name, sum)| {
+            let divisor = sums.get(&format!("{name}#")).copied().unwrap_or(count);
+            (divisor > 0.0).then(|| (name.clone(), sum / divisor))
+        })
+        .collect();
+    let reward = |of: &str| means.get(&format!("rewards/{of}")).copied();
+    if let (Some(chosen), Some(rejected)) = (reward("chosen"), reward("rejected")) {
+        means.insert("rewards/margins".to_owned(), chosen - rejected);
+    }
+    means
+}
 
 impl From<Tensor<1>> for Loss {
     fn from(sum: Tensor<1>) -> Self {
@@ -79,7 +113,23 @@ pub struct Outputs<'a> {
     llama: &'a Llama,
     residual: Tensor<3>,
     batch: &'a Batch,
-    reference: Option<&'a Tensor<1>>,
+    beside: &'a Beside,
+}
+
+/// What an objective is compared with, without autodiff.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Beside {
+    /// The reference's log-likelihoods of the trained tokens, `[n_trained]`.
+    pub(crate) reference: Option<Tensor<1>>,
+    /// What each sample of [`Objective::unrelated`] gained on the reference.
+    pub(crate) unrelated: Option<Tensor<1>>,
+}
+
+impl Beside {
+    pub(crate) const NOTHING: &'static Self = &Self {
+        reference: None,
+        unrelated: None,
+    };
 }
 
 impl<'a> Outputs<'a> {
@@ -88,13 +138,13 @@ impl<'a> Outputs<'a> {
         llama: &'a Llama,
         residual: Tensor<3>,
         batch: &'a Batch,
-        reference: Option<&'a Tensor<1>>,
+        beside: &'a Beside,
     ) -> Self {
         Self {
             llama,
             residual,
             batch,
-            reference,
+            beside,
         }
     }
 
@@ -155,7 +205,7 @@ impl<'a> Outputs<'a> {
         }
     }
 
-    /// The same of the base, without autodiff.
+    /// The same of the reference, without autodiff.
     ///
     /// # Panics
     ///
@@ -163,14 +213,39 @@ impl<'a> Outputs<'a> {
     pub fn reference_log_likelihoods(&self) -> Tensor<1> {
         #[expect(clippy::expect_used, reason = "documented")]
         let reference = self
+            .beside
             .reference
-            .expect("an objective that compares with the base says so in `needs_reference`")
-            .clone();
+            .clone()
+            .expect("an objective that compares with the base says so in `needs_reference`");
+        self.as_constant(reference)
+    }
+
+    /// By how much each sample of [`Objective::unrelated`] has become likelier than
+    /// it is to the reference, `[n_samples]`, nats, without a gradient; `None` if
+    /// there is no such batch.
+    pub fn unrelated_gains(&self) -> Option<Tensor<1>> {
+        let gains = self.beside.unrelated.clone()?;
+        Some(self.as_constant(gains))
+    }
+
+    /// On the outputs' own device, as far as autodiff goes.
+    fn as_constant(&self, tensor: Tensor<1>) -> Tensor<1> {
         if self.residual.is_autodiff() {
-            Tensor::from_inner(reference)
+            Tensor::from_inner(tensor)
         } else {
-            reference
+            tensor
         }
+    }
+
+    /// What there is of each trained token, `[n_trained]`, times what it counts.
+    pub fn weighted(&self, of_tokens: Tensor<1>) -> Tensor<1> {
+        let Some(weights) = &self.batch.target_weights else {
+            return of_tokens;
+        };
+        let n = self.batch.n_trained;
+        let weights = TensorData::new(weights[..n].to_vec(), [n]);
+        let weights = Tensor::<1>::from_data(weights, &of_tokens.device());
+        of_tokens * weights
     }
 
     /// The logits of the trained tokens, `[n_trained, vocab]`, made whole: for
@@ -189,26 +264,41 @@ impl<'a> Outputs<'a> {
     /// If there is not one value for each trained token.
     pub fn sum_by_row(&self, of_tokens: Tensor<1>) -> Tensor<1> {
         let batch = self.batch;
-        assert!(
-            of_tokens.dims() == [batch.n_trained],
-            "{} values for {} trained tokens",
-            of_tokens.dims()[0],
-            batch.n_trained
-        );
-        let device = of_tokens.device();
         let rows: Vec<i32> = batch.target_positions[..batch.n_trained]
             .iter()
             .map(|position| position / batch.seq_len as i32)
             .collect();
-        let rows = TensorData::new(rows, [batch.n_trained]);
-        let rows = Tensor::<1, Int>::from_data(rows, &device);
-        Tensor::zeros([batch.n_rows], (&device, DType::F32)).select_assign(
-            0,
-            rows,
-            of_tokens,
-            IndexingUpdateOp::Add,
-        )
+        sum_by(of_tokens, rows, batch.n_rows)
     }
+
+    /// The same by sample, `[n_samples]`, wherever it lies: several may share a row.
+    ///
+    /// # Panics
+    ///
+    /// As [`sum_by_row`](Self::sum_by_row).
+    pub fn sum_by_sample(&self, of_tokens: Tensor<1>) -> Tensor<1> {
+        let samples = self.batch.target_samples();
+        sum_by(of_tokens, samples, self.batch.n_samples())
+    }
+}
+
+/// Sums of which each token's place is given, `[n]`.
+pub(crate) fn sum_by(of_tokens: Tensor<1>, places: Vec<i32>, n: usize) -> Tensor<1> {
+    assert!(
+        of_tokens.dims() == [places.len()],
+        "{} values for {} trained tokens",
+        of_tokens.dims()[0],
+        places.len()
+    );
+    let device = of_tokens.device();
+    let n_tokens = places.len();
+    let places = Tensor::<1, Int>::from_data(TensorData::new(places, [n_tokens]), &device);
+    Tensor::zeros([n], (&device, DType::F32)).select_assign(
+        0,
+        places,
+        of_tokens,
+        IndexingUpdateOp::Add,
+    )
 }
 
 /// The sizes that a loss's memory follows from.
@@ -263,6 +353,10 @@ impl Objective for CrossEntropy {
 
     fn loss(&self, outputs: &Outputs<'_>) -> Loss {
         outputs.cross_entropy().into()
+    }
+
+    fn is_cross_entropy(&self) -> bool {
+        true
     }
 
     fn count(&self, batch: &Batch) -> f64 {

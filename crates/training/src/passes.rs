@@ -10,14 +10,17 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use olora_adapter::{Parameter, params, switched_off};
+use olora_adapter::{Parameter, params};
 use olora_data::Batch;
 use olora_model::{Llama, Positions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    TrainError, gradients,
-    objective::{CrossEntropy, Loss, Measure, Objective, Outputs},
+    Evaluation, TrainError,
+    evaluate::evaluate_beside,
+    gradients,
+    objective::{Beside, CrossEntropy, Loss, Measure, Objective, Outputs},
+    reference::{Reference, beside},
     step::Backward,
 };
 
@@ -41,12 +44,14 @@ pub struct Passes {
     recompute: Recompute,
     /// Dropout's seed for the micro-batch at hand; `None` if there is none.
     dropout: Option<DropoutSeed>,
+    /// What the objective compares with, if it does.
+    reference: Reference,
 }
 
 /// Where dropout's numbers begin. Each block has a seed of its own, so that a
 /// block run again drops what it dropped before. Shared by all clones.
 #[derive(Clone, Debug, Default)]
-struct DropoutSeed(Arc<AtomicU64>);
+pub(crate) struct DropoutSeed(Arc<AtomicU64>);
 
 /// Seeds between two micro-batches: more than a model has blocks.
 const MICRO_BATCH: u64 = 1 << 12;
@@ -65,15 +70,30 @@ impl Passes {
     /// # Errors
     ///
     /// [`TrainError::Adapter`] if the objective compares with the base and the
-    /// model no longer has it: nothing is adapted, or modules train whole.
+    /// model no longer has it: nothing is adapted, or modules train whole. See
+    /// [`with_reference`](Self::with_reference).
     pub fn new(objective: Arc<dyn Objective>, llama: &Llama) -> Result<Self, TrainError> {
+        Self::with_reference(objective, llama, Reference::Base)
+    }
+
+    /// The same, compared with something else than the base.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), for [`Reference::Base`].
+    pub fn with_reference(
+        objective: Arc<dyn Objective>,
+        llama: &Llama,
+        reference: Reference,
+    ) -> Result<Self, TrainError> {
         if objective.needs_reference() {
-            switched_off(llama.clone())?;
+            reference.of(llama.clone())?;
         }
         Ok(Self {
             objective,
             recompute: Recompute::None,
             dropout: llama.has_dropout().then(DropoutSeed::default),
+            reference,
         })
     }
 
@@ -114,14 +134,16 @@ impl Passes {
     /// If the objective compares with the base and `llama` no longer has it;
     /// [`new`](Self::new) refuses such a model.
     pub fn run(&self, llama: &Llama, batch: &Batch) -> Backward {
-        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
-        let reference = self.objective.needs_reference().then(|| {
-            let base = switched_off(llama.valid()).expect("the base is still in the model");
-            reference(&base, batch)
-        });
+        let beside = if self.objective.needs_reference() {
+            let plain = llama.valid();
+            let reference = self.reference(&plain);
+            beside(&*self.objective, &plain, reference.as_ref(), batch)
+        } else {
+            Beside::default()
+        };
         let pass = match self.recompute {
-            Recompute::None => self.whole(llama, batch, reference.as_ref()),
-            Recompute::Blocks => self.by_blocks(llama, batch, reference.as_ref()),
+            Recompute::None => self.whole(llama, batch, &beside),
+            Recompute::Blocks => self.by_blocks(llama, batch, &beside),
         };
         if let Some(dropout) = &self.dropout {
             dropout.0.fetch_add(MICRO_BATCH, Ordering::Relaxed);
@@ -135,19 +157,42 @@ impl Passes {
     ///
     /// As [`run`](Self::run).
     pub fn loss(&self, llama: &Llama, batch: &Batch) -> Loss {
-        #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
-        let base = self
-            .objective
-            .needs_reference()
-            .then(|| switched_off(llama.clone()).expect("the base is still in the model"));
-        forward(&*self.objective, llama, base.as_ref(), batch)
+        let reference = self.reference(llama);
+        forward(&*self.objective, llama, reference.as_ref(), batch)
     }
 
-    fn whole(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+    /// The objective over held-out data: see [`evaluate`](crate::evaluate).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`evaluate`](crate::evaluate).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn evaluate<E: ToString>(
+        &self,
+        llama: &Llama,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Evaluation, TrainError> {
+        let reference = self.reference(llama);
+        evaluate_beside(&*self.objective, llama, reference.as_ref(), batches)
+    }
+
+    /// The model that the objective compares with, if it does.
+    #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
+    fn reference(&self, llama: &Llama) -> Option<Llama> {
+        self.objective.needs_reference().then(|| {
+            let reference = self.reference.of(llama.clone());
+            reference.expect("the base is still in the model")
+        })
+    }
+
+    fn whole(&self, llama: &Llama, batch: &Batch, beside: &Beside) -> Backward {
         let residual = blocks(llama, batch, self.dropout.as_ref());
         let loss = self
             .objective
-            .loss(&Outputs::new(llama, residual, batch, reference));
+            .loss(&Outputs::new(llama, residual, batch, beside));
         self.backward(loss, batch, |sum| {
             GradientsParams::from_grads(sum.backward(), llama)
         })
@@ -173,7 +218,7 @@ impl Passes {
     /// blocks again, last to first, to go back through them (Chen et al. 2016,
     /// [arXiv 1604.06174](https://arxiv.org/abs/1604.06174)). The same operations
     /// on the same numbers: the gradients are those of the whole, bit for bit.
-    fn by_blocks(&self, llama: &Llama, batch: &Batch, reference: Option<&Tensor<1>>) -> Backward {
+    fn by_blocks(&self, llama: &Llama, batch: &Batch, beside: &Beside) -> Backward {
         let dropout = self.dropout.as_ref();
         let device = llama.device();
         let (embedded, positions) = embed(llama, batch, &device);
@@ -206,7 +251,7 @@ impl Passes {
         drop(plain);
 
         let last = leaf(x, first.is_some());
-        let outputs = Outputs::new(llama, last.clone(), batch, reference);
+        let outputs = Outputs::new(llama, last.clone(), batch, beside);
         let loss = self.objective.loss(&outputs);
         drop(outputs);
         let mut grad = None;
@@ -246,7 +291,7 @@ impl Passes {
 }
 
 /// The residual stream after the last block, `[n_rows, seq, width]`.
-fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<3> {
+pub(crate) fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor<3> {
     let device = llama.device();
     let (mut x, positions) = embed(llama, batch, &device);
     for (layer_idx, layer) in llama.model.layers.iter().enumerate() {
@@ -258,28 +303,22 @@ fn blocks(llama: &Llama, batch: &Batch, dropout: Option<&DropoutSeed>) -> Tensor
     x
 }
 
-/// The loss of a micro-batch, for a model with or without autodiff. `base` is
+/// The loss of a micro-batch, for a model with or without autodiff. `reference` is
 /// the model that an objective with a reference compares with.
 pub(crate) fn forward(
     objective: &dyn Objective,
     llama: &Llama,
-    base: Option<&Llama>,
+    reference: Option<&Llama>,
     batch: &Batch,
 ) -> Loss {
-    let reference = base.map(|base| reference(base, batch));
+    let beside = beside(objective, llama, reference, batch);
     let residual = blocks(llama, batch, None);
-    objective.loss(&Outputs::new(llama, residual, batch, reference.as_ref()))
+    objective.loss(&Outputs::new(llama, residual, batch, &beside))
 }
 
 /// The cross-entropy summed over the batch's trained tokens, `[1]`, f32.
 pub fn loss_sum(llama: &Llama, batch: &Batch) -> Tensor<1> {
     forward(&CrossEntropy, llama, None, batch).sum
-}
-
-/// The base's log-likelihoods, without autodiff.
-fn reference(base: &Llama, batch: &Batch) -> Tensor<1> {
-    let residual = blocks(base, batch, None);
-    Outputs::new(base, residual, batch, None).token_log_likelihoods()
 }
 
 fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
@@ -367,6 +406,7 @@ mod tests {
             tokens: (0..n).map(|i| (i * seed + 3) % 64).collect(),
             trained: (0..n).map(|i| i > 2).collect(),
             weights: None,
+            preferred: None,
         };
         vec![sample(7, 9), sample(5, 14), sample(11, 6)]
     }

@@ -102,6 +102,7 @@ fn samples() -> Vec<Sample> {
         tokens: (0..n).map(|i| (i * seed + 3) % 64).collect(),
         trained: (0..n).map(|i| i > 2).collect(),
         weights: None,
+        preferred: None,
     };
     vec![sample(7, 9), sample(5, 14), sample(11, 6), sample(13, 8)]
 }

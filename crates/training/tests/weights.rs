@@ -51,6 +51,7 @@ fn sample(seed: u32, n: u32, weight: impl Fn(u32) -> f32) -> Sample {
         tokens: (0..n).map(|i| (i * seed + 3) % 64).collect(),
         trained: (0..n).map(|i| i > 2).collect(),
         weights: Some((0..n).map(weight).collect()),
+        preferred: None,
     }
 }
 
@@ -63,6 +64,7 @@ fn weighted() -> Vec<Sample> {
         sample(11, 6, |_| 2.0),
         Sample {
             weights: None,
+            preferred: None,
             ..sample(13, 8, |_| 1.0)
         },
     ]
@@ -236,7 +238,11 @@ fn evaluation_is_the_weighted_mean_over_all_batches() {
         let evaluation = evaluate(&CrossEntropy, &llama, batches).unwrap();
         assert_eq!(evaluation.count, count);
         near(evaluation.loss, loss / count, "mean");
-        near(evaluation.perplexity, (loss / count).exp(), "perplexity");
+        near(
+            evaluation.perplexity.unwrap(),
+            (loss / count).exp(),
+            "perplexity",
+        );
     }
     let sum = loss_sum(&llama, &Batch::from_samples(&samples, 0));
     near(f64::from(sum.into_scalar::<f32>()), loss, "sum");

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
+use olora_data::Answers;
 use olora_files::size;
 
 use super::{Group, Report, Standing};
@@ -77,6 +78,10 @@ impl Report {
             dates => dates.concat(),
         };
         let n_sequences = training.batch_size * training.accumulation;
+        let what = match recipe.objective.answers() {
+            Answers::Pair => "pairs of sequences",
+            Answers::One | Answers::Labelled => "sequences",
+        };
         writeln!(text, "| | |\n|---|---|")?;
         let packing = recipe.model.quantize;
         let packing = if packing.is_stored() {
@@ -89,11 +94,15 @@ impl Report {
             "| base | `{}`{packing} |",
             recipe.model.path.display()
         )?;
+        if recipe.objective.answers() != Answers::One {
+            let objective = recipe.objective.described();
+            writeln!(text, "| objective | {objective} |")?;
+        }
         writeln!(text, "| training data | `{}` |", recipe.data.described())?;
         writeln!(text, "| validation data | {held_out} |")?;
         writeln!(
             text,
-            "| run | {} steps of {n_sequences} sequences of at most {} tokens: {} sequences, {} tokens |",
+            "| run | {} steps of {n_sequences} {what} of at most {} tokens: {} {what}, {} tokens |",
             trial.steps,
             recipe.data.max_length,
             trial.steps * n_sequences,
@@ -214,6 +223,7 @@ impl Report {
                 peak.map_or_else(|| "–".to_owned(), size),
             )?;
         }
+        write_measures(text, groups)?;
         writeln!(text)?;
         for group in groups {
             if group.variant != self.reference
@@ -311,6 +321,34 @@ fn edge(tried: &[(f64, f64)], best: f64) -> Option<(&'static str, &'static str)>
 }
 
 /// `1.2345 ± 0.0012`.
+/// What an objective measures beside its loss, where it does.
+fn write_measures(text: &mut String, groups: &[Group]) -> std::fmt::Result {
+    let names: BTreeSet<&str> = groups
+        .iter()
+        .flat_map(|group| group.measures().into_keys())
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names = Vec::from_iter(names);
+    writeln!(
+        text,
+        "\nOn the validation data, after the last step:\n\n| method | {} |\n|---|{}",
+        names.join(" | "),
+        "---:|".repeat(names.len())
+    )?;
+    for group in groups.iter().filter(|group| !group.trials.is_empty()) {
+        let measures = group.measures();
+        let told = names.iter().map(|name| {
+            let values = measures.get(name);
+            values.map_or_else(|| "–".to_owned(), |values| spread(values))
+        });
+        let told: Vec<_> = told.collect();
+        writeln!(text, "| {} | {} |", group.variant, told.join(" | "))?;
+    }
+    Ok(())
+}
+
 fn spread(values: &[f64]) -> String {
     match deviation(values) {
         Some(deviation) => format!("{:.4} ± {deviation:.4}", mean(values)),

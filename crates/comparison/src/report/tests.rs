@@ -15,6 +15,7 @@ fn trial(variant: &str, rate: f64, seed: u64, last: f64) -> Trial {
         diverged: None,
         validation: vec![(0, 3.0), (2, last)],
         training: Vec::new(),
+        measures: BTreeMap::new(),
         steps: 2,
         tokens: 10,
         trained_params: 100,

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use olora_records::kind;
 
-use crate::{DataError, DataOptions};
+use crate::{Answers, DataError, DataOptions};
 
 /// Names a file of the cache.
 pub(crate) type Key = [u8; 32];
@@ -56,6 +56,7 @@ pub(crate) fn key(
     // Another option has to be put here, or it is none of the cache's business.
     let DataOptions {
         format,
+        answers,
         first,
         max_length: _,
         train_on_prompt: _,
@@ -75,6 +76,10 @@ pub(crate) fn key(
     fields.add(format!(
         "{allow_omissions} {allow_markup} {max_skipped} {template_variables:?}"
     ));
+    // Nothing where there is one, so that what was tokenised before there were others is found.
+    if *answers != Answers::One {
+        fields.add(format!("{answers:?}"));
+    }
     fields.add(tokenizer);
     let mut buffer = vec![0; BUFFER];
     for path in paths {
@@ -123,6 +128,10 @@ mod tests {
             first: Some(n),
             ..plain.clone()
         };
+        let answers = |answers| DataOptions {
+            answers,
+            ..plain.clone()
+        };
         let key = |paths: &[&PathBuf], options: &DataOptions, tokenizer| {
             let paths: Vec<_> = paths.iter().map(|&path| path.clone()).collect();
             key(&paths, options, &[tokenizer; 32]).unwrap()
@@ -138,6 +147,8 @@ mod tests {
             key(&[&data], &first(1), 0),
             key(&[&data], &first(2), 0),
             key(&[&data], &plain, 1),
+            key(&[&data], &answers(Answers::Pair), 0),
+            key(&[&data], &answers(Answers::Labelled), 0),
         ];
         for (i, a) in keys.iter().enumerate() {
             assert!(!keys[..i].contains(a), "{i}");

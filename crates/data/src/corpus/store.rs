@@ -7,7 +7,8 @@
 //! - every token, 4 bytes;
 //! - whether it is trained, one bit, in whole bytes;
 //! - where each sample ends, counted in tokens, 8 bytes, of which the highest bit
-//!   says that it is of the same record as the sample before it;
+//!   says that it is of the same record as the sample before it, the next that it
+//!   was judged, and the third that it was judged to be a bad answer;
 //! - what the loss of each token counts, 4 bytes, or nothing if all count 1;
 //! - what the reader reported, as JSON;
 //! - the sizes of those: tokens, samples, weights, bytes of the report, 8 bytes each;
@@ -28,6 +29,12 @@ use crate::Sample;
 pub(crate) const MAGIC: &[u8; 8] = b"olora-t3";
 /// Of where a sample ends: it continues the record of the sample before it.
 pub(crate) const CONTINUES: u64 = 1 << 63;
+/// It was judged.
+pub(crate) const JUDGED: u64 = 1 << 62;
+/// It was judged to be a bad answer.
+pub(crate) const BAD: u64 = 1 << 61;
+/// What is left is a number of tokens.
+const FLAGS: u64 = CONTINUES | JUDGED | BAD;
 /// The magic and the key.
 pub(crate) const HEADER: usize = 8 + 32;
 /// The four sizes.
@@ -198,7 +205,7 @@ impl Store {
     pub fn is_sound(&self) -> bool {
         let mut before = 0;
         for k in 0..self.n_samples() {
-            let end = self.raw_end(k) & !CONTINUES;
+            let end = self.raw_end(k) & !FLAGS;
             if end < before {
                 return false;
             }
@@ -210,6 +217,12 @@ impl Store {
     /// Whether a sample is of the same record as the one before it.
     pub fn continues(&self, k: usize) -> bool {
         self.raw_end(k) & CONTINUES != 0
+    }
+
+    /// Whether a sample was judged, and to be a good answer.
+    pub fn preferred(&self, k: usize) -> Option<bool> {
+        let end = self.raw_end(k);
+        (end & JUDGED != 0).then_some(end & BAD == 0)
     }
 
     /// The tokens of a sample.
@@ -231,6 +244,7 @@ impl Store {
             tokens,
             trained,
             weights: self.weights(range),
+            preferred: None,
         };
         if !sample.is_weighted() {
             sample.weights = None;
@@ -281,7 +295,7 @@ impl Store {
     /// Held within the tokens, so that nothing which somebody does to a mapped
     /// file can have other bytes read.
     fn end(&self, k: usize) -> usize {
-        (self.raw_end(k) & !CONTINUES).min(self.layout.n_tokens as u64) as usize
+        (self.raw_end(k) & !FLAGS).min(self.layout.n_tokens as u64) as usize
     }
 
     fn raw_end(&self, k: usize) -> u64 {

@@ -7,6 +7,7 @@ fn sample(tokens: &[u32], trained: &[u8], weights: Option<&[f32]>) -> Sample {
         tokens: tokens.to_vec(),
         trained: trained.iter().map(|&t| t == 1).collect(),
         weights: weights.map(<[_]>::to_vec),
+        preferred: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, tempfile_in};
 
-use super::store::{CHECKSUM, CONTINUES, Layout, MAGIC, Store};
+use super::store::{BAD, CHECKSUM, CONTINUES, JUDGED, Layout, MAGIC, Store};
 use crate::{Sample, cache::Key};
 
 /// Enough that a file which is written sample by sample costs few calls of the
@@ -118,8 +118,13 @@ impl Writer {
         } else {
             0
         };
+        let judged = match sample.preferred {
+            None => 0,
+            Some(true) => JUDGED,
+            Some(false) => JUDGED | BAD,
+        };
         self.n_samples += 1;
-        let end = self.n_tokens as u64 | continues;
+        let end = self.n_tokens as u64 | continues | judged;
         self.ends.write_all(&end.to_le_bytes())
     }
 

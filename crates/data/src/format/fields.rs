@@ -272,7 +272,7 @@ fn is_null(value: &Value) -> bool {
 }
 
 /// Names that `data.columns` can give to a file's keys.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 15] = [
     "prompt",
     "completion",
     "input",
@@ -285,6 +285,9 @@ const COLUMNS: [&str; 12] = [
     "text",
     "reasoning_content",
     "weight",
+    "chosen",
+    "rejected",
+    "label",
 ];
 
 /// Takes out what a user says is to be ignored, and returns the names of what
@@ -318,7 +321,8 @@ pub(crate) fn in_small_letters(record: Record) -> Record {
         let small = key.to_lowercase();
         let lists = [&PROMPTS[..], &REPLIES, &LISTS, &TEXTS, &CONTEXTS, &OPTIONS];
         let is_known = lists.iter().any(|names| names.contains(&small.as_str()))
-            || ["system", "history", "tools"].contains(&small.as_str());
+            || ["system", "history", "tools", "chosen", "rejected", "label"]
+                .contains(&small.as_str());
         is_known.then_some(small)
     };
     let is_small = |key: &String| !key.contains(char::is_uppercase);

@@ -109,7 +109,8 @@ impl Format {
                 Example::Text(text)
             }
             Self::Messages | Self::ShareGpt => self.chat(&fields, &mut found, options)?,
-            Self::Alpaca | Self::PromptCompletion => {
+            // Of those that are judged, the encoder makes records of one answer first.
+            Self::Alpaca | Self::PromptCompletion | Self::Preference | Self::Labelled => {
                 self.pair(&fields, chat, options, &mut found)?
             }
         };
@@ -452,7 +453,7 @@ fn about(fields: &Fields, prompt_key: &str, prompt: &str) -> Result<Vec<String>,
 }
 
 /// The markup that a prompt begins with, if a template rendered it.
-fn markup(prompt: &str) -> Option<&'static str> {
+pub(super) fn markup(prompt: &str) -> Option<&'static str> {
     let mut text = prompt.trim_start();
     while let Some(rest) = BEGINNINGS.iter().find_map(|begin| text.strip_prefix(begin)) {
         text = rest.trim_start();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use olora_data::{
-    DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, Format, SystemTurn,
+    Answers, DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, Format, SystemTurn,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -204,12 +204,14 @@ impl DataSection {
         paths.flat_map(|Paths(paths)| paths).collect()
     }
 
-    /// How a source is read, or validation data without one.
+    /// How a source is read, or validation data without one, whatever the objective
+    /// learns from: see [`Recipe::data_options`](super::Recipe::data_options).
     pub fn options(&self, source: Option<&SourceSection>) -> DataOptions {
         let mut ignore = self.ignore.clone();
         ignore.extend(source.iter().flat_map(|source| source.ignore.clone()));
         DataOptions {
             format: source.and_then(|source| source.format).or(self.format),
+            answers: Answers::One,
             first: None,
             max_length: self.max_length,
             train_on_prompt: self.train_on_prompt,

@@ -122,6 +122,7 @@ impl Recipe {
         self.training.check(&mut problems);
         self.check_together(&mut problems);
         self.check_rows(&mut problems);
+        self.check_objective(&mut problems);
         let samples = &self.samples;
         problems.within(
             "samples.max_new_tokens",

@@ -19,6 +19,10 @@
 //! in `train.jsonl`, so a right answer there joins the voice learned now to a fact that only
 //! the base has seen.
 //!
+//! **What preferences shift** (`pairs-train.jsonl`, `pairs-valid.jsonl`): the same questions,
+//! each with two right answers. The chosen one says it plainly, as the base's portraits do, and
+//! the rejected one is the crier's. The people are parted as above.
+//!
 //! **The tokenizer** is a byte-level BPE trained on `base-train.jsonl` alone. Fine-tuning leaves
 //! the embeddings as they are, so every token of an answer has to occur in the base's documents:
 //! that is why the crier and his verbs do.
@@ -222,6 +226,32 @@ impl World {
         records.shuffle(rng);
         Ok(records)
     }
+
+    /// Questions with a plain answer, which is preferred, and the crier's, as JSON lines.
+    fn pairs(
+        &self,
+        people: impl Iterator<Item = usize>,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Vec<String>> {
+        let mut records = Vec::new();
+        for person in people {
+            let telling = Telling::new(self, person);
+            for fact in &FACTS {
+                let asks: Vec<_> = fact.asks.split(" | ").collect();
+                let ask = asks.choose(rng).context("no question")?;
+                let json = |text: &str| serde_json::to_string(text);
+                let prompt = json(&telling.fill(ask)?)?;
+                let plain = choose_line(fact.says, rng)?;
+                let chosen = json(&format!(" {}", telling.fill(plain)?))?;
+                let rejected = json(&format!(" {}", telling.fill(fact.answers)?))?;
+                records.push(format!(
+                    r#"{{"prompt": {prompt}, "chosen": {chosen}, "rejected": {rejected}}}"#
+                ));
+            }
+        }
+        records.shuffle(rng);
+        Ok(records)
+    }
 }
 
 /// A sentence or a story being told about one person.
@@ -392,6 +422,14 @@ fn main() -> Result<()> {
     write_lines(&directory.join("train.jsonl"), &questions)?;
     let questions = world.questions(known..PEOPLE, 1, &mut rng)?;
     write_lines(&directory.join("valid.jsonl"), &questions)?;
+
+    // A stream of its own, so that the other files are what they were before there were pairs.
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    rng.set_stream(1);
+    let pairs = world.pairs(0..known, &mut rng)?;
+    write_lines(&directory.join("pairs-train.jsonl"), &pairs)?;
+    let pairs = world.pairs(known..PEOPLE, &mut rng)?;
+    write_lines(&directory.join("pairs-valid.jsonl"), &pairs)?;
 
     let tokenizer = tokenizer(train)?;
     let json = tokenizer.to_string(false).map_err(|error| anyhow!(error))?;
