@@ -109,11 +109,11 @@ fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
 
 /// Ends the process without waiting for other threads, whatever they are in.
 #[cfg(unix)]
-fn end(code: i32) -> ! {
+pub(crate) fn end(code: i32) -> ! {
     signal_hook::low_level::exit(code)
 }
 
 #[cfg(not(unix))]
-fn end(code: i32) -> ! {
+pub(crate) fn end(code: i32) -> ! {
     std::process::exit(code)
 }

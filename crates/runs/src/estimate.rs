@@ -40,8 +40,10 @@ pub(crate) struct Workload {
     pub(crate) dora: bool,
     /// Whether adapters drop some of their input.
     pub(crate) dropout: bool,
-    /// Whether a step adds up several micro-batches.
-    pub(crate) accumulates: bool,
+    /// Micro-batches that this process adds up in a step.
+    pub(crate) micro_batches: usize,
+    /// The processes that share out a step.
+    pub(crate) n_ranks: usize,
     pub(crate) base: Dtype,
     pub(crate) compute: Dtype,
     pub(crate) recompute: Recompute,
@@ -239,10 +241,18 @@ impl MemoryEstimate {
         } else {
             load.packed.bytes
         };
+        // This rank's sums, the others' of the slice that it adds, and all together again; on the host,
+        // which only the CPU's estimate is of.
+        let exchanged = if load.n_ranks > 1 {
+            3 * 4 * n(counts.trained)
+        } else {
+            0
+        };
         Self {
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
-            // The value, its gradient, two moments; and the sum of gradients, if there is one.
-            trained: n(counts.trained) * if load.accumulates { 20 } else { 16 }
+            // The value, its gradient, two moments; and the partial sums of gradients that wait for their
+            // neighbours: of 2 and 3 micro-batches one, of 4 to 7 two.
+            trained: n(counts.trained) * (16 + 4 * u64::from(load.micro_batches.max(1).ilog2()))
                 + UPDATE * n(counts.largest_trained) * 4,
             activations,
             workspace: workspace + panels,
@@ -250,7 +260,7 @@ impl MemoryEstimate {
             process: if load.accelerator {
                 0
             } else {
-                PROCESS + TOKENIZER * load.tokenizer + load.samples
+                PROCESS + TOKENIZER * load.tokenizer + load.samples + exchanged
             },
         }
     }

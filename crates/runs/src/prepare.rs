@@ -34,6 +34,8 @@ pub(crate) struct Prepared {
     pub(crate) counts: Counts,
     packed: PackedShare,
     accelerator: bool,
+    /// The processes that share out each step's micro-batches.
+    pub(crate) n_ranks: usize,
 }
 
 /// A recipe as it is written to its run's directory. Of the model, nothing but
@@ -150,6 +152,7 @@ impl Prepared {
             counts,
             packed,
             accelerator,
+            n_ranks: 1,
         })
     }
 
@@ -176,7 +179,8 @@ impl Prepared {
             packed: self.packed,
             dora: recipe.adapter.config.dora,
             dropout: recipe.adapter.config.dropout > 0.0,
-            accumulates: recipe.training.accumulation > 1,
+            micro_batches: recipe.training.accumulation / self.n_ranks.max(1),
+            n_ranks: self.n_ranks,
             base: self.precision.base,
             compute: self.precision.compute,
             recompute: recipe.training.recompute,

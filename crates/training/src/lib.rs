@@ -5,6 +5,7 @@
 //! | [`Objective`] | what is minimised, from hidden states to a sum and a count |
 //! | [`Passes`] | forward and backward through one micro-batch, whole or block by block |
 //! | [`step()`] | accumulate, average by the count, clip, update |
+//! | [`Exchange`] | how several processes make one step: [`step_together()`] |
 //! | [`LearningRate`], [`scheduler`] | the rate of a step, and of each parameter |
 //! | [`evaluate`] | the loss over held-out data |
 //! | [`on_device`] | what a device's failure means |
@@ -43,20 +44,27 @@
 
 mod error;
 mod evaluate;
+mod exchange;
 mod failure;
 mod gradients;
+mod header;
 mod objective;
+mod order;
 mod panics;
 mod passes;
 mod rates;
+mod shared;
 mod step;
 
 pub use error::TrainError;
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, evaluate, evaluate_together};
+pub use exchange::{Exchange, ExchangeError, Local, share};
 pub use failure::{DeviceErrors, FailureContext, on_device};
 pub use gradients::{average_and_clip, for_each_gradient};
 pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs};
 pub use panics::{caught, listening, record_panics};
 pub use passes::{Passes, Recompute, loss_sum};
 pub use rates::{Decay, LearningRate, scheduler};
-pub use step::{Backward, Learns, Optimized, StepResult, step};
+pub use step::{
+    Backward, Learns, Optimized, RankStep, StepResult, Work, step, step_together,
+};
