@@ -401,6 +401,16 @@ impl Service {
         Ok(())
     }
 
+    /// A rank has ended its work while another goes on.
+    fn out_of_step(&self) -> Failure {
+        Failure {
+            rank: self.world.rank,
+            code: 1,
+            silent: None,
+            message: "the ranks are not in step: one has ended its work while another goes on".to_owned(),
+        }
+    }
+
     /// MPI itself has failed.
     fn broken(&mut self, reason: &str) {
         let failure = Failure {
@@ -438,6 +448,17 @@ impl Service {
         };
         for flight in sent.iter_mut() {
             complete &= flight.landed(world)?;
+        }
+        // Who has ended its work sends nothing any more.
+        let waits_for_ended = match job {
+            Job::Gather { from, .. } if !complete => from
+                .iter()
+                .zip(&self.done)
+                .any(|(incoming, done)| *done && matches!(incoming, Incoming::Nothing)),
+            _ => false,
+        };
+        if waits_for_ended {
+            return self.note(self.out_of_step());
         }
         if !complete {
             return Ok(());
@@ -491,6 +512,10 @@ impl Service {
                     let _ = answer.send(());
                     self.ending = Ending::Parted;
                 }
+                Ok(false)
+            }
+            Ending::Finishing(_) if self.world.waiting(None, Tag::Gather)?.is_some() => {
+                self.note(self.out_of_step())?;
                 Ok(false)
             }
             Ending::Finishing(_) if !self.leads() => Ok(self.done[0] && self.outgoing.is_empty()),

@@ -102,6 +102,8 @@ const PLACED_PANEL: u64 = 1 << 23;
 /// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
 const PROCESS: u64 = 22_000_000;
+/// MPI's libraries with their buffers: what Open MPI 4.1 added on one machine.
+const MPI: u64 = 74_000_000;
 /// A tokenizer in memory, in sizes of its file; measured on one of 49,152 tokens.
 const TOKENIZER: u64 = 8;
 /// Tensors of the largest trained one's size that an update makes besides: new
@@ -244,7 +246,7 @@ impl MemoryEstimate {
         // This rank's sums, the others' of the slice that it adds, and all together again; on the host,
         // which only the CPU's estimate is of.
         let exchanged = if load.n_ranks > 1 {
-            3 * 4 * n(counts.trained)
+            MPI + 3 * 4 * n(counts.trained)
         } else {
             0
         };

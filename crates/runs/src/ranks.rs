@@ -67,8 +67,9 @@ pub(crate) struct Start {
     pub(crate) layer_ranks: Option<BTreeMap<String, usize>>,
     /// Where the first rank has the checkpoint that the run goes on from.
     pub(crate) checkpoint: Option<(usize, PathBuf)>,
-    /// Files that came from the first rank, until they have been read.
-    _received: Option<TempDir>,
+    /// Files that came from the first rank. Burn reads them when it needs them, so
+    /// they are kept while the run lasts.
+    pub(crate) received: Option<TempDir>,
 }
 
 impl Ranks {
@@ -170,7 +171,7 @@ impl Ranks {
                 changed: false,
             },
             layer_ranks: Some(first.layer_ranks.clone()),
-            _received: received,
+            received,
         })
     }
 
@@ -222,7 +223,7 @@ impl Start {
             next: Next::Begin,
             layer_ranks: None,
             checkpoint: None,
-            _received: None,
+            received: None,
         }
     }
 
@@ -233,7 +234,7 @@ impl Start {
             next,
             layer_ranks: goes_on.then(|| directory.ranks()).transpose()?,
             checkpoint: directory.newest_checkpoint()?,
-            _received: None,
+            received: None,
         })
     }
 }

@@ -70,7 +70,8 @@ pub fn train(
             Some(claim) => claim.directory().clone(),
             None => RunDirectory::of_another(recipe.run_directory()),
         };
-        let begin = ranks.start(&directory, decided.transpose()?)?;
+        let mut begin = ranks.start(&directory, decided.transpose()?)?;
+        let _received = begin.received.take();
         if let Next::GoOn { total, .. } = &begin.next {
             prepared.steps.total = *total;
         }

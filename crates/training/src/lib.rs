@@ -65,6 +65,7 @@ pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs};
 pub use panics::{caught, listening, record_panics};
 pub use passes::{Passes, Recompute, loss_sum};
 pub use rates::{Decay, LearningRate, scheduler};
+pub use shared::sum_over_ranks;
 pub use step::{
     Backward, Learns, Optimized, RankStep, StepResult, Work, step, step_together,
 };

@@ -173,12 +173,27 @@ fn nodes_of(start: usize, n: usize) -> Vec<Node> {
     parts.nodes()
 }
 
+/// The sum of what each rank has, on every rank, in the order of a step that has
+/// a micro-batch for each: how sums of gradients are exchanged, by itself.
+///
+/// # Errors
+///
+/// When another rank has failed.
+pub fn sum_over_ranks(
+    exchange: &dyn Exchange,
+    values: Vec<f32>,
+) -> Result<Vec<f32>, ExchangeError> {
+    let length = values.len();
+    let nodes: Vec<_> = (0..exchange.n_ranks()).map(|rank| nodes_of(rank, 1)).collect();
+    Ok(sum_in_order(exchange, &nodes, vec![values], length)?.unwrap_or_default())
+}
+
 /// The sum of all parts of all ranks, on every rank. Each adds a slice of the
 /// values and hands it to all: as much traffic as a ring, and one order.
 ///
 /// `nodes` are the parts of each rank, `own` the values of this one's, `length`
 /// each. `None` if nobody has any.
-pub(crate) fn sum_in_order(
+fn sum_in_order(
     exchange: &dyn Exchange,
     nodes: &[Vec<Node>],
     own: Vec<Vec<f32>>,
