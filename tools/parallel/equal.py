@@ -77,17 +77,16 @@ def compared(name, run, n, expected, *more, **options):
 
 
 def interrupted(olora, work, recipe, settings, expected, first, then):
-    """A run that is stopped by a signal to `mpirun` and goes on with another number of ranks."""
+    """A run that is stopped by a signal, which `mpirun` hands on, and goes on with another number of ranks."""
     run = Run(olora, work, recipe, settings, f"interrupted-{first}-{then}")
     run.remove()
     name = f"{first} ranks, stopped, then {then}"
-    # `mpirun` sends TERM on Ctrl-C, and KILL a second later if it is given no other time.
-    process = run.start(first, "--auto-resume", options=("--mca", "odls_base_sigkill_timeout", "30"))
+    process = run.start(first, "--auto-resume")
     said = []
     for line in process.stdout:
         said.append(line)
         if line.startswith("step 3/"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGUSR1 if first > 1 else signal.SIGTERM)
     code = process.wait(60)
     checkpoints = sorted((run.place / "checkpoints").glob("step-*"))
     if code == 0 or not checkpoints or run.result():

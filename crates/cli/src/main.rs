@@ -43,9 +43,7 @@ fn main() -> ExitCode {
     match result.and_then(parallel::finish) {
         Ok(code) => code,
         // The reader of our output has gone, as `head` does: nothing to report.
-        Err(error) if is_broken_pipe(&error) && !parallel::is_one_of_several() => {
-            ExitCode::SUCCESS
-        }
+        Err(error) if is_broken_pipe(&error) && !parallel::is_one_of_several() => ExitCode::SUCCESS,
         Err(error) => {
             let code = if is_usage(&error) { 2 } else { 1 };
             parallel::part(&message(&error), code)

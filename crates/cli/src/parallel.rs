@@ -185,8 +185,12 @@ pub(crate) fn table(shares: &[Share]) -> String {
     }
     let mut text = String::new();
     for share in shares {
-        let of = share.device_memory.map(|bytes| format!(" of {}", size(bytes)));
-        let takes = share.train_seconds.map(|seconds| format!(", its share in {seconds:.1} s"));
+        let of = share
+            .device_memory
+            .map(|bytes| format!(" of {}", size(bytes)));
+        let takes = share
+            .train_seconds
+            .map(|seconds| format!(", its share in {seconds:.1} s"));
         text += &format!(
             "{}: peak {}{}{}\n",
             share.rank,
@@ -197,7 +201,9 @@ pub(crate) fn table(shares: &[Share]) -> String {
     }
     let slowest = shares.iter().filter_map(|share| share.train_seconds);
     if let Some(slowest) = slowest.reduce(f64::max) {
-        text += &format!("together: {slowest:.1} s, the slowest rank's, and the exchange of each step\n");
+        text += &format!(
+            "together: {slowest:.1} s, the slowest rank's, and the exchange of each step\n"
+        );
     }
     text
 }
@@ -219,12 +225,19 @@ fn device_of_rank(name: &str, launch: &Launch, mpi: &Mpi) -> Result<String> {
         return Ok(name.to_owned());
     }
     // Slurm and Kubernetes may show each rank a device of its own, which it then sees as the only one.
-    let visible = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
+    let visible = [
+        "CUDA_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+    ];
     let own = visible.iter().find_map(|name| std::env::var(name).ok());
     let all = mpi.gather(own.unwrap_or_default().into_bytes())?;
     let here = mpi.hosts().iter().zip(&all);
     let own_host = &mpi.hosts()[mpi.rank()];
-    let mut here: Vec<_> = here.filter(|(host, _)| *host == own_host).map(|(_, set)| set).collect();
+    let mut here: Vec<_> = here
+        .filter(|(host, _)| *host == own_host)
+        .map(|(_, set)| set)
+        .collect();
     here.sort();
     here.dedup();
     let each_has_its_own = here.len() == n_local && here.iter().all(|set| !set.is_empty());
@@ -257,7 +270,10 @@ pub(crate) fn introduce(own: &str) -> Result<()> {
     let all = ranks.0.gather(threads.into_bytes())?;
     /// As many as fit on a screen.
     const SHOWN: usize = 16;
-    terminal::say(&format!("ranks: {}, which share out the micro-batches of each step", all.len()));
+    terminal::say(&format!(
+        "ranks: {}, which share out the micro-batches of each step",
+        all.len()
+    ));
     for (rank, device) in all.iter().enumerate().take(SHOWN) {
         let device = String::from_utf8_lossy(device);
         terminal::say(&format!("  {}: {device}", ranks.0.name(rank)));

@@ -58,7 +58,9 @@ impl Dataset<MicroBatch> for Share {
 
     fn len(&self) -> usize {
         let (groups, rest) = (self.range.len() / self.group, self.range.len() % self.group);
-        let of_rest = rest.saturating_sub(self.places.start).min(self.places.len());
+        let of_rest = rest
+            .saturating_sub(self.places.start)
+            .min(self.places.len());
         groups * self.places.len() + of_rest
     }
 }

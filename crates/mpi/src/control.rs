@@ -96,7 +96,13 @@ mod tests {
                 message: "out of memory".to_owned(),
             })
         };
-        let all = [Control::Alive, Control::Gone, Control::Done, failure(None), failure(Some(0))];
+        let all = [
+            Control::Alive,
+            Control::Gone,
+            Control::Done,
+            failure(None),
+            failure(Some(0)),
+        ];
         for control in all {
             assert_eq!(Control::from_bytes(&control.to_bytes()), Some(control));
         }

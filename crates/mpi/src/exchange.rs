@@ -209,7 +209,8 @@ impl Mpi {
     ) -> Result<T, ExchangeError> {
         let (answer, answered) = channel();
         let gone = || {
-            let broken = || ExchangeError::Broken("the thread that serves MPI has ended".to_owned());
+            let broken =
+                || ExchangeError::Broken("the thread that serves MPI has ended".to_owned());
             self.shared.failure().unwrap_or_else(broken)
         };
         self.orders.send(order(answer)).map_err(|_| gone())?;

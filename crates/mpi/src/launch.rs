@@ -25,7 +25,9 @@ pub enum LaunchError {
         found: String,
     },
     /// A number that there is no room for.
-    #[error("the environment says that this is rank {rank} of {n_ranks} ({name}): ranks count from 0")]
+    #[error(
+        "the environment says that this is rank {rank} of {n_ranks} ({name}): ranks count from 0"
+    )]
     OutOfRange {
         /// The variable of the rank.
         name: &'static str,
@@ -61,7 +63,10 @@ const LAUNCHERS: [(&str, [&str; 3]); 6] = [
         ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"],
     ),
     ("PALS", ["PALS_SIZE", "PALS_RANKID", "PALS_LOCAL_RANKID"]),
-    ("MPICH's mpirun", ["PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"]),
+    (
+        "MPICH's mpirun",
+        ["PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"],
+    ),
     (
         "a launcher that sets WORLD_SIZE",
         ["WORLD_SIZE", "RANK", "LOCAL_RANK"],
@@ -135,11 +140,22 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
         ];
         let launch = read(&four).unwrap().unwrap();
-        assert_eq!((launch.rank, launch.n_ranks, launch.local_rank), (3, 4, Some(1)));
-        let launch = read(&[("WORLD_SIZE", "2"), ("RANK", "1")]).unwrap().unwrap();
-        assert_eq!((launch.rank, launch.n_ranks, launch.local_rank), (1, 2, None));
+        assert_eq!(
+            (launch.rank, launch.n_ranks, launch.local_rank),
+            (3, 4, Some(1))
+        );
+        let launch = read(&[("WORLD_SIZE", "2"), ("RANK", "1")])
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (launch.rank, launch.n_ranks, launch.local_rank),
+            (1, 2, None)
+        );
         // A batch script without a step, a world of one, and no launcher.
-        assert_eq!(read(&[("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]), Ok(None));
+        assert_eq!(
+            read(&[("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]),
+            Ok(None)
+        );
         assert_eq!(read(&[("OMPI_COMM_WORLD_SIZE", "1")]), Ok(None));
         assert_eq!(read(&[]), Ok(None));
     }
@@ -158,7 +174,10 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_by_name() {
         let error = read(&[("PMI_SIZE", "two")]).unwrap_err().to_string();
-        assert!(error.contains("PMI_SIZE") && error.contains("two"), "{error}");
+        assert!(
+            error.contains("PMI_SIZE") && error.contains("two"),
+            "{error}"
+        );
         let error = read(&[("WORLD_SIZE", "2"), ("RANK", "2")]).unwrap_err();
         assert!(error.to_string().contains("rank 2 of 2"), "{error}");
     }

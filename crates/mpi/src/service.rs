@@ -252,7 +252,10 @@ impl Service {
                     }
                     sent.push(self.world.send(Kept::Bytes(first), to, Tag::Gather)?);
                     if !is_short {
-                        sent.push(self.world.send(Kept::Bytes(bytes.clone()), to, Tag::Gather)?);
+                        sent.push(
+                            self.world
+                                .send(Kept::Bytes(bytes.clone()), to, Tag::Gather)?,
+                        );
                     }
                 }
                 let mut from: Vec<_> = (0..n).map(|_| Incoming::Nothing).collect();
@@ -407,7 +410,8 @@ impl Service {
             rank: self.world.rank,
             code: 1,
             silent: None,
-            message: "the ranks are not in step: one has ended its work while another goes on".to_owned(),
+            message: "the ranks are not in step: one has ended its work while another goes on"
+                .to_owned(),
         }
     }
 
@@ -488,7 +492,9 @@ impl Service {
     /// Ends the process if its other threads do not, long after a failure: they
     /// may be in a step that takes minutes.
     fn leave_at_last(&mut self) {
-        let waited = self.failed_since.is_some_and(|since| since.elapsed() > GRACE);
+        let waited = self
+            .failed_since
+            .is_some_and(|since| since.elapsed() > GRACE);
         if !waited || !matches!(self.ending, Ending::No) {
             return;
         }

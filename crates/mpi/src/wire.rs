@@ -267,9 +267,8 @@ fn checked(code: c_int) -> Result<(), String> {
     let mut text = [0_u8; sys::MPI_MAX_ERROR_STRING as usize + 1];
     let mut length: c_int = 0;
     // SAFETY: there is room for the longest text.
-    let told = unsafe {
-        sys::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length)
-    };
+    let told =
+        unsafe { sys::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length) };
     if told != sys::MPI_SUCCESS as c_int {
         return Err(format!("MPI's error {code}"));
     }

@@ -65,8 +65,8 @@ impl Slow {
             ..
         } = report?;
         // Differences of less than a second are nobody's concern: of a first step, or of short rows.
-        let is_slow = *slowest_seconds > SLOW * median_seconds
-            && *slowest_seconds > median_seconds + 1.0;
+        let is_slow =
+            *slowest_seconds > SLOW * median_seconds && *slowest_seconds > median_seconds + 1.0;
         if !is_slow || !self.0.insert(slowest.clone()) {
             return None;
         }
@@ -96,7 +96,10 @@ mod tests {
         let mut slow = Slow::default();
         assert_eq!(slow.note(Some(&report(5.9))), None);
         let note = slow.note(Some(&report(8.0))).unwrap();
-        assert!(note.contains("rank 2 on node1") && note.contains("8.0 s"), "{note}");
+        assert!(
+            note.contains("rank 2 on node1") && note.contains("8.0 s"),
+            "{note}"
+        );
         assert_eq!(slow.note(Some(&report(9.0))), None);
     }
 }

@@ -134,13 +134,25 @@ impl Ranks {
         if self.n() == 1 {
             return mine.ok_or_else(|| RunError::burn(&"the first rank has decided nothing"));
         }
-        let all = self.gather(&mine.as_ref().map(Going::of).transpose()?.unwrap_or_default())?;
-        let Some((first, from)) = all.first().and_then(|first| Some((first, first.from.clone()?)))
+        let all = self.gather(
+            &mine
+                .as_ref()
+                .map(Going::of)
+                .transpose()?
+                .unwrap_or_default(),
+        )?;
+        let Some((first, from)) = all
+            .first()
+            .and_then(|first| Some((first, first.from.clone()?)))
         else {
             return Ok(mine.unwrap_or_else(Start::begin));
         };
-        let sees = mine.is_some() || matches!(fs::read(from.join(checkpoint::STATE)), Ok(state) if state == first.state);
-        let seen = self.exchange().gather(vec![u8::from(sees)]).map_err(TrainError::from)?;
+        let sees = mine.is_some()
+            || matches!(fs::read(from.join(checkpoint::STATE)), Ok(state) if state == first.state);
+        let seen = self
+            .exchange()
+            .gather(vec![u8::from(sees)])
+            .map_err(TrainError::from)?;
         let sent = if seen.iter().all(|seen| seen == &[1]) {
             None
         } else {
@@ -200,7 +212,10 @@ impl Ranks {
         }
     }
 
-    fn gather<T: Serialize + for<'de> Deserialize<'de>>(&self, own: &T) -> Result<Vec<T>, RunError> {
+    fn gather<T: Serialize + for<'de> Deserialize<'de>>(
+        &self,
+        own: &T,
+    ) -> Result<Vec<T>, RunError> {
         let bytes = serde_json::to_vec(own).map_err(|error| RunError::burn(&error))?;
         let all = self.exchange().gather(bytes).map_err(TrainError::from)?;
         let all = all.iter().enumerate().map(|(rank, bytes)| {
@@ -311,7 +326,11 @@ impl Words {
     fn add(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         let rest = rest.iter().map(|byte| u64::from(*byte));
-        for word in words.iter().map(|word| u64::from_le_bytes(*word)).chain(rest) {
+        for word in words
+            .iter()
+            .map(|word| u64::from_le_bytes(*word))
+            .chain(rest)
+        {
             let mixed = (self.0 ^ word).wrapping_mul(0x0100_0000_01b3);
             // The multiplication carries nothing downwards.
             self.0 = mixed ^ (mixed >> 32);

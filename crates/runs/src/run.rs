@@ -45,7 +45,9 @@ pub fn train(
         let ranks = options.ranks.clone();
         ranks.block(recipe)?;
         // For this process alone, until the run has ended; of several, for the first.
-        let claim = ranks.leads().then(|| Claim::new(recipe, options.start, &**observer));
+        let claim = ranks
+            .leads()
+            .then(|| Claim::new(recipe, options.start, &**observer));
         let claim = claim.transpose()?;
         let accelerator = options.device.accelerator;
         let resolved = Resolved::new(recipe, device, accelerator, &**observer)?;

@@ -95,10 +95,11 @@ impl<'a> Session<'a> {
                 (state, trainee, optimizer)
             }
             Next::GoOn {
-                from: Whole {
-                    ref path,
-                    ref state,
-                },
+                from:
+                    Whole {
+                        ref path,
+                        ref state,
+                    },
                 changed,
                 ..
             } => {
@@ -250,7 +251,10 @@ impl<'a> Session<'a> {
         let accumulation = recipe.training.accumulation;
         let left = self.state.n_batches..steps.n_batches.max(self.state.n_batches);
         let block = self.ranks.block(recipe)?;
-        let train = loader(Share::new(self.schedule, left, accumulation, block), *padding);
+        let train = loader(
+            Share::new(self.schedule, left, accumulation, block),
+            *padding,
+        );
         // Burn wants a validation loader even where there is nothing to validate on.
         let validation = data
             .validation
@@ -259,7 +263,10 @@ impl<'a> Session<'a> {
         let validation = Schedule::sequential(validation, recipe.training.batch_size)?;
         let (rank, n_ranks) = (self.ranks.exchange().rank(), self.ranks.n());
         let all = 0..validation.len();
-        let valid = loader(Share::new(validation, all, n_ranks, rank..rank + 1), *padding);
+        let valid = loader(
+            Share::new(validation, all, n_ranks, rank..rank + 1),
+            *padding,
+        );
 
         let rate = recipe.training.learning_rate(steps.total);
         let ratio = recipe.training.loraplus_ratio;

@@ -433,7 +433,9 @@ impl Run<'_> {
                 last_good,
             });
         }
-        strategy.ranks.agree(&model, &format!("after step {}", self.state.step))?;
+        strategy
+            .ranks
+            .agree(&model, &format!("after step {}", self.state.step))?;
         let checkpoints = strategy.directory.checkpoints();
         if !strategy.directory.writes() {
             // The first rank writes it under this name.
@@ -545,8 +547,8 @@ impl<'l> Work<Learning<'l>> for StepWork<'_, '_> {
 fn lose_device(step: usize, rank: usize) {
     let at = std::env::var("OLORA_TEST_LOSE_DEVICE_AT").ok();
     let on = std::env::var("OLORA_TEST_LOSE_DEVICE_ON_RANK").ok();
-    let lost = at.is_some_and(|at| at.parse() == Ok(step))
-        && on.is_none_or(|on| on.parse() == Ok(rank));
+    let lost =
+        at.is_some_and(|at| at.parse() == Ok(step)) && on.is_none_or(|on| on.parse() == Ok(rank));
     // So do tensor operations on a lost device.
     assert!(!lost, "the device is lost (a test asked for it)");
 }

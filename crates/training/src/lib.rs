@@ -66,6 +66,4 @@ pub use panics::{caught, listening, record_panics};
 pub use passes::{Passes, Recompute, loss_sum};
 pub use rates::{Decay, LearningRate, scheduler};
 pub use shared::sum_over_ranks;
-pub use step::{
-    Backward, Learns, Optimized, RankStep, StepResult, Work, step, step_together,
-};
+pub use step::{Backward, Learns, Optimized, RankStep, StepResult, Work, step, step_together};

@@ -78,7 +78,10 @@ impl<T> Parts<T> {
     }
 
     /// The sum of a tree whose leaves are all there; `None` if it has none.
-    pub(crate) fn total<E>(self, add: &mut impl FnMut(T, T) -> Result<T, E>) -> Result<Option<T>, E> {
+    pub(crate) fn total<E>(
+        self,
+        add: &mut impl FnMut(T, T) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
         let mut values = self.into_values().into_iter().rev();
         let Some(mut total) = values.next() else {
             return Ok(None);

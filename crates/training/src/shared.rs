@@ -47,7 +47,9 @@ pub(crate) fn together<M: Module>(
 ) -> Result<Ours, TrainError> {
     let n_ranks = exchange.n_ranks();
     if n_ranks == 1 {
-        let sums = mine.parts.total(&mut |left, right| add_parts(module, left, right))?;
+        let sums = mine
+            .parts
+            .total(&mut |left, right| add_parts(module, left, right))?;
         return Ok(Ours {
             sums,
             counts: mine.counts,
@@ -101,7 +103,10 @@ pub(crate) fn together<M: Module>(
     debug_assert_eq!(shares[exchange.rank()], nodes);
     let total = sum_in_order(exchange, &shares, values, length)?;
 
-    let counts: Vec<f64> = headers.iter().flat_map(|header| header.counts.clone()).collect();
+    let counts: Vec<f64> = headers
+        .iter()
+        .flat_map(|header| header.counts.clone())
+        .collect();
     let mut present = vec![false; layout.slots.len()];
     for header in &headers {
         for (present, there) in present.iter_mut().zip(&header.present) {
@@ -168,7 +173,9 @@ fn nodes_of(start: usize, n: usize) -> Vec<Node> {
     let mut parts = Parts::new();
     for index in start..start + n {
         // Nothing can go wrong with nothing.
-        let _ = parts.leaf(index, (), &mut |(), ()| Ok::<_, std::convert::Infallible>(()));
+        let _ = parts.leaf(index, (), &mut |(), ()| {
+            Ok::<_, std::convert::Infallible>(())
+        });
     }
     parts.nodes()
 }
@@ -184,7 +191,9 @@ pub fn sum_over_ranks(
     values: Vec<f32>,
 ) -> Result<Vec<f32>, ExchangeError> {
     let length = values.len();
-    let nodes: Vec<_> = (0..exchange.n_ranks()).map(|rank| nodes_of(rank, 1)).collect();
+    let nodes: Vec<_> = (0..exchange.n_ranks())
+        .map(|rank| nodes_of(rank, 1))
+        .collect();
     Ok(sum_in_order(exchange, &nodes, vec![values], length)?.unwrap_or_default())
 }
 
@@ -216,7 +225,9 @@ fn sum_in_order(
             Some(_) => slices.clone(),
             None => vec![0..0; n_ranks],
         };
-        let lengths = nodes.iter().map(|nodes| if nodes.len() > round { mine.len() } else { 0 });
+        let lengths = nodes
+            .iter()
+            .map(|nodes| if nodes.len() > round { mine.len() } else { 0 });
         let lengths: Vec<usize> = lengths.collect();
         let values = Arc::new(values.unwrap_or_default());
         let received = exchange.trade(&values, &to, &lengths)?;
@@ -288,7 +299,12 @@ impl Layout {
 
     /// Notes which parameters have a gradient: one that nothing went through has none.
     fn note_present<M: Module>(&self, grads: &GradientsParams, present: &mut [bool], module: &M) {
-        struct Note<'a>(&'a GradientsParams, &'a [(ParamId, usize)], &'a mut [bool], usize);
+        struct Note<'a>(
+            &'a GradientsParams,
+            &'a [(ParamId, usize)],
+            &'a mut [bool],
+            usize,
+        );
         impl VisitParams for Note<'_> {
             fn visit<const D: usize>(&mut self, _place: &Place, param: &Param<Tensor<D>>) {
                 if self.1.get(self.3).is_some_and(|slot| slot.0 == param.id) {

@@ -123,8 +123,11 @@ pub trait Work<L> {
     /// # Errors
     ///
     /// End the step, and nothing is updated.
-    fn backward(&mut self, learner: &L, micro_batch: usize)
-    -> Result<Option<Backward>, Self::Error>;
+    fn backward(
+        &mut self,
+        learner: &L,
+        micro_batch: usize,
+    ) -> Result<Option<Backward>, Self::Error>;
 
     /// After its last micro-batch: the unpadded tokens of this rank's share, and
     /// whether it was asked to stop.
@@ -268,7 +271,11 @@ pub(crate) struct Part {
 pub(crate) type Sums = Part;
 
 /// What is left of it first: it is the order of the sums.
-pub(crate) fn add_parts<M: Module>(module: &M, left: Part, right: Part) -> Result<Part, TrainError> {
+pub(crate) fn add_parts<M: Module>(
+    module: &M,
+    left: Part,
+    right: Part,
+) -> Result<Part, TrainError> {
     let mut grads = left.grads;
     gradients::add(module, right.grads, &mut grads);
     Ok(Part {
