@@ -10,6 +10,8 @@
 mod control;
 #[cfg(feature = "mpi")]
 mod exchange;
+#[cfg(feature = "mpi")]
+mod job;
 mod launch;
 #[cfg(feature = "mpi")]
 mod service;

@@ -16,6 +16,7 @@ use olora_training::ExchangeError;
 use crate::{
     control::{Control, Failure},
     exchange::Shared,
+    job::{Incoming, Job},
     wire::{Flight, Kept, Tag, World},
 };
 
@@ -30,7 +31,7 @@ const ASLEEP: Duration = Duration::from_secs(2);
 /// Bytes that go with their length in one message.
 const SHORT: usize = 1 << 16;
 
-type Answer<T> = Sender<Result<T, ExchangeError>>;
+pub(crate) type Answer<T> = Sender<Result<T, ExchangeError>>;
 
 /// What this process's other threads ask for.
 pub(crate) enum Order {
@@ -46,30 +47,6 @@ pub(crate) enum Order {
     Fail(String, u8, Sender<()>),
     /// This rank has done all its work. Answers when all have.
     Finish(Answer<()>),
-}
-
-/// An exchange on its way.
-enum Job {
-    Gather {
-        sent: Vec<Flight>,
-        from: Vec<Incoming>,
-        answer: Answer<Vec<Vec<u8>>>,
-        since: Instant,
-    },
-    Trade {
-        sent: Vec<Flight>,
-        received: Vec<Option<Flight>>,
-        answer: Answer<Vec<Vec<f32>>>,
-    },
-}
-
-/// What a rank has sent to a gathering.
-enum Incoming {
-    Nothing,
-    /// The length, with what is short.
-    First(Flight),
-    Long(Flight),
-    Here(Vec<u8>),
 }
 
 /// What is waited for at the end.
@@ -547,53 +524,5 @@ impl Service {
         };
         let ended = self.world.finalize().map_err(ExchangeError::Broken);
         drop(answer.send(ended));
-    }
-}
-
-impl Incoming {
-    /// Whether all of it is here.
-    fn progress(&mut self, world: &World, from: usize) -> Result<bool, String> {
-        loop {
-            if let Self::First(flight) | Self::Long(flight) = self
-                && !flight.landed(world)?
-            {
-                return Ok(false);
-            }
-            *self = match self {
-                Self::Here(_) => return Ok(true),
-                Self::Nothing => match world.waiting(Some(from), Tag::Gather)? {
-                    None => return Ok(false),
-                    Some((_, length)) => {
-                        let room = Kept::Bytes(vec![0; length]);
-                        Self::First(world.receive(room, from, Tag::Gather)?)
-                    }
-                },
-                Self::First(_) => {
-                    let bytes = std::mem::replace(self, Self::Nothing).into_bytes();
-                    let Some((length, short)) = bytes.split_at_checked(8) else {
-                        return Err("a message without its length came".to_owned());
-                    };
-                    let length = length.try_into().map_or(0, u64::from_le_bytes) as usize;
-                    if short.len() == length {
-                        Self::Here(short.to_vec())
-                    } else {
-                        let room = Kept::Bytes(vec![0; length]);
-                        Self::Long(world.receive(room, from, Tag::Gather)?)
-                    }
-                }
-                Self::Long(_) => Self::Here(std::mem::replace(self, Self::Nothing).into_bytes()),
-            };
-        }
-    }
-
-    fn into_bytes(self) -> Vec<u8> {
-        match self {
-            Self::Here(bytes) => bytes,
-            Self::First(flight) | Self::Long(flight) => match flight.into_kept() {
-                Kept::Bytes(bytes) => bytes,
-                _ => Vec::new(),
-            },
-            Self::Nothing => Vec::new(),
-        }
     }
 }

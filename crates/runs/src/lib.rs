@@ -65,6 +65,7 @@ mod stages;
 mod start_from;
 mod state;
 mod state_file;
+mod step_work;
 mod steps;
 mod strategy;
 mod summary;
