@@ -170,7 +170,7 @@ def differences(given):
     argv = [*mpirun, "-n", "1", *one, ":", "-n", "1", "--wdir", str(elsewhere), *one]
     wrong += refused(given, "other data", argv, ["rank 1", "other samples"])
     wrong += refused(given, "three ranks for four micro-batches", run.argv(3), ["3 ranks", "1, 2, 4"])
-    wrong += refused(given, "a command that is not shared out", [*mpirun, "-n", "2", str(given.olora), "inspect", "x"], ["train"])
+    wrong += refused(given, "a command that is not shared out", [*mpirun, "-n", "2", str(given.olora), "devices"], ["train"])
     return wrong
 
 

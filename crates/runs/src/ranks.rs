@@ -17,7 +17,7 @@ use crate::{
     Recipe, RunError,
     checkpoint::{self, Whole},
     claim::Next,
-    recipe::differences,
+    recipe::changes,
     run_directory::RunDirectory,
     trainee::Trainee,
 };
@@ -111,8 +111,17 @@ impl Ranks {
             let what = if other.binary != first.binary {
                 "is another build of olora than".to_owned()
             } else if other.recipe != first.recipe {
-                let keys = differences(&first.recipe, &other.recipe).join("; ");
-                format!("has another recipe ({keys}) than")
+                let keys = changes(&first.recipe, &other.recipe).into_iter();
+                let keys = keys.map(|change| {
+                    format!(
+                        "{}: {} in the place of {}",
+                        change.key, change.now, change.before
+                    )
+                });
+                format!(
+                    "has another recipe ({}) than",
+                    keys.collect::<Vec<_>>().join("; ")
+                )
             } else if other.fingerprint != first.fingerprint {
                 "found other samples or other base weights than".to_owned()
             } else {
