@@ -11,10 +11,12 @@ on with another number of ranks. Then the same with other numbers of threads, as
 Exit code 1 if anything differs. Needs a binary with the feature `mpi`, and Open MPI.
 """
 
+import json
 import signal
+import subprocess
 import sys
 
-from common import ROOT, Run, arguments, error_of, parser, say
+from common import ROOT, Run, arguments, environment, error_of, launcher, parser, say
 
 QUICKSTART = ROOT / "recipes/quickstart.toml"
 # Steps of sixteen sequences, in four micro-batches; the losses of every step are compared.
@@ -108,6 +110,28 @@ def all_interrupted(given):
     return sum(interrupted(given.olora, given.work, QUICKSTART, settings, expected, *pair) for pair in pairs)
 
 
+def evaluated(given, *options):
+    """`olora evaluate` with one process and several: the numbers, but for the seconds."""
+    def once(n):
+        argv = [*launcher(n), str(given.olora), "evaluate", *options, "--json"]
+        ran = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+        if ran.returncode:
+            return error_of(ran)
+        found = json.loads(ran.stdout)
+        for part in (found, *found.get("tasks", [])):
+            part.pop("seconds", None)
+        return found
+
+    expected = once(1)
+    failed = 0
+    say(f"evaluate {' '.join(options)}: {str(expected)[:90]}")
+    for n in (2, 3):
+        found = once(n)
+        failed += found != expected
+        say(f"  {n} ranks: {'the same' if found == expected else f'DIFFERENT: {found}'}")
+    return failed
+
+
 def main():
     given = parser(__doc__)
     given.add_argument("--quick", action="store_true")
@@ -117,6 +141,7 @@ def main():
     given.add_argument("--steps", type=int, default=20)
     given.add_argument("--ranks", default="1,2,4")
     given.add_argument("--set", action="append", default=[], help="for --model: more settings")
+    given.add_argument("--tasks", nargs="+", metavar="WORD", help="a model, a directory of task files, names of tasks")
     given = arguments(given)
     failed = 0
     if given.model:
@@ -166,6 +191,11 @@ def main():
                 failed += compared(f"1 process, {threads} threads", run, 1, expected, env=env)
     if "usual" in kinds:
         failed += all_interrupted(given)
+        failed += evaluated(given, "--model", "recipes/quickstart/base", "--data", "recipes/quickstart/valid.jsonl")
+    if given.tasks:
+        model, directory, *names = given.tasks
+        options = ["--model", model, "--task-data", directory, "--tasks", ",".join(names), "--limit", "30"]
+        failed += evaluated(given, *options)
     say("all the same" if not failed else f"{failed} differ")
     return 1 if failed else 0
 

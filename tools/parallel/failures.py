@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What becomes of a run when one of its ranks fails.
 
-    python3 tools/parallel/failures.py --kills 100 --seed 1      # a quarter of an hour
+    python3 tools/parallel/failures.py --kills 100 --jobs 4      # some minutes
     python3 tools/parallel/failures.py --kills 3                 # and the other failures: two minutes
 
 - **kills**: SIGKILL to a random rank after a random time. The others must end within ten seconds, and the run, gone
@@ -16,6 +16,7 @@
 Exit code 1 if anything failed.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import random
@@ -111,10 +112,14 @@ def kill_one(given, chance, number, seconds, expected, signal_=signal.SIGKILL, a
 
 
 def kills(given, seconds, expected):
-    chance = random.Random(given.seed)
     wrong, times, counted = 0, {True: [], False: []}, 0
-    for number in range(given.kills):
-        reason, took = kill_one(given, chance, number, seconds, expected)
+
+    def one(number):
+        return kill_one(given, random.Random(f"{given.seed} {number}"), number, seconds * given.jobs ** 0.5, expected)
+
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        results = list(pool.map(one, range(given.kills)))
+    for number, (reason, took) in enumerate(results):
         counted += took is not None
         if took is not None:
             times[number % 2 == 1].append(took)
@@ -178,6 +183,8 @@ def main():
     given = parser(__doc__)
     given.add_argument("--kills", type=int, default=3)
     given.add_argument("--seed", type=int, default=0)
+    given.add_argument("--jobs", type=int, default=1, help="kills at a time")
+    given.add_argument("--only-kills", action="store_true")
     given.add_argument("--test-hooks", type=pathlib.Path, help="a binary with the feature test-hooks, too")
     given.add_argument("--plain", type=pathlib.Path, help="a binary without the feature mpi")
     given = arguments(given)
@@ -189,6 +196,8 @@ def main():
     expected, seconds = run.result(), ran.seconds
     say(f"in peace: {expected[0][:16]} ({seconds:.1f} s with 2 ranks)")
     wrong = kills(given, seconds, expected)
+    if given.only_kills:
+        return 1 if wrong else 0
     reason, took = kill_one(given, random.Random(given.seed), 1000, 0.6 * seconds, expected, signal.SIGSTOP)
     say(f"a rank that hangs: {reason or 'as it should be'}" + (f" (the others ended after {took:.1f} s)" if took else ""))
     wrong += bool(reason)

@@ -350,3 +350,39 @@ impl Words {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_arrives_as_it_was_sent_and_half_of_one_is_refused() {
+        let from = TempDir::new().unwrap();
+        for (i, name) in checkpoint::FILES.iter().enumerate() {
+            fs::write(from.path().join(name), vec![7; 3 * i]).unwrap();
+        }
+        let sent = packed(from.path()).unwrap();
+        let there = unpacked(&sent).unwrap();
+        for name in checkpoint::FILES {
+            let [before, after] = [&from, &there].map(|at| fs::read(at.path().join(name)).unwrap());
+            assert_eq!(before, after, "{name}");
+        }
+        let error = unpacked(&sent[..sent.len() - 1]).unwrap_err().to_string();
+        assert!(error.contains("cut short"), "{error}");
+    }
+
+    #[test]
+    fn every_byte_counts_in_a_hash() {
+        let of = |bytes: &[u8]| {
+            let mut hash = Words::default();
+            hash.add(bytes);
+            hash.value()
+        };
+        let bytes: Vec<u8> = (0..21).collect();
+        for i in 0..bytes.len() {
+            let mut other = bytes.clone();
+            other[i] ^= 0x80;
+            assert_ne!(of(&bytes), of(&other), "{i}");
+        }
+    }
+}
