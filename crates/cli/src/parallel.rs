@@ -183,29 +183,25 @@ pub(crate) fn table(shares: &[Share]) -> String {
     if shares.len() < 2 {
         return String::new();
     }
-    let mut text = String::new();
-    for share in shares {
-        let of = share
-            .device_memory
-            .map(|bytes| format!(" of {}", size(bytes)));
-        let takes = share
-            .train_seconds
-            .map(|seconds| format!(", its share in {seconds:.1} s"));
-        text += &format!(
-            "{}: peak {}{}{}\n",
-            share.rank,
-            size(share.peak_memory),
-            of.unwrap_or_default(),
-            takes.unwrap_or_default()
-        );
+    let mut lines: Vec<String> = shares.iter().map(Share::line).collect();
+    let seconds = shares.iter().filter_map(|share| share.train_seconds);
+    lines.extend(seconds.reduce(f64::max).map(|slowest| {
+        format!("together: {slowest:.1} s, the slowest rank's, and the exchange of each step")
+    }));
+    lines.join("\n") + "\n"
+}
+
+impl Share {
+    fn line(&self) -> String {
+        let mut line = format!("{}: peak {}", self.rank, size(self.peak_memory));
+        if let Some(bytes) = self.device_memory {
+            line = format!("{line} of {}", size(bytes));
+        }
+        if let Some(seconds) = self.train_seconds {
+            line = format!("{line}, its share in {seconds:.1} s");
+        }
+        line
     }
-    let slowest = shares.iter().filter_map(|share| share.train_seconds);
-    if let Some(slowest) = slowest.reduce(f64::max) {
-        text += &format!(
-            "together: {slowest:.1} s, the slowest rank's, and the exchange of each step\n"
-        );
-    }
-    text
 }
 
 /// The device of this rank, of those that a name stands for: `cuda` is the

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(launch) = Launch::from_env(|name| std::env::var(name).ok())? else {
         return Err("start it with mpirun -n 2 or more".into());
     };
-    let mpi = Mpi::join(&launch, Duration::from_secs(60), |_, code| {
+    let mpi = Mpi::join(&launch, Duration::from_mins(1), |_, code| {
         std::process::exit(i32::from(code))
     })?;
     let mpi = Arc::new(mpi);

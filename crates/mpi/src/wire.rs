@@ -31,6 +31,10 @@ pub(crate) struct World {
     _of_one_thread: PhantomData<*const ()>,
 }
 
+#[expect(
+    clippy::unused_self,
+    reason = "a world shows that MPI is initialised, on this thread"
+)]
 impl World {
     /// Initialises MPI, once in a process.
     pub(crate) fn new() -> Result<Self, String> {

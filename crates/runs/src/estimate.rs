@@ -31,7 +31,6 @@ pub struct MemoryEstimate {
 
 /// What an estimate follows from.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Workload {
     pub(crate) counts: Counts,
     /// The base's matrices that stay packed.
@@ -145,6 +144,16 @@ fn kept_around_mlp(config: &ModelConfig, accelerator: bool) -> u64 {
     kept
 }
 
+/// What exchanging with other processes takes on the host: this one's sums, the
+/// others' of the slice that it adds, and all together again.
+fn exchanged(load: &Workload) -> u64 {
+    if load.n_ranks > 1 {
+        MPI + 3 * 4 * load.counts.trained as u64
+    } else {
+        0
+    }
+}
+
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
         let counts = load.counts;
@@ -243,13 +252,6 @@ impl MemoryEstimate {
         } else {
             load.packed.bytes
         };
-        // This rank's sums, the others' of the slice that it adds, and all together again; on the host,
-        // which only the CPU's estimate is of.
-        let exchanged = if load.n_ranks > 1 {
-            MPI + 3 * 4 * n(counts.trained)
-        } else {
-            0
-        };
         Self {
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
             // The value, its gradient, two moments; and the partial sums of gradients that wait for their
@@ -262,7 +264,7 @@ impl MemoryEstimate {
             process: if load.accelerator {
                 0
             } else {
-                PROCESS + TOKENIZER * load.tokenizer + load.samples + exchanged
+                PROCESS + TOKENIZER * load.tokenizer + load.samples + exchanged(load)
             },
         }
     }

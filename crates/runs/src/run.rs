@@ -88,9 +88,9 @@ pub fn train(
         }
         failure.expect(&prepared.memory(&prepared.counts));
         let loaded = Loaded::new(&prepared, device, &**observer)?;
-        let attached = loaded.attach(begin.layer_ranks.clone(), &**observer)?;
+        let attached = loaded.attach(begin.layer_ranks.as_ref(), &**observer)?;
         failure.expect(&attached.memory);
-        let session = Session::new(attached, directory, begin, fingerprint, &options)?;
+        let session = Session::new(attached, directory, &begin, fingerprint, &options)?;
         session.run(began, device, options, &sampler, &failure, observer)
     })
 }

@@ -60,7 +60,7 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         attached: Attached<'a>,
         directory: RunDirectory,
-        begin: Start,
+        begin: &Start,
         fingerprint: u64,
         options: &TrainOptions,
     ) -> Result<Self, RunError> {
@@ -83,7 +83,7 @@ impl<'a> Session<'a> {
         let trainee = Module::train(Trainee::new(llama, passes.clone()));
         let optimizer = optimizer(&recipe.training);
         let last_checkpoint = begin.checkpoint.clone();
-        let (state, trainee, optimizer) = match begin.next {
+        let (state, trainee, optimizer) = match &begin.next {
             Next::Begin => {
                 let state = RunState {
                     fingerprint,
@@ -95,17 +95,13 @@ impl<'a> Session<'a> {
                 (state, trainee, optimizer)
             }
             Next::GoOn {
-                from:
-                    Whole {
-                        ref path,
-                        ref state,
-                    },
+                from: Whole { path, state },
                 changed,
                 ..
             } => {
                 let mut state = state.clone();
                 let (trainee, record) = checkpoint::load(path, trainee)?;
-                directory.go_on_after(state.step, changed.then_some(recipe))?;
+                directory.go_on_after(state.step, (*changed).then_some(recipe))?;
                 if state.last_loss.is_none() {
                     // Earlier versions did not keep it in the state.
                     state.last_loss = directory.last_loss()?;

@@ -100,6 +100,11 @@ mod tests {
     use super::*;
 
     /// Writes down what is added to what.
+    #[expect(
+        clippy::needless_pass_by_value,
+        clippy::unnecessary_wraps,
+        reason = "as values are added that can fail"
+    )]
     fn add(left: String, right: String) -> Result<String, Infallible> {
         Ok(format!("({left}{right})"))
     }

@@ -93,7 +93,7 @@ pub(crate) fn together<M: Module>(
     let headers = headers.collect::<Result<Vec<_>, _>>()?;
     check(exchange, &headers, accumulation)?;
     // A rank without a micro-batch learns from the others what is measured.
-    let n_measures = headers.iter().find_map(|header| header.n_measures());
+    let n_measures = headers.iter().find_map(Header::n_measures);
     let length = layout.length + 1 + n_measures.unwrap_or(0);
     let shares = headers.iter().enumerate().map(|(rank, header)| {
         let block = share(accumulation, rank, n_ranks)?;

@@ -128,6 +128,7 @@ fn learner() -> Learner {
 }
 
 /// Micro-batch `i` of numbers that no order of adding rounds alike.
+#[expect(clippy::unnecessary_wraps, reason = "as a step takes it")]
 fn backward(learner: &Learner, i: usize, n: usize) -> Result<Option<Backward>, TrainError> {
     if i >= n {
         return Ok(None);
