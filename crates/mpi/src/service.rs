@@ -96,9 +96,10 @@ impl Service {
             world,
             orders,
             shared,
-            // Others may be minutes behind in reading their libraries from a slow disk.
-            heard: vec![now + Duration::from_secs(20); n],
-            last_beat: now,
+            // MPI starts in all ranks at once, so the others are here as well.
+            heard: vec![now; n],
+            // The first is due at once.
+            last_beat: now.checked_sub(BEAT).unwrap_or(now),
             last_turn: now,
             limit,
             outgoing: Vec::new(),
