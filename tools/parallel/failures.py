@@ -118,14 +118,13 @@ def kills(given, seconds, expected):
         return kill_one(given, random.Random(f"{given.seed} {number}"), number, seconds * given.jobs ** 0.5, expected)
 
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        results = list(pool.map(one, range(given.kills)))
-    for number, (reason, took) in enumerate(results):
-        counted += took is not None
-        if took is not None:
-            times[number % 2 == 1].append(took)
-        if reason:
-            wrong += 1
-            say(f"  kill {number}: {reason}")
+        for number, (reason, took) in enumerate(pool.map(one, range(given.kills))):
+            counted += took is not None
+            if took is not None:
+                times[number % 2 == 1].append(took)
+            if reason:
+                wrong += 1
+                say(f"  kill {number}: {reason}")
     for alone, of in times.items():
         if of:
             who = "ranks by themselves" if alone else "with mpirun's help"

@@ -78,8 +78,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
                 "the run in {} is complete: there is nothing to do",
                 directory.display()
             ));
-            // Others wait to hear how the run goes on.
-            return Ok(parallel::part_well());
+            return Ok(ExitCode::SUCCESS);
         }
         result => result?,
     };

@@ -299,17 +299,6 @@ pub(crate) fn finish(code: ExitCode) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Where the first rank finds that there is nothing to do: has the others end,
-/// who wait for its word.
-pub(crate) fn part_well() -> ExitCode {
-    #[cfg(feature = "mpi")]
-    if let Some((_, mpi)) = JOINED.get() {
-        let _ = mpi.part("there is nothing to do", 0);
-        signals::end(0);
-    }
-    ExitCode::SUCCESS
-}
-
 /// After an error: shows it, once, and has the other ranks end.
 pub(crate) fn part(error: &str, code: u8) -> ExitCode {
     let text = format!("error: {error}");

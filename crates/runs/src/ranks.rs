@@ -50,6 +50,8 @@ struct Introduction {
 /// What the first rank says of how the run goes on.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Going {
+    /// The steps of a run that is complete, which nobody goes on with.
+    complete: Option<usize>,
     /// The checkpoint that it goes on from.
     from: Option<PathBuf>,
     /// Its `state.json`.
@@ -132,6 +134,18 @@ impl Ranks {
         Ok(())
     }
 
+    /// Tells the other ranks, which wait to hear how the run goes on, that it is
+    /// complete.
+    pub(crate) fn tell_complete(&self, steps: usize) -> Result<(), RunError> {
+        if self.n() > 1 {
+            self.gather(&Going {
+                complete: Some(steps),
+                ..Going::default()
+            })?;
+        }
+        Ok(())
+    }
+
     /// Has all ranks go on as the first has decided: from the same checkpoint,
     /// which those that do not see it are sent. `decided` is the first rank's.
     pub(crate) fn start(
@@ -150,6 +164,12 @@ impl Ranks {
                 .transpose()?
                 .unwrap_or_default(),
         )?;
+        if let Some(steps) = all.first().and_then(|first| first.complete) {
+            return Err(RunError::Complete {
+                directory: directory.path().to_owned(),
+                steps,
+            });
+        }
         let Some((first, from)) = all
             .first()
             .and_then(|first| Some((first, first.from.clone()?)))
@@ -270,6 +290,7 @@ impl Going {
         };
         let state = from.path.join(checkpoint::STATE);
         Ok(Self {
+            complete: None,
             from: Some(from.path.clone()),
             state: fs::read(&state).map_err(|source| RunError::io("reading", &state, source))?,
             total: *total,

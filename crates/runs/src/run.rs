@@ -72,6 +72,9 @@ pub fn train(
             Some(claim) => claim.directory().clone(),
             None => RunDirectory::of_another(recipe.run_directory()),
         };
+        if let Some(Err(RunError::Complete { steps, .. })) = &decided {
+            ranks.tell_complete(*steps)?;
+        }
         let mut begin = ranks.start(&directory, decided.transpose()?)?;
         let _received = begin.received.take();
         if let Next::GoOn { total, .. } = &begin.next {
