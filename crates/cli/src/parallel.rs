@@ -58,6 +58,7 @@ pub(crate) fn join(shared_by_ranks: bool) -> Result<()> {
 }
 
 #[cfg(not(feature = "mpi"))]
+#[expect(clippy::needless_pass_by_value, reason = "as with the feature")]
 fn join_launched(launch: Launch) -> Result<()> {
     Err(Usage::new(&format!(
         "{} has started {} processes of this command, and this build cannot share the work out among them: each \
@@ -206,6 +207,10 @@ impl Share {
 
 /// The device of this rank, of those that a name stands for: `cuda` is the
 /// machine's device of the rank's number on that machine.
+#[cfg_attr(
+    not(feature = "mpi"),
+    expect(clippy::unnecessary_wraps, reason = "as with the feature")
+)]
 pub(crate) fn device(name: &str) -> Result<String> {
     #[cfg(feature = "mpi")]
     if let Some((launch, mpi)) = JOINED.get() {
@@ -291,6 +296,10 @@ fn rayon_threads() -> usize {
 }
 
 /// After all work: waits for the other ranks.
+#[cfg_attr(
+    not(feature = "mpi"),
+    expect(clippy::unnecessary_wraps, reason = "as with the feature")
+)]
 pub(crate) fn finish(code: ExitCode) -> Result<ExitCode> {
     #[cfg(feature = "mpi")]
     if let Some((_, mpi)) = JOINED.get() {
