@@ -11,11 +11,14 @@ use std::{
 
 use anyhow::Result;
 use burn::{
+    data::dataset::Dataset,
     tensor::Device,
     train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{Answers, DataOptions, Message, Padding, Schedule, TokenCache, Tokenizer, loader};
+use olora_data::{
+    Answers, DataOptions, Message, Padding, Schedule, Share, TokenCache, Tokenizer, loader,
+};
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Packing, Sampling};
 use olora_runs::{
@@ -34,6 +37,7 @@ use crate::{
         attached, base_of, data_files, fitted, load_base, locate, locate_data, packing_of,
         tokenizer, tokenizer_beside,
     },
+    parallel,
     progress::{Display, finished},
     signals::{interrupted, interrupter},
     tasks,
@@ -45,16 +49,16 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         return Err(Usage::new("--tui needs a terminal"));
     }
     let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
-    let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {details}"));
+    let Opened { device, details } = devices::open(&parallel::device(&recipe.device)?, kernels)?;
+    parallel::introduce(&details.to_string())?;
     let reference = reference(&details, args.no_check)?;
     let interrupter = interrupter()?;
 
-    let renderer = args.tui.then(|| {
+    let renderer = (args.tui && !parallel::is_follower()).then(|| {
         Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None))
             as Box<dyn MetricsRenderer>
     });
-    let display = Display::new(args.tui);
+    let display = Display::new(args.tui || parallel::is_follower());
     let observer: Arc<dyn Observer> = Arc::new(if args.auto_resume {
         display
     } else {
@@ -67,6 +71,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         commit: option_env!("OLORA_COMMIT").map(str::to_owned),
         device: details,
         reference,
+        ranks: parallel::ranks(),
     };
     let summary = match olora_runs::train(&recipe, &device, options, &observer) {
         Err(RunError::Complete { directory, .. }) if args.auto_resume => {
@@ -149,15 +154,29 @@ fn recipe_from(args: &RecipeArgs, from: Option<&Path>) -> Result<Recipe> {
 
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
     let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
-    let Opened { device, details } = devices::open(&recipe.device, kernels)?;
-    say(&format!("device: {details}"));
-    let observer: Arc<dyn Observer> = Arc::new(Display::new(false));
-    let forecast = olora_runs::plan(&recipe, &device, &details, !args.no_probe, &observer)?;
+    let Opened { device, details } = devices::open(&parallel::device(&recipe.device)?, kernels)?;
+    parallel::introduce(&details.to_string())?;
+    let observer: Arc<dyn Observer> = Arc::new(Display::new(parallel::is_follower()));
+    let (ranks, probe) = (parallel::ranks(), !args.no_probe);
+    let forecast = olora_runs::plan_share(
+        &recipe,
+        &device,
+        &details,
+        probe,
+        ranks.0.n_ranks(),
+        &observer,
+    )?;
+    let shares = parallel::shares(&forecast)?;
     let mut out = out();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&forecast)?)?;
+        let mut json = serde_json::to_value(&forecast)?;
+        if shares.len() > 1 {
+            json["ranks"] = json!(shares);
+        }
+        writeln!(out, "{json:#}")?;
     } else {
         writeln!(out, "{forecast}")?;
+        write!(out, "{}", parallel::table(&shares))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -202,12 +221,14 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         id: loaded.tokenizer.pad_id(),
         multiple,
     };
-    let batches = loader(schedule, padding);
+    let ranks = parallel::ranks();
+    let (rank, n_ranks, all) = (ranks.0.rank(), ranks.0.n_ranks(), 0..schedule.len());
+    let batches = loader(Share::new(schedule, all, n_ranks, rank..rank + 1), padding);
     let began = Instant::now();
     let advice =
         "Lower --batch-size or --max-length, or hold the weights in half precision (--dtype)";
     let evaluation = devices::guarded(&loaded.details, advice, || {
-        Ok(passes.evaluate(&loaded.llama, batches.iter())?)
+        Ok(passes.evaluate_together(&*ranks.0, &loaded.llama, batches.iter())?)
     })?;
     let seconds = began.elapsed().as_secs_f64();
     write_evaluation(&evaluation, &passes, options.answers, seconds, args.json)?;
@@ -365,7 +386,7 @@ pub(crate) struct Opening {
 
 impl Opening {
     pub(crate) fn new(args: &ModelArgs, kernels: KernelOptions) -> Result<Self> {
-        let Opened { device, details } = devices::open(&args.device, kernels)?;
+        let Opened { device, details } = devices::open(&parallel::device(&args.device)?, kernels)?;
         let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
         let base = base_of(args.model.as_deref(), adapter.as_ref())?.path;
         let packing = packing_of(args.quantize, adapter.as_ref())?;

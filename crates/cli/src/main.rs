@@ -16,6 +16,7 @@ mod merge;
 mod mistaken;
 mod modelfile;
 mod models;
+mod parallel;
 mod progress;
 mod push;
 mod signals;
@@ -39,13 +40,13 @@ fn main() -> ExitCode {
     olora_training::record_panics();
     let result = olora_training::caught(|| run(Cli::parse()))
         .unwrap_or_else(|said| Err(anyhow::anyhow!("something unforeseen failed: {said}")));
-    match result {
+    match result.and_then(parallel::finish) {
         Ok(code) => code,
         // The reader of our output has gone, as `head` does: nothing to report.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) && !parallel::is_one_of_several() => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::say(&format!("error: {}", message(&error)));
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+            let code = if is_usage(&error) { 2 } else { 1 };
+            parallel::part(&message(&error), code)
         }
     }
 }
@@ -82,6 +83,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             "`{name}` uses no device: leave out the options on kernels"
         )));
     }
+    let shared_by_ranks = matches!(
+        cli.command,
+        Command::Train(_) | Command::Plan(_) | Command::Evaluate(_)
+    );
+    parallel::join(shared_by_ranks)?;
     olora_devices::prepare(kernels)?;
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),

@@ -271,8 +271,23 @@ fn describe(plan: &RunPlan) -> String {
 
 fn short(report: &StepReport) -> String {
     format!(
-        "loss {:.4} | lr {:.2e} | {:.0} tok/s",
-        report.loss, report.learning_rate, report.tokens_per_second
+        "loss {:.4} | lr {:.2e} | {:.0} tok/s{}",
+        report.loss,
+        report.learning_rate,
+        report.tokens_per_second,
+        of_ranks(report)
+    )
+}
+
+/// Of several processes, the slowest and what exchanging took.
+fn of_ranks(report: &StepReport) -> String {
+    let Some(ranks) = &report.ranks else {
+        return String::new();
+    };
+    let more = 100.0 * (ranks.slowest_seconds / ranks.median_seconds.max(1e-9) - 1.0);
+    format!(
+        " of {} ranks, exchange {:.2} s, slowest {} (+{more:.0} %)",
+        ranks.n, ranks.exchange_seconds, ranks.slowest
     )
 }
 
@@ -284,12 +299,13 @@ fn long(report: &StepReport) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "loss {:.4}{} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{memory}",
+        "loss {:.4}{} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{}{memory}",
         report.loss,
         measured(" | ", &report.measures),
         report.learning_rate,
         report.grad_norm,
-        report.tokens_per_second
+        report.tokens_per_second,
+        of_ranks(report)
     )
 }
 

@@ -60,6 +60,7 @@ fn name(signal: u8) -> &'static str {
     match i32::from(signal) {
         libc::SIGTERM => "SIGTERM",
         libc::SIGHUP => "SIGHUP",
+        libc::SIGUSR1 => "SIGUSR1",
         _ => "Ctrl-C",
     }
 }
@@ -74,7 +75,11 @@ fn name(_signal: u8) -> &'static str {
 fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
     use signal_hook::iterator::Signals;
 
-    let wanted = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    let mut wanted = vec![libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    if crate::parallel::is_one_of_several() {
+        // What `mpirun` hands on to the ranks as it is; of Ctrl-C it makes an end within two seconds.
+        wanted.push(libc::SIGUSR1);
+    }
     // What was switched off stays so: `nohup` ignores SIGHUP, and a shell SIGINT for what runs in
     // the background of a script.
     let mut signals = Signals::new(wanted.into_iter().filter(|signal| !is_ignored(*signal)))?;
@@ -109,11 +114,11 @@ fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
 
 /// Ends the process without waiting for other threads, whatever they are in.
 #[cfg(unix)]
-fn end(code: i32) -> ! {
+pub(crate) fn end(code: i32) -> ! {
     signal_hook::low_level::exit(code)
 }
 
 #[cfg(not(unix))]
-fn end(code: i32) -> ! {
+pub(crate) fn end(code: i32) -> ! {
     std::process::exit(code)
 }

@@ -20,7 +20,7 @@ use crate::{
     Usage,
     args::{EvaluateArgs, TaskArgs},
     commands::{Loaded, Opening},
-    devices,
+    devices, parallel,
     terminal::{out, say},
 };
 
@@ -50,7 +50,8 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
     let mut bar = Bar::default();
     let advice = "Lower --batch-tokens, or hold the weights in half precision (--dtype)";
     let results = devices::guarded(&loaded.details, advice, || {
-        Ok(tasks::score(
+        Ok(tasks::score_together(
+            &*parallel::ranks().0,
             &loaded.llama,
             &loaded.tokenizer,
             &tasks,
@@ -69,7 +70,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, kernels: KernelOptions) -> Result<Ex
         "chat": options.chat,
         "tasks": results,
     });
-    if let Some(output) = &output {
+    if let Some(output) = output.as_ref().filter(|_| !parallel::is_follower()) {
         output.write(&summary, &results)?;
     }
     let mut out = out();

@@ -9,11 +9,27 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
+
+/// Whether another process says everything.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// From here on, nothing is written: another rank speaks for this one.
+pub(crate) fn mute() {
+    MUTE.store(true, Ordering::Relaxed);
+}
 
 /// Writes a line to stderr, control characters shown as such. A closed stderr is
 /// no reason to stop a run.
 pub(crate) fn say(line: &str) {
+    if !MUTE.load(Ordering::Relaxed) {
+        say_anyway(line);
+    }
+}
+
+/// The same of a rank that others should have spoken for, and cannot.
+pub(crate) fn say_anyway(line: &str) {
     let _ = writeln!(io::stderr(), "{}", shown(line));
 }
 
@@ -61,6 +77,9 @@ impl Out {
 
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if MUTE.load(Ordering::Relaxed) {
+            return Ok(bytes.len());
+        }
         if self.is_terminal {
             // `write!` hands over whole pieces of text, so nothing is cut in a character.
             let text = String::from_utf8_lossy(bytes);

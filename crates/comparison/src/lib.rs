@@ -372,6 +372,7 @@ impl Running<'_> {
             commit: self.options.commit.clone(),
             device: self.options.device.clone(),
             reference: self.reference.take(),
+            ..TrainOptions::default()
         };
         let muted: Arc<dyn Observer> = Arc::new(Muted(self.observer.clone()));
         match train(recipe, self.device, options, &muted) {

@@ -63,6 +63,7 @@ mod panics;
 mod report;
 mod sample;
 mod schedule;
+mod share;
 mod split;
 mod tokenizer;
 
@@ -82,6 +83,7 @@ pub use pack::pack;
 pub use report::{DataReport, PromptStyle};
 pub use sample::{Piece, Sample, describe_sample};
 pub use schedule::{MicroBatch, Schedule, loader};
+pub use share::Share;
 pub use split::{ValidationSplit, split};
 pub use tokenizer::{DecodeStream, Tokenizer, has_tokenizer};
 

@@ -403,11 +403,15 @@ impl Dataset<MicroBatch> for Schedule {
     }
 }
 
-/// A Burn data loader over a schedule, prepared on one background thread.
+/// A Burn data loader over a schedule, or a [`Share`](crate::Share) of one,
+/// prepared on one background thread.
 ///
 /// One, because with several Burn hands batches out as they come in, and the
 /// order would be lost. To resume at micro-batch `k`: `loader.slice(k, n)`.
-pub fn loader(schedule: Schedule, padding: impl Into<Padding>) -> Arc<dyn DataLoader<Batch>> {
+pub fn loader(
+    schedule: impl Dataset<MicroBatch> + 'static,
+    padding: impl Into<Padding>,
+) -> Arc<dyn DataLoader<Batch>> {
     let padding = padding.into();
     DataLoaderBuilder::new(BatchCollator { padding })
         .batch_size(1)

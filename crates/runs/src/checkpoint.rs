@@ -26,10 +26,17 @@ const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".writing-";
 pub(crate) const TRAINED: &str = "trained.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
-const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
+/// What a checkpoint holds.
+pub(crate) const FILES: [&str; 3] = [TRAINED, OPTIMIZER, STATE];
 /// What a damaged checkpoint is called from when it is put aside, before its
 /// name.
 const DAMAGED: &str = "damaged-";
+
+/// Where the checkpoint after a step is.
+pub(crate) fn path_of(directory: &Path, step: usize) -> PathBuf {
+    directory.join(format!("{PREFIX}{step:06}"))
+}
 
 /// Writes a checkpoint.
 pub(crate) fn save(
@@ -38,7 +45,7 @@ pub(crate) fn save(
     optimizer: OptimizerRecord,
     state: &RunState,
 ) -> Result<PathBuf, RunError> {
-    let path = directory.join(format!("{PREFIX}{:06}", state.step));
+    let path = path_of(directory, state.step);
     fs::create_dir_all(directory).map_err(|source| RunError::io("creating", directory, source))?;
     let writing = |source| RunError::io("writing", &path, source);
     let staged = StagedDirectory::new(&path).map_err(writing)?;

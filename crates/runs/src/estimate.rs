@@ -31,7 +31,6 @@ pub struct MemoryEstimate {
 
 /// What an estimate follows from.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Workload {
     pub(crate) counts: Counts,
     /// The base's matrices that stay packed.
@@ -42,8 +41,10 @@ pub(crate) struct Workload {
     pub(crate) dropout: bool,
     /// Whether what trains is kept as it was at the start, as a reference.
     pub(crate) keeps_start: bool,
-    /// Whether a step adds up several micro-batches.
-    pub(crate) accumulates: bool,
+    /// Micro-batches that this process adds up in a step.
+    pub(crate) micro_batches: usize,
+    /// The processes that share out a step.
+    pub(crate) n_ranks: usize,
     pub(crate) base: Dtype,
     pub(crate) compute: Dtype,
     /// Whether products with packed matrices are of bfloat16.
@@ -65,11 +66,9 @@ impl Workload {
     /// Bytes of each value that trains, with its gradient and two moments, and of
     /// what an update needs.
     fn of_what_trains(&self) -> u64 {
-        let mut each = 16;
-        if self.accumulates {
-            // The sum of gradients.
-            each += 4;
-        }
+        // The partial sums of gradients that wait for their neighbours: of 2 and 3 micro-batches one, of 4
+        // to 7 two.
+        let mut each = 16 + 4 * u64::from(self.micro_batches.max(1).ilog2());
         if self.keeps_start {
             each += 4;
         }
@@ -122,6 +121,8 @@ const PLACED_PANEL: u64 = 1 << 23;
 /// The program with its threads, as measured on a model of no size
 /// (BENCHMARKS.md, "Memory").
 const PROCESS: u64 = 22_000_000;
+/// MPI's libraries with their buffers: what Open MPI 4.1 added on one machine.
+const MPI: u64 = 74_000_000;
 /// A tokenizer in memory, in sizes of its file; measured on one of 49,152 tokens.
 const TOKENIZER: u64 = 8;
 /// Tensors of the largest trained one's size that an update makes besides: new
@@ -161,6 +162,16 @@ fn kept_around_mlp(config: &ModelConfig, accelerator: bool) -> u64 {
         kept += q;
     }
     kept
+}
+
+/// What exchanging with other processes takes on the host: this one's sums, the
+/// others' of the slice that it adds, and all together again.
+fn exchanged(load: &Workload) -> u64 {
+    if load.n_ranks > 1 {
+        MPI + 3 * 4 * load.counts.trained as u64
+    } else {
+        0
+    }
 }
 
 impl MemoryEstimate {
@@ -273,7 +284,7 @@ impl MemoryEstimate {
             process: if load.accelerator {
                 0
             } else {
-                PROCESS + TOKENIZER * load.tokenizer + load.samples
+                PROCESS + TOKENIZER * load.tokenizer + load.samples + exchanged(load)
             },
         }
     }

@@ -127,4 +127,22 @@ pub struct StepReport {
     /// An objective's other means, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub measures: BTreeMap<String, f64>,
+    /// Of a run of several processes, where their time went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RanksReport>,
+}
+
+/// Where the time of several processes went since the line before.
+#[derive(Clone, Debug, Serialize)]
+pub struct RanksReport {
+    /// How many there are.
+    pub n: usize,
+    /// Seconds in which sums were on their way between them.
+    pub exchange_seconds: f64,
+    /// The one whose shares took longest, for people.
+    pub slowest: String,
+    /// Seconds that they took.
+    pub slowest_seconds: f64,
+    /// Seconds that those of the median process took.
+    pub median_seconds: f64,
 }

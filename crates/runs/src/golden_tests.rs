@@ -23,6 +23,7 @@ use olora_model::{Dtype, Llama};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::ranks::Ranks;
 use crate::{
     Event, Observer, Recipe, learner::run_learner, run_directory::RunDirectory, state::RunState,
     strategy::StepStrategy, trainee::Trainee,
@@ -179,6 +180,8 @@ pub(crate) fn run_adapted(
         failure: FailureContext::new(false, None, ""),
         has_validation: false,
         directory,
+        ranks: Ranks::default(),
+        last_checkpoint: None,
         observer: recorder.clone(),
         save_result: Box::new(|_| Ok(())),
         start: RunState::default(),

@@ -6,6 +6,8 @@ use burn::{
 };
 use olora_devices::Details;
 
+use crate::ranks::Ranks;
+
 /// Whether a run begins or goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
@@ -38,4 +40,7 @@ pub struct TrainOptions {
     /// A device whose gradients are right, the CPU. If given, the run's device
     /// is compared with it before the first step, and refused if it differs.
     pub reference: Option<Device>,
+    /// The processes that make the run together, this one among them. All are
+    /// given the same recipe; the first alone writes.
+    pub ranks: Ranks,
 }

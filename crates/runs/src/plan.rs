@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use burn::{module::Module, tensor::Device};
 use olora_devices::Details;
 use olora_files::size;
-use olora_training::{Optimized, step};
+use olora_training::{Optimized, share, step};
 use serde::Serialize;
 
 use crate::{
@@ -88,10 +88,33 @@ pub fn plan(
     probe: bool,
     observer: &Arc<dyn Observer>,
 ) -> Result<Forecast, RunError> {
+    plan_share(recipe, device, details, probe, 1, observer)
+}
+
+/// What the run takes on one of several processes, which share out the
+/// micro-batches of each step. The time is this one's: that of the run is that
+/// of the slowest, without the exchange.
+///
+/// # Errors
+///
+/// As for [`plan`], and if `n_ranks` does not divide `training.accumulation`.
+pub fn plan_share(
+    recipe: &Recipe,
+    device: &Device,
+    details: &Details,
+    probe: bool,
+    n_ranks: usize,
+    observer: &Arc<dyn Observer>,
+) -> Result<Forecast, RunError> {
+    share(recipe.training.accumulation, 0, n_ranks).map_err(|error| RunError::Recipe {
+        recipe: format!("{n_ranks} ranks"),
+        reason: error.to_string(),
+    })?;
     let failure = failure_context(recipe, device, details);
     failure.guard(|| {
         let resolved = Resolved::new(recipe, device, details.accelerator, &**observer)?;
-        let prepared = Prepared::new(resolved, &**observer)?;
+        let mut prepared = Prepared::new(resolved, &**observer)?;
+        prepared.n_ranks = n_ranks;
         let memory = prepared.memory(&prepared.counts);
         failure.expect(&memory);
         let steps = &prepared.steps;
@@ -167,7 +190,8 @@ fn try_out(
         }
     }
     let seconds_per_input = seconds / n_inputs.max(1) as f64;
-    let train_seconds = seconds_per_input * prepared.steps.total_inputs();
+    let total_inputs = prepared.steps.total_inputs();
+    let train_seconds = seconds_per_input * total_inputs / prepared.n_ranks as f64;
     Ok(Probe {
         batches: TIMED,
         seconds_per_input,

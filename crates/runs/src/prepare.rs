@@ -35,6 +35,8 @@ pub(crate) struct Prepared {
     pub(crate) counts: Counts,
     packed: PackedShare,
     accelerator: bool,
+    /// The processes that share out each step's micro-batches.
+    pub(crate) n_ranks: usize,
 }
 
 /// A recipe as it is written to its run's directory. Of the model, nothing but
@@ -151,6 +153,7 @@ impl Prepared {
             counts,
             packed,
             accelerator,
+            n_ranks: 1,
         })
     }
 
@@ -178,7 +181,8 @@ impl Prepared {
             dora: recipe.adapter.config.dora,
             dropout: recipe.adapter.config.dropout > 0.0,
             keeps_start: keeps_start(recipe),
-            accumulates: recipe.training.accumulation > 1,
+            micro_batches: recipe.training.accumulation / self.n_ranks.max(1),
+            n_ranks: self.n_ranks,
             base: self.precision.of_weights(),
             compute: self.precision.of_activations(),
             rounds: self.precision.in_bf16 == Some(Products::Rounded),

@@ -14,6 +14,7 @@ use crate::{
     claim::{Asked, Claim, Next},
     failure::failure_context,
     prepare::{Prepared, Resolved},
+    run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
     session::Session,
@@ -41,24 +42,42 @@ pub fn train(
     run_log::listen();
     let failure = failure_context(recipe, device, &options.device);
     failure.guard(|| {
-        // For this process alone, until the run has ended.
-        let claim = Claim::new(recipe, options.start, &**observer)?;
+        let ranks = options.ranks.clone();
+        ranks.block(recipe)?;
+        // For this process alone, until the run has ended; of several, for the first.
+        let claim = ranks
+            .leads()
+            .then(|| Claim::new(recipe, options.start, &**observer));
+        let claim = claim.transpose()?;
         let accelerator = options.device.accelerator;
         let resolved = Resolved::new(recipe, device, accelerator, &**observer)?;
-        let changes = claim.check(&resolved.recipe)?;
-        let mut prepared = Prepared::new(resolved, &**observer)?;
-        let fingerprint = prepared.fingerprint()?;
-        let asked = Asked {
-            recipe: &prepared.recipe,
-            steps: &prepared.steps,
-            fingerprint,
-            changes,
+        let changes = match &claim {
+            Some(claim) => claim.check(&resolved.recipe)?,
+            None => None,
         };
-        let next = claim.next(&asked, &**observer)?;
-        let directory = claim.directory();
-        let mut resumed = None;
-        if let Next::GoOn { total, .. } = &next {
-            resumed = Some(directory);
+        let mut prepared = Prepared::new(resolved, &**observer)?;
+        prepared.n_ranks = ranks.n();
+        let fingerprint = prepared.fingerprint()?;
+        ranks.introduce(&prepared.recipe, fingerprint)?;
+        let decided = claim.as_ref().map(|claim| {
+            let asked = Asked {
+                recipe: &prepared.recipe,
+                steps: &prepared.steps,
+                fingerprint,
+                changes,
+            };
+            claim.next(&asked, &**observer)
+        });
+        let directory = match &claim {
+            Some(claim) => claim.directory().clone(),
+            None => RunDirectory::of_another(recipe.run_directory()),
+        };
+        if let Some(Err(RunError::Complete { steps, .. })) = &decided {
+            ranks.tell_complete(*steps)?;
+        }
+        let mut begin = ranks.start(&directory, decided.transpose()?)?;
+        let _received = begin.received.take();
+        if let Next::GoOn { total, .. } = &begin.next {
             prepared.steps.total = *total;
         }
         let sampler = Sampler::new(&prepared, observer)?;
@@ -72,10 +91,9 @@ pub fn train(
         }
         failure.expect(&prepared.memory(&prepared.counts));
         let loaded = Loaded::new(&prepared, device, &**observer)?;
-        let attached = loaded.attach(resumed, &**observer)?;
+        let attached = loaded.attach(begin.layer_ranks.as_ref(), &**observer)?;
         failure.expect(&attached.memory);
-        let memory = options.device.memory;
-        let session = Session::new(attached, directory.clone(), next, fingerprint, memory)?;
+        let session = Session::new(attached, directory, &begin, fingerprint, &options)?;
         session.run(began, device, options, &sampler, &failure, observer)
     })
 }

@@ -40,16 +40,37 @@ const METRICS: &str = "metrics.jsonl";
 
 /// One run's directory.
 #[derive(Clone, Debug)]
-pub(crate) struct RunDirectory(PathBuf);
+pub(crate) struct RunDirectory {
+    path: PathBuf,
+    /// Whether this process writes to it. Of several that make a run together,
+    /// the first does; the others' writing does nothing.
+    writes: bool,
+}
 
 impl RunDirectory {
     pub(crate) fn at(path: PathBuf) -> Self {
-        Self(path)
+        Self { path, writes: true }
+    }
+
+    /// That of a run which another process writes. It need not be there on this
+    /// machine.
+    pub(crate) fn of_another(path: PathBuf) -> Self {
+        Self {
+            path,
+            writes: false,
+        }
+    }
+
+    pub(crate) fn writes(&self) -> bool {
+        self.writes
     }
 
     /// Begins a run in the directory, which is there: writes the resolved
     /// recipe, and drops what a run that came to nothing has logged.
     pub(crate) fn begin(&self, recipe: &Recipe) -> Result<(), RunError> {
+        if !self.writes {
+            return Ok(());
+        }
         let text = recipe.to_toml()?;
         for name in [METRICS, SUMMARY] {
             self.remove(name)?;
@@ -60,10 +81,13 @@ impl RunDirectory {
     /// Refuses to write into a directory that was taken away while the run
     /// trained: what were written from then on would be half a run.
     pub(crate) fn check_there(&self) -> Result<(), RunError> {
-        let recipe = self.0.join(RECIPE);
+        if !self.writes {
+            return Ok(());
+        }
+        let recipe = self.path.join(RECIPE);
         match recipe.try_exists() {
             Ok(true) => Ok(()),
-            Ok(false) => Err(RunError::Vanished(self.0.clone())),
+            Ok(false) => Err(RunError::Vanished(self.path.clone())),
             Err(source) => Err(RunError::io("reading", &recipe, source)),
         }
     }
@@ -72,7 +96,7 @@ impl RunDirectory {
     /// were writing: nobody else writes here.
     pub(crate) fn tidy(&self, keep: usize) -> Result<(), RunError> {
         checkpoint::tidy(&self.checkpoints(), keep)?;
-        for directory in [&self.0, &self.0.join("adapter")] {
+        for directory in [&self.path, &self.path.join("adapter")] {
             if directory.is_dir() {
                 remove_leftovers(directory).map_err(|source| {
                     RunError::io("removing what is left in", directory, source)
@@ -87,6 +111,9 @@ impl RunDirectory {
     /// that the run has had so far takes its place, after the summary has gone:
     /// what is finished by one recipe is not so by another.
     pub(crate) fn go_on_after(&self, step: usize, recipe: Option<&Recipe>) -> Result<(), RunError> {
+        if !self.writes {
+            return Ok(());
+        }
         self.remove(SUMMARY)?;
         if let Some(recipe) = recipe {
             self.write(RECIPE, recipe.to_toml()?.as_bytes())?;
@@ -146,11 +173,11 @@ impl RunDirectory {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.0.join("checkpoints")
+        self.path.join("checkpoints")
     }
 
     pub(crate) fn newest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>, RunError> {
@@ -176,7 +203,7 @@ impl RunDirectory {
 
     /// The ranks that were noted; none by a run from before they were.
     pub(crate) fn ranks(&self) -> Result<BTreeMap<String, usize>, RunError> {
-        let path = self.0.join(RANKS);
+        let path = self.path.join(RANKS);
         if !path.exists() {
             return Ok(BTreeMap::new());
         }
@@ -217,6 +244,9 @@ impl RunDirectory {
     /// Draws the metrics so far: `loss.svg`, and `rewards.svg` and `accuracy.svg`
     /// where answers are compared.
     pub(crate) fn draw(&self) -> Result<(), RunError> {
+        if !self.writes {
+            return Ok(());
+        }
         let metrics = self.metrics()?;
         let pictures = [
             ("loss.svg", plot::loss_curves(&metrics)?),
@@ -244,19 +274,25 @@ impl RunDirectory {
     }
 
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
+        if !self.writes {
+            return Ok(());
+        }
         self.check_there()?;
         self.write_whole(name, bytes)
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         write_atomically(&path, |file| file.write_all(bytes))
             .map_err(|source| RunError::io("writing", &path, source))
     }
 
     fn append(&self, line: &impl Serialize) -> Result<(), RunError> {
+        if !self.writes {
+            return Ok(());
+        }
         self.check_there()?;
-        let path = self.0.join(METRICS);
+        let path = self.path.join(METRICS);
         let line = serde_json::to_string(line).map_err(|error| RunError::burn(&error))?;
         fs::OpenOptions::new()
             .create(true)
@@ -267,7 +303,7 @@ impl RunDirectory {
     }
 
     fn remove(&self, name: &str) -> Result<(), RunError> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(RunError::io("removing", &path, error))
@@ -292,7 +328,7 @@ impl RunDirectory {
     }
 
     fn metrics_text(&self) -> Result<String, RunError> {
-        let path = self.0.join(METRICS);
+        let path = self.path.join(METRICS);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),

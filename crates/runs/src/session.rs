@@ -1,19 +1,20 @@
 //! All that the loop needs, and what is left when it has ended.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Instant,
 };
 
 use burn::{
+    data::dataset::Dataset,
     module::Module,
     optim::ModuleOptimizer,
     tensor::Device,
     train::{Interrupter, Learner, renderer::MetricsRenderer},
 };
 use olora_adapter::has_moved;
-use olora_data::{Schedule, loader};
+use olora_data::{Schedule, Share, loader};
 use olora_model::Llama;
 use olora_training::{FailureContext, Passes, scheduler};
 
@@ -25,6 +26,7 @@ use crate::{
     finished::SUMMARY,
     learner::{optimizer, passes, run_learner},
     prepare::Prepared,
+    ranks::{Ranks, Start},
     run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
@@ -39,6 +41,9 @@ use crate::{
 /// A run that is ready to go on from where it stands.
 pub(crate) struct Session<'a> {
     prepared: &'a Prepared,
+    ranks: Ranks,
+    /// The newest checkpoint when the session began.
+    last_checkpoint: Option<(usize, PathBuf)>,
     passes: Passes,
     trainee: Trainee,
     optimizer: ModuleOptimizer,
@@ -55,16 +60,16 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         attached: Attached<'a>,
         directory: RunDirectory,
-        next: Next,
+        begin: &Start,
         fingerprint: u64,
-        device_memory: Option<u64>,
+        options: &TrainOptions,
     ) -> Result<Self, RunError> {
         let Attached {
             prepared,
             llama,
             schedule,
             counts,
-            ranks,
+            ranks: layer_ranks,
             memory,
             seconds,
         } = attached;
@@ -77,24 +82,26 @@ impl<'a> Session<'a> {
         let passes = passes(recipe, &llama)?;
         let trainee = Module::train(Trainee::new(llama, passes.clone()));
         let optimizer = optimizer(&recipe.training);
-        let (state, trainee, optimizer) = match next {
+        let last_checkpoint = begin.checkpoint.clone();
+        let (state, trainee, optimizer) = match &begin.next {
             Next::Begin => {
                 let state = RunState {
                     fingerprint,
                     ..RunState::default()
                 };
                 directory.begin(recipe)?;
-                directory.write_ranks(&ranks)?;
+                directory.write_ranks(&layer_ranks)?;
                 directory.write_data(&data.reports)?;
                 (state, trainee, optimizer)
             }
             Next::GoOn {
-                from: Whole { path, mut state },
+                from: Whole { path, state },
                 changed,
                 ..
             } => {
-                let (trainee, record) = checkpoint::load(&path, trainee)?;
-                directory.go_on_after(state.step, changed.then_some(recipe))?;
+                let mut state = state.clone();
+                let (trainee, record) = checkpoint::load(path, trainee)?;
+                directory.go_on_after(state.step, (*changed).then_some(recipe))?;
                 if state.last_loss.is_none() {
                     // Earlier versions did not keep it in the state.
                     state.last_loss = directory.last_loss()?;
@@ -102,6 +109,8 @@ impl<'a> Session<'a> {
                 (state, trainee, optimizer.load_record(record))
             }
         };
+        let ranks = options.ranks.clone();
+        ranks.agree(&trainee, "at the start")?;
         let plan = RunPlan {
             directory: directory.path().to_owned(),
             n_params: counts.params,
@@ -119,10 +128,12 @@ impl<'a> Session<'a> {
             n_samples: data.train.len(),
             precision: prepared.precision.clone(),
             memory,
-            device_memory,
+            device_memory: options.device.memory,
         };
         Ok(Self {
             prepared,
+            ranks,
+            last_checkpoint,
             passes,
             trainee,
             optimizer,
@@ -147,8 +158,12 @@ impl<'a> Session<'a> {
         let recipe = &prepared.recipe;
         let plan = self.plan.clone();
         observer.on(&Event::Ready(plan.clone()));
+        let leads = self.ranks.leads();
+        let n_ranks = self.ranks.n();
         if self.state.step == 0 {
-            sampler.run("before", &self.trainee.llama)?;
+            if leads {
+                sampler.run("before", &self.trainee.llama)?;
+            }
         } else {
             observer.on(&Event::Resumed(self.state.step));
         }
@@ -157,7 +172,9 @@ impl<'a> Session<'a> {
         let result = directory
             .path()
             .join(if full { "model" } else { "adapter" });
-        run_log::write_to(&directory.path().join("experiment.log"))?;
+        if leads {
+            run_log::write_to(&directory.path().join("experiment.log"))?;
+        }
         let interrupter = options.interrupter.clone();
         let details = options.device;
         let (llama, outcome) = self.fit(
@@ -179,11 +196,15 @@ impl<'a> Session<'a> {
             plan,
             wall_seconds: began.elapsed().as_secs_f64(),
             commit: options.commit,
+            n_ranks,
         };
         let summary = Summary::new(recipe, &outcome, around);
         let json = serde_json::to_vec_pretty(&summary).map_err(|error| RunError::burn(&error))?;
         if outcome.interrupted {
             directory.write(SUMMARY, &json)?;
+            return Ok(summary);
+        }
+        if !leads {
             return Ok(summary);
         }
         if !full {
@@ -224,14 +245,25 @@ impl<'a> Session<'a> {
             steps,
             ..
         } = self.prepared;
-        let train = loader(self.schedule, *padding).slice(self.state.n_batches, steps.n_batches);
+        let accumulation = recipe.training.accumulation;
+        let left = self.state.n_batches..steps.n_batches.max(self.state.n_batches);
+        let block = self.ranks.block(recipe)?;
+        let train = loader(
+            Share::new(self.schedule, left, accumulation, block),
+            *padding,
+        );
         // Burn wants a validation loader even where there is nothing to validate on.
         let validation = data.validation.clone().unwrap_or_else(|| {
             let all = data.train.corpus();
             all.select(|i| i < all.unit())
         });
         let validation = Schedule::sequential(validation, recipe.training.batch_size)?;
-        let valid = loader(validation, *padding);
+        let (rank, n_ranks) = (self.ranks.exchange().rank(), self.ranks.n());
+        let all = 0..validation.len();
+        let valid = loader(
+            Share::new(validation, all, n_ranks, rank..rank + 1),
+            *padding,
+        );
 
         let rate = recipe.training.learning_rate(steps.total);
         let ratio = recipe.training.loraplus_ratio;
@@ -247,6 +279,8 @@ impl<'a> Session<'a> {
             failure: failure.clone(),
             has_validation: data.validation.is_some(),
             directory: self.directory,
+            ranks: self.ranks,
+            last_checkpoint: self.last_checkpoint,
             observer: Arc::clone(observer),
             save_result: saver(self.prepared, result.to_owned())?,
             start: self.state,

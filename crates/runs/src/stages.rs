@@ -13,7 +13,6 @@ use crate::{
     base::load_base,
     counts::Counts,
     prepare::Prepared,
-    run_directory::RunDirectory,
     steps::schedule,
 };
 
@@ -44,15 +43,14 @@ impl<'a> Loaded<'a> {
     /// that an earlier session chose.
     pub(crate) fn attach(
         self,
-        resumed: Option<&RunDirectory>,
+        known: Option<&BTreeMap<String, usize>>,
         observer: &dyn Observer,
     ) -> Result<Attached<'a>, RunError> {
         let Self { prepared, llama } = self;
         let attaching = Instant::now();
         let (recipe, data, steps) = (&prepared.recipe, &prepared.data, &prepared.steps);
         let schedule = schedule(recipe, &data.train, steps.n_batches)?;
-        let known = resumed.map(RunDirectory::ranks).transpose()?;
-        let start = match &known {
+        let start = match known {
             _ if let Some(from) = &prepared.from => AdapterStart::From(from),
             Some(ranks) => AdapterStart::Resumed(ranks),
             None => AdapterStart::Fresh {

@@ -24,17 +24,22 @@ use burn::{
 use olora_data::Batch;
 
 use olora_training::{
-    Backward, FailureContext, Passes, StepResult, TrainError, caught, means, step,
+    FailureContext, Passes, StepResult, TrainError, caught, means, step_together,
 };
 
+#[cfg(feature = "test-hooks")]
+use crate::step_work;
 use crate::{
     Event, Observer, RunError, StepReport, checkpoint,
     claim::untidy,
     memory::{device_reserved_bytes, peak_resident_bytes},
+    rank_times::{RankTimes, Slow},
+    ranks::Ranks,
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
     run_log,
     state::{Outcome, RunState},
+    step_work::{Batches, StepWork},
     trainee::{Learning, StepOutput, Trainee},
 };
 
@@ -58,6 +63,10 @@ pub(crate) struct StepStrategy {
     pub(crate) failure: FailureContext,
     pub(crate) has_validation: bool,
     pub(crate) directory: RunDirectory,
+    /// The processes that make the run together.
+    pub(crate) ranks: Ranks,
+    /// The newest checkpoint when the loop starts.
+    pub(crate) last_checkpoint: Option<(usize, PathBuf)>,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) save_result: SaveResult,
     /// Where the run stands when the loop starts.
@@ -83,7 +92,9 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             interrupter: components.interrupter,
             state: self.start.clone(),
             unread: Vec::new(),
-            last_checkpoint: None,
+            times: RankTimes::default(),
+            slow: Slow::default(),
+            last_checkpoint: self.last_checkpoint.clone(),
             peak_device_memory: None,
             first_step_seconds: None,
         };
@@ -111,6 +122,10 @@ struct Run<'a> {
     state: RunState,
     /// Steps whose loss and norm are still on the device.
     unread: Vec<Unread>,
+    /// What each rank has taken since the last logged line.
+    times: RankTimes,
+    /// Which ranks have been named as slow.
+    slow: Slow,
     last_checkpoint: Option<(usize, PathBuf)>,
     peak_device_memory: Option<u64>,
     first_step_seconds: Option<f64>,
@@ -128,7 +143,6 @@ impl Run<'_> {
         let training = &strategy.training;
         let total = strategy.total_steps;
         let mut batches = batches.iter();
-        self.last_checkpoint = strategy.directory.newest_checkpoint()?;
         self.report_event(LearnerEvent::StartSplit {
             epoch_number: 1,
             total_items: total,
@@ -142,17 +156,17 @@ impl Run<'_> {
             if let Some(error) = self.interrupter.error() {
                 return Err(RunError::burn(&error));
             }
-            // The optimiser's state can only be had during an update, so an interrupted run
-            // makes one more step, with a checkpoint.
-            interrupted = self.interrupter.should_stop();
             let step = self.state.step + 1;
             let every = |n: usize| n > 0 && step.is_multiple_of(n);
             let last = step == total;
-            let checkpoint_due = last || interrupted || every(training.checkpoint_every);
+            let checkpoint_due = last || every(training.checkpoint_every);
             let evaluation_due =
                 strategy.has_validation && (last || every(training.evaluate_every));
             let log_due = last || every(training.log_every);
-            self.step(&mut batches, checkpoint_due)?;
+            // The optimiser's state can only be had during an update: whoever is asked to stop ends with
+            // the update that all ranks are about to make.
+            interrupted = self.step(&mut batches, checkpoint_due)?;
+            let checkpoint_due = checkpoint_due || interrupted;
             if strategy.accelerator && self.first_step_seconds.is_none() {
                 // The one wait that nothing else asks for: what the kernels cost is to be seen.
                 strategy
@@ -205,65 +219,55 @@ impl Run<'_> {
         })
     }
 
-    /// One optimiser step over `accumulation` micro-batches.
-    fn step(
-        &mut self,
-        batches: &mut dyn Iterator<Item = Result<Batch, burn::data::dataset::DatasetError>>,
-        checkpoint_due: bool,
-    ) -> Result<(), RunError> {
+    /// One optimiser step over `accumulation` micro-batches. Returns whether any
+    /// rank was asked to stop.
+    fn step(&mut self, batches: &mut Batches<'_>, checkpoint_due: bool) -> Result<bool, RunError> {
         let strategy = self.strategy;
-        let training = &strategy.training;
         let number = self.state.step + 1;
-        let state = &mut self.state;
         #[cfg(feature = "test-hooks")]
-        lose_device(number);
-        if checkpoint_due {
+        step_work::lose_device(number, strategy.ranks.exchange().rank());
+        if checkpoint_due && strategy.directory.writes() {
             self.learner.model().tap().request();
         }
-        let backward = |learning: &Learning<'_>, micro_batch: usize| {
-            let Some(batch) = batches.next() else {
-                // Only the last step of a run by epochs may be short of micro-batches.
-                if micro_batch == 0 {
-                    return Err(RunError::mismatch(format!(
-                        "the data ended before step {number}"
-                    )));
-                }
-                if number < strategy.total_steps {
-                    return Err(RunError::mismatch(format!(
-                        "the data ended during step {number}"
-                    )));
-                }
-                return Ok(None);
-            };
-            let batch = batch.map_err(|error| RunError::burn(&error))?;
-            if batch.n_trained == 0 {
-                return Err(RunError::mismatch(format!(
-                    "the batch of step {number} has no trained tokens: its loss would be 0 / 0"
-                )));
-            }
-            state.n_batches += 1;
-            state.tokens += batch.n_tokens as u64;
-            state.window.tokens += batch.n_tokens as u64;
-            strategy
-                .passes
-                .seed_dropout(strategy.seed, number, micro_batch);
-            let output = learning.0.train_step(batch);
-            Ok(Some(Backward {
-                loss: output.item.loss_sum,
-                measures: output.item.measures,
-                count: output.item.count,
-                grads: output.grads,
-            }))
+        let mut work = StepWork {
+            strategy,
+            batches,
+            interrupter: &self.interrupter,
+            number,
+            n_done: 0,
+            tokens: 0,
         };
         let mut learning = Learning(&mut *self.learner);
-        let (accumulation, max_norm) = (training.accumulation, training.max_grad_norm);
-        let result = step(&mut learning, accumulation, max_norm, backward)?;
+        let training = &strategy.training;
+        let result = step_together(
+            &mut learning,
+            strategy.ranks.exchange(),
+            training.accumulation,
+            training.max_grad_norm,
+            &mut work,
+        );
+        let result = result.map_err(|error| match error {
+            RunError::Train(TrainError::NotFinite { value, .. }) => RunError::NotFinite {
+                what: "loss",
+                first: None,
+                value: value as f32,
+                step: number,
+                last_good: self.last_checkpoint.take().map(|(_, path)| path),
+            },
+            other => other,
+        })?;
+        let tokens: u64 = result.ranks.iter().map(|rank| rank.tokens).sum();
+        self.state.n_batches += result.n_micro_batches;
+        self.state.tokens += tokens;
+        self.state.window.tokens += tokens;
+        self.times.add(&result);
+        let stop = result.ranks.iter().any(|rank| rank.stop);
         self.unread.push(Unread {
             step: number,
             result,
         });
         self.state.step = number;
-        Ok(())
+        Ok(stop)
     }
 
     /// Brings the losses since the last reading to the host and refuses to go
@@ -317,6 +321,7 @@ impl Run<'_> {
 
     fn log(&mut self, grad_norm: f64) -> Result<(), RunError> {
         let window = std::mem::take(&mut self.state.window);
+        let times = std::mem::take(&mut self.times);
         let count = if window.n_trained > 0.0 {
             window.n_trained
         } else {
@@ -337,7 +342,11 @@ impl Run<'_> {
             peak_memory: peak_resident_bytes(),
             device_memory,
             measures: means(&window.measures, count),
+            ranks: times.report(self.strategy.ranks.exchange()),
         };
+        if let Some(note) = self.slow.note(report.ranks.as_ref()) {
+            self.strategy.observer.on(&Event::Note(note));
+        }
         self.state.last_loss = Some(loss);
         self.strategy.directory.log_step(&report)?;
         log::info!("{report:?}");
@@ -361,7 +370,8 @@ impl Run<'_> {
         let model = self.learner.model().valid();
         let step = self.state.step;
         let passes = &self.strategy.passes;
-        let evaluation = passes.evaluate(&model.llama, self.valid.iter());
+        let exchange = self.strategy.ranks.exchange();
+        let evaluation = passes.evaluate_together(exchange, &model.llama, self.valid.iter());
         let evaluation = evaluation.map_err(|error| match error {
             TrainError::NotFinite { value, first } => RunError::NotFinite {
                 what: "validation loss",
@@ -407,6 +417,9 @@ impl Run<'_> {
     }
 
     fn save_result(&self) -> Result<(), RunError> {
+        if !self.strategy.directory.writes() {
+            return Ok(());
+        }
         self.strategy.directory.check_there()?;
         (self.strategy.save_result)(&self.learner.model())
     }
@@ -425,10 +438,19 @@ impl Run<'_> {
                 last_good,
             });
         }
+        strategy
+            .ranks
+            .agree(&model, &format!("after step {}", self.state.step))?;
+        let checkpoints = strategy.directory.checkpoints();
+        if !strategy.directory.writes() {
+            // The first rank writes it under this name.
+            let path = checkpoint::path_of(&checkpoints, self.state.step);
+            self.last_checkpoint = Some((self.state.step, path));
+            return Ok(());
+        }
         let record = model.tap().take().ok_or_else(|| {
             RunError::burn(&"the optimiser's state was not captured for the checkpoint".to_owned())
         })?;
-        let checkpoints = strategy.directory.checkpoints();
         let path = checkpoint::save(&checkpoints, &model, record, &self.state)?;
         log::info!("checkpoint {}", path.display());
         strategy.observer.on(&Event::Checkpoint {
@@ -448,13 +470,4 @@ impl Run<'_> {
         self.interrupter
             .fail_on_error(self.processor.process_train(event));
     }
-}
-
-/// Does what a lost device does, at the step that a test names.
-#[cfg(feature = "test-hooks")]
-fn lose_device(step: usize) {
-    let at = std::env::var("OLORA_TEST_LOSE_DEVICE_AT").ok();
-    let lost = at.is_some_and(|at| at.parse() == Ok(step));
-    // So do tensor operations on a lost device.
-    assert!(!lost, "the device is lost (a test asked for it)");
 }

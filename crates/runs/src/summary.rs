@@ -82,6 +82,10 @@ pub struct Summary {
     pub n_trained_params: usize,
     /// The device, as the caller describes it, or else as Burn names it.
     pub device: String,
+    /// Of a run of several processes, how many; memory and device are the
+    /// first's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<usize>,
     /// Versions of this program and of Burn.
     pub versions: BTreeMap<&'static str, String>,
 }
@@ -95,6 +99,7 @@ pub(crate) struct Around {
     pub(crate) plan: RunPlan,
     pub(crate) wall_seconds: f64,
     pub(crate) commit: Option<String>,
+    pub(crate) n_ranks: usize,
 }
 
 impl Summary {
@@ -149,6 +154,7 @@ impl Summary {
             n_params: plan.n_params,
             n_trained_params: plan.n_trained_params,
             device: around.device,
+            ranks: Some(around.n_ranks).filter(|n| *n > 1),
             versions: versions
                 .filter_map(|(name, version)| Some((name, version?)))
                 .collect(),

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use olora_data::Tokenizer;
 use olora_model::{KvCache, Llama};
+use olora_training::{Exchange, TrainError};
 
 use crate::{
     GenerationResult, ItemResults, OpenQuestion, TaskError, TaskOptions,
@@ -11,10 +12,12 @@ use crate::{
     finite::not_finite,
     number::{STOP, flexible, normalised, same, strict, until},
     score::{Run, ids, integers},
+    spread::{is_mine, together},
 };
 
 /// The model's answers, prompts of one length together.
 pub(crate) fn answer(
+    exchange: &dyn Exchange,
     llama: &Llama,
     tokenizer: &Tokenizer,
     items: &[OpenQuestion],
@@ -31,19 +34,24 @@ pub(crate) fn answer(
     let writer = Writer::new(llama, tokenizer, options)?;
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| Reverse(prompts[i].len()));
-    let mut written = vec![Vec::new(); items.len()];
-    let mut n_done = 0;
+    let mut mine = Vec::new();
+    let (mut n_done, mut piece) = (0, 0);
     for same_length in order.chunk_by(|&a, &b| prompts[a].len() == prompts[b].len()) {
         let row = prompts[same_length[0]].len() + options.max_new_tokens;
         for batch in same_length.chunks((options.batch_tokens / row).max(1)) {
-            let rows: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();
-            for (&i, tokens) in batch.iter().zip(writer.write(&rows)?) {
-                written[i] = tokens;
-            }
+            piece += 1;
             n_done += batch.len();
+            if !is_mine(exchange, piece - 1) {
+                continue;
+            }
+            exchange.check().map_err(TrainError::from)?;
+            let rows: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();
+            mine.extend(batch.iter().copied().zip(writer.write(&rows)?));
             done(n_done);
         }
     }
+    done(items.len());
+    let written = together(exchange, mine, items.len())?;
     let mut results = Vec::with_capacity(items.len());
     for (index, (item, tokens)) in items.iter().zip(&written).enumerate() {
         let text = tokenizer.decode(tokens, true)?;

@@ -27,6 +27,7 @@ mod python;
 mod result;
 mod score;
 mod share;
+mod spread;
 
 pub use error::TaskError;
 pub use files::load;
@@ -34,7 +35,7 @@ pub use item::{Items, MultipleChoice, OpenQuestion, Task};
 pub use name::TaskName;
 pub use output::{files_of, write_items};
 pub use result::{ChoiceResult, GenerationResult, ItemResults, Score, TaskResult};
-pub use score::{TaskOptions, TaskProgress, score};
+pub use score::{TaskOptions, TaskProgress, score, score_together};
 
 /// The harness whose definitions these are.
 pub const DEFINITION: &str = "lm-evaluation-harness 0.4.13, zero-shot";

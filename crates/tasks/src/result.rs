@@ -101,11 +101,26 @@ pub struct ChoiceResult {
 }
 
 /// What the model makes of one choice.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Likelihood {
+    /// To other processes as bits, as it may be NaN, and is to be the same there.
+    #[serde(with = "bits")]
     pub(crate) sum: f64,
     pub(crate) greedy: bool,
     pub(crate) tokens: usize,
+}
+
+mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.to_bits().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
 }
 
 impl ChoiceResult {

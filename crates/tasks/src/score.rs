@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::log_softm
 use olora_data::{Padding, Tokenizer};
 use olora_model::{KvCache, Llama, ModelConfig};
 use olora_operations::loss::rows_at_once;
+use olora_training::{Exchange, Local, TrainError};
 
 use crate::{
     ChoiceResult, ItemResults, Items, MultipleChoice, Task, TaskError, TaskName, TaskResult,
@@ -14,6 +15,7 @@ use crate::{
     generation,
     result::Likelihood,
     share::{PrefixPlan, batches},
+    spread::{is_mine, together},
 };
 
 /// How tasks are run.
@@ -121,6 +123,23 @@ pub fn score(
     options: &TaskOptions,
     progress: &mut dyn FnMut(TaskProgress),
 ) -> Result<Vec<TaskResult>, TaskError> {
+    score_together(&Local, llama, tokenizer, tasks, options, progress)
+}
+
+/// The same with the batches of each task shared out among several processes,
+/// each with the model. All get the results, which are those of one process.
+///
+/// # Errors
+///
+/// Those of [`score`], and when another process has failed.
+pub fn score_together(
+    exchange: &dyn Exchange,
+    llama: &Llama,
+    tokenizer: &Tokenizer,
+    tasks: &[Task],
+    options: &TaskOptions,
+    progress: &mut dyn FnMut(TaskProgress),
+) -> Result<Vec<TaskResult>, TaskError> {
     options.validate(llama, tokenizer, tasks)?;
     let results = tasks.iter().map(|task| {
         let began = Instant::now();
@@ -134,8 +153,12 @@ pub fn score(
         };
         done(0);
         let run = match &task.items {
-            Items::Choices(items) => choose(llama, tokenizer, task, items, options, &mut done),
-            Items::Open(items) => generation::answer(llama, tokenizer, items, options, &mut done),
+            Items::Choices(items) => {
+                choose(exchange, llama, tokenizer, task, items, options, &mut done)
+            }
+            Items::Open(items) => {
+                generation::answer(exchange, llama, tokenizer, items, options, &mut done)
+            }
         }?;
         Ok(TaskResult {
             task: task.name,
@@ -158,6 +181,7 @@ pub(crate) struct Run {
 }
 
 fn choose(
+    exchange: &dyn Exchange,
     llama: &Llama,
     tokenizer: &Tokenizer,
     task: &Task,
@@ -196,9 +220,12 @@ fn choose(
         .rotation_changes_beyond()
         .is_none_or(|limit| longest.unwrap_or(0) <= limit);
     let (likelihoods, tokens) = if options.share_prefix && is_one_length {
-        shared(llama, &requests, options, done)?
+        shared(exchange, llama, &requests, options, done)?
     } else {
-        (one_by_one(llama, &requests, done)?, request_tokens)
+        (
+            one_by_one(exchange, llama, &requests, done)?,
+            request_tokens,
+        )
     };
     let mut results = Vec::with_capacity(items.len());
     for (i, (item, likelihoods)) in items.iter().zip(&likelihoods).enumerate() {
@@ -220,6 +247,7 @@ fn choose(
 
 /// Each request as a forward pass of its own.
 fn one_by_one(
+    exchange: &dyn Exchange,
     llama: &Llama,
     requests: &[Vec<Request>],
     done: &mut dyn FnMut(usize),
@@ -236,17 +264,22 @@ fn one_by_one(
         let read = read(wanted, &targets.concat(), 1)?;
         Ok(likelihood(request, |k| read.at(k, 0)))
     };
-    let mut all = Vec::with_capacity(requests.len());
-    for of_item in requests {
+    let mut mine = Vec::with_capacity(requests.len());
+    for (item, of_item) in requests.iter().enumerate() {
+        if !is_mine(exchange, item) {
+            continue;
+        }
+        exchange.check().map_err(TrainError::from)?;
         let likelihoods: Result<Vec<_>, TaskError> = of_item.iter().map(alone).collect();
-        all.push(likelihoods?);
-        done(all.len());
+        mine.push((item, likelihoods?));
+        done((mine.len() * exchange.n_ranks()).min(requests.len()));
     }
-    Ok(all)
+    together(exchange, mine, requests.len())
 }
 
 /// Each item's common prefix once, in batches. Also returns how many tokens were run.
 fn shared(
+    exchange: &dyn Exchange,
     llama: &Llama,
     requests: &[Vec<Request>],
     options: &TaskOptions,
@@ -257,18 +290,26 @@ fn shared(
         .iter()
         .map(|of_item| PrefixPlan::new(of_item, multiple));
     let plans: Vec<PrefixPlan> = plans.collect();
-    let mut all = vec![Vec::new(); requests.len()];
+    let mut mine = Vec::new();
     let mut n_done = 0;
-    for batch in batches(&plans, options.batch_tokens, multiple) {
+    for (piece, batch) in batches(&plans, options.batch_tokens, multiple)
+        .into_iter()
+        .enumerate()
+    {
+        n_done += batch.len();
+        if !is_mine(exchange, piece) {
+            continue;
+        }
+        exchange.check().map_err(TrainError::from)?;
         let items = batch.iter().map(|&i| (&plans[i], requests[i].as_slice()));
         let items: Vec<_> = items.collect();
         let likelihoods = Batch::new(&items, multiple).run(llama)?;
-        for (i, of_item) in batch.iter().zip(likelihoods) {
-            all[*i] = of_item;
-        }
-        n_done += batch.len();
+        mine.extend(batch.iter().copied().zip(likelihoods));
+        // What comes before it is done by others meanwhile.
         done(n_done);
     }
+    done(requests.len());
+    let all = together(exchange, mine, requests.len())?;
     Ok((all, plans.iter().map(PrefixPlan::n_tokens).sum()))
 }
 

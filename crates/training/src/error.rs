@@ -7,6 +7,8 @@ use olora_data::DataError;
 use olora_files::size;
 use olora_model::ModelError;
 
+use crate::ExchangeError;
+
 /// Why something could not be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -72,6 +74,9 @@ pub enum TrainError {
     /// The model could not be read or written.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Another process of the run has failed, or is gone.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
 }
 
 impl TrainError {

@@ -9,7 +9,8 @@ use olora_model::{Llama, first_not_finite};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    TrainError,
+    Exchange, ExchangeError, Local, TrainError,
+    header::Bytes,
     objective::{Objective, means},
     passes::{embedded, forward},
 };
@@ -44,21 +45,38 @@ pub fn evaluate<E: ToString>(
     llama: &Llama,
     batches: impl IntoIterator<Item = Result<Batch, E>>,
 ) -> Result<Evaluation, TrainError> {
+    evaluate_together(&Local, objective, llama, batches)
+}
+
+/// The same with the batches shared out among ranks: `batches` are every
+/// `n_ranks`-th one from this rank's number on. What they give is added in the
+/// order of all batches, so the result is that of one process.
+///
+/// # Errors
+///
+/// Those of [`evaluate`]; [`TrainError::Exchange`] if another rank has failed.
+pub fn evaluate_together<E: ToString>(
+    exchange: &dyn Exchange,
+    objective: &dyn Objective,
+    llama: &Llama,
+    batches: impl IntoIterator<Item = Result<Batch, E>>,
+) -> Result<Evaluation, TrainError> {
     let compares = objective.needs_reference();
     let base = compares.then(|| switched_off(llama.clone())).transpose()?;
-    evaluate_beside(objective, llama, base.as_ref(), batches)
+    evaluate_beside(exchange, objective, llama, base.as_ref(), batches)
 }
 
 /// The same, compared with any model.
 pub(crate) fn evaluate_beside<E: ToString>(
+    exchange: &dyn Exchange,
     objective: &dyn Objective,
     llama: &Llama,
     reference: Option<&Llama>,
     batches: impl IntoIterator<Item = Result<Batch, E>>,
 ) -> Result<Evaluation, TrainError> {
-    let (mut sum, mut count) = (0.0, 0.0);
-    let mut measures = BTreeMap::<String, f64>::new();
+    let mut mine = Vec::new();
     for batch in batches {
+        exchange.check()?;
         let batch = batch.map_err(|error| TrainError::burn(&error))?;
         let found = forward(objective, llama, reference, &batch);
         let loss = read(found.sum)?;
@@ -68,10 +86,21 @@ pub(crate) fn evaluate_beside<E: ToString>(
                 first: first(llama, &batch)?,
             });
         }
-        sum += loss;
-        count += objective.count(&batch);
-        for (name, sum) in found.measures {
-            *measures.entry(name.to_owned()).or_default() += read(sum)?;
+        let measures = found.measures.into_iter();
+        let measures = measures.map(|(name, sum)| Ok((name.to_owned(), read(sum)?)));
+        mine.push(OfBatch {
+            loss,
+            count: objective.count(&batch),
+            measures: measures.collect::<Result<_, TrainError>>()?,
+        });
+    }
+    let (mut sum, mut count) = (0.0, 0.0);
+    let mut measures = BTreeMap::<String, f64>::new();
+    for of_batch in gathered(exchange, mine)? {
+        sum += of_batch.loss;
+        count += of_batch.count;
+        for (name, sum) in of_batch.measures {
+            *measures.entry(name).or_default() += sum;
         }
     }
     let divisor = if count > 0.0 { count } else { 1.0 };
@@ -82,6 +111,73 @@ pub(crate) fn evaluate_beside<E: ToString>(
         count,
         measures: means(&measures, divisor),
     })
+}
+
+/// The sums of one batch.
+struct OfBatch {
+    loss: f64,
+    count: f64,
+    measures: Vec<(String, f64)>,
+}
+
+/// The batches of all ranks, in the order that one process would take them.
+fn gathered(exchange: &dyn Exchange, mine: Vec<OfBatch>) -> Result<Vec<OfBatch>, TrainError> {
+    if exchange.n_ranks() == 1 {
+        return Ok(mine);
+    }
+    let mut bytes = Vec::new();
+    for of_batch in &mine {
+        bytes.extend(of_batch.loss.to_le_bytes());
+        bytes.extend(of_batch.count.to_le_bytes());
+        bytes.extend((of_batch.measures.len() as u64).to_le_bytes());
+        for (name, sum) in &of_batch.measures {
+            bytes.extend((name.len() as u64).to_le_bytes());
+            bytes.extend(name.as_bytes());
+            bytes.extend(sum.to_le_bytes());
+        }
+    }
+    let all = exchange.gather(bytes)?;
+    let mut of_ranks = Vec::with_capacity(all.len());
+    for (rank, bytes) in all.iter().enumerate() {
+        let mut rest = Bytes(bytes);
+        let mut of_rank = Vec::new();
+        while !rest.0.is_empty() {
+            of_rank.push(OfBatch::take(&mut rest).ok_or_else(|| {
+                let who = exchange.name(rank);
+                ExchangeError::Differ(format!("{who} sent an evaluation that is cut short"))
+            })?);
+        }
+        of_ranks.push(of_rank.into_iter());
+    }
+    let mut ordered = Vec::new();
+    loop {
+        let before = ordered.len();
+        for of_rank in &mut of_ranks {
+            ordered.extend(of_rank.next());
+        }
+        if ordered.len() == before {
+            return Ok(ordered);
+        }
+    }
+}
+
+impl OfBatch {
+    fn take(bytes: &mut Bytes<'_>) -> Option<Self> {
+        let loss = f64::from_bits(bytes.u64()?);
+        let count = f64::from_bits(bytes.u64()?);
+        let n = bytes.u64()?;
+        let mut measures = Vec::new();
+        for _ in 0..n {
+            let length = usize::try_from(bytes.u64()?).ok()?;
+            let name = String::from_utf8(bytes.take(length)?.to_vec()).ok()?;
+            measures.push((name, f64::from_bits(bytes.u64()?)));
+        }
+        Some(Self {
+            loss,
+            count,
+            measures,
+        })
+    }
 }
 
 /// A count of tokens is written without a point.

@@ -6,6 +6,7 @@
 //! | [`Dpo`], [`Orpo`], [`SimPo`], [`Kto`] | objectives that learn from judged answers |
 //! | [`Passes`] | forward and backward through one micro-batch, whole or block by block |
 //! | [`step()`] | accumulate, average by the count, clip, update |
+//! | [`Exchange`] | how several processes make one step: [`step_together()`] |
 //! | [`LearningRate`], [`scheduler`] | the rate of a step, and of each parameter |
 //! | [`evaluate`] | the loss over held-out data |
 //! | [`on_device`] | what a device's failure means |
@@ -44,19 +45,24 @@
 
 mod error;
 mod evaluate;
+mod exchange;
 mod failure;
 mod gradients;
+mod header;
 mod kto;
 mod objective;
+mod order;
 mod panics;
 mod passes;
 mod preference;
 mod rates;
 mod reference;
+mod shared;
 mod step;
 
 pub use error::TrainError;
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, evaluate, evaluate_together};
+pub use exchange::{Exchange, ExchangeError, Local, share};
 pub use failure::{DeviceErrors, FailureContext, on_device};
 pub use gradients::{average_and_clip, for_each_gradient};
 pub use kto::Kto;
@@ -66,4 +72,5 @@ pub use passes::{Passes, Recompute, loss_sum};
 pub use preference::{Dpo, DpoLoss, Orpo, SimPo};
 pub use rates::{Decay, LearningRate, scheduler};
 pub use reference::Reference;
-pub use step::{Backward, Learns, Optimized, StepResult, step};
+pub use shared::sum_over_ranks;
+pub use step::{Backward, Learns, Optimized, RankStep, StepResult, Work, step, step_together};

@@ -16,7 +16,7 @@ use olora_model::{Llama, Positions};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Evaluation, TrainError,
+    Evaluation, Exchange, Local, TrainError,
     evaluate::evaluate_beside,
     gradients,
     objective::{Beside, CrossEntropy, Loss, Measure, Objective, Outputs},
@@ -175,8 +175,33 @@ impl Passes {
         llama: &Llama,
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Evaluation, TrainError> {
+        self.evaluate_together(&Local, llama, batches)
+    }
+
+    /// The same with the batches shared out among ranks, as
+    /// [`evaluate_together`](crate::evaluate_together) has it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn evaluate_together<E: ToString>(
+        &self,
+        exchange: &dyn Exchange,
+        llama: &Llama,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Evaluation, TrainError> {
         let reference = self.reference(llama);
-        evaluate_beside(&*self.objective, llama, reference.as_ref(), batches)
+        evaluate_beside(
+            exchange,
+            &*self.objective,
+            llama,
+            reference.as_ref(),
+            batches,
+        )
     }
 
     /// The model that the objective compares with, if it does.

@@ -1,13 +1,22 @@
 //! One optimiser step: accumulate, average by the count, clip, update.
 
+use std::time::Instant;
+
 use burn::{
     lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     module::Module,
-    optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer},
+    optim::{GradientsParams, ModuleOptimizer},
     tensor::Tensor,
 };
 
-use crate::{TrainError, gradients::average_and_clip, objective::Measure};
+use crate::{
+    Exchange, Local, TrainError,
+    exchange::share,
+    gradients::{self, average_and_clip},
+    objective::Measure,
+    order::Parts,
+    shared::{Mine, together},
+};
 
 /// What going forward and backward through one micro-batch gives: sums.
 #[derive(Debug)]
@@ -33,6 +42,24 @@ pub struct StepResult {
     pub count: f64,
     /// The global norm of the averaged gradients before clipping, `[1]`, f32.
     pub norm: Tensor<1>,
+    /// The micro-batches of the step, all ranks' together.
+    pub n_micro_batches: usize,
+    /// What each rank said of its share.
+    pub ranks: Vec<RankStep>,
+    /// Seconds in which sums were on their way between ranks.
+    pub exchange_seconds: f64,
+}
+
+/// What a rank says of its share of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankStep {
+    /// Unpadded input tokens.
+    pub tokens: u64,
+    /// Seconds that its share took, without waiting for others. Alone, a rank
+    /// does not wait for its device either.
+    pub seconds: f64,
+    /// Whether it was asked to stop.
+    pub stop: bool,
 }
 
 /// A module with its optimiser and its learning rate, whoever holds them:
@@ -84,6 +111,48 @@ impl<M: Module> Learns for Optimized<M> {
     }
 }
 
+/// What a step does with one micro-batch after another, and what else its ranks
+/// tell each other. A closure that goes through a micro-batch is one.
+pub trait Work<L> {
+    /// What can go wrong.
+    type Error: From<TrainError>;
+
+    /// Goes forward and backward through the micro-batch of this index, counted
+    /// from 0 over all ranks; `None` if there is none any more.
+    ///
+    /// # Errors
+    ///
+    /// End the step, and nothing is updated.
+    fn backward(
+        &mut self,
+        learner: &L,
+        micro_batch: usize,
+    ) -> Result<Option<Backward>, Self::Error>;
+
+    /// After its last micro-batch: the unpadded tokens of this rank's share, and
+    /// whether it was asked to stop.
+    fn share(&mut self) -> (u64, bool) {
+        (0, false)
+    }
+
+    /// Before the update: what all ranks said.
+    fn agreed(&mut self, learner: &L, ranks: &[RankStep]) {
+        let _ = (learner, ranks);
+    }
+}
+
+impl<L, E, F> Work<L> for F
+where
+    E: From<TrainError>,
+    F: FnMut(&L, usize) -> Result<Option<Backward>, E>,
+{
+    type Error = E;
+
+    fn backward(&mut self, learner: &L, micro_batch: usize) -> Result<Option<Backward>, E> {
+        self(learner, micro_batch)
+    }
+}
+
 /// One step over up to `accumulation` micro-batches, whatever the module is.
 ///
 /// `backward` goes forward and backward through the micro-batch of this index,
@@ -92,6 +161,10 @@ impl<M: Module> Learns for Optimized<M> {
 /// counts, scaled down to a global norm of at most `max_grad_norm` (0 leaves
 /// them alone), and handed to the optimiser: the step is that of one large
 /// batch, however unequal its parts are.
+///
+/// They are added as the leaves of a binary tree, neighbours first:
+/// `((0+1)+(2+3))+…`, for up to three the order from left to right. So as many
+/// partial gradients are held at once as `accumulation` has binary digits.
 ///
 /// # Errors
 ///
@@ -104,11 +177,33 @@ pub fn step<L: Learns, E: From<TrainError>>(
     max_grad_norm: f64,
     mut backward: impl FnMut(&L, usize) -> Result<Option<Backward>, E>,
 ) -> Result<StepResult, E> {
-    let mut accumulator = GradientsAccumulator::new();
-    let mut sums: Option<(Tensor<1>, Vec<Measure>)> = None;
-    let mut count = 0.0;
-    for micro_batch in 0..accumulation {
-        let Some(pass) = backward(learner, micro_batch)? else {
+    step_together(learner, &Local, accumulation, max_grad_norm, &mut backward)
+}
+
+/// The same step with its micro-batches shared out among ranks: each has a block
+/// of neighbours, and all make the same update, bit for bit that of one process
+/// on the same kind of processor.
+///
+/// # Errors
+///
+/// Those of [`step`]; and [`TrainError::Exchange`] if another rank has failed, or
+/// the ranks are not at the same step of the same run.
+pub fn step_together<L: Learns, W: Work<L>>(
+    learner: &mut L,
+    exchange: &dyn Exchange,
+    accumulation: usize,
+    max_grad_norm: f64,
+    work: &mut W,
+) -> Result<StepResult, W::Error> {
+    let began = Instant::now();
+    let block =
+        share(accumulation, exchange.rank(), exchange.n_ranks()).map_err(TrainError::from)?;
+    let mut parts = Parts::new();
+    let mut counts = Vec::new();
+    let module = learner.module();
+    for micro_batch in block {
+        exchange.check().map_err(TrainError::from)?;
+        let Some(pass) = work.backward(learner, micro_batch)? else {
             break;
         };
         if pass.count <= 0.0 {
@@ -116,38 +211,81 @@ pub fn step<L: Learns, E: From<TrainError>>(
                 "a micro-batch has nothing that its loss is divided by, such as trained tokens: it \
                  would be 0 / 0"
                     .to_owned(),
-            ));
+            )
+            .into());
         }
-        count += pass.count;
-        sums = Some(match sums {
-            None => (pass.loss, pass.measures),
-            Some((loss, measures)) => (loss + pass.loss, added(measures, pass.measures)?),
-        });
-        accumulator.accumulate(&learner.module(), pass.grads);
+        counts.push(pass.count);
+        let part = Part {
+            loss: pass.loss,
+            measures: pass.measures,
+            grads: pass.grads,
+        };
+        let add = &mut |left, right| add_parts(&module, left, right);
+        parts.leaf(micro_batch, part, add)?;
     }
-    let Some((loss, measures)) = sums else {
-        return Err(mismatch(
-            "there is no micro-batch to make a step of".to_owned(),
-        ));
+    let (tokens, stop) = work.share();
+    let mine = Mine {
+        parts,
+        counts,
+        tokens,
+        stop,
+        began,
     };
-    // Several processes would exchange loss, measures, count and gradients here.
-    let module = learner.module();
-    let mut grads = accumulator.grads();
+    let ours = together(exchange, accumulation, &module, mine)?;
+    let Some(Sums {
+        loss,
+        measures,
+        mut grads,
+    }) = ours.sums
+    else {
+        return Err(mismatch("there is no micro-batch to make a step of".to_owned()).into());
+    };
+    let count = ours.counts.iter().sum();
     let norm = average_and_clip(&module, &mut grads, count, max_grad_norm).ok_or_else(|| {
         mismatch("no parameter received a gradient: is everything frozen?".to_owned())
     })?;
     // A clone that is still held would keep the optimiser from updating in place.
     drop(module);
+    work.agreed(learner, &ours.ranks);
     learner.update(grads);
     Ok(StepResult {
         loss,
         measures,
         count,
         norm,
+        n_micro_batches: ours.counts.len(),
+        ranks: ours.ranks,
+        exchange_seconds: ours.exchange_seconds,
     })
 }
 
-fn added<E: From<TrainError>>(sums: Vec<Measure>, more: Vec<Measure>) -> Result<Vec<Measure>, E> {
+/// Sums over some micro-batches of a step.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) loss: Tensor<1>,
+    pub(crate) measures: Vec<Measure>,
+    pub(crate) grads: GradientsParams,
+}
+
+/// Sums over all of them.
+pub(crate) type Sums = Part;
+
+/// What is left of it first: it is the order of the sums.
+pub(crate) fn add_parts<M: Module>(
+    module: &M,
+    left: Part,
+    right: Part,
+) -> Result<Part, TrainError> {
+    let mut grads = left.grads;
+    gradients::add(module, right.grads, &mut grads);
+    Ok(Part {
+        loss: left.loss + right.loss,
+        measures: added(left.measures, right.measures)?,
+        grads,
+    })
+}
+
+fn added(sums: Vec<Measure>, more: Vec<Measure>) -> Result<Vec<Measure>, TrainError> {
     let names = |measures: &[Measure]| measures.iter().map(|m| m.0).collect::<Vec<_>>();
     if names(&sums) != names(&more) {
         return Err(mismatch(format!(
@@ -162,6 +300,6 @@ fn added<E: From<TrainError>>(sums: Vec<Measure>, more: Vec<Measure>) -> Result<
         .collect())
 }
 
-fn mismatch<E: From<TrainError>>(reason: String) -> E {
-    TrainError::Mismatch(reason).into()
+fn mismatch(reason: String) -> TrainError {
+    TrainError::Mismatch(reason)
 }
