@@ -220,6 +220,15 @@ pub(crate) fn each<S: Sixteen, const BYTES: usize, const N: usize>(
     kernels::each(bytes, output, one);
 }
 
+/// Has the processor read a line that lies so many bytes further on, or nothing if that is not
+/// this process's.
+#[inline(always)]
+pub(crate) fn fetch(from: &u8, bytes: usize) {
+    let at = std::ptr::from_ref(from).wrapping_add(bytes);
+    // SAFETY: it is advice, which reads nothing: any address will do.
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+}
+
 /// [`kernels::each_dot`] with the sums in registers, for some rows, so that none waits for
 /// another's.
 #[inline(always)]
@@ -237,11 +246,16 @@ pub(crate) fn each_dot<S: Sixteen, const ROWS: usize, const BYTES: usize, const 
         #[inline(always)]
         |row| row.as_chunks::<BYTES>().0,
     );
+    // The same place of the rows that come next.
+    let row_bytes = rows.first().map_or(0, |row| BYTES * row.len());
     for (i, vector) in vector.as_chunks::<N>().0.iter().enumerate() {
         for row in 0..ROWS {
             let Some(block) = rows[row].get(i) else {
                 continue;
             };
+            for line in 0..BYTES.div_ceil(64) {
+                fetch(&block[64 * line], ROWS * row_bytes);
+            }
             let mut values = [0.0; N];
             one(block, &mut values);
             sums[row].add(simd, vector, &values);
