@@ -30,6 +30,10 @@ pub struct MemoryEstimate {
 }
 
 /// What an estimate follows from.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "what a run has or has not, each by itself"
+)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload {
     pub(crate) counts: Counts,

@@ -113,7 +113,25 @@ impl Rounded {
 thread_local! {
     /// Memory that the system gives anew for each product takes longer to come than some products.
     static ROUNDED: Cell<Vec<Block>> = const { Cell::new(Vec::new()) };
-    static LAID_OUT: Cell<Vec<Block>> = const { Cell::new(Vec::new()) };
+    static ROOM: Cell<Room> = const { Cell::new(Room::NONE) };
+}
+
+/// What a thread lays out a weight in.
+#[derive(Default)]
+struct Room {
+    laid_out: Vec<Block>,
+    /// As it is read: at most [`WIDEST`] blocks.
+    read: Vec<Block>,
+    /// Unpacked values of as many.
+    values: Vec<f32>,
+}
+
+impl Room {
+    const NONE: Self = Self {
+        laid_out: Vec::new(),
+        read: Vec::new(),
+        values: Vec::new(),
+    };
 }
 
 /// `output = [output +] left·W`, or `left·Wᵀ`, rows of the output one after the other.
@@ -241,12 +259,14 @@ impl Product<'_> {
     /// Within [`Kernel::prepared`]. That part of the output must be valid and nobody else's.
     unsafe fn run(&self, slabs: Range<usize>, panels: Range<usize>) {
         let (kernel, steps) = (self.kernel, self.x.steps);
-        let mut laid_out = LAID_OUT.take();
+        let mut room = ROOM.take();
         let n = panels.len() * steps;
-        if laid_out.len() < n {
-            laid_out.resize(n, Block::ZERO);
+        if room.laid_out.len() < n {
+            room.laid_out.resize(n, Block::ZERO);
         }
-        self.lay_out(panels.clone(), &mut laid_out[..n]);
+        room.read.resize(WIDEST, Block::ZERO);
+        let laid_out = &mut room.laid_out[..n];
+        self.lay_out(panels.clone(), laid_out, &mut room.read, &mut room.values);
         let mut sums = Sums::ZERO;
         for slab in slabs {
             let left = &self.x.blocks[slab * steps..][..steps];
@@ -263,14 +283,19 @@ impl Product<'_> {
                 }
             }
         }
-        LAID_OUT.set(laid_out);
+        ROOM.set(room);
     }
 
     /// Some columns of blocks, all summands of the first, then of the next.
-    fn lay_out(&self, panels: Range<usize>, to: &mut [Block]) {
+    fn lay_out(
+        &self,
+        panels: Range<usize>,
+        to: &mut [Block],
+        read: &mut [Block],
+        values: &mut Vec<f32>,
+    ) {
         let (kernel, steps) = (self.kernel, self.x.steps);
         let [d_out, d_in] = self.packed.shape();
-        let mut read = [Block::ZERO; WIDEST];
         match self.side {
             Side::Forward => {
                 for (panel, to) in panels.zip(to.chunks_exact_mut(steps.max(1))) {
@@ -279,7 +304,7 @@ impl Product<'_> {
                         let begin = some * NEXT_ROW * EDGE;
                         let columns = begin..d_in.min(begin + to.len() * EDGE);
                         let read = &mut read[..to.len()];
-                        self.read(rows.clone(), columns, read);
+                        self.read(rows.clone(), columns, read, values);
                         for (read, to) in read.iter().zip(to) {
                             kernel.turn(read, to);
                         }
@@ -294,7 +319,7 @@ impl Product<'_> {
                         let some = first..panels.end.min(first + WIDEST);
                         let columns = some.start * EDGE..d_in.min(some.end * EDGE);
                         let read = &mut read[..some.len()];
-                        self.read(rows.clone(), columns, read);
+                        self.read(rows.clone(), columns, read, values);
                         for (panel, read) in some.zip(read) {
                             let place = (panel - panels.start) * steps + step;
                             kernel.interleave(read, &mut to[place]);
@@ -307,16 +332,22 @@ impl Product<'_> {
 
     /// At most 32 rows of the packed matrix and some columns, as blocks on the left; what blocks
     /// have beyond them is zero.
-    fn read(&self, rows: Range<usize>, columns: Range<usize>, blocks: &mut [Block]) {
+    fn read(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        blocks: &mut [Block],
+        values: &mut Vec<f32>,
+    ) {
         for missing in rows.len()..EDGE {
             for block in blocks.iter_mut() {
                 *block.line(missing) = [0; LINE];
             }
         }
         let Some(bytes) = self.packed.as_bf16() else {
-            let mut values = [0.0; EDGE * WIDEST * EDGE];
             let width = columns.len();
-            let values = &mut values[..rows.len() * width];
+            // What it held is written over.
+            values.resize(rows.len() * width, 0.0);
             unpack(self.packed, rows, columns, values);
             for (i, row) in values.chunks_exact(width.max(1)).enumerate() {
                 self.kernel.round_row(row, blocks, i / HALF, i % HALF);

@@ -100,7 +100,7 @@ pub(super) unsafe fn multiply_back(
             left,
             host,
             &Side::Back(rows),
-        )
+        );
     }
 }
 
