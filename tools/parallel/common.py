@@ -21,8 +21,9 @@ def say(text=""):
 
 
 def environment(**more):
-    """As in a container, where one is root; without the cache of tokens, which is another's."""
-    given = {key: value for key, value in os.environ.items() if not key.startswith(("OLORA_", "OMPI_", "PMIX_", "SLURM_"))}
+    """As in a container, where one is root; without the cache of tokens, which is another's. Patience may be given."""
+    others = ("OLORA_", "OMPI_", "PMIX_", "SLURM_")
+    given = {key: value for key, value in os.environ.items() if key == "OLORA_RANK_TIMEOUT" or not key.startswith(others)}
     return given | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OLORA_CACHE": "off", "HF_HUB_OFFLINE": "1",
         "NO_COLOR": "1",
