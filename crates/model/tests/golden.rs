@@ -372,6 +372,41 @@ fn matrices_as_stored_give_the_logits_of_tensors_to_the_bit() {
     }
 }
 
+/// In whatever form matrices are held, a value that is no number is said in the same words.
+#[test]
+fn a_weight_that_is_no_number_is_named_with_its_place() {
+    let out = tempfile::tempdir().unwrap();
+    let directory = fixture("llama");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(directory.join(name), out.path().join(name)).unwrap();
+    }
+    let file = out.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    // The length of the header, the header, the tensors.
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let matrix = "model.layers.0.self_attn.q_proj.weight";
+    let begin = tensors[matrix]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[header + begin + 20..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let device = Device::flex();
+    let said = |dense| {
+        let matrices = Matrices {
+            dense,
+            ..Matrices::default()
+        };
+        let loaded = load_as(out.path(), Dtype::F32, matrices, &device);
+        loaded.map(drop).unwrap_err().to_string()
+    };
+    let expected = said(Dense::Tensors);
+    assert!(
+        expected.contains("NaN") && expected.contains(matrix),
+        "{expected}"
+    );
+    assert_eq!(said(Dense::AsStored), expected);
+    assert_eq!(said(Dense::Bf16(Products::Rounded)), expected);
+}
+
 /// A checkpoint in bfloat16 held as it is: multiplied with in float32 to the bit, or rounded,
 /// which is about as far from float32 as transformers in bfloat16.
 #[test]

@@ -189,15 +189,21 @@ impl Source {
 
     /// The error for rows that begin at the value `first` of a matrix.
     fn unpackable(&self, name: &str, error: PackedError, first: usize) -> ModelError {
+        let is_finite = match &error {
+            PackedError::Unpackable { value, .. } | PackedError::NotFinite { value, .. } => {
+                value.is_finite()
+            }
+            _ => true,
+        };
+        // Reading all of it says where such values are, and how many.
+        if !is_finite
+            && let Some(shape) = self.shape(name).map(<[usize]>::to_vec)
+            && let Err(error) = self.read(name, &shape, false, Dtype::F32)
+        {
+            return error;
+        }
         let error = match error {
             PackedError::Unpackable { format, at, value } => {
-                // Reading all of it says where such values are, and how many.
-                if !value.is_finite()
-                    && let Some(shape) = self.shape(name).map(<[usize]>::to_vec)
-                    && let Err(error) = self.read(name, &shape, false, Dtype::F32)
-                {
-                    return error;
-                }
                 let at = at + first;
                 PackedError::Unpackable { format, at, value }
             }
