@@ -43,7 +43,7 @@ fn pairs_are_trained_on_inspected_and_evaluated() {
         "448 records of chosen and rejected, no template: 896 answers of",
         "plan: 3 steps of 16 pairs",
         "over 448 pairs",
-        "step 0: validation loss 2.8",
+        "step 0: validation loss 2.9",
         ", margin 0.000, accuracy 0.000, chosen 0.000, rejected 0.000, log-likelihoods",
         "validation, after: margin ",
     ] {

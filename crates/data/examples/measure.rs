@@ -14,8 +14,7 @@ use std::{
 
 use burn::data::dataset::{Dataset, DatasetError};
 use olora_data::{
-    Batch, Corpus, DataOptions, MicroBatch, Padding, Schedule, TokenCache, Tokenizer,
-    load_samples_cached,
+    Corpus, DataOptions, Padding, Schedule, TokenCache, Tokenizer, load_samples_cached,
 };
 use tempfile::TempDir;
 
@@ -105,7 +104,7 @@ fn batches(schedule: &Schedule, n: usize) -> Result<(), Box<dyn Error>> {
         let padding = Padding { id: 0, multiple };
         let (result, seconds) = timed(|| {
             (0..n).try_for_each(|i| {
-                let batch = black_box(collate(&schedule.get(i)?, padding));
+                let batch = black_box(schedule.get(i)?.batch(padding));
                 real += batch.n_tokens;
                 all += batch.inputs.len();
                 Ok::<_, DatasetError>(())
@@ -119,14 +118,6 @@ fn batches(schedule: &Schedule, n: usize) -> Result<(), Box<dyn Error>> {
         );
     }
     Ok(())
-}
-
-fn collate(item: &MicroBatch, padding: Padding) -> Batch {
-    if item.is_packed {
-        Batch::packed(&item.rows, padding)
-    } else {
-        Batch::from_samples(&item.rows.concat(), padding)
-    }
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {

@@ -38,11 +38,57 @@ pub struct Batch {
     /// Of a packed batch, for each row the number of inputs of each of its
     /// samples, in order and none of them 0; what is left of the row is padding.
     /// A sample's inputs may attend to each other alone, and their positions
-    /// begin at 0. `None` where each row is one sample.
+    /// begin at 0. `None` where each row is one sample. Of pairs, see
+    /// [`pairs`](Self::pairs).
     pub segments: Option<Vec<Vec<usize>>>,
+    /// Of a batch that [`of_pairs`](Self::of_pairs) made, what the two samples of
+    /// each pair share. [`segments`](Self::segments) has of each what follows
+    /// that, which may be nothing.
+    pub pairs: Option<Pairs>,
     /// Where all samples were judged, of each in order whether it is a good
     /// answer. Of pairs, every second one is.
     pub preferred: Option<Vec<bool>>,
+}
+
+/// Samples that come in twos, and begin alike as far as they do: inputs that both
+/// have are there once, followed by the rest of the first and the rest of the
+/// second. What attends to what is as if each had all of its inputs to itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// For each row, of each of its pairs the number of inputs that both begin
+    /// with.
+    pub shared: Vec<Vec<usize>>,
+    /// Of each sample, how many of the batch's targets are its own. They follow
+    /// each other; where two samples part, one input has a target of each.
+    pub n_targets: Vec<usize>,
+}
+
+/// The number of inputs that two samples have in common.
+pub(crate) fn shared_inputs(one: &Sample, other: &Sample) -> usize {
+    let alike = one.tokens.iter().zip(&other.tokens);
+    let alike = alike.take_while(|(one, other)| one == other).count();
+    alike.min(one.n_inputs()).min(other.n_inputs())
+}
+
+/// Where the inputs of one sample are in a batch's.
+#[derive(Clone, Debug)]
+struct Span {
+    /// What it shares with another.
+    shared: Range<usize>,
+    own: Range<usize>,
+}
+
+impl Span {
+    fn alone(own: Range<usize>) -> Self {
+        Self {
+            shared: own.start..own.start,
+            own,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = usize> + Clone {
+        self.shared.clone().chain(self.own.clone())
+    }
 }
 
 /// How rows of unequal length become one rectangle.
@@ -106,9 +152,49 @@ impl Batch {
         }
     }
 
+    /// Puts the pairs of each row behind each other, what both of a pair begin with
+    /// only once: see [`Pairs`]. Pads like [`from_samples`](Self::from_samples).
+    ///
+    /// # Panics
+    ///
+    /// If a row holds half a pair.
+    pub fn of_pairs(rows: &[Vec<Sample>], padding: impl Into<Padding>) -> Self {
+        let mut segments = Vec::with_capacity(rows.len());
+        let mut pairs = Pairs::default();
+        for row in rows {
+            let (both, rest) = row.as_chunks::<2>();
+            assert!(rest.is_empty(), "a row of pairs holds half a one");
+            let shared = both.iter().map(|[one, other]| shared_inputs(one, other));
+            let shared: Vec<usize> = shared.collect();
+            let own = both.iter().zip(&shared).flat_map(|(pair, shared)| {
+                let own = |sample: &Sample| sample.n_inputs() - shared;
+                pair.each_ref().map(own)
+            });
+            segments.push(own.collect());
+            pairs.shared.push(shared);
+            let targets = row.iter().map(Sample::n_trained);
+            pairs.n_targets.extend(targets);
+        }
+        let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
+        let shared = Some(pairs.shared.as_slice());
+        let batch = Self::of_rows(&rows, shared, padding.into());
+        Self {
+            segments: Some(segments),
+            pairs: Some(pairs),
+            ..batch
+        }
+    }
+
     fn from_rows(rows: &[&[Sample]], padding: Padding) -> Self {
+        Self::of_rows(rows, None, padding)
+    }
+
+    /// `shared` is what the pairs of each row share, if they are pairs.
+    fn of_rows(rows: &[&[Sample]], shared: Option<&[Vec<usize>]>, padding: Padding) -> Self {
         let (id, round_up) = (padding.id, |n| padding.round_up(n));
-        let lengths = rows.iter().map(|row| n_inputs(row));
+        let twice = |row: usize| shared.map_or(0, |shared| shared[row].iter().sum());
+        let lengths = rows.iter().enumerate();
+        let lengths = lengths.map(|(i, row)| n_inputs(row) - twice(i));
         let n_tokens = lengths.clone().sum();
         let seq_len = round_up(lengths.max().unwrap_or(0));
         let mut inputs = vec![id.cast_signed(); rows.len() * seq_len];
@@ -116,8 +202,15 @@ impl Batch {
         let is_weighted = rows.iter().copied().flatten().any(Sample::is_weighted);
         let mut target_weights = is_weighted.then(Vec::new);
         for (row, samples) in rows.iter().enumerate() {
-            let mut at = row * seq_len;
-            for sample in *samples {
+            // Where the next sample begins, and the one before it began.
+            let (mut at, mut before) = (row * seq_len, row * seq_len);
+            for (number, sample) in samples.iter().enumerate() {
+                // Of the second of a pair, what it shares with the first is there.
+                let shared = match shared {
+                    Some(shared) if number % 2 == 1 => shared[row][number / 2],
+                    _ => 0,
+                };
+                let begin = if shared > 0 { before } else { at };
                 let next = sample
                     .tokens
                     .iter()
@@ -125,16 +218,22 @@ impl Batch {
                     .enumerate()
                     .skip(1);
                 for (&token, (i, (&target, &trained))) in sample.tokens.iter().zip(next) {
-                    inputs[at] = token.cast_signed();
+                    let place = if i <= shared {
+                        begin + i - 1
+                    } else {
+                        at + i - 1 - shared
+                    };
+                    inputs[place] = token.cast_signed();
                     if trained {
-                        target_positions.push((at as u32).cast_signed());
+                        target_positions.push((place as u32).cast_signed());
                         targets.push(target.cast_signed());
                         if let Some(weights) = &mut target_weights {
                             weights.push(sample.weight(i));
                         }
                     }
-                    at += 1;
                 }
+                before = at;
+                at += sample.n_inputs() - shared;
             }
         }
         let n_trained = targets.len();
@@ -158,6 +257,7 @@ impl Batch {
             n_trained,
             weight_sum,
             segments: None,
+            pairs: None,
             preferred: rows
                 .iter()
                 .flat_map(|row| row.iter().map(|s| s.preferred))
@@ -175,17 +275,28 @@ impl Batch {
 
     /// Where each sample's inputs are in [`inputs`](Self::inputs), in order.
     /// Without segments, padding is taken for a part of them.
-    fn spans(&self) -> Vec<Range<usize>> {
+    fn spans(&self) -> Vec<Span> {
         let mut spans = Vec::with_capacity(self.n_samples());
         for row in 0..self.n_rows {
             let start = row * self.seq_len;
+            let shared = self.pairs.as_ref().map(|pairs| &pairs.shared[row]);
             match self.segments.as_ref().and_then(|rows| rows.get(row)) {
-                None => spans.push(start..start + self.seq_len),
+                None => spans.push(Span::alone(start..start + self.seq_len)),
                 Some(lengths) => {
-                    let mut at = start;
-                    for &length in lengths {
-                        spans.push(at..at + length);
-                        at += length;
+                    let (mut at, mut of_pair) = (start, start..start);
+                    for (number, &length) in lengths.iter().enumerate() {
+                        if let Some(shared) = shared.filter(|_| number % 2 == 0) {
+                            of_pair = at..at + shared[number / 2];
+                            at = of_pair.end;
+                        }
+                        let own = at..at + length;
+                        at = own.end;
+                        spans.push(if shared.is_some() {
+                            let shared = of_pair.clone();
+                            Span { shared, own }
+                        } else {
+                            Span::alone(own)
+                        });
                     }
                 }
             }
@@ -195,13 +306,21 @@ impl Batch {
 
     /// For each of the trained tokens, which of the samples it is of, from 0.
     pub fn target_samples(&self) -> Vec<i32> {
+        if let Some(pairs) = &self.pairs {
+            let samples = pairs.n_targets.iter().enumerate();
+            let of_targets = samples.flat_map(|(sample, &n)| {
+                let sample = (sample as u32).cast_signed();
+                std::iter::repeat_n(sample, n)
+            });
+            return of_targets.collect();
+        }
         let mut spans = self.spans().into_iter().enumerate().peekable();
         let mut of_targets = Vec::with_capacity(self.n_trained);
         // Positions ascend.
         for &position in self.target_positions.iter().take(self.n_trained) {
             while spans
                 .peek()
-                .is_some_and(|(_, span)| span.end <= position as usize)
+                .is_some_and(|(_, span)| span.own.end <= position as usize)
             {
                 spans.next();
             }
@@ -225,20 +344,26 @@ impl Batch {
         // What comes before the answer, and the answer with what of it is trained.
         let parts = spans.iter().zip(targets).map(|(span, targets)| {
             let (Some(&(first, _)), Some(&(last, end))) = (targets.first(), targets.last()) else {
-                return (&self.inputs[span.start..span.start], Vec::new());
+                return (Vec::new(), Vec::new());
             };
-            let between = (first + 1..=last).map(|at| self.inputs[at]);
-            let mut answer: Vec<(i32, bool)> = between.map(|token| (token, false)).collect();
-            answer.push((end, false));
-            for (position, _) in targets {
-                answer[position - first].1 = true;
+            let inputs = span.all().map(|at| (at, self.inputs[at]));
+            let upto = inputs.clone().filter(|(at, _)| *at <= first);
+            let prompt: Vec<i32> = upto.map(|(_, token)| token).collect();
+            let between = inputs.filter(|(at, _)| (first + 1..=last).contains(at));
+            // Each of them is the target of what comes before it.
+            let mut before = first;
+            let mut answer = Vec::new();
+            for (at, token) in between.chain([(usize::MAX, end)]) {
+                let is_trained = targets.iter().any(|&(position, _)| position == before);
+                answer.push((token, is_trained));
+                before = at;
             }
-            (&self.inputs[span.start..=first], answer)
+            (prompt, answer)
         });
         let parts: Vec<_> = parts.collect();
         let before = parts.iter().cycle().skip(parts.len().saturating_sub(1));
         let samples = parts.iter().zip(before).map(|((prompt, _), (_, answer))| {
-            let prompt = prompt.iter().map(|&token| (token, false));
+            let prompt = prompt.iter().map(|token| (*token, false));
             let all = prompt.chain(answer.iter().copied()).take(max_length);
             let (tokens, trained) = all.map(|(token, is)| (token.cast_unsigned(), is)).unzip();
             Sample::new(tokens, trained)
@@ -247,20 +372,67 @@ impl Batch {
     }
 
     /// The position of every input within its sample, `[n_rows, seq_len]`,
-    /// row-major. Of padding, its distance from where it begins in a packed
-    /// row, and from the row's beginning otherwise.
+    /// row-major. Of padding, its distance from where it begins in a row of
+    /// several samples, and from the row's beginning otherwise.
     pub fn sample_positions(&self) -> Vec<i32> {
-        let whole = Vec::new();
         let mut all = Vec::with_capacity(self.inputs.len());
         for row in 0..self.n_rows {
-            let segments = self.segments.as_ref().and_then(|rows| rows.get(row));
-            let segments = segments.unwrap_or(&whole);
-            let rest = self.seq_len.saturating_sub(segments.iter().sum());
-            for &length in segments.iter().chain([&rest]) {
-                all.extend((0..length as u32).map(u32::cast_signed));
+            let end = all.len() + self.seq_len;
+            for (start, part) in self.parts(row) {
+                let start = start.map_or(0, |shared| shared.len());
+                all.extend((start as u32..(start + part) as u32).map(u32::cast_signed));
             }
+            all.extend((0..(end - all.len()) as u32).map(u32::cast_signed));
         }
         all
+    }
+
+    /// The lengths of what follows each other in each row: samples, or what a pair
+    /// shares and what each of it has to itself. `None` where each row is one sample.
+    pub fn documents(&self) -> Option<Vec<Vec<usize>>> {
+        self.segments.as_ref()?;
+        let rows = (0..self.n_rows).map(|row| self.parts(row));
+        Some(
+            rows.map(|parts| parts.into_iter().map(|(_, length)| length).collect())
+                .collect(),
+        )
+    }
+
+    /// For each row and input, the inputs of that row, counted from 0, that it
+    /// continues, though others may lie between: those that its sample shares with
+    /// the other one of its pair. `None` without [`pairs`](Self::pairs).
+    pub fn continued(&self) -> Option<Vec<Range<usize>>> {
+        self.pairs.as_ref()?;
+        let mut all = Vec::with_capacity(self.inputs.len());
+        for row in 0..self.n_rows {
+            let end = all.len() + self.seq_len;
+            for (shared, length) in self.parts(row) {
+                let shared = shared.unwrap_or(0..0);
+                all.extend(std::iter::repeat_n(shared, length));
+            }
+            all.resize(end, 0..0);
+        }
+        Some(all)
+    }
+
+    /// What follows each other in a row: of each part, the inputs of the row that
+    /// it continues, if it does, and its length.
+    fn parts(&self, row: usize) -> Vec<(Option<Range<usize>>, usize)> {
+        let segments = self.segments.as_ref().and_then(|rows| rows.get(row));
+        let segments = segments.map_or(&[][..], Vec::as_slice);
+        let Some(pairs) = &self.pairs else {
+            return segments.iter().map(|length| (None, *length)).collect();
+        };
+        let (pairs_of_row, _) = segments.as_chunks::<2>();
+        let mut at = 0;
+        let parts = pairs_of_row.iter().zip(&pairs.shared[row]);
+        let parts = parts.flat_map(|(own, &n)| {
+            let shared = at..at + n;
+            at = shared.end + own[0] + own[1];
+            let continued = Some(shared);
+            [(None, n), (continued.clone(), own[0]), (continued, own[1])]
+        });
+        parts.collect()
     }
 }
 
@@ -309,13 +481,9 @@ pub struct BatchCollator {
 
 impl Batcher<MicroBatch, Batch> for BatchCollator {
     fn batch(&self, items: Vec<MicroBatch>, _device: &Device) -> Batch {
-        let is_packed = items.iter().any(|item| item.is_packed);
-        let rows: Vec<_> = items.into_iter().flat_map(|item| item.rows).collect();
-        if is_packed {
-            Batch::packed(&rows, self.padding)
-        } else {
-            Batch::from_samples(&rows.concat(), self.padding)
-        }
+        let kind = items.first().map(|item| item.kind).unwrap_or_default();
+        let rows = items.into_iter().flat_map(|item| item.rows).collect();
+        MicroBatch { rows, kind }.batch(self.padding)
     }
 }
 
@@ -383,6 +551,51 @@ mod tests {
         assert_eq!(batch.target_positions, [1, 2, 3, 6, 0]);
         assert_eq!(batch.targets, [7, 2, 2, 2, 0]);
         assert_eq!((batch.n_tokens, batch.n_trained), (6, 4));
+    }
+
+    /// Two pairs in one row, of which the second parts at its last target, and a
+    /// pair that has nothing in common.
+    #[test]
+    fn pairs_have_what_they_share_once() {
+        let rows = [
+            vec![
+                sample(&[5, 6, 7, 8], &[0, 0, 1, 1]),
+                sample(&[5, 6, 9, 2, 3], &[0, 0, 1, 1, 1]),
+                sample(&[5, 4, 7], &[0, 0, 1]),
+                sample(&[5, 4, 8], &[0, 0, 1]),
+            ],
+            vec![sample(&[1, 2], &[0, 1]), sample(&[3, 4], &[0, 1])],
+        ];
+        let batch = Batch::of_pairs(&rows, Padding { id: 0, multiple: 4 });
+        assert_eq!((batch.n_rows, batch.seq_len), (2, 8));
+        let first = [5, 6, 7, 9, 2, 5, 4, 0];
+        assert_eq!(batch.inputs[..8], first);
+        assert_eq!(batch.inputs[8..], [1, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(batch.segments, Some(vec![vec![1, 2, 0, 0], vec![1, 1]]));
+        let shared = vec![vec![2, 2], vec![0]];
+        assert_eq!(batch.pairs.as_ref().unwrap().shared, shared);
+        let documents = vec![vec![2, 1, 2, 2, 0, 0], vec![0, 1, 1]];
+        assert_eq!(batch.documents(), Some(documents));
+        let positions = batch.sample_positions();
+        assert_eq!(positions[..8], [0, 1, 2, 2, 3, 0, 1, 0]);
+        assert_eq!(positions[8..], [0, 0, 0, 1, 2, 3, 4, 5]);
+        let continued = batch.continued().unwrap();
+        assert_eq!(continued[..5], [0..0, 0..0, 0..2, 0..2, 0..2]);
+        assert!(continued[5..].iter().all(Range::is_empty));
+        // 6 → 7, 7 → 8; 6 → 9, 9 → 2, 2 → 3; 4 → 7; 4 → 8; 1 → 2; 3 → 4.
+        assert_eq!(batch.target_positions[..9], [1, 2, 1, 3, 4, 6, 6, 8, 9]);
+        assert_eq!(batch.targets[..9], [7, 8, 9, 2, 3, 7, 8, 2, 4]);
+        assert_eq!(batch.target_samples(), [0, 0, 1, 1, 1, 2, 3, 4, 5]);
+        assert_eq!(
+            (batch.n_tokens, batch.n_trained, batch.n_samples()),
+            (9, 9, 6)
+        );
+        // Taken apart by their targets, they are the samples that they were made of.
+        let apart = |batch: &Batch| (batch.mismatched(9, 0), batch.mismatched(3, 0));
+        assert_eq!(
+            apart(&batch),
+            apart(&Batch::from_samples(&rows.concat(), 0))
+        );
     }
 
     #[test]

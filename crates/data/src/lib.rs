@@ -67,7 +67,7 @@ mod share;
 mod split;
 mod tokenizer;
 
-pub use batch::{Batch, BatchCollator, BatchSize, Padding};
+pub use batch::{Batch, BatchCollator, BatchSize, Padding, Pairs};
 pub use cache::{MIN_CACHED_BYTES, TokenCache};
 pub use chat::ChatTemplate;
 pub use corpus::Corpus;
@@ -82,7 +82,7 @@ pub use options::{DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTur
 pub use pack::pack;
 pub use report::{DataReport, PromptStyle};
 pub use sample::{Piece, Sample, describe_sample};
-pub use schedule::{MicroBatch, Schedule, loader};
+pub use schedule::{MicroBatch, RowKind, Schedule, loader};
 pub use share::Share;
 pub use split::{ValidationSplit, split};
 pub use tokenizer::{DecodeStream, Tokenizer, has_tokenizer};

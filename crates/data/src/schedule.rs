@@ -2,7 +2,10 @@
 
 mod grouping;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use burn::data::{
     dataloader::{DataLoader, DataLoaderBuilder},
@@ -13,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Batch, BatchCollator, BatchSize, Corpus, DataError, Mixture, Padding, Sample,
+    batch::shared_inputs,
     pack::{Rows, check_lengths, pack_lengths, saturated},
 };
 
@@ -26,8 +30,8 @@ use crate::{
 /// rows, one batch of each epoch is smaller.
 ///
 /// Where the samples are [pairs](Corpus::pairs), all of this goes for pairs: the
-/// two answers of one stay together, in rows that follow each other or packed in
-/// the same one, and the batch size counts pairs.
+/// two answers of one stay together, one behind the other in a row, what both begin
+/// with only once ([`Pairs`](crate::Pairs)), and the batch size counts pairs.
 ///
 /// An epoch's order takes 4 bytes a sample, or 8 where it is packed or mixed,
 /// and as much again while it is made.
@@ -39,7 +43,53 @@ pub struct Schedule {
     /// Rows of the first epoch.
     n_rows: usize,
     n_batches: usize,
+    units: Units,
     state: Mutex<State>,
+}
+
+/// How long samples are, or pairs.
+#[derive(Debug)]
+struct Units {
+    corpus: Corpus,
+    /// Inputs that both of each pair have; empty where there are no pairs.
+    shared: Vec<u32>,
+}
+
+impl Units {
+    /// Reads the tokens of pairs.
+    fn of(corpus: &Corpus) -> Self {
+        let shared = |i: usize| {
+            let [one, other] = [2 * i, 2 * i + 1].map(|sample| corpus.sample(sample));
+            saturated(shared_inputs(&one, &other))
+        };
+        let n_pairs = if corpus.unit() == 2 {
+            corpus.n_units()
+        } else {
+            0
+        };
+        Self {
+            shared: (0..n_pairs).map(shared).collect(),
+            corpus: corpus.clone(),
+        }
+    }
+
+    /// The samples of a unit: itself, or both of a pair.
+    fn samples(&self, i: usize) -> Range<usize> {
+        let unit = self.corpus.unit();
+        i * unit..(i + 1) * unit
+    }
+
+    /// Inputs of a sample, or of both of a pair, what they share counting once.
+    fn inputs(&self, i: usize) -> usize {
+        let all = self.samples(i).map(|sample| self.corpus.n_inputs(sample));
+        let twice = self.shared.get(i).map_or(0, |shared| *shared as usize);
+        all.sum::<usize>() - twice
+    }
+
+    fn trained(&self, i: usize) -> usize {
+        let all = self.samples(i).map(|sample| self.corpus.n_trained(sample));
+        all.sum()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,41 +144,20 @@ impl EpochRows {
         }
     }
 
-    /// Inputs of each row; of a pair in rows of its own, those of the longer one.
-    fn lengths(&self, corpus: &Corpus) -> Vec<u32> {
-        let longest = |i: usize| saturated(inputs(corpus, i).max().unwrap_or(0));
+    /// Inputs of each row.
+    fn lengths(&self, units: &Units) -> Vec<u32> {
+        let inputs = |i: usize| saturated(units.inputs(i));
         match self {
-            Self::All(n) => (0..*n).map(longest).collect(),
-            Self::Each(rows) => rows.iter().map(|&i| longest(i as usize)).collect(),
+            Self::All(n) => (0..*n).map(inputs).collect(),
+            Self::Each(rows) => rows.iter().map(|&i| inputs(i as usize)).collect(),
             Self::Packed(rows) => (0..rows.len())
                 .map(|r| {
                     let items = rows.row(r).iter();
-                    saturated(items.flat_map(|&i| inputs(corpus, i as usize)).sum())
+                    saturated(items.map(|&i| units.inputs(i as usize)).sum())
                 })
                 .collect(),
         }
     }
-
-    /// Inputs of each sample or pair that is packed.
-    fn lengths_to_pack(&self, corpus: &Corpus) -> Vec<u32> {
-        let sum = |i: usize| saturated(inputs(corpus, i).sum());
-        match self {
-            Self::All(n) => (0..*n).map(sum).collect(),
-            Self::Each(rows) => rows.iter().map(|&i| sum(i as usize)).collect(),
-            Self::Packed(_) => self.lengths(corpus),
-        }
-    }
-}
-
-/// The samples of a unit: itself, or both of a pair.
-fn samples_of(corpus: &Corpus, i: usize) -> std::ops::Range<usize> {
-    let unit = corpus.unit();
-    i * unit..(i + 1) * unit
-}
-
-/// Inputs of each of them.
-fn inputs(corpus: &Corpus, i: usize) -> impl Iterator<Item = usize> {
-    samples_of(corpus, i).map(|sample| corpus.n_inputs(sample))
 }
 
 /// An item of a [`Schedule`]: what becomes one [`Batch`].
@@ -136,8 +165,31 @@ fn inputs(corpus: &Corpus, i: usize) -> impl Iterator<Item = usize> {
 pub struct MicroBatch {
     /// The samples of each row.
     pub rows: Vec<Vec<Sample>>,
-    /// Whether a row may hold more than one.
-    pub is_packed: bool,
+    /// What a row holds.
+    pub kind: RowKind,
+}
+
+/// What a row of a [`MicroBatch`] holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowKind {
+    /// One sample.
+    #[default]
+    One,
+    /// One or more, packed.
+    Packed,
+    /// One or more pairs.
+    Pairs,
+}
+
+impl MicroBatch {
+    /// The batch that it becomes.
+    pub fn batch(&self, padding: impl Into<Padding>) -> Batch {
+        match self.kind {
+            RowKind::One => Batch::from_samples(&self.rows.concat(), padding),
+            RowKind::Packed => Batch::packed(&self.rows, padding),
+            RowKind::Pairs => Batch::of_pairs(&self.rows, padding),
+        }
+    }
 }
 
 impl Schedule {
@@ -174,8 +226,8 @@ impl Schedule {
         let max_length = max_length.saturating_mul(mixture.corpus().unit());
         let order = Order::Packed { seed, max_length };
         let schedule = Self::with_order(mixture, batch_size, order)?;
-        let corpus = schedule.mixture.corpus();
-        let lengths = (0..corpus.n_units()).map(|i| inputs(corpus, i).sum());
+        let units = &schedule.units;
+        let lengths = (0..units.corpus.n_units()).map(|i| units.inputs(i));
         check_lengths(lengths, max_length)?;
         let n_rows = schedule.rows_of(0).len();
         Ok(Self {
@@ -207,6 +259,7 @@ impl Schedule {
         }
         let n_rows = mixture.n_samples_in(0);
         Ok(Self {
+            units: Units::of(mixture.corpus()),
             mixture,
             batch_size,
             order,
@@ -249,7 +302,7 @@ impl Schedule {
     /// if rows are padded no further than the longest.
     pub fn padding_share(&self) -> f64 {
         let plan = self.plan_of(0);
-        let lengths = plan.rows.lengths(self.mixture.corpus());
+        let lengths = plan.rows.lengths(&self.units);
         grouping::padding_share(plan.batches.all(), &lengths)
     }
 
@@ -266,7 +319,7 @@ impl Schedule {
         let Some(max_length) = max_length else {
             return one_each;
         };
-        let lengths = one_each.lengths_to_pack(self.mixture.corpus());
+        let lengths = one_each.lengths(&self.units);
         let mut rows = pack_lengths(&lengths, max_length, seed, epoch);
         if let EpochRows::Each(indices) = one_each {
             for item in &mut rows.items {
@@ -278,7 +331,7 @@ impl Schedule {
 
     fn plan_of(&self, epoch: usize) -> Plan {
         let rows = self.rows_of(epoch);
-        let lengths = rows.lengths(self.mixture.corpus());
+        let lengths = rows.lengths(&self.units);
         let batches = match self.order {
             Order::ByLength => grouping::by_length(&lengths, self.batch_size),
             Order::Shuffled { seed } | Order::Packed { seed, .. } => {
@@ -337,14 +390,13 @@ impl Schedule {
     /// When there are not as many.
     pub fn size(&self, index: usize, padding: impl Into<Padding>) -> Result<BatchSize, DataError> {
         let padding = padding.into();
-        let corpus = self.mixture.corpus();
         let rows = self.rows(index)?;
         let (mut longest, mut n_tokens, mut n_trained) = (0, 0, 0);
         for row in &rows {
-            let n_inputs = row.iter().map(|&i| corpus.n_inputs(i)).sum();
+            let n_inputs = row.iter().map(|&i| self.units.inputs(i)).sum();
             longest = longest.max(n_inputs);
             n_tokens += n_inputs;
-            n_trained += row.iter().map(|&i| corpus.n_trained(i)).sum::<usize>();
+            n_trained += row.iter().map(|&i| self.units.trained(i)).sum::<usize>();
         }
         Ok(BatchSize {
             n_rows: rows.len(),
@@ -354,7 +406,7 @@ impl Schedule {
         })
     }
 
-    /// The samples of each row of a micro-batch.
+    /// The samples of each row of a micro-batch, or the pairs.
     fn rows(&self, index: usize) -> Result<Vec<Vec<usize>>, DataError> {
         let out_of_range = || DataError::OutOfRange {
             key: "micro-batch",
@@ -371,30 +423,24 @@ impl Schedule {
         let plan = known.unwrap_or_else(|| (epoch, self.plan_of(epoch)));
         let (_, plan) = state.plan.insert(plan);
         let batch = plan.batches.get(within).ok_or_else(out_of_range)?;
-        let corpus = self.mixture.corpus();
-        let mut rows = Vec::with_capacity(batch.len() * corpus.unit());
-        for &row in batch {
-            let items = plan.rows.row(row as usize).into_iter();
-            let samples = items.flat_map(|i| samples_of(corpus, i));
-            match &plan.rows {
-                EpochRows::Packed(_) => rows.push(samples.collect()),
-                // Each answer of a pair is a row.
-                EpochRows::All(_) | EpochRows::Each(_) => rows.extend(samples.map(|i| vec![i])),
-            }
-        }
-        Ok(rows)
+        let rows = batch.iter().map(|&row| plan.rows.row(row as usize));
+        Ok(rows.collect())
     }
 }
 
 impl Dataset<MicroBatch> for Schedule {
     fn get(&self, index: usize) -> Result<MicroBatch, DatasetError> {
-        let corpus = self.mixture.corpus();
-        let sample = |i| corpus.sample(i);
-        let row = |row: Vec<usize>| row.into_iter().map(sample).collect();
+        let samples = |i| self.units.samples(i);
+        let sample = |i| self.units.corpus.sample(i);
+        let row = |row: Vec<usize>| row.into_iter().flat_map(samples).map(sample).collect();
         let rows = self.rows(index).map_err(DatasetError::new)?;
         Ok(MicroBatch {
             rows: rows.into_iter().map(row).collect(),
-            is_packed: matches!(self.order, Order::Packed { .. }),
+            kind: match self.order {
+                _ if self.units.corpus.unit() == 2 => RowKind::Pairs,
+                Order::Packed { .. } => RowKind::Packed,
+                Order::Shuffled { .. } | Order::ByLength => RowKind::One,
+            },
         })
     }
 

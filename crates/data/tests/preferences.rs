@@ -408,12 +408,9 @@ fn no_batch_and_no_split_takes_a_pair_apart() {
             let samples = batch.rows.concat();
             whole(&samples);
             seen.extend(samples.iter().step_by(2).map(|chosen| chosen.tokens[0]));
-            let made = if batch.is_packed {
-                assert!(batch.rows.iter().all(|row| row.len() % 2 == 0));
-                Batch::packed(&batch.rows, 0)
-            } else {
-                Batch::from_samples(&samples, 0)
-            };
+            assert!(batch.rows.iter().all(|row| row.len() % 2 == 0));
+            let made = batch.batch(0);
+            assert!(made.pairs.is_some());
             assert_eq!(size.n_inputs(), made.inputs.len());
             assert_eq!(
                 (size.n_tokens, size.n_targets),

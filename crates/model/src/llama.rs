@@ -19,6 +19,8 @@
 //! Burn's. Here is how they are put together; what is inside a block is in
 //! [`Attention`] and [`FeedForward`].
 
+use std::ops::Range;
+
 use burn::{
     module::{Initializer, Module},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
@@ -280,6 +282,31 @@ impl Llama {
         let seq = x.dims()[1];
         let positions = positions_in_documents(lengths, seq);
         let documents = AttentionMask::causal(None).within_documents(lengths, seq);
+        self.placed(x, &positions, lengths.len(), Some(documents))
+    }
+
+    /// The same where a document may continue another one of its row: `continued`
+    /// gives for each row and position the positions of the row that come right
+    /// before its document's first, from the first one on. Its own are counted from
+    /// their number, and they are seen: see [`AttentionMask::continuing`].
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn positions_in_continued_documents(
+        &self,
+        x: &Tensor<3>,
+        lengths: &[Vec<usize>],
+        continued: Vec<Range<usize>>,
+    ) -> Positions {
+        let seq = x.dims()[1];
+        let mut positions = positions_in_documents(lengths, seq);
+        for (position, continued) in positions.iter_mut().zip(&continued) {
+            *position += continued.len();
+        }
+        let documents = AttentionMask::causal(None)
+            .within_documents(lengths, seq)
+            .continuing(continued);
         self.placed(x, &positions, lengths.len(), Some(documents))
     }
 

@@ -37,6 +37,39 @@ use crate::{
 /// Bytes of f32 scores that portable code has at once.
 const SCORES_BYTES: usize = 64 << 20;
 
+/// The keys that a query sees: two ranges, of which the first may be empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// What its document continues, wherever before it that lies.
+    pub(crate) shared: Range<usize>,
+    /// Those of its document, up to the query's own.
+    pub(crate) own: Range<usize>,
+}
+
+impl Seen {
+    fn contains(&self, key: usize) -> bool {
+        self.shared.contains(&key) || self.own.contains(&key)
+    }
+
+    /// The first of them.
+    pub(crate) fn start(&self) -> usize {
+        if self.shared.is_empty() {
+            self.own.start
+        } else {
+            self.shared.start
+        }
+    }
+
+    /// What lies between the two ranges; empty where there is one.
+    fn hole(&self) -> Range<usize> {
+        if self.shared.is_empty() {
+            self.own.start..self.own.start
+        } else {
+            self.shared.end..self.own.start
+        }
+    }
+}
+
 /// Which keys a query sees: those up to its own position, the queries being
 /// the last positions of the keys. And what becomes of its scores with them.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +79,8 @@ pub struct AttentionMask {
     soft_cap: Option<f64>,
     /// For each row and query, the first key of its document.
     starts: Option<Arc<[usize]>>,
+    /// For each row and query, keys before its document that it continues.
+    shared: Option<Arc<[Range<usize>]>>,
     tile: Option<usize>,
 }
 
@@ -109,6 +144,28 @@ impl AttentionMask {
         self
     }
 
+    /// For rows of documents that continue others: for each row and query, the
+    /// keys that come right before its document's first, though other documents
+    /// may lie between. So the answers to one prompt share its keys, which are
+    /// computed once, and do not see each other. A window reaches back into them
+    /// as if nothing lay between.
+    ///
+    /// # Panics
+    ///
+    /// Without [`within_documents`](Self::within_documents) before it, or where a
+    /// document would continue itself or a later one.
+    #[must_use]
+    pub fn continuing(mut self, shared: Vec<Range<usize>>) -> Self {
+        let starts = self.starts.as_deref().unwrap_or_default();
+        let fits = |(start, shared): (&usize, &Range<usize>)| shared.end <= *start;
+        assert!(
+            starts.len() == shared.len() && starts.iter().zip(&shared).all(fits),
+            "what documents continue does not fit them"
+        );
+        self.shared = Some(shared.into());
+        self
+    }
+
     /// The portable code's stretches of `rows` queries, rather than as many as
     /// fit its budget.
     #[must_use]
@@ -118,20 +175,33 @@ impl AttentionMask {
     }
 
     /// The keys that query `query` of row `row` sees.
-    pub(crate) fn keys(&self, row: usize, query: usize, seq: usize, keys: usize) -> Range<usize> {
+    pub(crate) fn keys(&self, row: usize, query: usize, seq: usize, keys: usize) -> Seen {
         let end = keys - seq + query + 1;
-        let mut start = self.window.map_or(0, |window| end.saturating_sub(window));
-        if let Some(starts) = &self.starts {
-            start = start.max(starts[row * seq + query]);
+        let at = row * seq + query;
+        let start = self.starts.as_ref().map_or(0, |starts| starts[at]);
+        let shared = self
+            .shared
+            .as_ref()
+            .map_or(0..0, |shared| shared[at].clone());
+        let window = self.window.unwrap_or(usize::MAX);
+        let own = start.max(end.saturating_sub(window))..end;
+        let left = window - own.len();
+        let first = shared.start.max(shared.end.saturating_sub(left));
+        Seen {
+            shared: first..shared.end,
+            own,
         }
-        start..end
     }
 
     /// The keys that any of some queries of any row sees.
     fn keys_of(&self, queries: &Range<usize>, seq: usize, keys: usize) -> Range<usize> {
         let end = keys - seq + queries.end;
         let first = keys - seq + queries.start + 1;
-        let start = self.window.map_or(0, |window| first.saturating_sub(window));
+        let start = match self.window {
+            // What is continued may lie anywhere before.
+            Some(window) if self.shared.is_none() => first.saturating_sub(window),
+            _ => 0,
+        };
         start..end
     }
 
@@ -204,7 +274,7 @@ pub fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) 
         .flat_map(|row| (0..seq).map(move |query| (row, query)))
         .flat_map(|(row, query)| {
             let seen = mask.keys(row, query, seq, keys);
-            (0..keys).map(move |key| if seen.contains(&key) { 0.0 } else { HIDDEN })
+            (0..keys).map(move |key| if seen.contains(key) { 0.0 } else { HIDDEN })
         })
         .collect();
     let shifts = TensorData::new(shifts, [batch, 1, seq, keys]);
@@ -389,17 +459,31 @@ impl Stretch {
         if n_queries > 1 {
             hidden.push(stack(at()).lower(key()));
         }
+        let column = |of: &dyn Fn(usize, usize) -> usize| {
+            let rows = (0..batch).flat_map(|row| self.queries.clone().map(move |at| (row, at)));
+            let values: Vec<f32> = rows.map(|(row, query)| of(row, query) as f32).collect();
+            let values = TensorData::new(values, [batch, 1, n_queries, 1]);
+            stack(Portable::<B>(B::float_from_data(values, device)).f32())
+        };
+        if mask.shared.is_some() {
+            let seen = |row, query| mask.keys(row, query, seq, keys);
+            hidden.push(key().lower(column(&|row, query| seen(row, query).start())));
+            // Between the two ends: the distances to them are of unlike signs.
+            let from = |end: Portable<B>| key().add_scalar(0.5) - end;
+            let [before, after] = [
+                column(&|row, query| seen(row, query).hole().start),
+                column(&|row, query| seen(row, query).hole().end),
+            ];
+            let product = from(before) * from(after);
+            let zero = product.clone().scale(0.0);
+            hidden.push(product.lower(zero));
+            return hidden;
+        }
         if let Some(window) = mask.window {
             hidden.push(key().lower(stack(at().add_scalar(1.0 - window as f64))));
         }
         if let Some(starts) = &mask.starts {
-            let starts: Vec<f32> = (0..batch)
-                .flat_map(|row| &starts[row * seq..][self.queries.clone()])
-                .map(|start| *start as f32)
-                .collect();
-            let starts = TensorData::new(starts, [batch, 1, n_queries, 1]);
-            let starts = Portable::<B>(B::float_from_data(starts, device)).f32();
-            hidden.push(key().lower(stack(starts)));
+            hidden.push(key().lower(column(&|row, query| starts[row * seq + query])));
         }
         hidden
     }

@@ -82,10 +82,24 @@ fn rotation_is_the_kernels() {
 #[test]
 fn attention_is_the_kernels() {
     let documents = [vec![11, 8], vec![2, 20]];
+    let answers = AttentionMask::causal(None)
+        .within_documents(&[vec![6, 5, 9], vec![2, 1, 20]], 23)
+        .continuing(
+            [
+                vec![0..0; 6],
+                vec![0..6; 14],
+                vec![0..0; 3],
+                vec![0..0; 2],
+                vec![0..2; 21],
+            ]
+            .concat(),
+        );
     for mask in [
         AttentionMask::causal(None),
         AttentionMask::causal(Some(5)),
         AttentionMask::causal(None).within_documents(&documents, 23),
+        answers.clone(),
+        answers.within_window(Some(6)),
         AttentionMask::causal(Some(5))
             .with_scale(Some(0.7))
             .with_soft_cap(Some(1.5)),

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
     AttentionMask, LowRankFactors, OutputHead,
@@ -181,6 +183,46 @@ fn documents_in_one_row_do_not_see_each_other() {
     compare_attention(&mask, [150, 150], 2);
     let windowed = AttentionMask::causal(Some(9)).within_documents(&lengths, 150);
     compare_attention(&windowed, [150, 150], 2);
+}
+
+/// Prompts of 70 and 3 with answers that share them, some in the next tile of
+/// queries, and beginnings as long as a tile of keys.
+#[test]
+fn answers_that_share_a_prompt_do_not_see_each_other() {
+    let documents = [vec![70, 30, 9, 20], vec![3, 90, 1, 41]];
+    let shared = |rows: &[Vec<usize>], seq: usize| -> Vec<Range<usize>> {
+        let rows = rows.iter().flat_map(|row| {
+            let [prompt, chosen, rejected, other] = row[..] else {
+                unreachable!()
+            };
+            let of_answers = std::iter::repeat_n(0..prompt, chosen + rejected);
+            let before = std::iter::repeat_n(0..0, prompt);
+            let rest = std::iter::repeat_n(0..0, seq - prompt - chosen - rejected);
+            assert!(other <= rest.len());
+            before.chain(of_answers).chain(rest)
+        });
+        rows.collect()
+    };
+    let all = |rows: &[Vec<usize>; 2], seq: usize, window: Option<usize>| {
+        AttentionMask::causal(window)
+            .within_documents(rows, seq)
+            .continuing(shared(rows, seq))
+    };
+    for window in [None, Some(9), Some(60), Some(100)] {
+        let mask = all(&documents, 150, window);
+        compare_attention(&mask, [150, 150], 2);
+        compare_attention(&mask.with_soft_cap(Some(1.5)), [150, 150], 2);
+    }
+    let long = [vec![520, 600, 30, 5], vec![100, 900, 60, 20]];
+    compare_attention(&all(&long, 1200, None), [1200, 1200], 1);
+    compare_attention(&all(&long, 1200, Some(560)), [1200, 1200], 1);
+    // What they do not see is a difference.
+    let x = numbers(1, [2, 2, 150, 16], 2.0);
+    let with = |mask: &AttentionMask| values(attention(x.clone(), x.clone(), x.clone(), mask));
+    let apart = AttentionMask::causal(None).within_documents(&documents, 150);
+    assert!(difference(&with(&all(&documents, 150, None)), &with(&apart)) > 0.1);
+    let causal = AttentionMask::causal(None);
+    assert!(difference(&with(&all(&documents, 150, None)), &with(&causal)) > 0.1);
 }
 
 #[test]

@@ -564,6 +564,7 @@ fn rows_of(batch: &Batch) -> Vec<Batch> {
                 target_weights: None,
                 n_tokens: batch.seq_len,
                 segments: None,
+                pairs: None,
                 preferred: None,
             }
         })

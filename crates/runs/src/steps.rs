@@ -114,10 +114,5 @@ pub(crate) fn batch(
     let item = schedule
         .get(index)
         .map_err(|error| RunError::burn(&error))?;
-    let rows = item.rows;
-    Ok(if item.is_packed {
-        Batch::packed(&rows, padding)
-    } else {
-        Batch::from_samples(&rows.concat(), padding)
-    })
+    Ok(item.batch(padding))
 }

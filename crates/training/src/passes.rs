@@ -354,9 +354,12 @@ fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
 /// The tokens' embeddings, and where they stand.
 pub(crate) fn embedded(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
     let x = llama.embed(input_ids(batch, device));
-    let positions = match &batch.segments {
-        None => llama.positions(&x, 0),
-        Some(lengths) => llama.positions_in_documents(&x, lengths),
+    let positions = match (batch.documents(), batch.continued()) {
+        (None, _) => llama.positions(&x, 0),
+        (Some(lengths), None) => llama.positions_in_documents(&x, &lengths),
+        (Some(lengths), Some(continued)) => {
+            llama.positions_in_continued_documents(&x, &lengths, continued)
+        }
     };
     (x, positions)
 }
@@ -518,25 +521,57 @@ mod tests {
         }
     }
 
-    fn assert_packed_rows_agree(family: &str) {
-        // Nonzero where training has moved: the update is not zero.
-        struct Move;
-        impl burn::module::ModuleMapper for Move {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                if param.val().is_require_grad() {
-                    param.map(|factor| factor.mul_scalar(1.3).detach().require_grad())
-                } else {
-                    param
-                }
-            }
+    /// The two of a pair share their first tokens, and there is a row with two pairs.
+    #[test]
+    fn pairs_that_share_their_prompt_give_the_gradients_of_rows_of_their_own() {
+        let judged = |mut sample: Sample, preferred: bool| {
+            sample.preferred = Some(preferred);
+            sample
+        };
+        let pair = |prompt: u32, seed: u32, ends: [u32; 2]| {
+            [true, false].map(|preferred| {
+                let end = ends[usize::from(preferred)];
+                let answer = (0..end).map(|i| (i * seed + u32::from(preferred)) % 64);
+                let tokens: Vec<u32> = (3..3 + prompt).chain(answer).collect();
+                let trained = (0..tokens.len() as u32).map(|i| i >= prompt).collect();
+                judged(Sample::new(tokens, trained), preferred)
+            })
+        };
+        let rows = [
+            [pair(7, 5, [4, 9]), pair(3, 11, [1, 6])].concat(),
+            pair(12, 7, [8, 2]).to_vec(),
+        ];
+        for family in FAMILIES {
+            let llama = adapted_of(family, 0.0).map(&mut Move);
+            let apart = Batch::from_samples(&rows.concat(), 0);
+            let shared = Batch::of_pairs(&rows, 0);
+            assert!(shared.n_tokens < apart.n_tokens - 20);
+            let objective = Arc::new(crate::Dpo {
+                rpo_alpha: 0.5,
+                beta: 0.7,
+                ..crate::Dpo::default()
+            });
+            let passes = |recompute| {
+                let passes = Passes::new(objective.clone(), &llama).unwrap();
+                passes.with_recompute(recompute)
+            };
+            let whole = passes(Recompute::None);
+            let right = all(&llama, &apart, &whole);
+            let ours = all(&llama, &shared, &whole);
+            assert_alike(&right, &ours);
+            assert_eq!(ours, all(&llama, &shared, &passes(Recompute::Blocks)));
+            // Where nothing is shared it is another loss: the test can fail.
+            let mut blind = shared;
+            let pairs = blind.pairs.as_mut().unwrap();
+            pairs.shared[1][0] -= 1;
+            blind.segments.as_mut().unwrap()[1][0] += 1;
+            let blind = all(&llama, &blind, &whole);
+            assert!((right.0 - blind.0).abs() > 1e-4 * right.0, "{family}");
         }
-        let llama = adapted_of(family, 0.0).map(&mut Move);
-        let [a, b, c] = <[Sample; 3]>::try_from(samples()).unwrap();
-        let apart = Batch::from_samples(&[a.clone(), b.clone(), c.clone()], 0);
-        let packed = Batch::packed(&[vec![a, c], vec![b]], 0);
-        assert_eq!(apart.n_trained, packed.n_trained);
-        let passes = by(&llama, Recompute::None);
-        let (right, ours) = (all(&llama, &apart, &passes), all(&llama, &packed, &passes));
+    }
+
+    /// The loss and gradients, up to the order of sums.
+    fn assert_alike(right: &(f32, Vec<(String, Vec<f32>)>), ours: &(f32, Vec<(String, Vec<f32>)>)) {
         assert!(
             (right.0 - ours.0).abs() < 1e-5 * right.0,
             "{} {}",
@@ -549,6 +584,29 @@ mod tests {
                 assert!((right - ours).abs() < 1e-5 * size, "{path}: {right} {ours}");
             }
         }
+    }
+
+    /// Nonzero where training has moved: the update is not zero.
+    struct Move;
+    impl burn::module::ModuleMapper for Move {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if param.val().is_require_grad() {
+                param.map(|factor| factor.mul_scalar(1.3).detach().require_grad())
+            } else {
+                param
+            }
+        }
+    }
+
+    fn assert_packed_rows_agree(family: &str) {
+        let llama = adapted_of(family, 0.0).map(&mut Move);
+        let [a, b, c] = <[Sample; 3]>::try_from(samples()).unwrap();
+        let apart = Batch::from_samples(&[a.clone(), b.clone(), c.clone()], 0);
+        let packed = Batch::packed(&[vec![a, c], vec![b]], 0);
+        assert_eq!(apart.n_trained, packed.n_trained);
+        let passes = by(&llama, Recompute::None);
+        let (right, ours) = (all(&llama, &apart, &passes), all(&llama, &packed, &passes));
+        assert_alike(&right, &ours);
         // Without the boundaries it is another loss: the test can fail.
         let merged = Batch {
             segments: None,

@@ -162,10 +162,14 @@ fn run(case: &Value, recompute: Recompute, packed: bool) -> Run {
             let rows: Vec<Sample> = (at * batch * unit..(at + 1) * batch * unit)
                 .map(|i| samples.sample(i))
                 .collect();
-            let batch = if packed {
-                Batch::packed(&[rows], 0)
-            } else {
-                Batch::from_samples(&rows, 0)
+            let batch = match (unit, packed) {
+                (1, false) => Batch::from_samples(&rows, 0),
+                (1, true) => Batch::packed(&[rows], 0),
+                (_, true) => Batch::of_pairs(&[rows], 0),
+                (_, false) => {
+                    let pairs: Vec<_> = rows.chunks(2).map(<[Sample]>::to_vec).collect();
+                    Batch::of_pairs(&pairs, 0)
+                }
             };
             let pass = passes.run(&learner.module, &batch);
             if number == 0 && accumulation == 1 {

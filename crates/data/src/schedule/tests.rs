@@ -8,7 +8,7 @@ fn samples(n: u32) -> Vec<Sample> {
     (0..n).map(|i| Sample::all_trained(tokens(i))).collect()
 }
 
-fn firsts(schedule: &Schedule, batches: std::ops::Range<usize>) -> Vec<u32> {
+fn firsts(schedule: &Schedule, batches: Range<usize>) -> Vec<u32> {
     batches
         .flat_map(|i| schedule.get(i).unwrap().rows.concat())
         .map(|sample| sample.tokens[0])
@@ -340,12 +340,7 @@ fn the_size_of_a_batch_is_known_without_its_tokens() {
     ] {
         for i in 0..schedule.len() {
             let item = schedule.get(i).unwrap();
-            let batch = if item.is_packed {
-                Batch::packed(&item.rows, padding)
-            } else {
-                Batch::from_samples(&item.rows.concat(), padding)
-            };
-            let expected = BatchSize::of(&batch);
+            let expected = BatchSize::of(&item.batch(padding));
             assert_eq!(schedule.size(i, padding).unwrap(), expected, "{i}");
         }
         assert!(schedule.size(schedule.len(), padding).is_err());

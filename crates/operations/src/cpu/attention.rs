@@ -13,11 +13,14 @@ use super::{
     vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
 use crate::attention::{
-    Attended, AttentionKernel, AttentionMask, Sizes, Summed, portable_backward, portable_forward,
+    Attended, AttentionKernel, AttentionMask, Seen, Sizes, Summed, portable_backward,
+    portable_forward,
 };
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
+/// The score of a hidden key between others: finite, and no weight is left of it.
+const HIDDEN: f32 = -1e30;
 /// Keys of a tile: with the queries, scores of 128 KiB, which stay in a core's cache.
 const KEYS: usize = 512;
 
@@ -70,19 +73,47 @@ fn key_tiles(
         .map(|query| mask.keys(row, query, sizes.seq, sizes.keys));
     let (mut start, mut end) = (usize::MAX, 0);
     for keys in seen {
-        start = start.min(keys.start);
-        end = end.max(keys.end);
+        start = start.min(keys.start());
+        end = end.max(keys.own.end);
     }
     (start..end)
         .step_by(KEYS)
         .map(move |at| at..(at + KEYS).min(end))
 }
 
-/// Part of a tile's row: the keys that its query sees.
-fn within(seen: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
-    let start = seen.start.clamp(tile.start, tile.end);
-    let end = seen.end.clamp(start, tile.end);
-    start - tile.start..end - tile.start
+/// The keys of a tile that a query sees: all of `part` but `hole`.
+struct Within {
+    part: Range<usize>,
+    hole: Range<usize>,
+}
+
+impl Within {
+    fn of(seen: &Seen, tile: &Range<usize>) -> Self {
+        let [shared, own] = [&seen.shared, &seen.own].map(|range| {
+            let start = range.start.clamp(tile.start, tile.end);
+            let end = range.end.clamp(start, tile.end);
+            start - tile.start..end - tile.start
+        });
+        match (shared.is_empty(), own.is_empty()) {
+            (true, _) => Self {
+                hole: own.start..own.start,
+                part: own,
+            },
+            (false, true) => Self {
+                hole: shared.end..shared.end,
+                part: shared,
+            },
+            (false, false) => Self {
+                part: shared.start..own.end,
+                hole: shared.end..own.start,
+            },
+        }
+    }
+
+    /// The hole, from the beginning of the part.
+    fn hole_in_part(&self) -> Range<usize> {
+        self.hole.start - self.part.start..self.hole.end - self.part.start
+    }
 }
 
 /// Where `[batch, seq, n_heads, head_dim]` has one head of one position.
@@ -329,7 +360,8 @@ impl ForwardTile {
             let (best, sums) = (&mut self.best, &mut self.sums);
             for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
                 let seen = mask.keys(row, queries.start + i, sizes.seq, sizes.keys);
-                let part = within(&seen, &key_range);
+                let within = Within::of(&seen, &key_range);
+                let (part, hole) = (within.part.clone(), within.hole_in_part());
                 scores[..part.start].fill(0.0);
                 scores[part.end..].fill(0.0);
                 if part.is_empty() {
@@ -347,13 +379,16 @@ impl ForwardTile {
                     sum: &'a mut f32,
                     so_far: Option<&'a mut [f32]>,
                     cap: Option<f32>,
+                    hole: Range<usize>,
                 ) {
                     if let Some(cap) = cap {
                         for score in scores.iter_mut() {
                             *score = cap * tanh(*score / cap);
                         }
                     }
+                    scores[hole.clone()].fill(HIDDEN);
                     add_scores(scores, best, sum, so_far);
+                    scores[hole].fill(0.0);
                 });
             }
             let value_tile = given.values.positions(row, kv_head, &key_range);
@@ -466,7 +501,8 @@ impl BackwardInputs<'_> {
                     .zip(grad_scores.chunks_exact_mut(n));
                 for (i, (weights, grad_scores)) in rows.enumerate() {
                     let seen = self.mask.keys(row, start + i, seq, n_keys);
-                    let part = within(&seen, &key_range);
+                    let within = Within::of(&seen, &key_range);
+                    let (part, hole) = (within.part.clone(), within.hole_in_part());
                     for outside in [0..part.start, part.end..n] {
                         weights[outside.clone()].fill(0.0);
                         grad_scores[outside].fill(0.0);
@@ -481,20 +517,27 @@ impl BackwardInputs<'_> {
                         log_sum: f32,
                         scale: f32,
                         cap: Option<f32>,
+                        hole: Range<usize>,
                     ) {
-                        if let Some(cap) = cap {
-                            for (weight, grad_score) in weights.iter_mut().zip(grad_scores) {
-                                let bent = tanh(*weight / cap);
-                                *weight = exp(cap * bent - log_sum);
-                                let slope = 1.0 - bent * bent;
-                                *grad_score = *weight * (*grad_score - along) * scale * slope;
+                        let both = weights.iter_mut().zip(grad_scores.iter_mut());
+                        match cap {
+                            Some(cap) => {
+                                for (weight, grad_score) in both {
+                                    let bent = tanh(*weight / cap);
+                                    *weight = exp(cap * bent - log_sum);
+                                    let slope = 1.0 - bent * bent;
+                                    *grad_score = *weight * (*grad_score - along) * scale * slope;
+                                }
                             }
-                            return;
+                            None => {
+                                for (weight, grad_score) in both {
+                                    *weight = exp(*weight - log_sum);
+                                    *grad_score = *weight * (*grad_score - along) * scale;
+                                }
+                            }
                         }
-                        for (weight, grad_score) in weights.iter_mut().zip(grad_scores) {
-                            *weight = exp(*weight - log_sum);
-                            *grad_score = *weight * (*grad_score - along) * scale;
-                        }
+                        weights[hole.clone()].fill(0.0);
+                        grad_scores[hole].fill(0.0);
                     });
                 }
                 let weights = Matrix::of_rows(weights, n);
