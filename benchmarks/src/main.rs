@@ -169,6 +169,7 @@ fn main() -> anyhow::Result<()> {
         args.backend == "cpu" || anywhere.contains(&args.suite),
         "this suite measures the CPU: leave out --backend"
     );
+    olora_devices::threads::start(None)?;
     let rounds = usize::from(args.rounds);
     let peer = args.peer.as_deref();
     match args.suite {

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 /// Refuses what `RAYON_NUM_THREADS` cannot mean: the pool would begin to start
 /// tens of thousands of threads, or take no notice of it.
 fn check_threads() -> anyhow::Result<()> {
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    use olora_devices::threads::VARIABLE;
     const MOST: usize = 1024;
     let Some(found) = std::env::var_os(VARIABLE).filter(|found| !found.is_empty()) else {
         return Ok(());
@@ -87,7 +87,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         cli.command,
         Command::Train(_) | Command::Plan(_) | Command::Evaluate(_)
     );
-    parallel::join(shared_by_ranks)?;
+    let n_threads = parallel::join(shared_by_ranks)?;
+    olora_devices::threads::start(n_threads).map_err(|error| {
+        anyhow::anyhow!("the threads to compute with could not be started: {error}")
+    })?;
     olora_devices::prepare(kernels)?;
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),

@@ -33,16 +33,17 @@ static JOINED: OnceLock<(Launch, Arc<Mpi>)> = OnceLock::new();
 #[cfg(feature = "mpi")]
 const TIMEOUT: &str = "OLORA_RANK_TIMEOUT";
 
-/// Joins the other processes, if a launcher has started several.
+/// Joins the other processes, if a launcher has started several. Returns how many
+/// threads this one is to compute with, if that is not all that there are.
 ///
 /// # Errors
 ///
 /// Usage errors: a command that several processes have no use for, or a build
 /// without MPI, which would do the same work several times over.
-pub(crate) fn join(shared_by_ranks: bool) -> Result<()> {
+pub(crate) fn join(shared_by_ranks: bool) -> Result<Option<usize>> {
     let launch = Launch::from_env(|name| std::env::var(name).ok());
     let Some(launch) = launch.map_err(|error| Usage::new(&error.to_string()))? else {
-        return Ok(());
+        return Ok(None);
     };
     if launch.rank > 0 {
         terminal::mute();
@@ -59,7 +60,7 @@ pub(crate) fn join(shared_by_ranks: bool) -> Result<()> {
 
 #[cfg(not(feature = "mpi"))]
 #[expect(clippy::needless_pass_by_value, reason = "as with the feature")]
-fn join_launched(launch: Launch) -> Result<()> {
+fn join_launched(launch: Launch) -> Result<Option<usize>> {
     Err(Usage::new(&format!(
         "{} has started {} processes of this command, and this build cannot share the work out among them: each \
          would do all of it. Build olora with `--features mpi` (it needs an MPI and libclang: docs/parallel.md), \
@@ -69,7 +70,7 @@ fn join_launched(launch: Launch) -> Result<()> {
 }
 
 #[cfg(feature = "mpi")]
-fn join_launched(launch: Launch) -> Result<()> {
+fn join_launched(launch: Launch) -> Result<Option<usize>> {
     let limit = match std::env::var(TIMEOUT) {
         Err(_) => 6,
         Ok(text) => text.parse().ok().filter(|seconds| (3..=3600).contains(seconds)).ok_or_else(|| {
@@ -83,31 +84,24 @@ fn join_launched(launch: Launch) -> Result<()> {
         .map_err(|reason| anyhow::anyhow!("{reason}"))?;
     let mpi = Arc::new(mpi);
     let (_, n_local) = mpi.local();
-    threads(n_local)?;
     // It is set once: there is one `main`.
     let _ = JOINED.set((launch, mpi));
-    Ok(())
+    Ok(threads(n_local))
 }
 
 /// Shares the machine's cores out: as many threads for each rank as there are
 /// cores for it, and at least one. What `RAYON_NUM_THREADS` says is done, and
 /// where a launcher has bound this process to some cores, those are its.
 #[cfg(feature = "mpi")]
-fn threads(n_local: usize) -> Result<()> {
-    let is_given = std::env::var("RAYON_NUM_THREADS").is_ok_and(|n| !n.is_empty() && n != "0");
+fn threads(n_local: usize) -> Option<usize> {
+    let is_given =
+        std::env::var(olora_devices::threads::VARIABLE).is_ok_and(|n| !n.is_empty() && n != "0");
     if is_given {
-        return Ok(());
+        return None;
     }
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
-    let n = if is_bound(usable) {
-        usable
-    } else {
-        (usable / n_local.max(1)).max(1)
-    };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(n)
-        .build_global()
-        .map_err(|error| anyhow::anyhow!("the threads of this rank could not be started: {error}"))
+    let of_each = usable / n_local.max(1);
+    (!is_bound(usable)).then(|| of_each.max(1))
 }
 
 /// Whether this process may use fewer cores than the machine has.

@@ -26,6 +26,7 @@ mod error;
 mod kernels;
 #[cfg(feature = "_gpu")]
 mod probe;
+pub mod threads;
 
 use burn::tensor::{DType, Device, DeviceType};
 use olora_files::size;

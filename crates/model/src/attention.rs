@@ -9,7 +9,7 @@ use burn::{
 use olora_adapter::Project;
 use olora_operations::attention;
 
-use crate::{ModelConfig, Norm, NormKind, QkNorm, llama::Positions};
+use crate::{ModelConfig, Norm, NormKind, QkNorm, cache::Held, llama::Positions};
 
 /// Causal self-attention with grouped queries.
 #[derive(Module, Debug)]
@@ -146,7 +146,7 @@ impl Attention {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<&mut Option<[Tensor<4>; 2]>>,
+        cache: Option<&mut Option<Held>>,
     ) -> Tensor<3> {
         let Shape {
             n_heads,
@@ -166,16 +166,7 @@ impl Attention {
         let v = heads(v, kv_heads).swap_dims(1, 2);
         let [k, v] = match cache {
             None => [k, v],
-            Some(past) => {
-                let all = match past.take() {
-                    None => [k, v],
-                    Some([old_k, old_v]) => [
-                        Tensor::cat(vec![old_k, k], 2),
-                        Tensor::cat(vec![old_v, v], 2),
-                    ],
-                };
-                past.insert(all).clone()
-            }
+            Some(held) => Held::append(held, [k, v]),
         };
 
         let mask = positions

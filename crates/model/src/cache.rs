@@ -1,14 +1,69 @@
 //! Keys and values of the tokens already seen.
 
 use burn::tensor::{Int, Tensor, TensorData};
+use olora_operations::is_host;
 
 /// The cache of one sequence, or of one batch of equally long ones.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// Per block, keys (already rotated) and values:
-    /// `[batch, kv_heads, len, head_dim]`.
-    layers: Vec<Option<[Tensor<4>; 2]>>,
+    layers: Vec<Option<Held>>,
     len: usize,
+}
+
+/// Keys (already rotated) and values of one block, `[batch, kv_heads, room,
+/// head_dim]`, of which the first `len` positions are there.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    both: [Tensor<4>; 2],
+    len: usize,
+}
+
+impl Held {
+    /// Positions that there is room for beyond those that there are, at least,
+    /// whenever room is made.
+    const ROOM: usize = 256;
+
+    /// Puts new keys and values, `[batch, kv_heads, n, head_dim]`, behind those that
+    /// are held, and returns all.
+    ///
+    /// On the CPU there is room left behind them, so that nothing is copied but what
+    /// is new. Elsewhere a view into a larger tensor would be copied to be read.
+    pub(crate) fn append(held: &mut Option<Self>, new: [Tensor<4>; 2]) -> [Tensor<4>; 2] {
+        let [_, _, n, _] = new[0].dims();
+        let Some(Self { both, len }) = held.take() else {
+            *held = Some(Self {
+                both: new.clone(),
+                len: n,
+            });
+            return new;
+        };
+        if !is_host(&new[0].device()) {
+            let [new_k, new_v] = new;
+            let [old_k, old_v] = both;
+            let both = [
+                Tensor::cat(vec![old_k, new_k], 2),
+                Tensor::cat(vec![old_v, new_v], 2),
+            ];
+            return held.insert(Self { both, len: len + n }).both.clone();
+        }
+        let append = |mut all: Tensor<4>, new: Tensor<4>| {
+            let [batch, heads, room, head_dim] = all.dims();
+            if room < len + n {
+                let room = len + n + Self::ROOM.max(len / 2);
+                let on = (&all.device(), all.dtype());
+                let larger = Tensor::zeros([batch, heads, room, head_dim], on);
+                let old = all.narrow(2, 0, len);
+                all = larger.slice_assign([0..batch, 0..heads, 0..len, 0..head_dim], old);
+            }
+            // Where nobody else has it, in its place.
+            all.slice_assign([0..batch, 0..heads, len..len + n, 0..head_dim], new)
+        };
+        let ([k, v], [new_k, new_v]) = (both, new);
+        let both = [append(k, new_k), append(v, new_v)];
+        let all = both.each_ref().map(|all| all.clone().narrow(2, 0, len + n));
+        *held = Some(Self { both, len: len + n });
+        all
+    }
 }
 
 impl KvCache {
@@ -50,15 +105,19 @@ impl KvCache {
             let ids = Tensor::<1, Int>::from_data(ids, &held.device());
             held.clone().select(0, ids)
         };
-        let of_layer =
-            |held: &Option<[Tensor<4>; 2]>| held.as_ref().map(|both| both.each_ref().map(select));
+        let of_layer = |held: &Option<Held>| {
+            held.as_ref().map(|held| Held {
+                both: held.both.each_ref().map(select),
+                len: held.len,
+            })
+        };
         Self {
             layers: self.layers.iter().map(of_layer).collect(),
             len: self.len,
         }
     }
 
-    pub(crate) fn layer(&mut self, layer_idx: usize) -> &mut Option<[Tensor<4>; 2]> {
+    pub(crate) fn layer(&mut self, layer_idx: usize) -> &mut Option<Held> {
         &mut self.layers[layer_idx]
     }
 

@@ -213,6 +213,22 @@ fn all_finite(values: &[f32]) -> bool {
     values.iter().filter(|value| !value.is_finite()).count() == 0
 }
 
+/// The first of equals, as argmax does. The highest value is found first, which is
+/// vectorised, and then where it is. 0 if there are none.
+fn first_of_highest(logits: &[f32]) -> usize {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = logits.as_chunks::<16>();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    let all = lanes.iter().chain(rest).copied();
+    let highest = all.fold(f32::NEG_INFINITY, f32::max);
+    let found = logits.iter().position(|value| *value == highest);
+    found.unwrap_or(0)
+}
+
 /// Picks a token from the logits of one position, which are scratch space.
 fn choose(logits: &mut [f32], seen: &[u32], sampling: &Sampling, rng: &mut impl Rng) -> u32 {
     if sampling.repetition_penalty != 1.0 {
@@ -230,15 +246,10 @@ fn choose(logits: &mut [f32], seen: &[u32], sampling: &Sampling, rng: &mut impl 
             }
         }
     }
-    let mut order: Vec<usize> = (0..logits.len()).collect();
     if sampling.temperature == 0.0 {
-        // The first of equals, as argmax does.
-        return order
-            .iter()
-            .copied()
-            .reduce(|best, id| if logits[id] > logits[best] { id } else { best })
-            .unwrap_or(0) as u32;
+        return first_of_highest(logits) as u32;
     }
+    let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k);
@@ -286,6 +297,12 @@ mod tests {
             choose(&mut [1.0, 3.0, 3.0], &[], &Sampling::default(), &mut rng),
             1
         );
+        for best in 0..40 {
+            let mut logits: Vec<f32> = (0..40).map(|i| -1.0 - i as f32).collect();
+            logits[best..].fill(2.0);
+            assert_eq!(first_of_highest(&logits), best);
+        }
+        assert_eq!(first_of_highest(&[]), 0);
     }
 
     #[test]

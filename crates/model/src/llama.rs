@@ -31,6 +31,7 @@ use olora_operations::{AttentionMask, OutputHead, Weight, project, weight::soft_
 
 use crate::{
     Attention, Dtype, FeedForward, KvCache, ModelConfig, Named, Norm, NormOrder, Rope,
+    cache::Held,
     rope::{Rotation, positions_in_documents},
 };
 
@@ -440,7 +441,7 @@ impl Block {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<&mut Option<[Tensor<4>; 2]>>,
+        cache: Option<&mut Option<Held>>,
     ) -> Tensor<3> {
         let normed = normed(self.input_layernorm.as_ref(), x.clone());
         let found = self.self_attn.forward(normed, positions, cache);

@@ -18,6 +18,7 @@ mod rotary;
 mod row;
 mod rows;
 mod swiglu;
+mod team;
 mod vector;
 
 use burn::backend::{

@@ -34,6 +34,8 @@ pub(crate) trait Sixteen: Copy {
     fn widen_bf16(self, bytes: [u8; 32]) -> Self::Values;
     /// Values of NF4's code book, by the lowest four bits of bytes.
     fn look_up(self, places: __m128i) -> Self::Values;
+    /// Low nibbles of bytes less eight, and high ones.
+    fn nibbles_less_eight(self, bytes: __m128i) -> [Self::Values; 2];
     fn mul(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn add(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn sub(self, a: Self::Values, b: Self::Values) -> Self::Values;
@@ -80,6 +82,20 @@ impl Sixteen for V4 {
         let avx512 = self.avx512f;
         // It looks at the lowest four bits.
         avx512._mm512_permutexvar_ps(avx512._mm512_cvtepu8_epi32(places), cast(CODE))
+    }
+
+    #[inline(always)]
+    fn nibbles_less_eight(self, bytes: __m128i) -> [__m512; 2] {
+        const VALUES: [f32; 16] = [
+            -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+        ];
+        let avx512 = self.avx512f;
+        let places = avx512._mm512_cvtepu8_epi32(bytes);
+        // It looks at the lowest four bits.
+        [places, avx512._mm512_srli_epi32::<4>(places)].map(
+            #[inline(always)]
+            |places| avx512._mm512_permutexvar_ps(places, cast(VALUES)),
+        )
     }
 
     #[inline(always)]
@@ -172,6 +188,15 @@ impl Sixteen for V3 {
                 let fourth = cast(avx2._mm256_slli_epi32::<28>(places));
                 avx._mm256_blendv_ps(lows, highs, fourth)
             },
+        )
+    }
+
+    #[inline(always)]
+    fn nibbles_less_eight(self, bytes: __m128i) -> [[__m256; 2]; 2] {
+        let zero = self.sse2._mm_set1_epi8(8);
+        [low(self, bytes), high(self, bytes)].map(
+            #[inline(always)]
+            |nibbles| self.widen(self.sse2._mm_sub_epi8(nibbles, zero)),
         )
     }
 
@@ -347,19 +372,10 @@ fn put(out: &mut [f32], at: usize, values: [f32; 16]) {
 
 #[inline(always)]
 pub(crate) fn q4_0<S: Sixteen>(simd: S, block: &[u8; 18], out: &mut [f32; 32]) {
-    let sse2 = simd.sse2();
-    let scale = half([block[0], block[1]]);
-    let (quants, zero) = (sixteen(block, 2), sse2._mm_set1_epi8(8));
-    put(
-        out,
-        0,
-        scaled(simd, sse2._mm_sub_epi8(low(simd, quants), zero), scale),
-    );
-    put(
-        out,
-        16,
-        scaled(simd, sse2._mm_sub_epi8(high(simd, quants), zero), scale),
-    );
+    let scale = simd.splat(half([block[0], block[1]]));
+    let [low, high] = simd.nibbles_less_eight(sixteen(block, 2));
+    put(out, 0, simd.store(simd.mul(low, scale)));
+    put(out, 16, simd.store(simd.mul(high, scale)));
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     all_f32, by_heads, dense_last,
-    matrix::{Before, Matrix, multiply_alone},
+    matrix::{Before, Matrix, WORTH_THREADS, multiply_alone, multiply_row},
     rows::{SharedRoom, build_shared},
     shape, strided, tensor, values,
     vector::{exp, exponentials, highest, sum, tanh, vectorised},
@@ -181,24 +181,30 @@ impl AttentionKernel for Flex {
         };
         let tiles = seq.div_ceil(QUERIES);
         let fill = |[output, log_sums]: [SharedRoom; 2]| {
-            (0..batch * n_heads * tiles).into_par_iter().for_each_init(
-                || ForwardTile::new(QUERIES.min(seq), head_dim),
-                |tile_memory, item| {
-                    // The last tiles see the most keys: they come first, so that none is left over.
-                    let tile = tiles - 1 - item % tiles;
-                    let (row, head) = (item / tiles / n_heads, item / tiles % n_heads);
-                    let queries = tile * QUERIES..((tile + 1) * QUERIES).min(seq);
-                    tile_memory.attend(&given, row, head, &queries);
-                    for (i, position) in queries.enumerate() {
-                        let to = position_of(sizes, row, head, position);
-                        let at = (row * n_heads + head) * seq + position;
-                        // SAFETY: no other item has this position of this head, and this is the
-                        // only time that this one asks for it.
-                        let (to, log_sum) = unsafe { (output.part(to), log_sums.part(at..at + 1)) };
-                        tile_memory.write(i, to, &mut log_sum[0]);
-                    }
-                },
-            );
+            let attend = |tile_memory: &mut ForwardTile, item: usize| {
+                // The last tiles see the most keys: they come first, so that none is left over.
+                let tile = tiles - 1 - item % tiles;
+                let (row, head) = (item / tiles / n_heads, item / tiles % n_heads);
+                let queries = tile * QUERIES..((tile + 1) * QUERIES).min(seq);
+                tile_memory.attend(&given, row, head, &queries);
+                for (i, position) in queries.enumerate() {
+                    let to = position_of(sizes, row, head, position);
+                    let at = (row * n_heads + head) * seq + position;
+                    // SAFETY: no other item has this position of this head, and this is the
+                    // only time that this one asks for it.
+                    let (to, log_sum) = unsafe { (output.part(to), log_sums.part(at..at + 1)) };
+                    tile_memory.write(i, to, &mut log_sum[0]);
+                }
+            };
+            let new_tile = || ForwardTile::new(QUERIES.min(seq), head_dim);
+            let items = batch * n_heads * tiles;
+            if n * sizes.keys * head_dim < WORTH_THREADS {
+                let mut tile_memory = new_tile();
+                (0..items).for_each(|item| attend(&mut tile_memory, item));
+            } else {
+                let items = (0..items).into_par_iter();
+                items.for_each_init(new_tile, attend);
+            }
         };
         // SAFETY: rows, heads and tiles are gone through, the tiles' queries are all positions, and
         // `write` writes all that it is given.
@@ -344,13 +350,19 @@ impl ForwardTile {
         self.sums = [0.0; QUERIES];
         let output = &mut self.output[..queries.len() * head_dim];
         let cap = mask.soft_cap().map(|cap| cap as f32);
+        // What makes a token has one query a head.
+        let multiply = if sizes.seq == 1 {
+            multiply_row
+        } else {
+            multiply_alone
+        };
         let mut before = Before::Overwritten;
         for key_range in key_tiles(mask, sizes, row, queries) {
             let n = key_range.len();
             let scores = &mut self.scores[..queries.len() * n];
             let key_tile = given.keys.positions(row, kv_head, &key_range);
             let scale = mask.scale(head_dim) as f32;
-            multiply_alone(
+            multiply(
                 scores,
                 Before::Overwritten,
                 scale,
@@ -393,7 +405,7 @@ impl ForwardTile {
             }
             let value_tile = given.values.positions(row, kv_head, &key_range);
             let weights = Matrix::of_rows(scores, n);
-            multiply_alone(output, before, 1.0, weights, value_tile);
+            multiply(output, before, 1.0, weights, value_tile);
             before = Before::Kept;
         }
     }
@@ -425,6 +437,34 @@ fn add_scores(scores: &mut [f32], best: &mut f32, sum: &mut f32, so_far: Option<
     if rescale != 1.0 {
         for out in so_far.into_iter().flatten() {
             *out *= rescale;
+        }
+    }
+}
+
+/// Makes scores the weights that they became, with the logarithm of their sum, and
+/// the gradients of those weights the scores' own.
+#[inline(always)]
+fn back_through_softmax(
+    weights: &mut [f32],
+    grad_scores: &mut [f32],
+    [along, log_sum, scale]: [f32; 3],
+    cap: Option<f32>,
+) {
+    let both = weights.iter_mut().zip(grad_scores);
+    match cap {
+        Some(cap) => {
+            for (weight, grad_score) in both {
+                let bent = tanh(*weight / cap);
+                *weight = exp(cap * bent - log_sum);
+                let slope = 1.0 - bent * bent;
+                *grad_score = *weight * (*grad_score - along) * scale * slope;
+            }
+        }
+        None => {
+            for (weight, grad_score) in both {
+                *weight = exp(*weight - log_sum);
+                *grad_score = *weight * (*grad_score - along) * scale;
+            }
         }
     }
 }
@@ -519,23 +559,7 @@ impl BackwardInputs<'_> {
                         cap: Option<f32>,
                         hole: Range<usize>,
                     ) {
-                        let both = weights.iter_mut().zip(grad_scores.iter_mut());
-                        match cap {
-                            Some(cap) => {
-                                for (weight, grad_score) in both {
-                                    let bent = tanh(*weight / cap);
-                                    *weight = exp(cap * bent - log_sum);
-                                    let slope = 1.0 - bent * bent;
-                                    *grad_score = *weight * (*grad_score - along) * scale * slope;
-                                }
-                            }
-                            None => {
-                                for (weight, grad_score) in both {
-                                    *weight = exp(*weight - log_sum);
-                                    *grad_score = *weight * (*grad_score - along) * scale;
-                                }
-                            }
-                        }
+                        back_through_softmax(weights, grad_scores, [along, log_sum, scale], cap);
                         weights[hole.clone()].fill(0.0);
                         grad_scores[hole].fill(0.0);
                     });

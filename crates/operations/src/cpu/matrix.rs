@@ -219,17 +219,8 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
         && left.columns * right.columns >= ROW_WORTH_THREADS
         && let Some(add) = right.row_product()
     {
-        assert_eq!(left.columns, right.rows, "inner dimensions");
-        if before == Before::Overwritten {
-            // SAFETY: the caller's, for the only row of the output; zero bytes are a float.
-            unsafe { output.write_bytes(0, right.columns) };
-        }
-        // SAFETY: the caller's; where nothing was kept, zeros have just been written.
-        let output = unsafe { std::slice::from_raw_parts_mut(output, right.columns) };
-        let row: Vec<f32> = (0..left.columns)
-            .map(|i| scale * left.values[i * left.column_stride])
-            .collect();
-        (add.run)(output, &row, right.extent(), add.stride);
+        // SAFETY: the caller's, for the only row of the output.
+        unsafe { multiply_row_by(add, output, before, scale, left, right) };
         return;
     }
     let worth = left.rows * left.columns * right.columns >= WORTH_THREADS;
@@ -240,6 +231,32 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
     };
     // SAFETY: the caller's.
     unsafe { product(output, right.columns, before, scale, left, right, threads) }
+}
+
+/// [`multiply`] of one row, in one way.
+///
+/// # Safety
+///
+/// As for [`multiply`].
+unsafe fn multiply_row_by(
+    add: RowProduct,
+    output: *mut f32,
+    before: Before,
+    scale: f32,
+    left: Matrix,
+    right: Matrix,
+) {
+    assert_eq!(left.columns, right.rows, "inner dimensions");
+    if before == Before::Overwritten {
+        // SAFETY: the caller's; zero bytes are a float.
+        unsafe { output.write_bytes(0, right.columns) };
+    }
+    // SAFETY: the caller's; where nothing was kept, zeros have just been written.
+    let output = unsafe { std::slice::from_raw_parts_mut(output, right.columns) };
+    let row: Vec<f32> = (0..left.columns)
+        .map(|i| scale * left.values[i * left.column_stride])
+        .collect();
+    (add.run)(output, &row, right.extent(), add.stride);
 }
 
 /// [`multiply`] on these threads, with the rows of `output` that far apart.
@@ -347,6 +364,25 @@ pub(super) fn multiply_alone(
     let output = output.as_mut_ptr();
     // SAFETY: the slice is as large as the product and exclusively ours.
     unsafe { product(output, stride, before, scale, left, right, threads) }
+}
+
+/// [`multiply_alone`] of a single row, however small it is, without arranging
+/// anything anew.
+pub(super) fn multiply_row(
+    output: &mut [f32],
+    before: Before,
+    scale: f32,
+    left: Matrix,
+    right: Matrix,
+) {
+    match right.row_product() {
+        Some(add) if left.rows == 1 => {
+            check_size(output, left, right);
+            // SAFETY: the slice is as large as the product and exclusively ours.
+            unsafe { multiply_row_by(add, output.as_mut_ptr(), before, scale, left, right) }
+        }
+        _ => multiply_alone(output, before, scale, left, right),
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::{
     bf16::{self, Kernel, Side, rounded},
     matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product},
     rows::rows_per_chunk,
+    team::hand_out_pieces,
 };
 use crate::{
     Products,
@@ -159,15 +160,12 @@ fn add_row(output: &mut [f32], row: &[f32], packed: &Packed) {
         let even = piece.div_ceil(2 * rayon::current_num_threads());
         piece = even.max(least).next_multiple_of(4);
     }
-    output
-        .par_chunks_mut(piece)
-        .enumerate()
-        .for_each(|(i, output)| {
-            let rows = i * piece..i * piece + output.len();
-            if let Err(error) = packed.dot_rows(rows, row, output) {
-                unreachable!("{error}");
-            }
-        });
+    hand_out_pieces(output, piece, |i, output| {
+        let rows = i * piece..i * piece + output.len();
+        if let Err(error) = packed.dot_rows(rows, row, output) {
+            unreachable!("{error}");
+        }
+    });
 }
 
 /// Output of which threads write different columns.

@@ -4,9 +4,7 @@
 //! one core alone does not fetch as fast as the machine can. `gemm` has them
 //! all on one thread.
 
-use rayon::prelude::*;
-
-use super::{rows::rows_per_chunk, vector::vectorised};
+use super::{rows::rows_per_chunk, team::hand_out_pieces, vector::vectorised};
 
 /// Rows that one piece of work sums at least: beside as many, what its sums
 /// take to be added up is little.
@@ -24,19 +22,22 @@ const LANES: usize = 16;
 pub(super) fn add_rows(output: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
     let width = output.len();
     let piece = rows_per_chunk(width).max(FEWEST_ROWS);
-    let pieces = row
-        .par_chunks(piece)
-        .zip(weights.par_chunks(piece * stride));
-    let sums: Vec<Vec<f32>> = pieces
-        .map(|(row, weights)| {
-            let mut sums = vec![0.0; width];
-            let to = &mut sums[..];
-            vectorised!(<'a>(to: &'a mut [f32], row: &'a [f32], weights: &'a [f32], stride: usize) {
-                add_some_rows(to, row, weights, stride);
-            });
-            sums
-        })
-        .collect();
+    let mut sums = vec![Vec::new(); row.len().div_ceil(piece)];
+    hand_out_pieces(&mut sums, 1, |i, sums| {
+        let row = &row[i * piece..row.len().min((i + 1) * piece)];
+        let weights = &weights[i * piece * stride..];
+        let mut to = vec![0.0; width];
+        let of_piece = &mut to[..];
+        vectorised!(<'a>(
+            of_piece: &'a mut [f32],
+            row: &'a [f32],
+            weights: &'a [f32],
+            stride: usize,
+        ) {
+            add_some_rows(of_piece, row, weights, stride);
+        });
+        sums[0] = to;
+    });
     for sums in sums {
         for (output, sum) in output.iter_mut().zip(sums) {
             *output += sum;
@@ -69,21 +70,19 @@ fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) 
 /// begin `stride` apart.
 pub(super) fn add_columns(output: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
     let piece = rows_per_chunk(row.len());
-    output
-        .par_chunks_mut(piece)
-        .zip(weights.par_chunks(piece * stride))
-        .for_each(|(output, weights)| {
-            vectorised!(<'a>(
-                output: &'a mut [f32],
-                row: &'a [f32],
-                weights: &'a [f32],
-                stride: usize,
-            ) {
-                for (i, output) in output.iter_mut().enumerate() {
-                    *output += dot(row, &weights[i * stride..][..row.len()]);
-                }
-            });
+    hand_out_pieces(output, piece, |i, output| {
+        let weights = &weights[i * piece * stride..];
+        vectorised!(<'a>(
+            output: &'a mut [f32],
+            row: &'a [f32],
+            weights: &'a [f32],
+            stride: usize,
+        ) {
+            for (i, output) in output.iter_mut().enumerate() {
+                *output += dot(row, &weights[i * stride..][..row.len()]);
+            }
         });
+    });
 }
 
 #[inline(always)]

@@ -56,10 +56,15 @@ pub(super) unsafe fn build(
     let n = n_rows * width;
     let mut values = Vec::new();
     let chunk = rows_per_chunk(width);
-    room(&mut values, n)
-        .par_chunks_mut((chunk * width).max(1))
-        .enumerate()
-        .for_each(|(i, room)| fill(i * chunk, room));
+    let room = room(&mut values, n);
+    if n_rows <= chunk {
+        // One piece need not go to the other threads.
+        fill(0, room);
+    } else {
+        room.par_chunks_mut((chunk * width).max(1))
+            .enumerate()
+            .for_each(|(i, room)| fill(i * chunk, room));
+    }
     // SAFETY: the pieces are the whole room, and the caller's `fill` has written each.
     unsafe { keep(&mut values, n) };
     values
@@ -79,11 +84,16 @@ pub(super) unsafe fn build_two(
     let (mut first, mut second) = (Vec::new(), Vec::new());
     let chunk = rows_per_chunk(width);
     let size = (chunk * width).max(1);
-    room(&mut first, n)
-        .par_chunks_mut(size)
-        .zip(room(&mut second, n).par_chunks_mut(size))
-        .enumerate()
-        .for_each(|(i, (first, second))| fill(i * chunk, first, second));
+    let (to_first, to_second) = (room(&mut first, n), room(&mut second, n));
+    if n_rows <= chunk {
+        fill(0, to_first, to_second);
+    } else {
+        to_first
+            .par_chunks_mut(size)
+            .zip(to_second.par_chunks_mut(size))
+            .enumerate()
+            .for_each(|(i, (first, second))| fill(i * chunk, first, second));
+    }
     // SAFETY: the pieces are both whole rooms, and the caller's `fill` has written each.
     unsafe {
         keep(&mut first, n);
