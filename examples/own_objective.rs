@@ -39,15 +39,15 @@ impl Objective for Dpo {
 
     /// Sums are divided by the number of pairs.
     fn count(&self, batch: &Batch) -> f64 {
-        (batch.n_rows / 2) as f64
+        (batch.n_samples() / 2) as f64
     }
 
     fn loss(&self, outputs: &Outputs<'_>) -> Loss {
         // By how much each token has become likelier than it is to the base, `[n_trained]`.
         let gained = outputs.token_log_likelihoods() - outputs.reference_log_likelihoods();
-        let n_pairs = outputs.batch().n_rows / 2;
-        let of_rows = outputs.sum_by_row(gained).reshape([n_pairs, 2]);
-        let margin = of_rows.clone().narrow(1, 0, 1) - of_rows.narrow(1, 1, 1);
+        let n_pairs = outputs.batch().n_samples() / 2;
+        let of_answers = outputs.sum_by_sample(gained).reshape([n_pairs, 2]);
+        let margin = of_answers.clone().narrow(1, 0, 1) - of_answers.narrow(1, 1, 1);
         Loss {
             sum: log_sigmoid(margin.clone().mul_scalar(self.beta))
                 .sum()

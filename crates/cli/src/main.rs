@@ -88,9 +88,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Train(_) | Command::Plan(_) | Command::Evaluate(_)
     );
     let n_threads = parallel::join(shared_by_ranks)?;
-    olora_devices::threads::start(n_threads).map_err(|error| {
-        anyhow::anyhow!("the threads to compute with could not be started: {error}")
-    })?;
+    if without_device.is_none() {
+        olora_devices::threads::start(n_threads).map_err(|error| {
+            anyhow::anyhow!("the threads to compute with could not be started: {error}")
+        })?;
+    }
     olora_devices::prepare(kernels)?;
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),

@@ -261,7 +261,7 @@ pub(crate) fn introduce(own: &str) -> Result<()> {
         terminal::say(&format!("device: {own}"));
         return Ok(());
     }
-    let threads = format!("{own}, {} threads", rayon_threads());
+    let threads = format!("{own}, {} threads", olora_devices::threads::count());
     let all = ranks.0.gather(threads.into_bytes())?;
     /// As many as fit on a screen.
     const SHOWN: usize = 16;
@@ -277,16 +277,6 @@ pub(crate) fn introduce(own: &str) -> Result<()> {
         terminal::say(&format!("  and {} more", all.len() - SHOWN));
     }
     Ok(())
-}
-
-#[cfg(feature = "mpi")]
-fn rayon_threads() -> usize {
-    rayon::current_num_threads()
-}
-
-#[cfg(not(feature = "mpi"))]
-fn rayon_threads() -> usize {
-    1
 }
 
 /// After all work: waits for the other ranks.

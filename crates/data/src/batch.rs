@@ -172,8 +172,9 @@ impl Batch {
             });
             segments.push(own.collect());
             pairs.shared.push(shared);
-            let targets = row.iter().map(Sample::n_trained);
-            pairs.n_targets.extend(targets);
+            // No token comes before the first.
+            let targets = |sample: &Sample| sample.trained.iter().skip(1).filter(|is| **is).count();
+            pairs.n_targets.extend(row.iter().map(targets));
         }
         let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
         let shared = Some(pairs.shared.as_slice());
@@ -372,8 +373,8 @@ impl Batch {
     }
 
     /// The position of every input within its sample, `[n_rows, seq_len]`,
-    /// row-major. Of padding, its distance from where it begins in a row of
-    /// several samples, and from the row's beginning otherwise.
+    /// row-major. Of padding, 0 in a row of several samples, and otherwise its
+    /// distance from the row's beginning.
     pub fn sample_positions(&self) -> Vec<i32> {
         let mut all = Vec::with_capacity(self.inputs.len());
         for row in 0..self.n_rows {
@@ -382,7 +383,9 @@ impl Batch {
                 let start = start.map_or(0, |shared| shared.len());
                 all.extend((start as u32..(start + part) as u32).map(u32::cast_signed));
             }
-            all.extend((0..(end - all.len()) as u32).map(u32::cast_signed));
+            let whole = self.segments.is_none();
+            let rest = (0..(end - all.len()) as u32).map(u32::cast_signed);
+            all.extend(rest.map(|at| if whole { at } else { 0 }));
         }
         all
     }
@@ -545,7 +548,7 @@ mod tests {
         assert_eq!((batch.n_rows, batch.seq_len), (2, 5));
         assert_eq!(batch.inputs, [5, 6, 7, 8, 1, 9, 4, 1, 1, 1]);
         assert_eq!(batch.segments, Some(vec![vec![3, 1], vec![2]]));
-        assert_eq!(batch.sample_positions(), [0, 1, 2, 0, 0, 0, 1, 0, 1, 2]);
+        assert_eq!(batch.sample_positions(), [0, 1, 2, 0, 0, 0, 1, 0, 0, 0]);
         // 6 → 7, 7 → 2 and 8 → 2 in the first row, 4 → 2 in the second; 7 → 8
         // and 9's neighbours in the other row are nobody's.
         assert_eq!(batch.target_positions, [1, 2, 3, 6, 0]);
@@ -578,7 +581,7 @@ mod tests {
         assert_eq!(batch.documents(), Some(documents));
         let positions = batch.sample_positions();
         assert_eq!(positions[..8], [0, 1, 2, 2, 3, 0, 1, 0]);
-        assert_eq!(positions[8..], [0, 0, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(positions[8..], [0; 8]);
         let continued = batch.continued().unwrap();
         assert_eq!(continued[..5], [0..0, 0..0, 0..2, 0..2, 0..2]);
         assert!(continued[5..].iter().all(Range::is_empty));

@@ -19,8 +19,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Positions that there is room for beyond those that there are, at least,
-    /// whenever room is made.
+    /// Positions that there is room for beyond those that there are, at least, where
+    /// tokens come one by one.
     const ROOM: usize = 256;
 
     /// Puts new keys and values, `[batch, kv_heads, n, head_dim]`, behind those that
@@ -49,7 +49,9 @@ impl Held {
         let append = |mut all: Tensor<4>, new: Tensor<4>| {
             let [batch, heads, room, head_dim] = all.dims();
             if room < len + n {
-                let room = len + n + Self::ROOM.max(len / 2);
+                // Several at once may be the last: of single ones others follow.
+                let beyond = if n == 1 { Self::ROOM.max(len / 2) } else { 0 };
+                let room = len + n + beyond;
                 let on = (&all.device(), all.dtype());
                 let larger = Tensor::zeros([batch, heads, room, head_dim], on);
                 let old = all.narrow(2, 0, len);
@@ -95,7 +97,7 @@ impl KvCache {
     #[must_use]
     pub fn rows(&self, rows: &[usize]) -> Self {
         let ids: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        let select = |held: &Tensor<4>| {
+        let select = |held: &Tensor<4>, len: usize| {
             let n_rows = held.dims()[0];
             assert!(
                 rows.iter().all(|&row| row < n_rows),
@@ -103,11 +105,11 @@ impl KvCache {
             );
             let ids = TensorData::new(ids.clone(), [ids.len()]);
             let ids = Tensor::<1, Int>::from_data(ids, &held.device());
-            held.clone().select(0, ids)
+            held.clone().narrow(2, 0, len).select(0, ids)
         };
         let of_layer = |held: &Option<Held>| {
             held.as_ref().map(|held| Held {
-                both: held.both.each_ref().map(select),
+                both: held.both.each_ref().map(|all| select(all, held.len)),
                 len: held.len,
             })
         };

@@ -278,7 +278,8 @@ impl Llama {
 
     /// The same where each row holds several documents, each counted from zero
     /// and seeing itself alone. `lengths` are those of each row's documents, in
-    /// order; what follows the last is a document too.
+    /// order; what follows the last is padding, which sees itself and counts for nothing:
+    /// not for ways of scaling that go by the longest document either.
     pub fn positions_in_documents(&self, x: &Tensor<3>, lengths: &[Vec<usize>]) -> Positions {
         let seq = x.dims()[1];
         let positions = positions_in_documents(lengths, seq);

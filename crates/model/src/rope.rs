@@ -207,12 +207,15 @@ impl Rope {
 
 /// The positions of rows of several documents, each counted from zero, row
 /// after row; `lengths` are those of each row's documents, and what follows the
-/// last is one too.
+/// last is padding.
 pub(crate) fn positions_in_documents(lengths: &[Vec<usize>], seq: usize) -> Vec<usize> {
     let rows = lengths.iter().flat_map(|lengths| {
         let used: usize = lengths.iter().sum();
-        let all = lengths.iter().copied().chain([seq.saturating_sub(used)]);
-        all.flat_map(|length| 0..length).take(seq)
+        // Padding stands at the first position, so that it is never the longest document, which
+        // some ways of scaling go by.
+        let padding = std::iter::repeat_n(0, seq.saturating_sub(used));
+        let all = lengths.iter().flat_map(|length| 0..*length).take(seq);
+        all.chain(padding)
     });
     rows.collect()
 }

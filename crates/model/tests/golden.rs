@@ -312,7 +312,7 @@ fn documents_in_one_row_are_each_counted_from_the_first_position() {
         let (model, _) = load(&directory, Dtype::F32, &device).unwrap();
         let row = ids(&golden, "input_ids", &device).narrow(0, 0, 1);
         let x = model.embed(row.clone());
-        let positions = model.positions_in_documents(&x, &[vec![9, 11]]);
+        let positions = model.positions_in_documents(&x, &[vec![9, 11, 4]]);
         let x = model.with_positions(x, &positions);
         let blocks = model.model.layers.iter();
         let x = blocks.fold(x, |x, block| block.forward(x, &positions));

@@ -468,15 +468,10 @@ impl Stretch {
         if mask.shared.is_some() {
             let seen = |row, query| mask.keys(row, query, seq, keys);
             hidden.push(key().lower(column(&|row, query| seen(row, query).start())));
-            // Between the two ends: the distances to them are of unlike signs.
-            let from = |end: Portable<B>| key().add_scalar(0.5) - end;
-            let [before, after] = [
-                column(&|row, query| seen(row, query).hole().start),
-                column(&|row, query| seen(row, query).hole().end),
-            ];
-            let product = from(before) * from(after);
-            let zero = product.clone().scale(0.0);
-            hidden.push(product.lower(zero));
+            let begin = column(&|row, query| seen(row, query).hole().start);
+            let end = column(&|row, query| seen(row, query).hole().end);
+            let after_begin = begin.add_scalar(-0.5).lower(key());
+            hidden.push(B::bool_and(after_begin, key().lower(end)));
             return hidden;
         }
         if let Some(window) = mask.window {

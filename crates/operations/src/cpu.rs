@@ -26,6 +26,11 @@ use burn::backend::{
     flex::{FlexTensor, Layout},
 };
 
+/// See [`limit_threads`](crate::limit_threads).
+pub(crate) fn limit_threads(n: usize) {
+    team::limit(n);
+}
+
 /// Whether all of them are f32, which these kernels are for.
 fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> bool {
     tensors

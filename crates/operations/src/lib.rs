@@ -88,6 +88,17 @@ mod support;
 pub mod swiglu;
 pub mod weight;
 
+/// Has no more than `n` threads compute a token's products on the CPU, the caller's
+/// among them; to be said before the first. Without it they are as many as
+/// `RAYON_NUM_THREADS` says, or as there are cores. Of no effect in a build without
+/// the CPU's kernels.
+pub fn limit_threads(n: usize) {
+    #[cfg(feature = "flex")]
+    cpu::limit_threads(n);
+    #[cfg(not(feature = "flex"))]
+    let _ = n;
+}
+
 pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};
 pub use likelihood::token_log_likelihoods;

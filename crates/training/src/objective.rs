@@ -256,8 +256,8 @@ impl<'a> Outputs<'a> {
     }
 
     /// Sums what there is of each trained token over the row that it is in:
-    /// from `[n_trained]` to `[n_rows]`. A row of several packed samples is
-    /// still one row.
+    /// from `[n_trained]` to `[n_rows]`. A row of several packed samples, or of
+    /// a pair, is still one row: [`sum_by_sample`](Self::sum_by_sample) tells them apart.
     ///
     /// # Panics
     ///

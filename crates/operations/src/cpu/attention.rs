@@ -7,9 +7,11 @@ use rayon::prelude::*;
 
 use super::{
     all_f32, by_heads, dense_last,
-    matrix::{Before, Matrix, WORTH_THREADS, multiply_alone, multiply_row},
+    matrix::{Before, Matrix, ROW_WORTH_THREADS, multiply_alone, multiply_row},
     rows::{SharedRoom, build_shared},
-    shape, strided, tensor, values,
+    shape, strided,
+    team::hand_out,
+    tensor, values,
     vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
 use crate::attention::{
@@ -61,6 +63,14 @@ impl<'a> Heads<'a> {
     }
 }
 
+/// From the first of both to the last.
+fn both(one: Option<Range<usize>>, other: Range<usize>) -> Range<usize> {
+    match one {
+        None => other,
+        Some(one) => one.start.min(other.start)..one.end.max(other.end),
+    }
+}
+
 /// The keys that a tile of queries sees, in tiles: at least one.
 fn key_tiles(
     mask: &AttentionMask,
@@ -71,14 +81,24 @@ fn key_tiles(
     let seen = queries
         .clone()
         .map(|query| mask.keys(row, query, sizes.seq, sizes.keys));
-    let (mut start, mut end) = (usize::MAX, 0);
+    let [mut shared, mut own] = [None, None];
     for keys in seen {
-        start = start.min(keys.start());
-        end = end.max(keys.own.end);
+        own = Some(both(own, keys.own));
+        if !keys.shared.is_empty() {
+            shared = Some(both(shared, keys.shared));
+        }
     }
-    (start..end)
-        .step_by(KEYS)
-        .map(move |at| at..(at + KEYS).min(end))
+    let own = own.unwrap_or(0..0);
+    // What lies between what all continue and what is their own is passed over.
+    let [apart, own] = match shared {
+        None => [0..0, own],
+        Some(shared) if shared.end < own.start => [shared, own],
+        Some(shared) => [0..0, both(Some(shared), own)],
+    };
+    [apart, own].into_iter().flat_map(|range| {
+        let end = range.end;
+        range.step_by(KEYS).map(move |at| at..(at + KEYS).min(end))
+    })
 }
 
 /// The keys of a tile that a query sees: all of `part` but `hole`.
@@ -198,9 +218,12 @@ impl AttentionKernel for Flex {
             };
             let new_tile = || ForwardTile::new(QUERIES.min(seq), head_dim);
             let items = batch * n_heads * tiles;
-            if n * sizes.keys * head_dim < WORTH_THREADS {
+            if n * sizes.keys * head_dim < ROW_WORTH_THREADS {
                 let mut tile_memory = new_tile();
                 (0..items).for_each(|item| attend(&mut tile_memory, item));
+            } else if seq == 1 {
+                // As the products before and after it.
+                hand_out(items, |item| attend(&mut new_tile(), item));
             } else {
                 let items = (0..items).into_par_iter();
                 items.for_each_init(new_tile, attend);

@@ -220,7 +220,7 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
         && let Some(add) = right.row_product()
     {
         // SAFETY: the caller's, for the only row of the output.
-        unsafe { multiply_row_by(add, output, before, scale, left, right) };
+        unsafe { multiply_row_by(&add, output, before, scale, left, right) };
         return;
     }
     let worth = left.rows * left.columns * right.columns >= WORTH_THREADS;
@@ -239,7 +239,7 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
 ///
 /// As for [`multiply`].
 unsafe fn multiply_row_by(
-    add: RowProduct,
+    add: &RowProduct,
     output: *mut f32,
     before: Before,
     scale: f32,
@@ -379,7 +379,7 @@ pub(super) fn multiply_row(
         Some(add) if left.rows == 1 => {
             check_size(output, left, right);
             // SAFETY: the slice is as large as the product and exclusively ours.
-            unsafe { multiply_row_by(add, output.as_mut_ptr(), before, scale, left, right) }
+            unsafe { multiply_row_by(&add, output.as_mut_ptr(), before, scale, left, right) }
         }
         _ => multiply_alone(output, before, scale, left, right),
     }

@@ -104,6 +104,7 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::team::hand_out;
 
     /// Values between -1 and 1.
     fn some(n: usize, seed: usize) -> Vec<f32> {
@@ -171,18 +172,26 @@ mod tests {
     #[test]
     fn the_number_of_threads_changes_no_bit() {
         let (row, weights) = (some(700, 4), some(700 * 90, 5));
-        let with = |threads: usize, add: fn(&mut [f32], &[f32], &[f32], usize), stride| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let mut output = some(90, 6);
-            pool.unwrap()
-                .install(|| add(&mut output, &row, &weights, stride));
-            output
+        let with = |alone: bool, add: fn(&mut [f32], &[f32], &[f32], usize), stride| {
+            let output = std::sync::Mutex::new(some(90, 6));
+            let work = || add(&mut output.lock().unwrap(), &row, &weights, stride);
+            if alone {
+                // Within other work of the team there are no others.
+                hand_out(2, |i| {
+                    if i == 0 {
+                        work();
+                    }
+                });
+            } else {
+                work();
+            }
+            output.into_inner().unwrap()
         };
         for (add, stride) in [
             (add_rows as fn(&mut [f32], &[f32], &[f32], usize), 90),
             (add_columns, 700),
         ] {
-            assert_eq!(with(1, add, stride), with(5, add, stride));
+            assert_eq!(with(true, add, stride), with(false, add, stride));
         }
     }
 }

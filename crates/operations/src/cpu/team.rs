@@ -6,8 +6,8 @@
 //! they do, so that while tokens are made they do not sleep at all.
 //!
 //! Whoever has work takes part in it. The pieces are claimed one by one, so that
-//! a thread that comes late, or has lost its core to another process, holds up
-//! nobody.
+//! a thread that comes late holds up nobody; one that loses its core to another
+//! process holds up its piece.
 
 use std::{
     any::Any,
@@ -28,6 +28,28 @@ const PATIENCE: Duration = Duration::from_micros(500);
 
 /// Threads beside the caller's, at most: more do not read memory faster.
 const MOST: usize = 31;
+
+/// What [`limit`] was given; 0 if nothing was.
+static LIMIT: AtomicUsize = AtomicUsize::new(0);
+
+/// Has no more than `n` threads compute, the caller's among them. To be said before
+/// they are first needed; without it they are as many as the environment says for
+/// `rayon`, or the cores there are.
+pub(super) fn limit(n: usize) {
+    LIMIT.store(n, SeqCst);
+}
+
+/// Threads that compute, the caller's among them.
+fn n_threads() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let given = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
+    let n = match LIMIT.load(SeqCst) {
+        0 => given().filter(|n| *n > 0).unwrap_or(cores),
+        n => n,
+    };
+    // More than there are cores would wait for each other.
+    n.min(cores)
+}
 
 /// Calls `work` with each of `0..n`, once each, on several threads. `work` must not
 /// itself have work for these threads: it does that alone.
@@ -112,13 +134,13 @@ impl Team {
         }
     }
 
-    /// That of this process, with as many threads as `rayon` has; none if that is
-    /// one, or threads cannot be started.
+    /// That of this process; none if one thread computes, or others cannot be
+    /// started.
     fn of_this_process() -> Option<&'static Self> {
         static TEAM: Team = Team::new();
         static STARTED: OnceLock<bool> = OnceLock::new();
         let started = STARTED.get_or_init(|| {
-            let n = rayon::current_num_threads().saturating_sub(1).min(MOST);
+            let n = n_threads().saturating_sub(1).min(MOST);
             let begun = (0..n).map(|i| {
                 let name = format!("olora {i}");
                 thread::Builder::new().name(name).spawn(|| TEAM.help())
@@ -153,8 +175,15 @@ impl Team {
         // Closed whatever happens: helpers must be out before the work's borrows end.
         let mine = catch_unwind(AssertUnwindSafe(|| self.do_pieces(work)));
         self.state.fetch_and(!OPEN, SeqCst);
+        let mut looks = 0_u32;
         while self.state.load(SeqCst) & (OPEN - 1) > 0 {
-            spin_loop();
+            // One that has lost its core may need this one to finish its piece.
+            looks += 1;
+            if looks > 1000 {
+                thread::yield_now();
+            } else {
+                spin_loop();
+            }
         }
         let mut panicked = self.panicked.lock().unwrap_or_else(PoisonError::into_inner);
         let theirs = panicked.take();
