@@ -32,7 +32,7 @@ pub enum Which {
 /// f64's. For matrices as large as here it is several times faster than
 /// nalgebra's bidiagonal decomposition, which gives all components whatever is
 /// wanted (1536 × 576: 0.5 s against 2 s, measured), and where few of the largest
-/// are wanted, [`largest_of`] is faster again (0.08 s).
+/// are wanted, the Lanczos method is faster again (0.08 s).
 pub fn svd(w: &DMatrix<f64>, which: Which, k: usize) -> Svd {
     if w.nrows() < w.ncols() {
         let Svd { u, s, v } = svd(&w.transpose(), which, k);
