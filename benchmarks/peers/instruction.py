@@ -186,8 +186,8 @@ LOSS = {"plain": plain_loss, "best": best_loss}
 
 
 def build(given):
-    """The checkpoint in f32, adapted."""
-    base = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    """The checkpoint, adapted; the factors are in f32."""
+    base = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype))
     base.config.use_cache = False
     base.set_attn_implementation(ATTENTION[given.loop])
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
@@ -208,7 +208,8 @@ def measure(model, batches, pad, given):
     seconds, losses = [], []
     for batch in batches:
         start = time.perf_counter()
-        loss = loss_of(model, batch, pad, **options)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.autocast):
+            loss = loss_of(model, batch, pad, **options)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(model), MAX_GRAD_NORM)
         optimiser.step()
@@ -260,6 +261,8 @@ def arguments():
     parser.add_argument("--seed", type=int, default=0, help="of the factors and of the batches")
     parser.add_argument("--order", help="a JSON list of lists of record indices, from 0: the batch of each step")
     parser.add_argument("--compile", action="store_true", help="torch.compile (best only)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16, as torch.autocast chooses them")
     parser.add_argument("--check", action="store_true", help="compare both loops on the first batch, time nothing")
     given = parser.parse_args()
     if given.steps < 1 or given.warm_up < 0:
@@ -308,7 +311,8 @@ def main():
             "batch_size": max(map(len, timed)),
             "max_length": MAX_LENGTH,
             "rank": RANK,
-            "dtype": "float32",
+            "dtype": given.dtype,
+            "autocast": given.autocast,
             "samples": sum(sample is not None for sample in samples),
             "trained": sum(trained),
             "tokens": sum(tokens),

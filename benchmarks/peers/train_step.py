@@ -51,9 +51,10 @@ def build(given):
     return get_peft_model(base, lora).train(), config.vocab_size
 
 
-def step(model, optimiser, ids):
+def step(model, optimiser, ids, autocast):
     """One training step; the loss is over all next tokens."""
-    loss = model(input_ids=ids, labels=ids).loss
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
@@ -68,7 +69,7 @@ def measure(model, vocabulary, given):
         ids = torch.randint(0, vocabulary, (given.batch, given.sequence), device=given.device)
         start = time.perf_counter()
         # Reading the loss waits for the device, as reading it at every step would in use.
-        losses.append(step(model, optimiser, ids))
+        losses.append(step(model, optimiser, ids, given.autocast))
         seconds.append(time.perf_counter() - start)
     return seconds, losses
 
@@ -82,6 +83,7 @@ def arguments():
     parser.add_argument("--config", help="a config.json of another shape")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16, as torch.autocast chooses them")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--sequence", type=int, default=256)
     parser.add_argument("--warm-up", type=int, default=3, help="steps that are not timed")
@@ -114,6 +116,7 @@ def main():
             "rank": RANK,
             "device": torch.cuda.get_device_name(given.device) if cuda else "cpu",
             "dtype": given.dtype,
+            "autocast": given.autocast,
             "compiled": given.compile,
             "first_step_seconds": all_seconds[0],
             "last_loss": losses[-1],

@@ -10,12 +10,13 @@ use anyhow::Context;
 use burn::{data::dataset::Dataset, module::Module, optim::AdamWConfig, tensor::Device};
 use olora_adapter::{AdapterConfig, Method, attach};
 use olora_data::{Batch, Corpus, DataOptions, Schedule, Tokenizer, load_samples};
-use olora_model::{Dtype, load};
+use olora_model::{Dense, Dtype, Matrices, Packing, load_as};
+use olora_operations::Products;
 use olora_runs::peak_resident_bytes;
 use olora_training::{CrossEntropy, Optimized, Passes, TrainError, step};
 use serde_json::{Value, json};
 
-use crate::paths::{last_line, shown_check};
+use crate::paths::{PEER_FORMATS, last_line, shown_check};
 
 const BATCH: usize = 8;
 const MAX_LENGTH: usize = 512;
@@ -75,9 +76,18 @@ impl Work<'_> {
 }
 
 /// Ours, in this process.
-pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
+pub(crate) fn run_one(work: &Work<'_>, anchored: bool, bf16: bool) -> anyhow::Result<()> {
     let device = Device::default();
-    let (llama, _) = load(work.model, Dtype::F32, &device)?;
+    let dense = if bf16 {
+        Dense::Bf16(Products::Rounded)
+    } else {
+        Dense::Tensors
+    };
+    let matrices = Matrices {
+        packing: Packing::Stored,
+        dense,
+    };
+    let (llama, _) = load_as(work.model, Dtype::F32, matrices, &device)?;
     let config = AdapterConfig {
         method: if anchored {
             Method::Olora
@@ -127,54 +137,58 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool) -> anyhow::Result<()> {
 
 pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
     println!(
-        "LoRA rank {RANK} on all linear layers, f32, batch {BATCH} cut at {MAX_LENGTH}, prompts \
-         masked; {} steps after {WARMUP}, {rounds} rounds, taking turns.\n",
+        "LoRA rank {RANK} on all linear layers, f32 where a row does not say bf16, batch {BATCH} \
+         cut at {MAX_LENGTH}, prompts masked; {} steps after {WARMUP}, {rounds} rounds, taking turns.\n",
         work.steps
     );
     shown_check()?;
     let order = tempfile::NamedTempFile::new()?;
     serde_json::to_writer(&order, &work.order()?)?;
-    let mut rows: Vec<(&str, Vec<Value>)> = Vec::new();
-    let mut add =
-        |name: &'static str, result: Value| match rows.iter_mut().find(|(known, _)| *known == name)
-        {
+    let mut rows: Vec<(String, Vec<Value>)> = Vec::new();
+    let mut add = |name: &str, mut command: Command| -> anyhow::Result<()> {
+        command
+            .args(["--steps", &work.steps.to_string()])
+            .arg("--model")
+            .arg(work.model)
+            .arg("--data")
+            .arg(work.data);
+        let result = serde_json::from_str(&last_line(&mut command)?)?;
+        match rows.iter_mut().find(|(known, _)| known == name) {
             Some((_, results)) => results.push(result),
-            None => rows.push((name, vec![result])),
-        };
+            None => rows.push((name.to_owned(), vec![result])),
+        }
+        Ok(())
+    };
     for _ in 0..rounds {
-        for (name, anchored) in [("olora, LoRA", false), ("olora, OLoRA, anchored", true)] {
+        for (name, options) in [
+            ("olora, LoRA", [].as_slice()),
+            ("olora, OLoRA, anchored", &["--anchored"]),
+            ("olora, LoRA, bf16", &["--bf16"]),
+            ("olora, OLoRA, anchored, bf16", &["--anchored", "--bf16"]),
+        ] {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["instruction", "--child", "--steps", &work.steps.to_string()]);
-            command
-                .arg("--model")
-                .arg(work.model)
-                .arg("--data")
-                .arg(work.data);
-            if anchored {
-                command.arg("--anchored");
-            }
-            add(name, serde_json::from_str(&last_line(&mut command)?)?);
+            command.args(["instruction", "--child"]).args(options);
+            add(name, command)?;
         }
         let Some(python) = peer else { continue };
-        for (name, loop_name) in [
-            ("PyTorch + PEFT, plain loop", "plain"),
-            ("PyTorch + PEFT, best loop, the same batches", "best"),
-        ] {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/instruction.py");
+        let script = || {
             let mut command = Command::new(python);
             command
-                .arg(script)
-                .args(["--loop", loop_name, "--steps", &work.steps.to_string()]);
-            command.args(["--warm-up", &WARMUP.to_string()]);
+                .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/instruction.py"))
+                .args(["--warm-up", &WARMUP.to_string()]);
             command
-                .arg("--model")
-                .arg(work.model)
-                .arg("--data")
-                .arg(work.data);
-            if loop_name == "best" {
-                command.arg("--order").arg(order.path());
+        };
+        add("PyTorch + PEFT, plain loop", script())?;
+        for (format, options) in PEER_FORMATS {
+            for (way, compile) in [("eager", None), ("compiled", Some("--compile"))] {
+                let mut command = script();
+                command
+                    .args(["--loop", "best", "--order"])
+                    .arg(order.path());
+                command.args(options).args(compile);
+                let name = format!("PyTorch + PEFT, best loop, the same batches, {format}, {way}");
+                add(&name, command)?;
             }
-            add(name, serde_json::from_str(&last_line(&mut command)?)?);
         }
     }
     println!(

@@ -18,6 +18,7 @@ mod evaluate;
 mod generate;
 mod init;
 mod instruction;
+mod launches;
 mod memory;
 mod packed;
 mod paths;
@@ -35,7 +36,7 @@ use olora_tasks::TaskName;
 #[derive(Parser)]
 struct Args {
     suite: Suite,
-    /// `convergence`, `evaluate`, `generate` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan
+    /// `convergence`, `evaluate`, `generate`, `launches` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan
     #[arg(long, visible_alias = "device", default_value = "cpu")]
     backend: String,
     /// Small sizes, in seconds: shows that the suite works, not how fast it is
@@ -51,6 +52,9 @@ struct Args {
     /// `generate`: one to run, or a `config.json` for random weights; `evaluate`: one to score
     #[arg(long)]
     model: Option<PathBuf>,
+    /// `paths`: leave out the rows over Burn's own operations, which take twice as long
+    #[arg(long)]
+    only_ours: bool,
     /// `instruction`: the records to train on
     #[arg(long)]
     data: Option<PathBuf>,
@@ -104,6 +108,9 @@ struct Args {
     /// [default: benchmarks/results]
     #[arg(long)]
     results: Option<PathBuf>,
+    /// `launches`: kernels that are allowed, a JSON object by the names of the cases; fails if there are more
+    #[arg(long)]
+    budget: Option<PathBuf>,
     /// `memory`: where to draw the curves, as SVG
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -113,6 +120,9 @@ struct Args {
     /// `instruction`: with OLoRA's anchor
     #[arg(long, hide = true)]
     anchored: bool,
+    /// `instruction`: with the base in bfloat16
+    #[arg(long, hide = true)]
+    bf16: bool,
     /// `memory`: make one step in this process and print its JSON
     #[arg(long, hide = true, requires = "sequence")]
     keeping: Option<memory::Keeping>,
@@ -151,6 +161,8 @@ enum Suite {
     Memory,
     /// Instruction tuning of a real checkpoint
     Instruction,
+    /// Kernels that a training step launches on a GPU
+    Launches,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -164,6 +176,7 @@ fn main() -> anyhow::Result<()> {
         Suite::Convergence,
         Suite::Generate,
         Suite::Evaluate,
+        Suite::Launches,
     ];
     anyhow::ensure!(
         args.backend == "cpu" || anywhere.contains(&args.suite),
@@ -179,7 +192,7 @@ fn main() -> anyhow::Result<()> {
         },
         Suite::Paths => match args.path {
             Some(kind) => paths::run_one(kind, args.quick),
-            None => paths::run(args.quick, rounds, peer),
+            None => paths::run(args.quick, rounds, args.only_ours, peer),
         },
         Suite::TrainStep => train_step(&args, rounds),
         Suite::Convergence if args.quick => convergence::quick(&args.backend),
@@ -205,6 +218,7 @@ fn main() -> anyhow::Result<()> {
             _ => memory::run(args.quick, peer, args.plot.as_deref()),
         },
         Suite::Instruction => instruction(&args, rounds),
+        Suite::Launches => launches::run(&args.backend, args.quick, args.budget.as_deref()),
     }
 }
 
@@ -251,7 +265,7 @@ fn instruction(args: &Args, rounds: usize) -> anyhow::Result<()> {
         }
     };
     if args.child {
-        instruction::run_one(&work, args.anchored)
+        instruction::run_one(&work, args.anchored, args.bf16)
     } else {
         instruction::run(
             &work,

@@ -1,6 +1,6 @@
 //! One training step on a 33M-parameter model, by several paths: our factored
-//! one, Burn's own `apply_lora` (composed weight), each over our operations and
-//! over Burn's, and PyTorch + PEFT.
+//! one in f32 and in bf16, Burn's own `apply_lora` (composed weight), in f32 over
+//! our operations and over Burn's, and PyTorch + PEFT in f32 and in bf16.
 //!
 //! Each timing is a process of its own, so that its peak memory is its own,
 //! and the paths take turns, so that a busy machine slows all of them.
@@ -18,8 +18,8 @@ use olora_adapter::{
     AdapterConfig, MapParams, Method, Parameter, Place, attach, map_params, params, resolve,
 };
 use olora_data::{Batch, Sample};
-use olora_model::{Llama, ModelConfig};
-use olora_operations::use_compositions;
+use olora_model::{Llama, ModelConfig, hold_in_bf16};
+use olora_operations::{Products, use_compositions};
 use olora_runs::peak_resident_bytes;
 use olora_training::{CrossEntropy, Optimized, Passes, TrainError, loss_sum, step};
 use rand::{Rng, SeedableRng};
@@ -34,6 +34,10 @@ pub(crate) enum Kind {
     Factored,
     /// The same with OLoRA's anchor, which costs two more thin products.
     Anchored,
+    /// The factored path with the base held in bfloat16 and multiplied with so.
+    FactoredBf16,
+    /// That with the anchor.
+    AnchoredBf16,
     /// The factored path over Burn's own operations in the place of ours.
     FactoredPlain,
     /// Burn's `apply_lora`, `x·(W + s·A·B)`, over our operations.
@@ -95,24 +99,69 @@ impl Timing {
     }
 }
 
-pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Factored => "olora, LoRA, factored",
+            Self::Anchored => "olora, OLoRA, factored and anchored",
+            Self::FactoredBf16 => "olora, LoRA, bf16",
+            Self::AnchoredBf16 => "olora, OLoRA, anchored, bf16",
+            Self::FactoredPlain => "LoRA, factored, Burn's operations",
+            Self::Burn => "Burn's apply_lora, olora's operations",
+            Self::BurnPlain => "Burn's apply_lora and operations",
+        }
+    }
+
+    fn is_ours(self) -> bool {
+        use Kind::{Anchored, AnchoredBf16, Factored, FactoredBf16};
+        matches!(self, Factored | Anchored | FactoredBf16 | AnchoredBf16)
+    }
+}
+
+/// In which formats PyTorch computes, each eager and compiled: how the rows are
+/// called, and the options of the peers' scripts.
+pub(crate) const PEER_FORMATS: [(&str, &[&str]); 3] = [
+    ("f32", &[]),
+    ("base in bf16", &["--dtype", "bfloat16"]),
+    ("autocast to bf16", &["--autocast"]),
+];
+
+pub(crate) fn run(
+    quick: bool,
+    rounds: usize,
+    only_ours: bool,
+    peer: Option<&Path>,
+) -> anyhow::Result<()> {
     println!(
-        "One training step (forward, backward, AdamW), f32, LoRA rank {RANK} on all linear layers."
+        "One training step (forward, backward, AdamW), LoRA rank {RANK} on all linear layers; f32 \
+         where a row does not say bf16."
     );
     println!(
         "Times depend on what else the machine does; the paths take turns, each in its own process.\n"
     );
     let diff = shown_check()?;
 
-    let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); Kind::value_variants().len()];
-    let mut peers = [Vec::new(), Vec::new()];
+    let kinds: Vec<Kind> = Kind::value_variants()
+        .iter()
+        .copied()
+        .filter(|kind| kind.is_ours() || !only_ours)
+        .collect();
+    let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); kinds.len()];
+    let mut peers: Vec<(String, Vec<Value>)> = Vec::new();
     for _ in 0..if quick { 1 } else { rounds } {
-        for (kind, timings) in Kind::value_variants().iter().zip(&mut timings) {
+        for (kind, timings) in kinds.iter().zip(&mut timings) {
             timings.push(child(*kind, quick)?);
         }
-        if let Some(python) = peer {
-            for (peers, compile) in peers.iter_mut().zip([false, true]) {
-                peers.push(peer_run(python, compile)?);
+        let Some(python) = peer else { continue };
+        for (format, options) in PEER_FORMATS {
+            for (way, compile) in [("eager", None), ("compiled", Some("--compile"))] {
+                let name = format!("PyTorch + PEFT, {format}, {way}");
+                let options: Vec<&str> = options.iter().copied().chain(compile).collect();
+                let found = peer_run(python, &options)?;
+                match peers.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, results)) => results.push(found),
+                    None => peers.push((name, vec![found])),
+                }
             }
         }
     }
@@ -135,13 +184,7 @@ pub(crate) fn run(quick: bool, rounds: usize, peer: Option<&Path>) -> anyhow::Re
             timings[0].trainable_params,
         ));
     }
-    for (name, peers) in ["PyTorch + PEFT, eager", "PyTorch + PEFT, compiled"]
-        .into_iter()
-        .zip(&peers)
-    {
-        if peers.is_empty() {
-            continue;
-        }
+    for (name, peers) in &peers {
         let rates: Vec<f64> = peers.iter().filter_map(peer_rate).collect();
         ensure!(!rates.is_empty(), "the peer printed no `tokens_per_second`");
         let peak = peers
@@ -186,13 +229,10 @@ fn child(kind: Kind, quick: bool) -> anyhow::Result<Timing> {
     Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
-fn peer_run(python: &Path, compile: bool) -> anyhow::Result<Value> {
+fn peer_run(python: &Path, options: &[&str]) -> anyhow::Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/train_step.py");
     let mut command = Command::new(python);
-    command.arg(script).args(threads());
-    if compile {
-        command.arg("--compile");
-    }
+    command.arg(script).args(threads()).args(options);
     Ok(serde_json::from_str(&last_line(&mut command)?)?)
 }
 
@@ -249,14 +289,7 @@ pub(crate) fn run_one(kind: Kind, quick: bool) -> anyhow::Result<()> {
         }
     }
     let timing = Timing {
-        path: match kind {
-            Kind::Factored => "olora, LoRA, factored",
-            Kind::Anchored => "olora, OLoRA, factored and anchored",
-            Kind::FactoredPlain => "LoRA, factored, Burn's operations",
-            Kind::Burn => "Burn's apply_lora, olora's operations",
-            Kind::BurnPlain => "Burn's apply_lora and operations",
-        }
-        .to_owned(),
+        path: kind.name().to_owned(),
         step_seconds,
         tokens_per_step: size.rows * size.seq,
         peak_rss_bytes: peak_resident_bytes(),
@@ -334,7 +367,12 @@ pub(crate) fn adapted(kind: Kind, size: &Size) -> anyhow::Result<Llama> {
         let lora = Lora::new(RANK, alpha()).set_param_group(ParamGroup::from_paths(paths));
         return Ok(model.apply_lora(lora));
     }
-    let method = if kind == Kind::Anchored {
+    let model = if matches!(kind, Kind::FactoredBf16 | Kind::AnchoredBf16) {
+        hold_in_bf16(model, Products::Rounded)?
+    } else {
+        model
+    };
+    let method = if matches!(kind, Kind::Anchored | Kind::AnchoredBf16) {
         Method::Olora
     } else {
         Method::Lora

@@ -24,6 +24,7 @@
 mod error;
 #[cfg(feature = "_gpu")]
 mod kernels;
+pub mod launches;
 #[cfg(feature = "_gpu")]
 mod probe;
 pub mod threads;

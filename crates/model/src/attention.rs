@@ -6,8 +6,8 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
-use olora_adapter::Project;
-use olora_operations::attention;
+use olora_adapter::{Project, packed_of};
+use olora_operations::{Products, attention};
 
 use crate::{ModelConfig, Norm, NormKind, QkNorm, cache::Held, llama::Positions};
 
@@ -173,7 +173,8 @@ impl Attention {
             .documents()
             .within_window(self.shape.window)
             .with_scale(self.shape.scale)
-            .with_soft_cap(self.shape.soft_cap);
+            .with_soft_cap(self.shape.soft_cap)
+            .with_products(products_of(&self.o_proj));
         let mixed =
             attention(q, k, v, &mask)
                 .swap_dims(1, 2)
@@ -216,4 +217,9 @@ impl Attention {
             Some(norm) => norm.forward(x.reshape(shape)),
         }
     }
+}
+
+/// How the CPU multiplies with the weight of a layer, and so with what goes in and out of it.
+fn products_of(layer: &Linear) -> Products {
+    packed_of(&layer.weight).map_or(Products::Exact, |packed| packed.tensor.products())
 }

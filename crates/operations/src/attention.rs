@@ -30,6 +30,7 @@ use burn::{
 
 pub(crate) use self::documents::Summed;
 use crate::{
+    Products,
     portable::Portable,
     support::{for_backends, supports, to_dtype},
 };
@@ -82,6 +83,7 @@ pub struct AttentionMask {
     /// For each row and query, keys before its document that it continues.
     shared: Option<Arc<[Range<usize>]>>,
     tile: Option<usize>,
+    products: Products,
 }
 
 impl AttentionMask {
@@ -113,6 +115,20 @@ impl AttentionMask {
     pub fn with_soft_cap(mut self, cap: Option<f64>) -> Self {
         self.soft_cap = cap;
         self
+    }
+
+    /// How the CPU multiplies: with [`Products::Rounded`], all that goes into a product of several
+    /// queries is rounded to bf16, softmax and sums staying in f32, as PyTorch's fused attention
+    /// does in bf16. Other devices have ways of their own.
+    #[must_use]
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.products = products;
+        self
+    }
+
+    #[cfg(feature = "flex")]
+    pub(crate) fn products(&self) -> Products {
+        self.products
     }
 
     /// What products of queries and keys are multiplied by.

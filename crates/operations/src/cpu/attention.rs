@@ -6,7 +6,9 @@ use burn::backend::{Flex, flex::FlexTensor};
 use rayon::prelude::*;
 
 use super::{
-    all_f32, by_heads, dense_last,
+    all_f32,
+    bf16::{self, Kernel},
+    by_heads, dense_last,
     matrix::{Before, Matrix, ROW_WORTH_THREADS, multiply_alone, multiply_row},
     rows::{SharedRoom, build_shared},
     shape, strided,
@@ -14,9 +16,12 @@ use super::{
     tensor, values,
     vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
-use crate::attention::{
-    Attended, AttentionKernel, AttentionMask, Seen, Sizes, Summed, portable_backward,
-    portable_forward,
+use crate::{
+    Products,
+    attention::{
+        Attended, AttentionKernel, AttentionMask, Seen, Sizes, Summed, portable_backward,
+        portable_forward,
+    },
 };
 
 /// Queries of a tile.
@@ -193,6 +198,7 @@ impl AttentionKernel for Flex {
         let n = batch * n_heads * seq;
         let summed_v = summed(&v, mask);
         let given = ForwardInputs {
+            multiply: multiply_for(mask),
             sizes,
             mask,
             queries: Heads::of(&q),
@@ -329,8 +335,22 @@ impl AttentionKernel for Flex {
     }
 }
 
+/// `output = [output +] scale·left·right` on one thread.
+type Multiply = fn(&mut [f32], Before, f32, Matrix, Matrix);
+
+/// How a mask has products computed.
+fn multiply_for(mask: &AttentionMask) -> Multiply {
+    match mask.products() {
+        Products::Exact => multiply_alone,
+        Products::Rounded => |output, before, scale, left, right| {
+            bf16::multiply_alone(Kernel::best(), output, before, scale, left, right);
+        },
+    }
+}
+
 /// What the forward pass works from.
 struct ForwardInputs<'a> {
+    multiply: Multiply,
     sizes: Sizes,
     mask: &'a AttentionMask,
     queries: Heads<'a>,
@@ -377,7 +397,7 @@ impl ForwardTile {
         let multiply = if sizes.seq == 1 {
             multiply_row
         } else {
-            multiply_alone
+            given.multiply
         };
         let mut before = Before::Overwritten;
         for key_range in key_tiles(mask, sizes, row, queries) {
@@ -525,6 +545,7 @@ impl BackwardInputs<'_> {
             ..
         } = self.sizes;
         let kv_head = head / self.sizes.groups();
+        let multiply = multiply_for(self.mask);
         let scale = self.mask.scale(head_dim) as f32;
         let cap = self.mask.soft_cap().map(|cap| cap as f32);
         let mut grad_keys = vec![0.0_f32; n_keys * head_dim];
@@ -557,8 +578,8 @@ impl BackwardInputs<'_> {
                 let summed_key_tile = self.summed_keys.positions(row, kv_head, &key_range);
                 let value_tile = self.values.positions(row, kv_head, &key_range);
                 let fresh = Before::Overwritten;
-                multiply_alone(weights, fresh, scale, tile, key_tile.transposed());
-                multiply_alone(grad_scores, fresh, 1.0, grad_tile, value_tile.transposed());
+                multiply(weights, fresh, scale, tile, key_tile.transposed());
+                multiply(grad_scores, fresh, 1.0, grad_tile, value_tile.transposed());
                 let rows = weights
                     .chunks_exact_mut(n)
                     .zip(grad_scores.chunks_exact_mut(n));
@@ -589,19 +610,44 @@ impl BackwardInputs<'_> {
                 }
                 let weights = Matrix::of_rows(weights, n);
                 let grad_scores = Matrix::of_rows(grad_scores, n);
-                let here = key_range.start * head_dim..key_range.end * head_dim;
-                let kept = Before::Kept;
-                let to = &mut grad_values[here.clone()];
-                multiply_alone(to, kept, 1.0, weights.transposed(), summed_grad_tile);
-                let to = &mut grad_keys[here];
-                multiply_alone(to, kept, 1.0, grad_scores.transposed(), summed_tile);
-                multiply_alone(grad_queries, before, 1.0, grad_scores, summed_key_tile);
+                for (sums, tile, weights) in [
+                    (&mut grad_values, summed_grad_tile, weights),
+                    (&mut grad_keys, summed_tile, grad_scores),
+                ] {
+                    self.add_to_keys(sums, &key_range, tile, weights);
+                }
+                multiply(grad_queries, before, 1.0, grad_scores, summed_key_tile);
                 before = Before::Kept;
             }
             for (i, position) in range.enumerate() {
                 write_grad_query(position, &grad_queries[i * head_dim..][..head_dim]);
             }
         }
-        [grad_keys, grad_values]
+        if self.mask.products() == Products::Exact {
+            return [grad_keys, grad_values];
+        }
+        [grad_keys, grad_values].map(|sums| Matrix::of_rows(&sums, n_keys).transposed().to_vec())
+    }
+
+    /// Adds `weightsᵀ·tile` to the gradients of some keys or values, `[keys, head_dim]`; for rounded
+    /// products `tileᵀ·weights` to their transpose, so that what is small is turned.
+    fn add_to_keys(&self, sums: &mut [f32], keys: &Range<usize>, tile: Matrix, weights: Matrix) {
+        let Sizes {
+            keys: n_keys,
+            head_dim,
+            ..
+        } = self.sizes;
+        let kept = Before::Kept;
+        match self.mask.products() {
+            Products::Exact => {
+                let sums = &mut sums[keys.start * head_dim..keys.end * head_dim];
+                multiply_alone(sums, kept, 1.0, weights.transposed(), tile);
+            }
+            Products::Rounded => {
+                let (kernel, sums) = (Kernel::best(), &mut sums[keys.start..]);
+                let turned = tile.transposed();
+                bf16::multiply_strided(kernel, sums, n_keys, kept, 1.0, turned, weights);
+            }
+        }
     }
 }

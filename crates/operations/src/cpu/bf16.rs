@@ -24,7 +24,9 @@ use rayon::prelude::*;
 use super::matrix::{Before, Matrix};
 use crate::stored::unpack;
 use block::{Block, EDGE, HALF, LINE, Sums};
+pub(super) use inputs::Inputs;
 pub(super) use kernel::Kernel;
+pub(super) use tile::{multiply_alone, multiply_strided};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -33,9 +35,13 @@ mod avx512;
 mod block;
 #[cfg(test)]
 mod emulated;
+mod inputs;
 mod kernel;
 #[cfg(test)]
 mod tests;
+mod tile;
+#[cfg(test)]
+mod update_tests;
 
 /// Multiplications above which a product is worth more than one thread.
 const WORTH_THREADS: usize = 1 << 16;
@@ -68,25 +74,62 @@ pub(super) enum Side {
     Back(Range<usize>),
 }
 
-/// Rows that have been rounded to bf16 and laid out for a kernel.
+impl Side {
+    /// The inner size, the outer one, and how many columns of blocks are read together.
+    fn sizes(&self, packed: &Packed) -> (usize, usize, usize) {
+        let [d_out, d_in] = packed.shape();
+        match self {
+            Self::Forward => (d_in, d_out, 1),
+            Self::Back(rows) => {
+                assert!(rows.end <= d_out, "rows {rows:?} of {d_out}");
+                // Blocks that are cut would be unpacked more than once.
+                let unit = packed.format().block_values().div_ceil(EDGE);
+                (rows.len(), d_in, unit)
+            }
+        }
+    }
+}
+
+/// Rows that have been rounded to bf16 and laid out for a kernel, and what is to be multiplied with
+/// more than a weight: see [`Rounded::append`].
 struct Rounded {
-    /// For each 32 rows, one block for each 32 columns.
+    /// For each 32 rows, one block for each 32 columns, then those for what is appended.
     blocks: Vec<Block>,
     rows: usize,
+    columns: usize,
     steps: usize,
+    /// Blocks of 32 rows: `steps`, and those for what is appended.
+    all: usize,
 }
 
 impl Rounded {
-    /// On all threads, in memory that may have been used before.
-    fn new(mut blocks: Vec<Block>, kernel: Kernel, left: Matrix) -> Self {
+    /// On all threads, in memory that may have been used before; with room for so many more columns.
+    fn new(mut blocks: Vec<Block>, kernel: Kernel, left: Matrix, more: usize) -> Self {
         let (rows, columns) = (left.rows(), left.columns());
         let steps = columns.div_ceil(EDGE);
+        let all = steps + more.div_ceil(EDGE);
         // What lies in rows beyond the last is never written, but multiplied into rows that are
         // thrown away.
-        blocks.resize(rows.div_ceil(EDGE) * steps, Block::ZERO);
+        blocks.resize(rows.div_ceil(EDGE) * all, Block::ZERO);
+        let mut rounded = Self {
+            blocks,
+            rows,
+            columns,
+            steps,
+            all,
+        };
+        rounded.round(kernel, left, 0..steps);
+        rounded
+    }
+
+    /// Rounds rows into some of the blocks of each 32 rows.
+    fn round(&mut self, kernel: Kernel, left: Matrix, to: Range<usize>) {
+        let (rows, columns) = (left.rows(), left.columns());
+        assert_eq!(rows, self.rows, "rows");
+        assert_eq!(columns.div_ceil(EDGE), to.len(), "blocks of a row");
         let round = |(slab, blocks): (usize, &mut [Block])| {
             let here = EDGE.min(rows - slab * EDGE);
-            for (some, blocks) in blocks.chunks_mut(NEXT_ROW).enumerate() {
+            for (some, blocks) in blocks[to.clone()].chunks_mut(NEXT_ROW).enumerate() {
                 let begin = some * NEXT_ROW * EDGE;
                 let columns = begin..columns.min(begin + NEXT_ROW * EDGE);
                 for i in 0..here {
@@ -95,18 +138,22 @@ impl Rounded {
                 }
             }
         };
-        if steps > 0 {
+        if self.all > 0 {
+            let slabs = self.all;
             if rows * columns >= WORTH_THREADS {
-                blocks.par_chunks_mut(steps).enumerate().for_each(round);
+                self.blocks
+                    .par_chunks_mut(slabs)
+                    .enumerate()
+                    .for_each(round);
             } else {
-                blocks.chunks_mut(steps).enumerate().for_each(round);
+                self.blocks.chunks_mut(slabs).enumerate().for_each(round);
             }
         }
-        Self {
-            blocks,
-            rows,
-            steps,
-        }
+    }
+
+    /// The blocks of 32 rows, without what is appended.
+    fn slab(&self, slab: usize) -> &[Block] {
+        &self.blocks[slab * self.all..][..self.steps]
     }
 }
 
@@ -154,21 +201,38 @@ pub(super) unsafe fn multiply(
     side: &Side,
 ) {
     kernel.check();
-    let [d_out, d_in] = packed.shape();
-    let (inner, width, unit) = match side {
-        Side::Forward => (d_in, d_out, 1),
-        Side::Back(rows) => {
-            assert!(rows.end <= d_out, "rows {rows:?} of {d_out}");
-            // Blocks that are cut would be unpacked more than once.
-            (
-                rows.len(),
-                d_in,
-                packed.format().block_values().div_ceil(EDGE),
-            )
-        }
-    };
-    assert_eq!(left.columns(), inner, "inner dimensions");
-    let x = Rounded::new(ROUNDED.take(), kernel, left);
+    let x = Rounded::new(ROUNDED.take(), kernel, left, 0);
+    // SAFETY: the caller's.
+    unsafe { multiply_rounded(kernel, output, before, &x, packed, side, None) };
+    ROUNDED.set(x.blocks);
+}
+
+/// [`multiply`] of rows that are laid out; of what was appended to them with as many rows of
+/// `more`, in the same sums.
+///
+/// # Safety
+///
+/// As for [`multiply`].
+unsafe fn multiply_rounded(
+    kernel: Kernel,
+    output: *mut f32,
+    before: Before,
+    x: &Rounded,
+    packed: &Packed,
+    side: &Side,
+    more: Option<Matrix>,
+) {
+    let (inner, width, unit) = side.sizes(packed);
+    assert_eq!(x.columns, inner, "inner dimensions");
+    assert_eq!(
+        x.all - x.steps,
+        more.map_or(0, |more| more.rows().div_ceil(EDGE)),
+        "blocks for what is appended"
+    );
+    assert!(
+        more.is_none_or(|more| more.columns() == width && more.has_dense_rows()),
+        "columns of what is appended"
+    );
     let worth = x.rows * inner * width >= WORTH_THREADS;
     let threads = if worth {
         rayon::current_num_threads()
@@ -176,11 +240,12 @@ pub(super) unsafe fn multiply(
         1
     };
     let (slabs, panels) = (x.rows.div_ceil(EDGE), width.div_ceil(EDGE));
-    let [down, along] = pieces([slabs, panels], x.steps, unit, threads);
+    let [down, along] = pieces([slabs, panels], x.all, unit, threads);
     let product = Product {
         kernel,
-        x: &x,
+        x,
         packed,
+        more,
         side,
         output: Pointer(output),
         width,
@@ -203,7 +268,6 @@ pub(super) unsafe fn multiply(
     } else {
         (0..down * along).for_each(run);
     }
-    ROUNDED.set(x.blocks);
 }
 
 /// Into how many pieces rows and columns of blocks are cut, columns in multiples of `unit`. No
@@ -244,6 +308,8 @@ struct Product<'a> {
     kernel: Kernel,
     x: &'a Rounded,
     packed: &'a Packed,
+    /// What is multiplied with what is appended to the rows, `[appended, width]`.
+    more: Option<Matrix<'a>>,
     side: &'a Side,
     output: Pointer,
     /// Columns of the output.
@@ -258,7 +324,7 @@ impl Product<'_> {
     ///
     /// Within [`Kernel::prepared`]. That part of the output must be valid and nobody else's.
     unsafe fn run(&self, slabs: Range<usize>, panels: Range<usize>) {
-        let (kernel, steps) = (self.kernel, self.x.steps);
+        let (kernel, steps) = (self.kernel, self.x.all);
         let mut room = ROOM.take();
         let n = panels.len() * steps;
         if room.laid_out.len() < n {
@@ -277,16 +343,17 @@ impl Product<'_> {
                 let place = slab * EDGE * self.width + panel * EDGE;
                 // SAFETY: the caller's; only what lies within the output is written.
                 unsafe {
-                    kernel.multiply(left, right, &mut sums, rows);
-                    let output = self.output.0.add(place);
-                    kernel.write_block(&sums, output, self.width, [rows, columns], self.kept);
+                    let (output, size) = (self.output.0.add(place), [rows, columns]);
+                    let sides = [left, right];
+                    kernel.multiply_to(sides, &mut sums, output, self.width, size, self.kept);
                 }
             }
         }
         ROOM.set(room);
     }
 
-    /// Some columns of blocks, all summands of the first, then of the next.
+    /// Some columns of blocks, all summands of the first, then of the next; and for each at its end
+    /// what is multiplied with what is appended.
     fn lay_out(
         &self,
         panels: Range<usize>,
@@ -294,11 +361,18 @@ impl Product<'_> {
         read: &mut [Block],
         values: &mut Vec<f32>,
     ) {
-        let (kernel, steps) = (self.kernel, self.x.steps);
+        let (kernel, steps, all) = (self.kernel, self.x.steps, self.x.all);
         let [d_out, d_in] = self.packed.shape();
+        if let Some(more) = self.more {
+            let panels = panels.clone().zip(to.chunks_exact_mut(all));
+            for (panel, to) in panels {
+                lay_out_rows(kernel, more, panel, &mut to[steps..]);
+            }
+        }
         match self.side {
             Side::Forward => {
-                for (panel, to) in panels.zip(to.chunks_exact_mut(steps.max(1))) {
+                for (panel, to) in panels.zip(to.chunks_exact_mut(all.max(1))) {
+                    let to = &mut to[..steps];
                     let rows = panel * EDGE..d_out.min((panel + 1) * EDGE);
                     for (some, to) in to.chunks_mut(NEXT_ROW).enumerate() {
                         let begin = some * NEXT_ROW * EDGE;
@@ -321,7 +395,7 @@ impl Product<'_> {
                         let read = &mut read[..some.len()];
                         self.read(rows.clone(), columns, read, values);
                         for (panel, read) in some.zip(read) {
-                            let place = (panel - panels.start) * steps + step;
+                            let place = (panel - panels.start) * all + step;
                             kernel.interleave(read, &mut to[place]);
                         }
                     }
@@ -367,6 +441,20 @@ impl Product<'_> {
                 read_line(&bytes, block.line(i));
             }
         }
+    }
+}
+
+/// One column of blocks on the right, of a matrix whose rows are the summands.
+fn lay_out_rows(kernel: Kernel, matrix: Matrix, panel: usize, to: &mut [Block]) {
+    let columns = panel * EDGE..matrix.columns().min((panel + 1) * EDGE);
+    for (step, to) in to.iter_mut().enumerate() {
+        let mut block = Block::ZERO;
+        for i in 0..EDGE.min(matrix.rows() - step * EDGE) {
+            let row = &matrix.row(step * EDGE + i)[columns.clone()];
+            let block = std::slice::from_mut(&mut block);
+            kernel.round_row(row, block, i / HALF, i % HALF);
+        }
+        kernel.interleave(&block, to);
     }
 }
 

@@ -187,7 +187,7 @@ impl Columns {
 /// As for [`multiply`] or [`multiply_back`].
 ///
 /// With unpacked values, which are rounded first if that is asked for.
-unsafe fn by_panels(
+pub(super) unsafe fn by_panels(
     output: *mut f32,
     before: Before,
     left: Matrix,

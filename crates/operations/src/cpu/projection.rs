@@ -4,13 +4,17 @@
 use burn::backend::{Flex, flex::FlexTensor};
 
 use super::{
-    all_f32, contiguous,
-    frozen::Straight,
+    all_f32,
+    bf16::{Inputs, Kernel, Side},
+    contiguous,
+    frozen::{Frozen, Straight},
     matrix::{Matrix, add_product, multiplied, unflipped},
     shape, tensor, values,
 };
-use crate::projection::{
-    Layer, LayerGradients, ProjectionKernel, portable_backward, portable_forward,
+use crate::{
+    Products,
+    projection::{Layer, LayerGradients, ProjectionKernel, portable_backward, portable_forward},
+    stored::Host,
 };
 
 /// Whether all but the weight is f32.
@@ -99,6 +103,130 @@ fn transposed(tensor: &FlexTensor) -> FlexTensor {
     tensor.transpose(0, 1)
 }
 
+/// The weight, if products of several rows with it are of values that are rounded to bf16.
+fn rounds(weight: Frozen<'_>, n_rows: usize) -> Option<&Host> {
+    match weight {
+        Frozen::Packed(host) if host.products == Products::Rounded && n_rows > 1 => Some(host),
+        Frozen::Packed(_) | Frozen::Dense(_) => None,
+    }
+}
+
+/// An update whose products are of bf16 values, summed in f32 with those of the weight.
+///
+/// An anchored one is computed as `s·(x·(A − A₀)·B + x·A₀·(B − B₀))`, which is the same: differences
+/// that are small beside the factors keep their digits when they are rounded, and are exactly zero
+/// at the start.
+struct Update {
+    /// `s·A`, or `s·(A − A₀)` beside `s·A₀`: `[d_in, width]`.
+    down: Vec<f32>,
+    /// `B`, or `B` above `B − B₀`: `[width, d_out]`.
+    up: Vec<f32>,
+    rank: usize,
+    width: usize,
+    d_in: usize,
+    d_out: usize,
+    scale: f32,
+}
+
+impl Update {
+    fn new([a, b]: &[FlexTensor; 2], anchor: Option<&[FlexTensor; 2]>, scale: f32) -> Self {
+        let ([d_in, rank], d_out) = ([shape(a)[0], shape(a)[1]], shape(b)[1]);
+        let [a, b] = [a, b].map(|factor| contiguous(factor.clone()));
+        let [a, b] = [values(&a), values(&b)];
+        let (mut down, mut up) = (Vec::new(), b.to_vec());
+        let width = match anchor {
+            None => {
+                down.extend(a.iter().map(|a| scale * a));
+                rank
+            }
+            Some(anchor) => {
+                let [a0, b0] = anchor.each_ref().map(|factor| contiguous(factor.clone()));
+                let [a0, b0] = [values(&a0), values(&b0)];
+                for (a, a0) in a.chunks_exact(rank).zip(a0.chunks_exact(rank)) {
+                    down.extend(a.iter().zip(a0).map(|(a, a0)| scale * (a - a0)));
+                    down.extend(a0.iter().map(|a0| scale * a0));
+                }
+                up.extend(b.iter().zip(b0).map(|(b, b0)| b - b0));
+                2 * rank
+            }
+        };
+        Self {
+            down,
+            up,
+            rank,
+            width,
+            d_in,
+            d_out,
+            scale,
+        }
+    }
+
+    fn up(&self) -> Matrix<'_> {
+        Matrix::of_rows(&self.up, self.d_out)
+    }
+
+    /// The output, and `s·x·A`.
+    fn forward(&self, kernel: Option<Kernel>, x: Matrix, host: &Host) -> (Vec<f32>, Vec<f32>) {
+        let mut x = Inputs::new(kernel, x, self.width);
+        let mut down = x.times(Matrix::of_rows(&self.down, self.width));
+        x.append(Matrix::of_rows(&down, self.width));
+        let output = x.multiplied(host, &Side::Forward, Some(self.up()));
+        if self.width > self.rank {
+            // s·x·(A − A₀) + s·x·A₀.
+            let rows = down.chunks_exact(self.width);
+            down = rows
+                .flat_map(|row| {
+                    let (moved, anchor) = row.split_at(self.rank);
+                    moved
+                        .iter()
+                        .zip(anchor)
+                        .map(|(moved, anchor)| moved + anchor)
+                })
+                .collect();
+        }
+        (output, down)
+    }
+
+    /// The gradient of x, if it is wanted, and of both factors; from x, `s·x·A` and the gradient
+    /// of the output.
+    fn backward(
+        &self,
+        kernel: Option<Kernel>,
+        [x, down, grad]: [Matrix; 3],
+        host: &Host,
+        for_x: bool,
+    ) -> (Option<Vec<f32>>, [Vec<f32>; 2]) {
+        let n_rows = grad.rows();
+        let (mut grad_x, grad_b, grad_down);
+        {
+            let more = if for_x { self.width } else { 0 };
+            let mut grad = Inputs::new(kernel, grad, more);
+            grad_b = grad.summed_with(down);
+            // g·Bᵀ, beside g·(B − B₀)ᵀ.
+            let up = self.up().transposed().to_vec();
+            grad_down = grad.times(Matrix::of_rows(&up, self.width));
+            grad_x = None;
+            if for_x {
+                grad.append(Matrix::of_rows(&grad_down, self.width));
+                let down = Matrix::of_rows(&self.down, self.width)
+                    .transposed()
+                    .to_vec();
+                let down = Matrix::of_rows(&down, self.d_in);
+                let rows = Side::Back(0..self.d_out);
+                grad_x = Some(grad.multiplied(host, &rows, Some(down)));
+            }
+        }
+        let trained = Matrix::new(&grad_down, n_rows, self.rank, self.width);
+        let turned = Inputs::new(kernel, x, 0).summed_with(trained);
+        let turned = Matrix::of_rows(&turned, self.d_in);
+        let mut grad_a = turned.transposed().to_vec();
+        for grad in &mut grad_a {
+            *grad *= self.scale;
+        }
+        (grad_x, [grad_a, grad_b])
+    }
+}
+
 impl ProjectionKernel for Flex {
     fn projection_forward(x: FlexTensor, layer: &Layer<Self>) -> (FlexTensor, Option<FlexTensor>) {
         let weight = Straight::of(&layer.weight).filter(|_| all_f32([&x]) && is_f32(layer));
@@ -109,12 +237,18 @@ impl ProjectionKernel for Flex {
         let weight = weight.frozen();
         let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let rows = Matrix::of_rows(values(&x), d_in);
+        let n_rows = values(&x).len() / d_in;
         let scale = layer.scale as f32;
         let mut kept = None;
-        let mut output = match &layer.factors {
-            None => weight.multiplied(rows),
-            Some([a, b]) => {
-                let n_rows = values(&x).len() / d_in;
+        let mut output = match (&layer.factors, rounds(weight, n_rows)) {
+            (None, _) => weight.multiplied(rows),
+            (Some(factors), Some(host)) => {
+                let update = Update::new(factors, layer.anchor.as_ref(), scale);
+                let (output, down) = update.forward(Kernel::best(), rows, host);
+                kept = Some(tensor(down, [n_rows, update.rank]));
+                output
+            }
+            (Some([a, b]), None) => {
                 let thin = Thin::new(a, layer.anchor.as_ref().map(|[a0, _]| a0));
                 let down = multiplied(scale, rows, thin.matrix());
                 let [trained, anchored] = thin.split(&down, n_rows);
@@ -164,6 +298,23 @@ impl ProjectionKernel for Flex {
         let (d_in, d_out) = (weight.d_in(), weight.d_out());
         let grads = Matrix::of_rows(values(&grad), d_out);
         let scale = layer.scale as f32;
+        if let (Some(factors), Some([x, down])) = (&layer.factors, &kept)
+            && let Some(host) = rounds(weight, grads.rows())
+        {
+            let (x, down) = (contiguous(x.clone()), contiguous(down.clone()));
+            let update = Update::new(factors, layer.anchor.as_ref(), scale);
+            let rank = update.rank;
+            let given = [
+                Matrix::of_rows(values(&x), d_in),
+                Matrix::of_rows(values(&down), rank),
+                grads,
+            ];
+            let (grad_x, [grad_a, grad_b]) = update.backward(Kernel::best(), given, host, for_x);
+            return LayerGradients {
+                grad_x: grad_x.map(|grad_x| tensor(grad_x, with_last(shape(&grad), d_in))),
+                grad_factors: Some([tensor(grad_a, [d_in, rank]), tensor(grad_b, [rank, d_out])]),
+            };
+        }
         let mut grad_x = for_x.then(|| weight.multiplied_back(grads));
         let mut grad_factors = None;
         if let (Some([a, b]), Some([x, down])) = (&layer.factors, kept) {

@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::block::{Block, Sums};
+use super::block::{Block, EDGE, Sums};
 
 /// Whether the processor has tiles and `tdpbf16ps`, and the system lets this process use them.
 pub(super) fn is_available() -> bool {
@@ -109,10 +109,27 @@ pub(super) unsafe fn configured(work: impl FnOnce()) {
 ///
 /// Within [`configured`], with as many blocks on both sides.
 pub(super) unsafe fn multiply_whole(left: &[Block], right: &[Block], sums: &mut Sums) {
+    // SAFETY: the caller's; the sums are 32 rows of 32 values, one after the other.
+    unsafe { multiply_to(left, right, (&raw mut *sums).cast(), EDGE) }
+}
+
+/// [`multiply_whole`] that writes 32 rows of 32 values, `stride` apart.
+///
+/// # Safety
+///
+/// As there; and those values must be valid for writing, and nobody else's.
+pub(super) unsafe fn multiply_to(left: &[Block], right: &[Block], output: *mut f32, stride: usize) {
     // SAFETY: the caller's. Each block is two tiles of 1024 bytes, and there are as many as steps;
-    // the sums are four tiles, with lines 128 bytes apart.
+    // the sums are four tiles of 16 lines of 64 bytes, two beside each other and two below.
     unsafe {
         asm!(
+            // What the sums are written over, which may be far away, comes while they are computed.
+            "mov {line_of_output}, {c}",
+            ".rept 32",
+            "prefetchw [{line_of_output}]",
+            "prefetchw [{line_of_output} + 64]",
+            "add {line_of_output}, {stride}",
+            ".endr",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -130,22 +147,19 @@ pub(super) unsafe fn multiply_whole(left: &[Block], right: &[Block], sums: &mut 
             "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a}, 2048",
             "add {b}, 2048",
-            // Of the left, which does not stay in the first cache, what comes four blocks later.
-            ".irp at, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, \
-             1024, 1088, 1152, 1216, 1280, 1344, 1408, 1472, 1536, 1600, 1664, 1728, 1792, 1856, 1920, 1984",
-            "prefetcht0 [{a} + 6144 + \\at]",
-            ".endr",
             "dec {steps}",
             "jnz 4b",
             "5:",
             "tilestored [{c} + {stride}], tmm0",
             "tilestored [{c} + {stride} + 64], tmm1",
-            "tilestored [{c} + {stride} + 2048], tmm2",
-            "tilestored [{c} + {stride} + 2112], tmm3",
+            "tilestored [{below} + {stride}], tmm2",
+            "tilestored [{below} + {stride} + 64], tmm3",
             a = inout(reg) left.as_ptr() => _,
             b = inout(reg) right.as_ptr() => _,
-            c = in(reg) &raw mut *sums,
-            stride = in(reg) 128_usize,
+            c = in(reg) output,
+            below = in(reg) output.wrapping_add(16 * stride),
+            stride = in(reg) 4 * stride,
+            line_of_output = out(reg) _,
             line = in(reg) 64_usize,
             steps = inout(reg) left.len() => _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

@@ -3,9 +3,9 @@
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
     _mm512_load_si512, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4,
-    _mm512_store_si512, _mm512_storeu_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_mul_ps, _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_shuffle_i32x4, _mm512_store_si512, _mm512_storeu_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::block::{Block, EDGE, HALF, Sums};
@@ -80,6 +80,7 @@ fn some_rows<const ROWS: usize>(
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn write(
     sums: &Sums,
+    scale: f32,
     output: *mut f32,
     stride: usize,
     [rows, columns]: [usize; 2],
@@ -93,6 +94,7 @@ pub(super) unsafe fn write(
             // written. The sums lie within a row.
             unsafe {
                 let sums = _mm512_loadu_ps(row.as_ptr().add(half * HALF));
+                let sums = _mm512_mul_ps(sums, _mm512_set1_ps(scale));
                 let sums = if kept {
                     _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums)
                 } else {

@@ -96,7 +96,7 @@ pub(super) fn round_row(row: &[f32], blocks: &mut [Block], half: usize, line: us
     }
 }
 
-/// Writes some rows and columns of sums over an output whose rows are `stride` apart, or adds them
+/// Writes some rows and columns of scaled sums over an output whose rows are `stride` apart, or adds them
 /// to it.
 ///
 /// # Safety
@@ -106,6 +106,7 @@ pub(super) fn round_row(row: &[f32], blocks: &mut [Block], half: usize, line: us
 #[cfg(test)]
 pub(super) unsafe fn write(
     sums: &Sums,
+    scale: f32,
     output: *mut f32,
     stride: usize,
     [rows, columns]: [usize; 2],
@@ -116,7 +117,8 @@ pub(super) unsafe fn write(
             // SAFETY: the caller's.
             unsafe {
                 let at = output.add(i * stride + j);
-                at.write(if kept { at.read() + sum } else { *sum });
+                let sum = scale * sum;
+                at.write(if kept { at.read() + sum } else { sum });
             }
         }
     }

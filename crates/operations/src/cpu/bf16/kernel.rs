@@ -103,6 +103,35 @@ impl Kernel {
         }
     }
 
+    /// [`Self::multiply`] and [`Self::write_block`]: by AMX, whole blocks go where they belong.
+    ///
+    /// # Safety
+    ///
+    /// As for both.
+    #[inline(always)]
+    pub(super) unsafe fn multiply_to(
+        self,
+        [left, right]: [&[Block]; 2],
+        sums: &mut Sums,
+        output: *mut f32,
+        stride: usize,
+        size: [usize; 2],
+        kept: bool,
+    ) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self == Self::Amx && size == [EDGE, EDGE] && !kept {
+            assert_eq!(left.len(), right.len(), "blocks to be summed over");
+            // SAFETY: the caller's, for all 32 rows and columns.
+            unsafe { super::amx::multiply_to(left, right, output, stride) };
+            return;
+        }
+        // SAFETY: the caller's.
+        unsafe {
+            self.multiply(left, right, sums, size[0]);
+            self.write_block(sums, output, stride, size, kept);
+        }
+    }
+
     /// Writes some rows and columns of sums over an output whose rows are `stride` apart, or adds
     /// them to it.
     ///
@@ -116,6 +145,25 @@ impl Kernel {
         sums: &Sums,
         output: *mut f32,
         stride: usize,
+        size: [usize; 2],
+        kept: bool,
+    ) {
+        // SAFETY: the caller's.
+        unsafe { self.write_scaled(sums, 1.0, output, stride, size, kept) }
+    }
+
+    /// [`Self::write_block`] of scaled sums.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    pub(super) unsafe fn write_scaled(
+        self,
+        sums: &Sums,
+        scale: f32,
+        output: *mut f32,
+        stride: usize,
         [rows, columns]: [usize; 2],
         kept: bool,
     ) {
@@ -127,12 +175,12 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the caller's; the kernel was checked when it was prepared.
             Self::Amx | Self::Avx512 => unsafe {
-                super::avx512::write(sums, output, stride, [rows, columns], kept);
+                super::avx512::write(sums, scale, output, stride, [rows, columns], kept);
             },
             #[cfg(test)]
             // SAFETY: the caller's.
             Self::EmulatedAmx | Self::EmulatedAvx512 => unsafe {
-                super::block::write(sums, output, stride, [rows, columns], kept);
+                super::block::write(sums, scale, output, stride, [rows, columns], kept);
             },
             #[allow(unreachable_patterns, reason = "reachable on other processors")]
             _ => unreachable!("{self:?} is not available here"),
