@@ -45,6 +45,31 @@ pub fn thin_q(mut columns: DMatrix<f64>) -> DMatrix<f64> {
     q
 }
 
+/// An orthonormal basis of what the columns span, by Cholesky's decomposition of their products,
+/// twice (Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm"): all of it
+/// products of matrices, and several times as fast as [`thin_q`] for as many columns as a sketch
+/// has. Where columns are too nearly dependent for it, it is [`thin_q`]'s.
+pub(super) fn basis(columns: DMatrix<f64>) -> DMatrix<f64> {
+    let once = |columns: &DMatrix<f64>| {
+        // Ten times as fast as `tr_mul`.
+        let products = columns.transpose() * columns;
+        let lower = products.cholesky()?.unpack();
+        let diagonal = lower.diagonal();
+        // Squared, what is lost of f64 must leave f32's digits.
+        let dependent = diagonal.min() <= 1e-5 * diagonal.max();
+        if dependent || !diagonal.iter().all(|x| x.is_finite()) {
+            return None;
+        }
+        let mut inverse = DMatrix::identity(lower.nrows(), lower.ncols());
+        let solved = lower.solve_lower_triangular_mut(&mut inverse);
+        solved.then(|| columns * inverse.transpose())
+    };
+    match once(&columns).and_then(|basis| once(&basis)) {
+        Some(basis) => basis,
+        None => thin_q(columns),
+    }
+}
+
 /// `rest ← (I − τ·v·vᵀ)·rest`.
 fn reflect(rest: &mut nalgebra::DMatrixViewMut<'_, f64>, v: &DVector<f64>, tau: f64) {
     for mut column in rest.column_iter_mut() {
@@ -74,6 +99,27 @@ mod tests {
             assert!((gram - DMatrix::identity(r, r)).amax() < 1e-13, "{m} x {r}");
             let rebuilt = &q * q.tr_mul(&w);
             assert!((rebuilt - w).amax() < 1e-13, "{m} x {r}");
+        }
+    }
+
+    #[test]
+    fn a_basis_is_orthonormal_and_spans_the_input_even_if_columns_depend_on_each_other() {
+        for (m, r) in [(7, 1), (40, 8), (8, 8), (300, 32)] {
+            let w = random(m, r, 3);
+            let mut scaled = w.clone();
+            for (j, mut column) in scaled.column_iter_mut().enumerate() {
+                column.scale_mut(0.5_f64.powi(j as i32));
+            }
+            let mut dependent = w.clone();
+            let first = w.column(0).into_owned();
+            dependent.set_column(r - 1, &first);
+            for w in [w, scaled, dependent, DMatrix::zeros(m, r)] {
+                let q = basis(w.clone());
+                let gram = q.tr_mul(&q);
+                assert!((gram - DMatrix::identity(r, r)).amax() < 1e-13, "{m} x {r}");
+                let rebuilt = &q * q.tr_mul(&w);
+                assert!((rebuilt - w).amax() < 1e-13, "{m} x {r}");
+            }
         }
     }
 

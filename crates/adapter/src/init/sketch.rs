@@ -3,13 +3,14 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use nalgebra::DMatrix;
+use olora_operations::is_host;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::{
+    qr::basis,
     random::normal_matrix,
     svd::{Svd, from_basis},
-    thin_q,
 };
 use crate::{AdapterError, error::device_error};
 
@@ -27,14 +28,30 @@ pub(crate) struct Sketched<'a> {
     pub(crate) rng: ChaCha8Rng,
 }
 
-/// Decomposes several tensors, the host's part of them in parallel.
+/// Decomposes several tensors: on the host each by a thread, which has it in its
+/// cache from one product to the next, and elsewhere their products one after the
+/// other and the host's part of them in parallel.
 ///
 /// As `torch.svd_lowrank`: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061),
 /// algorithms 4.4 and 5.1.
 pub(crate) fn randomised(
-    mut all: Vec<Sketched<'_>>,
+    all: Vec<Sketched<'_>>,
     iterations: usize,
 ) -> Result<Vec<Svd>, AdapterError> {
+    if !all
+        .iter()
+        .all(|sketched| is_host(&sketched.matrix.device()))
+    {
+        return together(all, iterations);
+    }
+    let each = all
+        .into_par_iter()
+        .map(|one| together(vec![one], iterations));
+    let each: Result<Vec<Vec<Svd>>, AdapterError> = each.collect();
+    Ok(each?.into_iter().flatten().collect())
+}
+
+fn together(mut all: Vec<Sketched<'_>>, iterations: usize) -> Result<Vec<Svd>, AdapterError> {
     let drawn = all.iter_mut().map(|sketched| {
         let [m, n] = sketched.matrix.dims();
         normal_matrix(n, sketched.width.min(m).min(n), &mut sketched.rng)
@@ -54,7 +71,7 @@ pub(crate) fn randomised(
         });
         products.collect::<Result<Vec<_>, AdapterError>>()
     };
-    let bases = |products: Vec<DMatrix<f64>>| products.into_par_iter().map(thin_q).collect();
+    let bases = |products: Vec<DMatrix<f64>>| products.into_par_iter().map(basis).collect();
     let mut q: Vec<DMatrix<f64>> = bases(times(drawn, false)?);
     for _ in 0..iterations {
         let back = bases(times(q, true)?);

@@ -183,7 +183,8 @@ fn times(kernel: Kernel, x: &Rounded, right: Matrix) -> Vec<f32> {
     for (panel, to) in laid_out.chunks_exact_mut(x.steps.max(1)).enumerate() {
         lay_out_rows(kernel, right, panel, to);
     }
-    let mut output = vec![0.0; x.rows * width];
+    let n = size(x.rows, width);
+    let mut output = Vec::with_capacity(n);
     let to = Pointer(output.as_mut_ptr());
     let worth = x.rows * x.columns * width >= WORTH_THREADS;
     for_all(kernel, worth, x.rows.div_ceil(EDGE), |slab| {
@@ -193,7 +194,7 @@ fn times(kernel: Kernel, x: &Rounded, right: Matrix) -> Vec<f32> {
         for panel in 0..panels {
             let right = &laid_out[panel * x.steps..][..x.steps];
             let columns = (width - panel * EDGE).min(EDGE);
-            // SAFETY: within `prepared`; rows and columns lie within the output, and no other piece
+            // SAFETY: within `prepared`; rows and columns lie within the output's room, and no other piece
             // has these rows.
             unsafe {
                 let at = to.0.add(slab * EDGE * width + panel * EDGE);
@@ -202,6 +203,8 @@ fn times(kernel: Kernel, x: &Rounded, right: Matrix) -> Vec<f32> {
             }
         }
     });
+    // SAFETY: there is room for as many, and pieces have written all of them.
+    unsafe { output.set_len(n) };
     output
 }
 
@@ -214,25 +217,29 @@ fn summed_with(kernel: Kernel, x: &Rounded, left: Matrix) -> Vec<f32> {
     let mut turned = vec![Block::ZERO; lines * slabs];
     turn_left(kernel, left, &mut turned, slabs);
     let last = x.rows - (slabs.max(1) - 1) * EDGE;
-    let mut output = vec![0.0; height * width];
+    let n = size(height, width);
+    let mut output = Vec::with_capacity(n);
     let to = Pointer(output.as_mut_ptr());
     let worth = x.rows * width * height >= WORTH_THREADS;
     for_all(kernel, worth, width.div_ceil(EDGE), |panel| {
         let to = &to;
         let mut right = vec![Block::ZERO; slabs];
         for (slab, right) in right.iter_mut().enumerate() {
-            let mut block = x.slab(slab)[panel];
-            if slab + 1 == slabs {
+            let block = &x.slab(slab)[panel];
+            if slab + 1 < slabs || last == EDGE {
+                kernel.interleave(block, right);
+            } else {
                 // Zero times what is no number is none either.
+                let mut block = *block;
                 (last..EDGE).for_each(|i| *block.line(i) = [0; EDGE]);
+                kernel.interleave(&block, right);
             }
-            kernel.interleave(&block, right);
         }
         let mut sums = Sums::ZERO;
         let columns = (width - panel * EDGE).min(EDGE);
         for line in 0..lines {
             let rows = (height - line * EDGE).min(EDGE);
-            // SAFETY: within `prepared`; rows and columns lie within the output, and no other piece
+            // SAFETY: within `prepared`; rows and columns lie within the output's room, and no other piece
             // has these columns.
             unsafe {
                 let at = to.0.add(line * EDGE * width + panel * EDGE);
@@ -241,5 +248,7 @@ fn summed_with(kernel: Kernel, x: &Rounded, left: Matrix) -> Vec<f32> {
             }
         }
     });
+    // SAFETY: there is room for as many, and pieces have written all of them.
+    unsafe { output.set_len(n) };
     output
 }
