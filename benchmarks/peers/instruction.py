@@ -160,7 +160,7 @@ def loss_at(model, ids, positions, targets):
     causal = model.get_base_model()
     hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
     logits = causal.lm_head(hidden.flatten(0, 1).index_select(0, positions))
-    return cross_entropy(logits, targets)
+    return cross_entropy(logits.float(), targets)
 
 
 def best_loss(model, batch, pad, loss_at=loss_at):

@@ -16,7 +16,7 @@ use olora_runs::peak_resident_bytes;
 use olora_training::{CrossEntropy, Optimized, Passes, TrainError, step};
 use serde_json::{Value, json};
 
-use crate::paths::{PEER_FORMATS, last_line, shown_check};
+use crate::paths::{PEER_FORMATS, is_wanted, last_line, shown_check};
 
 const BATCH: usize = 8;
 const MAX_LENGTH: usize = 512;
@@ -135,7 +135,12 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool, bf16: bool) -> anyhow::Re
     Ok(())
 }
 
-pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn run(
+    work: &Work<'_>,
+    rounds: usize,
+    wanted: &[String],
+    peer: Option<&Path>,
+) -> anyhow::Result<()> {
     println!(
         "LoRA rank {RANK} on all linear layers, f32 where a row does not say bf16, batch {BATCH} \
          cut at {MAX_LENGTH}, prompts masked; {} steps after {WARMUP}, {rounds} rounds, taking turns.\n",
@@ -146,6 +151,9 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peer: Option<&Path>) -> anyhow
     serde_json::to_writer(&order, &work.order()?)?;
     let mut rows: Vec<(String, Vec<Value>)> = Vec::new();
     let mut add = |name: &str, mut command: Command| -> anyhow::Result<()> {
+        if !is_wanted(name, wanted) {
+            return Ok(());
+        }
         command
             .args(["--steps", &work.steps.to_string()])
             .arg("--model")

@@ -52,9 +52,9 @@ struct Args {
     /// `generate`: one to run, or a `config.json` for random weights; `evaluate`: one to score
     #[arg(long)]
     model: Option<PathBuf>,
-    /// `paths`: leave out the rows over Burn's own operations, which take twice as long
-    #[arg(long)]
-    only_ours: bool,
+    /// `paths` and `instruction`: only rows that have this in their name, such as bf16; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    rows: Vec<String>,
     /// `instruction`: the records to train on
     #[arg(long)]
     data: Option<PathBuf>,
@@ -192,7 +192,7 @@ fn main() -> anyhow::Result<()> {
         },
         Suite::Paths => match args.path {
             Some(kind) => paths::run_one(kind, args.quick),
-            None => paths::run(args.quick, rounds, args.only_ours, peer),
+            None => paths::run(args.quick, rounds, &args.rows, peer),
         },
         Suite::TrainStep => train_step(&args, rounds),
         Suite::Convergence if args.quick => convergence::quick(&args.backend),
@@ -270,6 +270,7 @@ fn instruction(args: &Args, rounds: usize) -> anyhow::Result<()> {
         instruction::run(
             &work,
             if args.quick { 1 } else { rounds },
+            &args.rows,
             args.peer.as_deref(),
         )
     }

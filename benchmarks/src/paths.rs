@@ -111,11 +111,11 @@ impl Kind {
             Self::BurnPlain => "Burn's apply_lora and operations",
         }
     }
+}
 
-    fn is_ours(self) -> bool {
-        use Kind::{Anchored, AnchoredBf16, Factored, FactoredBf16};
-        matches!(self, Factored | Anchored | FactoredBf16 | AnchoredBf16)
-    }
+/// Whether a row has one of these in its name, if any are given.
+pub(crate) fn is_wanted(name: &str, rows: &[String]) -> bool {
+    rows.is_empty() || rows.iter().any(|row| name.contains(row.as_str()))
 }
 
 /// In which formats PyTorch computes, each eager and compiled: how the rows are
@@ -129,7 +129,7 @@ pub(crate) const PEER_FORMATS: [(&str, &[&str]); 3] = [
 pub(crate) fn run(
     quick: bool,
     rounds: usize,
-    only_ours: bool,
+    rows: &[String],
     peer: Option<&Path>,
 ) -> anyhow::Result<()> {
     println!(
@@ -144,8 +144,12 @@ pub(crate) fn run(
     let kinds: Vec<Kind> = Kind::value_variants()
         .iter()
         .copied()
-        .filter(|kind| kind.is_ours() || !only_ours)
+        .filter(|kind| is_wanted(kind.name(), rows))
         .collect();
+    ensure!(
+        rows.is_empty() || !kinds.is_empty() || peer.is_some(),
+        "--rows: no row has any of {rows:?} in its name"
+    );
     let mut timings: Vec<Vec<Timing>> = vec![Vec::new(); kinds.len()];
     let mut peers: Vec<(String, Vec<Value>)> = Vec::new();
     for _ in 0..if quick { 1 } else { rounds } {
@@ -156,6 +160,9 @@ pub(crate) fn run(
         for (format, options) in PEER_FORMATS {
             for (way, compile) in [("eager", None), ("compiled", Some("--compile"))] {
                 let name = format!("PyTorch + PEFT, {format}, {way}");
+                if !is_wanted(&name, rows) {
+                    continue;
+                }
                 let options: Vec<&str> = options.iter().copied().chain(compile).collect();
                 let found = peer_run(python, &options)?;
                 match peers.iter_mut().find(|(known, _)| *known == name) {

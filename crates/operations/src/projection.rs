@@ -41,7 +41,10 @@ pub struct LowRankFactors {
 /// A packed weight is unpacked a panel at a time, again in the backward pass,
 /// which keeps nothing of it but the packed bytes. On the CPU in f32 the numbers
 /// are those of the unpacked weight, bit for bit; but where x is a single row,
-/// sums are in another order, and differ by rounding.
+/// sums are in another order, and differ by rounding. With
+/// [`Products::Rounded`](crate::Products::Rounded) the products with the factors
+/// are of rounded values too, where x has several rows, and an anchored update is
+/// `s·(x·(A − A₀)·B + x·A₀·(B − B₀))`, exactly zero at the anchor as well.
 ///
 /// # Shapes
 ///

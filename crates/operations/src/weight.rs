@@ -167,7 +167,8 @@ pub enum Products {
     /// Both sides are rounded to bfloat16 first, and products, which are exact in
     /// f32, are summed in f32: what bfloat16 matrix instructions compute. Where the
     /// processor has none (AMX, AVX512-BF16), results are the same up to the order
-    /// of sums. Of a single row, x alone is rounded.
+    /// of sums. An update by factors is summed with them, all rounded. Of a single row,
+    /// x alone is rounded.
     Rounded,
 }
 

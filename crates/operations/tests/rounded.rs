@@ -5,10 +5,10 @@
 
 mod formats;
 
-use burn::tensor::{DType, Tensor};
-use formats::{device, numbers, packed, values};
+use burn::tensor::Tensor;
+use formats::{numbers, packed, values};
 use olora_operations::{
-    AttentionMask, LowRankFactors, PackedTensor, Products, Weight, attention::attention, project,
+    AttentionMask, LowRankFactors, PackedTensor, Products, attention::attention, project,
 };
 use olora_packed::Format;
 
@@ -97,11 +97,23 @@ fn small_steps_away_from_an_anchor_are_not_rounded_off() {
 
 #[test]
 fn attention_is_that_of_f32_up_to_rounding() {
-    for (seq, keys, groups) in [(70, 70, 1), (130, 130, 2), (3, 600, 2), (65, 70, 1)] {
+    for (seq, keys, groups, head_dim, cap) in [
+        (70, 70, 1, 24, None),
+        (130, 130, 2, 64, Some(3.0)),
+        (3, 600, 2, 40, None),
+        (65, 70, 1, 64, None),
+    ] {
         let run = |products| {
-            let head = |seed, heads, n| numbers(seed, [2, heads, n, 24], 1.0).require_grad();
+            let head = |seed, heads, n| numbers(seed, [2, heads, n, head_dim], 1.0).require_grad();
             let (q, k, v) = (head(1, 2 * groups, seq), head(2, 2, keys), head(3, 2, keys));
-            let mask = AttentionMask::causal(Some(100)).with_products(products);
+            let mask = AttentionMask::causal(Some(100))
+                .with_soft_cap(cap)
+                .with_products(products);
+            let mask = if seq == keys {
+                mask.within_documents(&[vec![40, 20], vec![7]], seq)
+            } else {
+                mask
+            };
             let output = attention(q.clone(), k.clone(), v.clone(), &mask);
             let upstream = numbers(99, output.dims(), 1.0);
             let grads = (output.clone() * upstream).sum().backward();
@@ -117,12 +129,64 @@ fn attention_is_that_of_f32_up_to_rounding() {
     }
 }
 
-/// One row has no products of several: its update is f32's.
+/// Of one query, scores are exact, and so must be what goes back through them: large ones would
+/// differ by more than a weight.
 #[test]
-fn a_single_row_is_projected_too() {
-    let x = numbers(3, [1, 96], 1.0);
-    let found = project(x.clone(), weight(96, 130, Products::Rounded), None, None);
-    let dense = weight(96, 130, Products::Exact).dense(&device(), DType::F32);
-    let right = project(x, Weight::Dense(dense), None, None);
-    assert!(difference(&values(found), &values(right)) < 1e-2);
+fn a_single_query_is_attended_exactly() {
+    for keys in [1, 70] {
+        let run = |products| {
+            let head = |seed, n| (numbers(seed, [1, 1, n, 64], 0.1) + 3.0077).require_grad();
+            let leaf = |x: Tensor<4>| Tensor::<4>::from_inner(x.without_autodiff()).require_grad();
+            let (q, k, v) = (leaf(head(1, 1)), leaf(head(2, keys)), leaf(head(3, keys)));
+            let mask = AttentionMask::causal(None).with_products(products);
+            let output = attention(q.clone(), k.clone(), v.clone(), &mask);
+            let upstream = numbers(99, output.dims(), 1.0);
+            let grads = (output.clone() * upstream).sum().backward();
+            let leaves = [q, k, v].map(|x| values(x.grad(&grads).unwrap()));
+            [vec![values(output)], leaves.to_vec()].concat()
+        };
+        assert_eq!(run(Products::Rounded), run(Products::Exact), "{keys} keys");
+    }
+}
+
+/// Where a query sees one key, the score has no gradient, however its products are rounded.
+#[test]
+fn the_first_position_has_no_gradient_through_its_score() {
+    let head = |seed| numbers(seed, [1, 1, 40, 64], 1.0);
+    let q = head(1).require_grad();
+    let mask = AttentionMask::causal(None).with_products(Products::Rounded);
+    let output = attention(q.clone(), head(2), head(3), &mask);
+    let grads = (output.clone() * head(4)).sum().backward();
+    let grad = values(q.grad(&grads).unwrap());
+    let size = |row: usize| {
+        grad[row * 64..(row + 1) * 64]
+            .iter()
+            .map(|x| x.abs())
+            .sum::<f32>()
+    };
+    assert!(size(0) < 1e-5 * size(20), "{} of {}", size(0), size(20));
+}
+
+/// One row has no products of several: x alone is rounded for the weight, and its update is f32's.
+#[test]
+fn a_single_row_has_an_update_in_f32() {
+    let run = |products| {
+        let x = numbers(3, [1, 96], 1.0);
+        let factors = LowRankFactors {
+            a: numbers(11, [96, 16], 10.0),
+            b: numbers(12, [16, 130], 10.0),
+            anchor: None,
+            scale: 1.0,
+        };
+        let both = project(x.clone(), weight(96, 130, products), None, Some(factors));
+        let base = values(project(x, weight(96, 130, products), None, None));
+        let update = values(both);
+        update
+            .iter()
+            .zip(base)
+            .map(|(both, base)| both - base)
+            .collect::<Vec<f32>>()
+    };
+    let difference = difference(&run(Products::Rounded), &run(Products::Exact));
+    assert!(difference < 1e-5, "{difference}");
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     all_f32,
-    bf16::{self, Kernel},
+    bf16::{self, Kernel, rounded},
     by_heads, dense_last,
     matrix::{Before, Matrix, ROW_WORTH_THREADS, multiply_alone, multiply_row},
     rows::{SharedRoom, build_shared},
@@ -198,7 +198,7 @@ impl AttentionKernel for Flex {
         let n = batch * n_heads * seq;
         let summed_v = summed(&v, mask);
         let given = ForwardInputs {
-            multiply: multiply_for(mask),
+            multiply: multiply_for(products(mask, sizes)),
             sizes,
             mask,
             queries: Heads::of(&q),
@@ -338,9 +338,18 @@ impl AttentionKernel for Flex {
 /// `output = [output +] scale·left·right` on one thread.
 type Multiply = fn(&mut [f32], Before, f32, Matrix, Matrix);
 
-/// How a mask has products computed.
-fn multiply_for(mask: &AttentionMask) -> Multiply {
-    match mask.products() {
+/// How a mask has products computed, forwards and back: of a single query, as what makes a token
+/// has, always exactly.
+fn products(mask: &AttentionMask, sizes: Sizes) -> Products {
+    if sizes.seq == 1 {
+        Products::Exact
+    } else {
+        mask.products()
+    }
+}
+
+fn multiply_for(products: Products) -> Multiply {
+    match products {
         Products::Exact => multiply_alone,
         Products::Rounded => |output, before, scale, left, right| {
             bf16::multiply_alone(Kernel::best(), output, before, scale, left, right);
@@ -545,7 +554,8 @@ impl BackwardInputs<'_> {
             ..
         } = self.sizes;
         let kv_head = head / self.sizes.groups();
-        let multiply = multiply_for(self.mask);
+        let products = products(self.mask, self.sizes);
+        let multiply = multiply_for(products);
         let scale = self.mask.scale(head_dim) as f32;
         let cap = self.mask.soft_cap().map(|cap| cap as f32);
         let mut grad_keys = vec![0.0_f32; n_keys * head_dim];
@@ -564,9 +574,16 @@ impl BackwardInputs<'_> {
             for (along, position) in along.iter_mut().zip(range.clone()) {
                 let output = self.outputs.position(row, head, position);
                 let grad = self.grads.position(row, head, position);
-                *along = vectorised!(<'a>(output: &'a [f32], grad: &'a [f32]) -> f32 {
-                    sum(output.len(), |i| output[i] * grad[i])
-                });
+                *along = match products {
+                    Products::Exact => {
+                        vectorised!(<'a>(output: &'a [f32], grad: &'a [f32]) -> f32 {
+                            sum(output.len(), |i| output[i] * grad[i])
+                        })
+                    }
+                    // Of what it is subtracted from, as much was rounded: where a query sees one
+                    // key, nothing must be left.
+                    Products::Rounded => sum(output.len(), |i| output[i] * rounded(grad[i])),
+                };
             }
             let log_sums = &self.log_sums[(row * n_heads + head) * seq + start..][..range.len()];
             let mut before = Before::Overwritten;
@@ -623,7 +640,7 @@ impl BackwardInputs<'_> {
                 write_grad_query(position, &grad_queries[i * head_dim..][..head_dim]);
             }
         }
-        if self.mask.products() == Products::Exact {
+        if products == Products::Exact {
             return [grad_keys, grad_values];
         }
         [grad_keys, grad_values].map(|sums| Matrix::of_rows(&sums, n_keys).transposed().to_vec())
@@ -638,7 +655,7 @@ impl BackwardInputs<'_> {
             ..
         } = self.sizes;
         let kept = Before::Kept;
-        match self.mask.products() {
+        match products(self.mask, self.sizes) {
             Products::Exact => {
                 let sums = &mut sums[keys.start * head_dim..keys.end * head_dim];
                 multiply_alone(sums, kept, 1.0, weights.transposed(), tile);

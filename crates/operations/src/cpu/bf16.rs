@@ -38,7 +38,7 @@ mod emulated;
 mod inputs;
 mod kernel;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod tile;
 #[cfg(test)]
 mod update_tests;

@@ -353,3 +353,68 @@ impl ProjectionKernel for Flex {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use olora_packed::{Format, Packed};
+
+    use super::*;
+    use crate::cpu::bf16::tests::{available, some};
+
+    /// The largest difference, of the largest value.
+    fn difference(found: &[f32], right: &[f32]) -> f32 {
+        assert_eq!(found.len(), right.len());
+        let size = right.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+        assert!(size > 0.0, "all zero, which proves nothing");
+        let pairs = found.iter().zip(right);
+        pairs.fold(0.0_f32, |worst, (x, y)| worst.max((x - y).abs())) / size
+    }
+
+    /// Every kernel, and none, which multiplies the same values by `gemm`.
+    #[test]
+    fn an_update_is_the_same_by_every_kernel_up_to_the_order_of_sums() {
+        let (n, d_in, d_out, rank) = (45, 70, 100, 5);
+        let host = Host {
+            packed: Arc::new(
+                Packed::pack(Format::Bf16, [d_out, d_in], &some(d_out * d_in, 1)).unwrap(),
+            ),
+            products: Products::Rounded,
+        };
+        for width in [rank, 2 * rank] {
+            let update = Update {
+                down: some(d_in * width, 2),
+                up: some(width * d_out, 3),
+                rank,
+                width,
+                d_in,
+                d_out,
+                scale: 0.75,
+            };
+            let (x, grad) = (some(n * d_in, 4), some(n * d_out, 5));
+            let run = |kernel| {
+                let rows = Matrix::of_rows(&x, d_in);
+                let (output, down) = update.forward(kernel, rows, &host);
+                let kept = Matrix::of_rows(&down, rank);
+                let given = [rows, kept, Matrix::of_rows(&grad, d_out)];
+                let (grad_x, [grad_a, grad_b]) = update.backward(kernel, given, &host, true);
+                let (none, alone) = update.backward(kernel, given, &host, false);
+                assert!(none.is_none());
+                assert_eq!(alone, [grad_a.clone(), grad_b.clone()]);
+                [output, down.clone(), grad_x.unwrap(), grad_a, grad_b]
+            };
+            let right = run(None);
+            for kernel in available() {
+                for (which, (found, right)) in run(Some(kernel)).iter().zip(&right).enumerate() {
+                    let difference = difference(found, right);
+                    // Where sums differ in their last bits, they may be rounded to another bf16.
+                    assert!(
+                        difference < 2e-3,
+                        "{kernel:?}, {width}, {which}: {difference}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -21,12 +21,12 @@ const ALL: [Kernel; 4] = [
     Kernel::EmulatedAvx512,
 ];
 
-pub(super) fn available() -> impl Iterator<Item = Kernel> {
+pub(in crate::cpu) fn available() -> impl Iterator<Item = Kernel> {
     ALL.into_iter().filter(|kernel| kernel.is_available())
 }
 
 /// Values between -1 and 1 with all bits of their fractions in use.
-pub(super) fn some(n: usize, seed: u64) -> Vec<f32> {
+pub(in crate::cpu) fn some(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
     (0..n)
         .map(|_| {
