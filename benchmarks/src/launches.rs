@@ -81,21 +81,28 @@ pub(crate) fn run(backend: &str, quick: bool, budget: Option<&Path>) -> anyhow::
     let mut results = Map::new();
     for case in cases(quick)? {
         for (name, method) in METHODS {
-            let counts = count(&case, method, &device)?;
-            let total: usize = counts.values().sum();
+            let [passes, update] = count(&case, method, &device)?;
+            let sum = |counts: &Counts| counts.values().sum::<usize>();
+            let total = sum(&passes) + sum(&update);
             ensure!(
                 total > 0,
                 "{backend} launches no kernels: name a GPU by --backend"
             );
             println!("{}, {name}: {total}", case.name);
-            let mut sorted: Vec<_> = counts.iter().collect();
-            sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
-            for (kernel, count) in sorted {
-                println!("  {count:>5}  {kernel}");
+            for (what, counts) in [
+                ("forward and backward", &passes),
+                ("clipping and update", &update),
+            ] {
+                println!("  {what}: {}", sum(counts));
+                let mut sorted: Vec<_> = counts.iter().collect();
+                sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
+                for (kernel, count) in sorted {
+                    println!("    {count:>5}  {kernel}");
+                }
             }
             results.insert(
                 format!("{}, {name}", case.name),
-                json!({ "total": total, "kernels": counts }),
+                json!({ "total": total, "passes": passes, "update": update }),
             );
         }
     }
@@ -120,8 +127,10 @@ pub(crate) fn run(backend: &str, quick: bool, budget: Option<&Path>) -> anyhow::
     Ok(())
 }
 
-/// The kernels of the step after the first few, by name.
-fn count(case: &Case, method: Method, device: &Device) -> anyhow::Result<BTreeMap<String, usize>> {
+type Counts = BTreeMap<String, usize>;
+
+/// The kernels of the step after the first few, by name: of its passes, and of what follows them.
+fn count(case: &Case, method: Method, device: &Device) -> anyhow::Result<[Counts; 2]> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("config.json");
     fs::write(&path, case.config.to_string())?;
@@ -144,19 +153,28 @@ fn count(case: &Case, method: Method, device: &Device) -> anyhow::Result<BTreeMa
         seq: case.seq,
         ..FULL
     };
-    let mut make_step = |index| -> anyhow::Result<f32> {
+    let mut make_step = |index| -> anyhow::Result<(f32, Counts)> {
         let batch = batch(&size, index);
+        let mut of_passes = Counts::new();
         let result = step(&mut learner, 1, 1.0, |learner, _| {
-            Ok::<_, TrainError>(Some(passes.run(&learner.module, &batch)))
+            // Within, another count takes the place of the one around it.
+            let (pass, counts) = counted(|| {
+                let pass = passes.run(&learner.module, &batch);
+                device.sync().map(|()| pass)
+            });
+            of_passes = counts;
+            let pass = pass.map_err(|error| TrainError::Mismatch(error.to_string()))?;
+            Ok::<_, TrainError>(Some(pass))
         })?;
         let loss = Tensor::into_scalar::<f32>(result.loss);
         device.sync().context("waiting for the device")?;
-        Ok(loss)
+        Ok((loss, of_passes))
     };
     for index in 0..WARM_UP {
         make_step(index)?;
     }
-    let (loss, counts) = counted(|| make_step(WARM_UP));
-    ensure!(loss?.is_finite(), "the loss is not a number");
-    Ok(counts)
+    let (made, after) = counted(|| make_step(WARM_UP));
+    let (loss, of_passes) = made?;
+    ensure!(loss.is_finite(), "the loss is not a number");
+    Ok([of_passes, after])
 }

@@ -493,7 +493,7 @@ impl Stretch {
         if let Some(window) = mask.window {
             hidden.push(key().lower(stack(at().add_scalar(1.0 - window as f64))));
         }
-        if let Some(starts) = &mask.starts {
+        if let Some(starts) = mask.starts.as_ref().filter(|_| mask.has_documents()) {
             hidden.push(key().lower(column(&|row, query| starts[row * seq + query])));
         }
         hidden

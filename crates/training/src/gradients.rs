@@ -6,6 +6,7 @@ use burn::{
     tensor::{DType, Tensor},
 };
 use olora_adapter::{Place, VisitParams, visit_params};
+use olora_operations::is_host;
 
 /// Divides the summed gradients by the count of what they were summed over and scales
 /// them down to a global norm of at most `max_norm` (0 leaves them alone), as
@@ -20,18 +21,45 @@ pub fn average_and_clip<M: Module>(
     count: f64,
     max_norm: f64,
 ) -> Option<Tensor<1>> {
-    let mut squares = Squares {
+    let mut flat = Flat {
         grads,
-        squares: Vec::new(),
+        parts: Vec::new(),
+        together: true,
     };
-    module.visit(&mut squares);
-    let squares = squares.squares;
-    if squares.is_empty() {
-        return None;
-    }
+    module.visit(&mut flat);
+    let Flat {
+        parts, together, ..
+    } = flat;
     let mean = if count > 0.0 { 1.0 / count } else { 1.0 };
+    let n: usize = parts.iter().map(|part| part.shape().num_elements()).sum();
+    let launches = !is_host(&parts.first()?.device());
+    if together && launches && n <= TOGETHER {
+        // One kernel for each gradient that is copied, and a few for all of them: elsewhere each
+        // has four of its own, which take longer to launch than they run.
+        let all = Tensor::cat(parts, 0);
+        let norm = all.clone().square().sum().sqrt().mul_scalar(mean);
+        let all = all * clip(&norm, mean, max_norm);
+        module.visit(&mut Apart {
+            grads,
+            all,
+            begin: 0,
+        });
+        return Some(norm);
+    }
+    let squares = parts.into_iter().map(|part| part.square().sum()).collect();
     let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(mean);
-    let factor = if max_norm > 0.0 {
+    let factor = clip(&norm, mean, max_norm);
+    module.visit(&mut Scale { grads, factor });
+    Some(norm)
+}
+
+/// Gradients of no more values are clipped together, on devices that launch kernels: 128 MiB that
+/// they take twice for a moment.
+const TOGETHER: usize = 1 << 25;
+
+/// What sums of gradients are multiplied with.
+fn clip(norm: &Tensor<1>, mean: f64, max_norm: f64) -> Tensor<1> {
+    if max_norm > 0.0 {
         let clip = norm
             .clone()
             .add_scalar(1e-6)
@@ -41,9 +69,7 @@ pub fn average_and_clip<M: Module>(
         clip.mul_scalar(mean)
     } else {
         norm.ones_like().mul_scalar(mean)
-    };
-    module.visit(&mut Scale { grads, factor });
-    Some(norm)
+    }
 }
 
 /// Calls `on` with the path and gradient, flattened, of every parameter that
@@ -92,15 +118,42 @@ impl ModuleVisitor for Add<'_> {
     }
 }
 
-struct Squares<'a> {
+/// Every gradient, flattened, in f32.
+struct Flat<'a> {
     grads: &'a GradientsParams,
-    squares: Vec<Tensor<1>>,
+    parts: Vec<Tensor<1>>,
+    /// Whether all are in f32, on one device.
+    together: bool,
 }
 
-impl ModuleVisitor for Squares<'_> {
+impl ModuleVisitor for Flat<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
-            self.squares.push(grad.cast(DType::F32).square().sum());
+            let n = grad.shape().num_elements();
+            let first = self.parts.first();
+            self.together &= grad.dtype() == DType::F32
+                && first.is_none_or(|first| first.device() == grad.device());
+            self.parts.push(grad.cast(DType::F32).reshape([n]));
+        }
+    }
+}
+
+/// Gives each parameter its part of all gradients back, in the order in which [`Flat`] came by.
+struct Apart<'a> {
+    grads: &'a mut GradientsParams,
+    all: Tensor<1>,
+    begin: usize,
+}
+
+impl ModuleVisitor for Apart<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.remove::<D>(param.id) {
+            let shape = grad.shape();
+            let n = shape.num_elements();
+            let part = self.all.clone().narrow(0, self.begin, n);
+            let part: Tensor<D> = part.reshape(shape);
+            self.begin += n;
+            self.grads.register(param.id, part);
         }
     }
 }

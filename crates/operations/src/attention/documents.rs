@@ -98,9 +98,10 @@ impl<B: Backend> Summed<B> {
 }
 
 impl AttentionMask {
-    /// Whether rows hold several documents.
+    /// Whether any row holds several documents. Of a row that is one, a causal mask says all.
     pub(crate) fn has_documents(&self) -> bool {
-        self.starts.is_some()
+        let starts = self.starts.as_deref().unwrap_or_default();
+        starts.iter().any(|start| *start > 0)
     }
 
     /// For each row and query, the keys that it sees.
