@@ -34,6 +34,10 @@ use olora_tasks::TaskName;
 
 /// Time olora against the slow and the usual way of doing the same.
 #[derive(Parser)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own on the command line"
+)]
 struct Args {
     suite: Suite,
     /// `convergence`, `evaluate`, `generate`, `launches` and `train_step`: the device, such as cpu, cuda, wgpu or vulkan

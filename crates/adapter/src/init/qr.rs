@@ -46,7 +46,7 @@ pub fn thin_q(mut columns: DMatrix<f64>) -> DMatrix<f64> {
 }
 
 /// An orthonormal basis of what the columns span, by Cholesky's decomposition of their products,
-/// twice (Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm"): all of it
+/// twice (Yamamoto et al. 2015, "Roundoff error analysis of the `CholeskyQR2` algorithm"): all of it
 /// products of matrices, and several times as fast as [`thin_q`] for as many columns as a sketch
 /// has. Where columns are too nearly dependent for it, it is [`thin_q`]'s.
 pub(super) fn basis(columns: DMatrix<f64>) -> DMatrix<f64> {
