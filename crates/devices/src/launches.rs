@@ -16,7 +16,9 @@ pub fn counted<T>(work: impl FnOnce() -> T) -> (T, BTreeMap<String, usize>) {
     #[cfg(feature = "_gpu")]
     return on_cube::counted(work);
     #[cfg(not(feature = "_gpu"))]
-    (work(), BTreeMap::new())
+    {
+        (work(), BTreeMap::new())
+    }
 }
 
 #[cfg(feature = "_gpu")]
