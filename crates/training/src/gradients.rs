@@ -53,8 +53,9 @@ pub fn average_and_clip<M: Module>(
     Some(norm)
 }
 
-/// Gradients of no more values are clipped together, on devices that launch kernels: 128 MiB that
-/// they take twice for a moment.
+/// Gradients of no more values are clipped together, on devices that launch kernels. That takes up
+/// to three times their memory beside them for a moment, 384 MiB of as many: laid side by side,
+/// squared, and scaled.
 const TOGETHER: usize = 1 << 25;
 
 /// What sums of gradients are multiplied with.

@@ -91,7 +91,7 @@ impl Side {
 }
 
 /// Rows that have been rounded to bf16 and laid out for a kernel, and what is to be multiplied with
-/// more than a weight: see [`Rounded::append`].
+/// more than a weight: see [`Inputs::append`].
 struct Rounded {
     /// For each 32 rows, one block for each 32 columns, then those for what is appended.
     blocks: Vec<Block>,
@@ -139,14 +139,17 @@ impl Rounded {
             }
         };
         if self.all > 0 {
-            let slabs = self.all;
+            let of_a_slab = self.all;
             if rows * columns >= WORTH_THREADS {
                 self.blocks
-                    .par_chunks_mut(slabs)
+                    .par_chunks_mut(of_a_slab)
                     .enumerate()
                     .for_each(round);
             } else {
-                self.blocks.chunks_mut(slabs).enumerate().for_each(round);
+                self.blocks
+                    .chunks_mut(of_a_slab)
+                    .enumerate()
+                    .for_each(round);
             }
         }
     }
