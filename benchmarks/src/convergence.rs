@@ -21,6 +21,8 @@ use crate::{device::device, replay};
 pub(crate) enum Setting {
     /// The quickstart's tiny model and its questions.
     Quickstart,
+    /// The same, LoRA and OLoRA at one rate for both, as papers have it.
+    OneRate,
     /// SmolLM2-135M-Instruct on 1,100 instructions.
     Instruction,
     /// SmolLM2-135M-Instruct on GSM8K.
@@ -35,6 +37,7 @@ impl Setting {
     fn name(self) -> &'static str {
         match self {
             Self::Quickstart => "quickstart",
+            Self::OneRate => "one-rate",
             Self::Instruction => "instruction",
             Self::Gsm8k => "gsm8k",
             Self::Paper => "paper",
@@ -53,26 +56,96 @@ impl Setting {
         let mut overrides = overrides.to_vec();
         overrides.push(format!("device={backend}"));
         let recipe = Recipe::load(&path, &overrides)?;
-        let variants: Result<Vec<Variant>, _> = ["lora", "rslora", "olora", "pissa"]
-            .iter()
-            .map(|name| name.parse())
-            .collect();
-        let (ranks, rates, seeds) = match self {
-            Self::Quickstart => (vec![8], vec![1e-3, 3e-3, 1e-2], 5),
-            Self::Instruction | Self::Gsm8k => (vec![8, 32], vec![3e-4, 1e-3], 3),
-            Self::Paper => (vec![32], vec![1e-4, 3e-4, 1e-3], 3),
-            Self::Metamathqa => (vec![32], vec![3e-5, 1e-4, 3e-4], 3),
-        };
+        let protocol = self.protocol();
+        let variants: Result<Vec<Variant>, _> =
+            protocol.methods.iter().map(|name| name.parse()).collect();
+        let n_seeds = (protocol.tuning_seeds + protocol.seeds) as u64;
         Ok(Comparison {
-            seeds: (0..seeds).map(|index| recipe.seed + index).collect(),
+            seeds: (0..n_seeds).map(|index| recipe.seed + index).collect(),
+            tuning_seeds: protocol.tuning_seeds,
             recipe,
             variants: variants?,
-            ranks,
-            rates,
-            widen: 3,
+            ranks: protocol.ranks.to_vec(),
+            rates: protocol.rates.to_vec(),
+            widen: 6,
+            refine: Some(3_f64.sqrt()),
+            one_rates: protocol.one_rates.to_vec(),
+            lengths: protocol.lengths.to_vec(),
             directory,
         })
     }
+
+    /// As `benchmarks/convergence/PROTOCOL.md` has it, written before the runs.
+    fn protocol(self) -> Protocol {
+        /// What a real model's runs are of.
+        const FEW: Protocol = Protocol {
+            methods: &["lora", "olora", "olora-gradient", "olora-gradient+c0.5"],
+            ranks: &[8],
+            rates: &[3e-4, 1e-3],
+            one_rates: &[1e-4, 2e-4],
+            lengths: &[],
+            tuning_seeds: 1,
+            seeds: 5,
+        };
+        match self {
+            Self::Quickstart => Protocol {
+                methods: &[
+                    "lora",
+                    "olora",
+                    "olora-gradient",
+                    "olora-gradient+c0.5",
+                    "lora-gradient",
+                    "eva",
+                    "pissa",
+                ],
+                rates: &[1e-3, 3e-3, 1e-2],
+                one_rates: &[],
+                lengths: &[56, 112, 168],
+                tuning_seeds: 2,
+                seeds: 10,
+                ..FEW
+            },
+            Self::OneRate => Protocol {
+                methods: &["lora", "olora"],
+                rates: &[1e-3, 3e-3],
+                one_rates: &[3.3e-4, 1e-3, 3e-3],
+                tuning_seeds: 2,
+                seeds: 10,
+                ..FEW
+            },
+            Self::Instruction | Self::Gsm8k => FEW,
+            Self::Paper => Protocol {
+                methods: &["lora", "olora", "rslora", "pissa"],
+                ranks: &[32],
+                rates: &[1e-4, 3e-4, 1e-3],
+                one_rates: &[],
+                seeds: 3,
+                ..FEW
+            },
+            Self::Metamathqa => Protocol {
+                methods: &["lora", "olora", "rslora", "pissa"],
+                ranks: &[32],
+                rates: &[3e-5, 1e-4, 3e-4],
+                one_rates: &[],
+                seeds: 3,
+                ..FEW
+            },
+        }
+    }
+}
+
+/// What is compared in a setting.
+struct Protocol {
+    methods: &'static [&'static str],
+    ranks: &'static [usize],
+    /// Those that each method is tried at first.
+    rates: &'static [f64],
+    /// Those that all methods are run at besides.
+    one_rates: &'static [f64],
+    /// Steps; the recipe's own if empty.
+    lengths: &'static [usize],
+    tuning_seeds: usize,
+    seeds: usize,
 }
 
 /// Prints what a comparison does.
@@ -112,7 +185,12 @@ pub(crate) struct Work<'a> {
 
 /// Makes the runs that are missing, and the reports.
 pub(crate) fn run(work: &Work<'_>) -> anyhow::Result<()> {
-    let on_a_cpu = [Setting::Quickstart, Setting::Instruction, Setting::Gsm8k];
+    let on_a_cpu = [
+        Setting::Quickstart,
+        Setting::OneRate,
+        Setting::Instruction,
+        Setting::Gsm8k,
+    ];
     let settings = match work.settings {
         [] => &on_a_cpu,
         settings => settings,
@@ -147,8 +225,12 @@ pub(crate) fn quick(backend: &str) -> anyhow::Result<()> {
         recipe,
         variants: vec!["lora".parse()?, "olora".parse()?],
         rates: vec![3e-3],
+        one_rates: Vec::new(),
+        lengths: Vec::new(),
         seeds: vec![1, 2],
+        tuning_seeds: 1,
         widen: 0,
+        refine: None,
         ..whole
     };
     let report = report(&comparison, backend, None)?;

@@ -11,7 +11,8 @@ use burn::{
 use olora_operations::Weight;
 
 use crate::{
-    AdapterConfig, AdapterError, Anchor, Dora, LowRank, Method, Placement, Target,
+    AdapterConfig, AdapterError, Anchor, Dora, GradientDirections, LowRank, Method, Placement,
+    Target,
     dora::{column_squares, packed_squares},
     eva::{Directions, distribute},
     factors::param_id,
@@ -36,17 +37,17 @@ use crate::{
 /// # Errors
 ///
 /// See [`AdapterError`]; nothing is attached then. [`Method::Eva`] needs
-/// [`attach_along`].
+/// [`attach_along`], and methods of the gradient [`attach_along_gradient`].
 pub fn attach<M: Module>(
     module: M,
     config: &AdapterConfig,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<M, AdapterError> {
-    if config.method == Method::Eva {
+    if config.method.needs_data() {
         return Err(AdapterError::OutOfRange {
             key: "method",
-            found: "eva".to_owned(),
+            found: config.method.name().to_owned(),
             expected: "attached along directions that a pass over data has found",
         });
     }
@@ -76,6 +77,27 @@ pub fn attach_along<M: Module>(
     attach_starts(module, config, all, starts)
 }
 
+/// As [`attach`], with factors along the directions of each weight's gradient, each of whose
+/// columns (of `A`) and rows (of `B`) is `scale` long; with a method that is not anchored, `B`
+/// is zero.
+///
+/// # Errors
+///
+/// As [`attach`]; and if a targeted layer is not among the directions.
+pub fn attach_along_gradient<M: Module>(
+    module: M,
+    config: &AdapterConfig,
+    directions: &GradientDirections,
+    scale: f64,
+) -> Result<M, AdapterError> {
+    let planned = planned_layers(&module, config)?;
+    let starts = planned
+        .iter()
+        .map(|layer| directions.start(layer, config.method, scale))
+        .collect::<Result<Vec<_>, _>>()?;
+    attach_starts(module, config, planned, starts)
+}
+
 /// As [`attach_along`], with factors that are zero: for values that are put in
 /// their place, when the ranks are known from before.
 ///
@@ -97,7 +119,11 @@ pub fn attach_empty<M: Module>(
         }
     }
     distribute(config, &ranks, &mut all)?;
-    let starts = all.iter().map(InitialFactors::empty).collect();
+    let anchored = config.method.is_anchored();
+    let starts = all
+        .iter()
+        .map(|layer| InitialFactors::empty(layer, anchored))
+        .collect();
     attach_starts(module, config, all, starts)
 }
 

@@ -43,11 +43,17 @@ pub enum Method {
     /// ranks redistributed between layers by explained variance (Paischer et
     /// al. 2024, arXiv 2410.07170, as in PEFT). Needs a pass over data.
     Eva,
+    /// Both factors orthonormal, along the leading singular directions of the
+    /// loss's gradient, and their product taken out again. Needs a pass over
+    /// data; see [`GradientDirections`](crate::GradientDirections).
+    OloraGradient,
+    /// `A` along the same directions, `B` zero.
+    LoraGradient,
 }
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Lora,
         Self::LoraGaussian,
         Self::LoraOrthogonal,
@@ -56,6 +62,8 @@ impl Method {
         Self::Pissa,
         Self::Milora,
         Self::Eva,
+        Self::OloraGradient,
+        Self::LoraGradient,
     ];
 
     /// Its name in a recipe.
@@ -69,6 +77,8 @@ impl Method {
             Self::Pissa => "pissa",
             Self::Milora => "milora",
             Self::Eva => "eva",
+            Self::OloraGradient => "olora-gradient",
+            Self::LoraGradient => "lora-gradient",
         }
     }
 
@@ -77,8 +87,18 @@ impl Method {
     pub fn is_anchored(self) -> bool {
         matches!(
             self,
-            Self::Olora | Self::OloraTail | Self::Pissa | Self::Milora
+            Self::Olora | Self::OloraTail | Self::Pissa | Self::Milora | Self::OloraGradient
         )
+    }
+
+    /// Whether the start is along the loss's gradient.
+    pub fn is_of_gradient(self) -> bool {
+        matches!(self, Self::OloraGradient | Self::LoraGradient)
+    }
+
+    /// Whether the start needs a pass over data.
+    pub fn needs_data(self) -> bool {
+        self == Self::Eva || self.is_of_gradient()
     }
 
     /// Whether the start is read off the weight's singular vectors.
@@ -239,9 +259,14 @@ impl AdapterConfig {
                 "left out for methods that start from a zero update and have nothing to take out",
             );
         }
-        if self.iterations.is_some() && self.method != Method::Pissa {
+        if self.method == Method::OloraGradient && self.placement == Placement::Residual {
+            // The base would be rewritten by a start that only the first session knows.
+            let expected = "\"anchored\" for `method = \"olora-gradient\"`";
+            return out_of_range("placement", "residual".to_owned(), expected);
+        }
+        if let Some(iterations) = self.iterations.filter(|_| self.method != Method::Pissa) {
             let expected = "left out: only `method = \"pissa\"` has a randomised form";
-            return out_of_range("iterations", format!("{:?}", self.iterations), expected);
+            return out_of_range("iterations", iterations.to_string(), expected);
         }
         if let Some(iterations) = self.iterations.filter(|n| *n > MAX_ITERATIONS) {
             let expected = "at most 1000: a handful makes the decomposition nearly exact";

@@ -5,25 +5,21 @@
 //! [`Directions::find`] records what reaches each layer, finds the principal
 //! directions batch by batch, and distributes the ranks.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, HashMap};
 
 use burn::{
-    module::{Module, Param, Reparameterization, Reparameterizer},
+    module::Module,
     tensor::{DType, Tensor},
 };
 
 use crate::{
     AdapterConfig, AdapterError,
-    attach::refuse_adapted,
     error::device_error,
     init::{InitialFactors, PlannedLayer, Sketched, generator, randomised},
     low_rank::as_f32,
-    packed::{Held, Mode, PackedBase, deposit, put_on, taken_off},
     planned::planned_layers,
     target::is_or_ends_with,
+    watch::{Inputs, Seen, watch},
 };
 
 /// How alike a component must be to that of the batch before to count as found
@@ -33,96 +29,6 @@ const TAU: f64 = 0.99;
 /// of PEFT's `IncrementalPCA`.
 const ITERATIONS: usize = 4;
 const WIDTH: usize = 2;
-
-/// The latest input of each watched layer, flattened to `[rows, d_in]`.
-#[derive(Clone, Debug, Default)]
-struct Inputs(Arc<Mutex<BTreeMap<String, Tensor<2>>>>);
-
-impl Inputs {
-    /// What has been recorded since the last call.
-    fn take(&self) -> BTreeMap<String, Tensor<2>> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Stands where an adapter would, and records what the layer is given.
-#[derive(Module, Debug)]
-pub(crate) struct Watch {
-    #[module(skip)]
-    path: String,
-    #[module(skip)]
-    inputs: Inputs,
-    /// The weight, if it is packed and the parameter hollow.
-    #[module(skip)]
-    pub(crate) packed: Option<PackedBase>,
-}
-
-impl Watch {
-    pub(crate) fn record<const D: usize>(&self, x: &Tensor<D>) {
-        let width = x.dims()[D - 1];
-        let rows = x.shape().num_elements() / width.max(1);
-        let x = x.clone().without_autodiff().reshape([rows, width]);
-        let mut inputs = self.inputs.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inputs.insert(self.path.clone(), x);
-    }
-}
-
-impl Reparameterization for Watch {
-    const NAME: &'static str = "watch";
-
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let held = || Held {
-            low_rank: None,
-            packed: self.packed.clone(),
-        };
-        match (deposit(held), &self.packed) {
-            (Mode::None, Some(packed)) => packed.in_place_of(&base),
-            _ => base,
-        }
-    }
-}
-
-/// The same module, recording the inputs of the layers that `config` means each
-/// time it runs.
-///
-/// # Errors
-///
-/// As [`attach`](crate::attach).
-fn watch<M: Module>(module: M, config: &AdapterConfig) -> Result<(M, Inputs), AdapterError> {
-    struct Watching {
-        layers: Vec<String>,
-        inputs: Inputs,
-        packed: BTreeMap<String, PackedBase>,
-    }
-    impl Reparameterizer for &mut Watching {
-        type Reparam = Watch;
-        fn reparameterize<const D: usize>(
-            &mut self,
-            path: &str,
-            param: Param<Tensor<D>>,
-        ) -> (Param<Tensor<D>>, Option<Watch>) {
-            let layer = path.strip_suffix(".weight").unwrap_or_default();
-            let watched = self.layers.iter().any(|watched| watched == layer);
-            let watch = watched.then(|| Watch {
-                path: layer.to_owned(),
-                inputs: self.inputs.clone(),
-                packed: self.packed.remove(layer),
-            });
-            (param, watch)
-        }
-    }
-    let layers = planned_layers(&module, config)?.into_iter();
-    let inputs = Inputs::default();
-    refuse_adapted(&module)?;
-    let (module, packed) = taken_off(module);
-    let mut watching = Watching {
-        layers: layers.map(|layer| layer.target.path).collect(),
-        inputs: inputs.clone(),
-        packed,
-    };
-    let module = module.apply_reparameterization(&mut watching);
-    Ok((put_on(module, watching.packed), inputs))
-}
 
 /// The principal components of rows that come batch by batch (Ross et al. 2008,
 /// "Incremental Learning for Robust Visual Tracking", as in scikit-learn).
@@ -388,7 +294,8 @@ impl Directions {
     ) -> Result<Self, E> {
         let planned = planned_layers(&module, config)?;
         let budget = planned.iter().map(|layer| layer.shape.rank).sum();
-        let (watched, inputs) = watch(module, config)?;
+        let inputs = Inputs::default();
+        let watched = watch(module, &planned, &Seen::Inputs(inputs.clone()))?;
         let mut all = Self::default();
         let mut ranks = BTreeMap::new();
         for batch in 0..max_batches {

@@ -11,5 +11,5 @@ pub(crate) use random::generator;
 #[cfg(test)]
 pub(crate) use random::normal_matrix;
 pub(crate) use sketch::{Sketched, randomised};
-pub(crate) use start::{InitialFactors, PlannedLayer, initial_factors};
+pub(crate) use start::{InitialFactors, PlannedLayer, along, initial_factors};
 pub use svd::{Svd, Which, svd};

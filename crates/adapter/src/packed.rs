@@ -14,7 +14,7 @@ use burn::{
 };
 use olora_operations::{PackedTensor, Weight};
 
-use crate::{LowRank, eva::Watch, params::reparameterized, target::Kind};
+use crate::{LowRank, params::reparameterized, target::Kind, watch::Watch};
 
 /// A packed weight and how the layer holds it.
 #[derive(Clone, Debug)]

@@ -63,8 +63,8 @@ use burn::{
 use crate::{
     AdapterError, Kind, LowRank,
     error::device_error,
-    eva::Watch,
     packed::{PackedBase, PackedWeight, packed_weights},
+    watch::Watch,
 };
 
 /// What a parameter is to an adapter.

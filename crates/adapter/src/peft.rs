@@ -541,7 +541,9 @@ impl PeftForm {
     pub fn check(self, config: &AdapterConfig) -> Result<(), AdapterError> {
         let reason = match config.method {
             _ if self == Self::Plain => return Ok(()),
-            Method::OloraTail | Method::Milora => "PEFT does not have this method",
+            Method::OloraTail | Method::Milora | Method::OloraGradient => {
+                "PEFT does not have this method"
+            }
             Method::Pissa if config.iterations.is_some() => {
                 "PEFT draws another random start when it loads a `pissa_niter` adapter"
             }

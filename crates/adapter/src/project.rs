@@ -9,9 +9,9 @@ use olora_operations::{Weight, project};
 
 use crate::{
     LowRank,
-    eva::Watch,
     packed::{packed_of, stored_weight},
     to_dtype,
+    watch::Watch,
 };
 
 /// A linear layer applied in factored form.
@@ -36,14 +36,15 @@ impl Project for Linear {
         let dtype = x.dtype();
         let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
         let Some(adapter) = self.weight.reparameterization::<LowRank>() else {
-            if let Some(watch) = self.weight.reparameterization::<Watch>() {
-                watch.record(&x);
-            }
             let weight = match packed_of(&self.weight) {
                 Some(packed) => Weight::Packed(packed.tensor.clone()),
                 None => Weight::Dense(to_dtype(self.weight.val(), dtype)),
             };
-            return project(x, weight, bias, None);
+            let run = |x| project(x, weight, bias, None);
+            return match self.weight.reparameterization::<Watch>() {
+                Some(watch) => watch.through(x, run),
+                None => run(x),
+            };
         };
         let stored = stored_weight(&self.weight);
         let weight = stored.clone().to_dtype(dtype);

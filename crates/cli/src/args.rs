@@ -11,7 +11,7 @@ use olora_doctor::LENGTHS;
 use olora_gguf::GgufType;
 use olora_model::{Dtype, Packing};
 use olora_runs::recipe::bounds::{
-    MAX_BATCH_SIZE, MAX_LENGTH, MAX_NEW_TOKENS, MAX_SAMPLES, has_control,
+    MAX_BATCH_SIZE, MAX_LENGTH, MAX_NEW_TOKENS, MAX_SAMPLES, MAX_STEPS, has_control,
 };
 use olora_tasks::TaskName;
 
@@ -177,10 +177,14 @@ pub(crate) struct CompareArgs {
     /// Ranks, each with the recipe's alpha [default: the recipe's]
     #[arg(long, value_delimiter = ',', value_parser = rank())]
     pub(crate) ranks: Vec<usize>,
-    /// How many seeds, from the recipe's on
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    /// How many seeds are reported, after those that choose the rate; 0 only looks for each method's
+    /// best rate
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub(crate) seeds: u64,
-    /// Learning rates that each method is tried at, on the first seed
+    /// How many seeds choose the rate, from the recipe's on
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) tuning_seeds: u64,
+    /// Learning rates that each method is tried at first
     #[arg(
         long,
         value_delimiter = ',',
@@ -189,8 +193,19 @@ pub(crate) struct CompareArgs {
     )]
     pub(crate) lrs: Vec<f64>,
     /// How many rates to try beyond the lowest or the highest where that is the best
-    #[arg(long, default_value_t = 2, value_parser = widen())]
+    #[arg(long, default_value_t = 4, value_parser = widen())]
     pub(crate) widen: usize,
+    /// Try rates around the best until its neighbours are within this factor, and a third and three
+    /// times the best; `none` tries no others than those of --lrs and --widen, and so does one rate
+    /// alone [default: √3]
+    #[arg(long, value_name = "FACTOR", value_parser = refine, default_value = "1.7320508", hide_default_value = true)]
+    pub(crate) refine: Refine,
+    /// Run every method at this rate too, as papers do; several are separated by commas
+    #[arg(long, value_name = "RATE", value_delimiter = ',')]
+    pub(crate) one_rate: Vec<f64>,
+    /// Numbers of steps, in the place of the recipe's; each method is tuned anew for each
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = steps())]
+    pub(crate) steps: Vec<usize>,
     /// Directory of the comparison; runs that are finished in it are not made again. If not given,
     /// the recipe's name with `-compare` behind it, in its output directory
     #[arg(long, value_parser = output())]
@@ -638,6 +653,25 @@ fn rank() -> impl TypedValueParser<Value = usize> {
 
 fn widen() -> impl TypedValueParser<Value = usize> {
     whole(0, 100, "each may be another run of every method")
+}
+
+fn steps() -> impl TypedValueParser<Value = usize> {
+    whole(1, MAX_STEPS, "a run has at least one step")
+}
+
+/// How fine a grid of learning rates gets, if it does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refine(pub(crate) Option<f64>);
+
+fn refine(text: &str) -> Result<Refine, String> {
+    if text == "none" {
+        return Ok(Refine(None));
+    }
+    let factor: Option<f64> = text.parse().ok();
+    match factor.filter(|factor| (1.05..=1e3).contains(factor)) {
+        Some(factor) => Ok(Refine(Some(factor))),
+        None => Err("expected a factor between 1.05 and 1000, or `none`".to_owned()),
+    }
 }
 
 fn lengths() -> impl TypedValueParser<Value = usize> {

@@ -22,17 +22,19 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
     let variants = args.methods.iter().map(|name| name.parse());
     let variants = variants.collect::<Result<_, _>>()?;
     let recipe = recipe(&args.recipe)?;
-    if recipe.seed.saturating_add(args.seeds - 1) > MAX_SEED {
+    let n_seeds = args.tuning_seeds + args.seeds;
+    if recipe.seed.saturating_add(n_seeds - 1) > MAX_SEED {
         return Err(Usage::new(&format!(
-            "--seeds asks for {} seeds from {} on, and a recipe holds none above {MAX_SEED}: set a smaller `seed`",
-            args.seeds, recipe.seed
+            "--tuning-seeds and --seeds ask for {n_seeds} seeds from {} on, and a recipe holds none above {MAX_SEED}: \
+             set a smaller `seed`",
+            recipe.seed
         )));
     }
     let directory = args.output.clone().unwrap_or_else(|| {
         let name = format!("{}-compare", recipe.name);
         recipe.output.directory.join(name)
     });
-    let seeds = (0..args.seeds)
+    let seeds = (0..n_seeds)
         .map(|index| recipe.seed.wrapping_add(index))
         .collect();
     let ranks = match args.ranks.as_slice() {
@@ -44,7 +46,11 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         ranks,
         rates: args.lrs.clone(),
         widen: args.widen,
+        refine: args.refine.0,
+        one_rates: args.one_rate.clone(),
+        lengths: args.steps.clone(),
         seeds,
+        tuning_seeds: usize::try_from(args.tuning_seeds)?,
         directory,
         recipe,
     };

@@ -52,7 +52,7 @@ fn methods_are_compared_scored_and_reported_on_again() {
     let output = compare(&arguments);
     let text = stderr(&output);
     assert!(output.status.success(), "{text}");
-    for expected in ["[1/2] lora-r8-lr3e-3-seed42", "scoring base", "report.md"] {
+    for expected in ["[1/4] lora-r8-lr3e-3-seed42", "scoring base", "report.md"] {
         assert!(text.contains(expected), "`{expected}` is not in\n{text}");
     }
     let report = stdout(&output);
@@ -61,7 +61,7 @@ fn methods_are_compared_scored_and_reported_on_again() {
 
     // What is finished is not made again, and the report is made of what is there.
     let again = compare(&arguments);
-    assert!(!stderr(&again).contains("[1/2]"), "{}", stderr(&again));
+    assert!(!stderr(&again).contains("[1/4]"), "{}", stderr(&again));
     fs::remove_dir_all(out.path().join("comparison/runs")).unwrap();
     let reported = olora(&["report", directory]);
     assert_eq!(stdout(&reported), report);

@@ -209,7 +209,7 @@ fn an_interrupted_comparison_goes_on_where_it_stopped() {
         "--lrs",
         "1e-3",
         "--seeds",
-        "1",
+        "0",
         "--output",
     ];
     let mut arguments = settings;

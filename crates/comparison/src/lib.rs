@@ -10,14 +10,19 @@
 //!   report.md          tables, in words what they say, and pictures
 //!   loss.svg, .png     validation loss by step
 //!   steps.svg, .png    steps to LoRA's last loss
+//!   rates.svg, .png    last loss by learning rate
 //! ```
 //!
 //! A method that starts elsewhere wants another learning rate (`LoRA` Matters,
-//! arXiv 2602.04998), so none is run at another's: each is given the same grid,
-//! and the rate with the lowest validation loss after the last step of the
-//! first seed. If that is the grid's end, the grid grows. The other seeds then
-//! run at that rate alone. A seed decides data order, random starts and dropout;
-//! which samples are held out stays the same.
+//! arXiv 2602.04998), so each is given the same grid, and the rate with the
+//! lowest validation loss after the last step, on average over the seeds that
+//! choose. If that is the grid's end, the grid grows; around it, it gets finer.
+//! The other seeds then run at that rate, and they alone are what is reported:
+//! a rate that was chosen by a run flatters that run. A method at another rank,
+//! or over another number of steps, is tuned anew. Where one rate for all is
+//! asked for too, as papers have it, every method is run at it as well. A seed
+//! decides data order, random starts and dropout; which samples are held out
+//! stays the same.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -54,7 +59,7 @@ pub use self::{
 use self::{
     events::Muted,
     protocol::{Protocol, common, lock, read_json, write_json},
-    trial::{CELLS, Key, RUNS, Trial, anywhere},
+    trial::{CELLS, Cell, Key, RUNS, Trial, anywhere},
 };
 
 /// What to compare, and where to.
@@ -71,8 +76,20 @@ pub struct Comparison {
     pub rates: Vec<f64>,
     /// By how many rates the grid may grow at the end where the best one is.
     pub widen: usize,
-    /// The seeds, of which the first chooses the rate.
+    /// Rates are tried between the best one and its neighbours until these are
+    /// within this factor of it, and at a third and three times the best, which
+    /// shows how much the rate matters; no such rates if not given, or if there is
+    /// one rate alone.
+    pub refine: Option<f64>,
+    /// Rates that every method is run at, whatever its best is.
+    pub one_rates: Vec<f64>,
+    /// Numbers of steps, in the place of the recipe's own if there are any.
+    pub lengths: Vec<usize>,
+    /// The seeds: first those that choose the rate, then those that are reported.
     pub seeds: Vec<u64>,
+    /// How many of the seeds choose the rate. With 0 it is the first, which is
+    /// reported too, as in comparisons made before 2026-11-29.
+    pub tuning_seeds: usize,
     /// The directory of the comparison.
     pub directory: PathBuf,
 }
@@ -114,13 +131,35 @@ impl Comparison {
             observer,
             reference: options.reference.clone(),
             done: 0,
-            expected: self
-                .variants
-                .len()
-                .saturating_mul(self.ranks.len())
-                .saturating_mul(self.rates.len() + self.seeds.len() - 1),
+            expected: self.n_expected(),
         };
         running.all()
+    }
+
+    /// The runs that it will take if no grid grows.
+    fn n_expected(&self) -> usize {
+        let (tuning, fresh) = self.split_seeds();
+        let at_one_rate = self.one_rates.len().saturating_mul(fresh.len());
+        let each = self.rates.len() * tuning.len() + fresh.len() + at_one_rate;
+        self.variants
+            .len()
+            .saturating_mul(self.ranks.len())
+            .saturating_mul(self.lengths.len().max(1))
+            .saturating_mul(each)
+    }
+
+    /// The seeds that choose the rate, and the others.
+    fn split_seeds(&self) -> (&[u64], &[u64]) {
+        self.seeds
+            .split_at(self.tuning_seeds.max(1).min(self.seeds.len()))
+    }
+
+    /// The lengths, of which the recipe's own is `None`.
+    fn lengths(&self) -> Vec<Option<usize>> {
+        match self.lengths.as_slice() {
+            [] => vec![None],
+            lengths => lengths.iter().copied().map(Some).collect(),
+        }
     }
 
     /// Makes the directory this comparison's, unless it is another's.
@@ -131,10 +170,13 @@ impl Comparison {
         // What cannot be read leaves no directory behind.
         let tokenizer = Tokenizer::from_path(&self.recipe.model.path)?;
         let muted = Muted(observer.clone());
-        let recipe = common(&self.recipe)?;
+        let by_length = !self.lengths.is_empty();
+        let recipe = common(&self.recipe, by_length)?;
         let data = Data::load(&recipe, &tokenizer, &muted)?;
         let protocol = Protocol {
             tuning_seed: self.seeds[0],
+            tuning_seeds: self.tuning_seeds,
+            by_length,
             fingerprint: format!("{:016x}", fingerprint(&data, &recipe)?),
             recipe,
         };
@@ -156,6 +198,14 @@ impl Comparison {
                 return refuse(&format!("there is no {what} to compare: give one at least"));
             }
         }
+        if self.tuning_seeds > self.seeds.len() {
+            return refuse("more seeds are to choose the rate than there are");
+        }
+        if let Some(factor) = self.refine.filter(|factor| !(1.05..=1e3).contains(factor)) {
+            return refuse(&format!(
+                "rates are to be refined to a factor of {factor}: give one between 1.05 and 1000"
+            ));
+        }
         if self.recipe.adapter.from.is_some() {
             return refuse(
                 "`adapter.from` has no use in a comparison of how adapters start: remove it",
@@ -173,21 +223,31 @@ impl Comparison {
                  five or more",
             );
         }
-        for variant in &self.variants {
-            for &rank in &self.ranks {
-                for &rate in &self.rates {
-                    let key = Key {
-                        variant: *variant,
-                        rank,
-                        rate,
-                        seed: self.seeds[0],
-                    };
-                    let text = self.recipe_of(&key).to_toml()?;
-                    Recipe::parse(&text, &key.name(), &[])?;
-                }
+        for cell in self.cells() {
+            for &rate in self.rates.iter().chain(&self.one_rates) {
+                let key = cell.at(rate, self.seeds[0]);
+                let text = self.recipe_of(&key).to_toml()?;
+                Recipe::parse(&text, &key.name(), &[])?;
             }
         }
         Ok(())
+    }
+
+    /// What is tuned by itself: each method at each rank and length.
+    fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for steps in self.lengths() {
+            for &rank in &self.ranks {
+                for &variant in &self.variants {
+                    cells.push(Cell {
+                        variant,
+                        rank,
+                        steps,
+                    });
+                }
+            }
+        }
+        cells
     }
 
     /// The recipe of one run.
@@ -197,6 +257,9 @@ impl Comparison {
         recipe.name = key.name();
         recipe.seed = key.seed;
         recipe.adapter.config.rank = key.rank;
+        if key.steps.is_some() {
+            (recipe.training.max_steps, recipe.training.epochs) = (key.steps, None);
+        }
         recipe.training.learning_rate = key.rate;
         recipe.training.min_learning_rate = ratio * key.rate;
         recipe.training.keep_checkpoints = 1;
@@ -224,17 +287,16 @@ struct Running<'a> {
 impl Running<'_> {
     fn all(&mut self) -> Result<bool, ComparisonError> {
         let comparison = self.comparison;
+        let (tuning, fresh) = comparison.split_seeds();
         let mut tuned = Vec::new();
-        for &rank in &comparison.ranks {
-            for &variant in &comparison.variants {
-                let Some(losses) = self.tune(variant, rank)? else {
-                    return Ok(false);
-                };
-                match report::best_rate(&losses) {
-                    Some(rate) => tuned.push((variant, rank, rate)),
-                    // It has no other seeds, and the report says so.
-                    None => self.expected -= comparison.seeds.len() - 1,
-                }
+        for cell in comparison.cells() {
+            let Some(losses) = self.tune(cell, tuning)? else {
+                return Ok(false);
+            };
+            match report::best_rate(&losses) {
+                Some(rate) => tuned.push((cell, rate)),
+                // It has no other seeds, and the report says so.
+                None => self.expected -= fresh.len(),
             }
         }
         if tuned.is_empty() {
@@ -243,37 +305,37 @@ impl Running<'_> {
                 reason: "every method diverged at every learning rate: give lower ones".to_owned(),
             });
         }
-        for &seed in &comparison.seeds[1..] {
-            for &(variant, rank, rate) in &tuned {
-                let key = Key {
-                    variant,
-                    rank,
-                    rate,
-                    seed,
-                };
-                if self.trial(&key)?.is_none() {
+        for &seed in fresh {
+            for &(cell, rate) in &tuned {
+                if self.trial(&cell.at(rate, seed))?.is_none() {
                     return Ok(false);
+                }
+            }
+            for &rate in &comparison.one_rates {
+                for cell in comparison.cells() {
+                    if self.trial(&cell.at(rate, seed))?.is_none() {
+                        return Ok(false);
+                    }
                 }
             }
         }
         Ok(true)
     }
 
-    /// The losses of a method at a rank by learning rate: those of the grid,
-    /// those that are there from before, and those by which the grid has to
-    /// grow. `None` if interrupted.
+    /// The losses of a method at a rank by learning rate, means over the seeds
+    /// that choose: those of the grid, those that are there from before, and
+    /// those by which the grid has to grow. `None` if interrupted.
     fn tune(
         &mut self,
-        variant: Variant,
-        rank: usize,
+        cell: Cell,
+        seeds: &[u64],
     ) -> Result<Option<Vec<(f64, f64)>>, ComparisonError> {
         let comparison = self.comparison;
-        let seed = comparison.seeds[0];
         let mut rates = comparison.rates.clone();
         rates.sort_by(f64::total_cmp);
         let (lowest, highest) = (rates[0], rates[rates.len() - 1]);
         for trial in Trial::read_all(&comparison.directory)? {
-            if (trial.variant()?, trial.rank, trial.seed) == (variant, rank, seed) {
+            if trial.cell(!comparison.lengths.is_empty())? == cell && seeds.contains(&trial.seed) {
                 rates.push(trial.learning_rate);
             }
         }
@@ -287,27 +349,30 @@ impl Running<'_> {
                 if losses.iter().any(|(known, _)| *known == rate) {
                     continue;
                 }
-                let key = Key {
-                    variant,
-                    rank,
-                    rate,
-                    seed,
-                };
-                let Some(trial) = self.trial(&key)? else {
-                    return Ok(None);
-                };
-                losses.push((rate, trial.last_loss()));
-            }
-            let next = report::best_rate(&losses).and_then(|best| beyond(&rates, best));
-            match next {
-                Some(rate) if added < comparison.widen => {
-                    added += 1;
-                    self.expected += 1;
-                    rates.push(rate);
-                    rates.sort_by(f64::total_cmp);
+                let mut sum = 0.0;
+                for &seed in seeds {
+                    let Some(trial) = self.trial(&cell.at(rate, seed))? else {
+                        return Ok(None);
+                    };
+                    sum += trial.last_loss();
                 }
-                _ => return Ok(Some(losses)),
+                losses.push((rate, sum / seeds.len() as f64));
             }
+            let Some(best) = report::best_rate(&losses) else {
+                return Ok(Some(losses));
+            };
+            let wider = beyond(&rates, best).filter(|_| added < comparison.widen);
+            added += usize::from(wider.is_some());
+            // A grid of one rate is not to be tuned.
+            let refine = comparison.refine.filter(|_| comparison.rates.len() > 1);
+            let Some(next) =
+                wider.or_else(|| refine.and_then(|factor| between(&rates, best, factor)))
+            else {
+                return Ok(Some(losses));
+            };
+            self.expected += seeds.len();
+            rates.push(next);
+            rates.sort_by(f64::total_cmp);
         }
     }
 
@@ -405,6 +470,43 @@ fn beyond(rates: &[f64], best: f64) -> Option<f64> {
     rounded.find(|rate| !within(rate))
 }
 
+/// The next rate that makes a grid finer around the best one, until its neighbours are within
+/// `factor` of it, then what is a third or three times it, if nothing as low or as high has been
+/// tried.
+fn between(rates: &[f64], best: f64, factor: f64) -> Option<f64> {
+    /// How much of a factor rounding may take.
+    const SLACK: f64 = 1.1;
+    /// How far to look for how much the rate matters.
+    const FAR: f64 = 3.0;
+    let rounded = |rate: f64| format!("{rate:.1e}").parse::<f64>().ok();
+    let lower = rates.iter().copied().filter(|rate| *rate < best);
+    let higher = rates.iter().copied().filter(|rate| *rate > best);
+    let neighbours = [
+        lower
+            .reduce(f64::max)
+            .filter(|rate| best / rate > factor * SLACK),
+        higher
+            .reduce(f64::min)
+            .filter(|rate| rate / best > factor * SLACK),
+    ];
+    let mut middles = neighbours
+        .into_iter()
+        .flatten()
+        .filter_map(|rate| rounded((rate * best).sqrt()))
+        .filter(|rate| !rates.contains(rate));
+    if let Some(middle) = middles.next() {
+        return Some(middle);
+    }
+    let (lowest, highest) = (rates.first()?, rates.last()?);
+    if *lowest > best / FAR * SLACK {
+        return rounded(best / FAR);
+    }
+    if *highest < best * FAR / SLACK {
+        return rounded(best * FAR);
+    }
+    None
+}
+
 /// Why a finished run cannot be used for this comparison.
 fn changed(path: &Path, was: &Recipe, now: &Recipe) -> Result<ComparisonError, ComparisonError> {
     let differences = differences(&was.to_toml()?, &now.to_toml()?);
@@ -432,7 +534,22 @@ fn remove_checkpoints(run: &Path) -> Result<(), ComparisonError> {
 
 #[cfg(test)]
 mod tests {
-    use super::beyond;
+    use super::{between, beyond};
+
+    #[test]
+    fn a_grid_gets_finer_around_the_best() {
+        let root = 3_f64.sqrt();
+        for (rates, best, next) in [
+            (&[1e-4, 3e-4, 1e-3][..], 3e-4, Some(1.7e-4)),
+            (&[1e-4, 1.7e-4, 3e-4, 1e-3], 3e-4, Some(5.5e-4)),
+            (&[1e-4, 1.7e-4, 3e-4, 5.5e-4, 1e-3], 3e-4, None),
+            // A third of the best is not there yet, or three times it.
+            (&[1e-4, 1.7e-4, 3e-4, 5.5e-4, 1e-3], 1.7e-4, Some(5.7e-5)),
+            (&[1e-4, 1.7e-4, 3e-4, 5.5e-4, 1e-3], 5.5e-4, Some(1.6e-3)),
+        ] {
+            assert_eq!(between(rates, best, root), next, "{rates:?} {best}");
+        }
+    }
 
     #[test]
     fn a_grid_goes_on_as_it_went() {

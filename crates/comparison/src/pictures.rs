@@ -163,12 +163,85 @@ pub(crate) fn steps(report: &Report) -> Result<String, ComparisonError> {
     })
 }
 
-/// A panel for each rank, side by side.
+/// The last loss by learning rate, both logarithmic, of the seeds that chose the rates; a panel
+/// for each rank and length, as SVG.
+pub(crate) fn rates(report: &Report) -> Result<String, ComparisonError> {
+    panels(report, |panel, groups| {
+        let curves: Vec<Vec<(f64, f64)>> = groups
+            .iter()
+            .map(|group| {
+                let tried = group.tried.iter().copied();
+                tried
+                    .filter(|(_, loss)| loss.is_finite() && *loss > 0.0)
+                    .collect()
+            })
+            .collect();
+        let points = || curves.iter().flatten();
+        let first = points().map(|at| at.0).fold(f64::INFINITY, f64::min);
+        let last = points().map(|at| at.0).fold(0.0, f64::max);
+        let low = points().map(|at| at.1).fold(f64::INFINITY, f64::min);
+        let high = points().map(|at| at.1).fold(0.0, f64::max);
+        if !(low < high && first < last) {
+            return Ok(());
+        }
+        let mut chart = ChartBuilder::on(panel)
+            .margin(12)
+            .caption(
+                format!("{}: last loss by learning rate", place(groups)),
+                ("sans-serif", 17),
+            )
+            .x_label_area_size(40)
+            .y_label_area_size(60)
+            .build_cartesian_2d(
+                (first / 1.2..last * 1.2).log_scale(),
+                (low / 1.05..high * 1.05).log_scale(),
+            )?;
+        chart
+            .configure_mesh()
+            .x_desc("learning rate")
+            .y_desc("validation loss after the last step")
+            .x_label_formatter(&|rate| format!("{rate:.0e}"))
+            .y_label_formatter(&|loss| format!("{loss:.3}"))
+            .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
+            .draw()?;
+        for (index, (group, curve)) in groups.iter().zip(&curves).enumerate() {
+            let color = COLORS[index % COLORS.len()];
+            let name = group.variant.to_string();
+            chart
+                .draw_series(LineSeries::new(
+                    curve.iter().copied(),
+                    color.stroke_width(2),
+                ))?
+                .label(name)
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2))
+                });
+            // The best one filled.
+            chart.draw_series(curve.iter().map(|&(rate, loss)| {
+                if rate == group.rate {
+                    Circle::new((rate, loss), 5, color.filled())
+                } else {
+                    Circle::new((rate, loss), 3, color.stroke_width(1))
+                }
+            }))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperMiddle)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// A panel for each rank and length, side by side.
 fn panels(
     report: &Report,
     draw: impl Fn(&Panel<'_>, &[Group]) -> Result<(), Failure>,
 ) -> Result<String, ComparisonError> {
-    let ranks = report.by_rank();
+    let ranks = report.sections();
     let mut svg = String::new();
     let drawn = (|| -> Result<(), Failure> {
         let size = (PANEL.0 * ranks.len() as u32, PANEL.1);
@@ -185,12 +258,16 @@ fn panels(
 }
 
 fn caption(groups: &[Group], what: &str) -> String {
-    let rank = groups.first().map_or(0, |group| group.rank);
+    let place = place(groups);
     let seeds = groups.iter().map(|group| group.trials.len()).max();
     match seeds.unwrap_or(0) {
-        1 => format!("rank {rank}: {what}, one seed"),
-        n => format!("rank {rank}: {what}, {n} seeds"),
+        1 => format!("{place}: {what}, one seed"),
+        n => format!("{place}: {what}, {n} seeds"),
     }
+}
+
+fn place(groups: &[Group]) -> String {
+    groups.first().map(Group::place).unwrap_or_default()
 }
 
 /// What seeds have at a step.

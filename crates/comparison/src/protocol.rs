@@ -21,15 +21,43 @@ const FILE: &str = "comparison.json";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Protocol {
-    /// The seed that rates are chosen on.
+    /// The seed that rates are chosen on, or the first of them.
     pub(crate) tuning_seed: u64,
+    /// On how many seeds from there on; they are not reported. 0 for the first
+    /// alone, and reported.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) tuning_seeds: usize,
+    /// Whether runs of several lengths are compared.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) by_length: bool,
     /// What names the samples and the base.
     pub(crate) fingerprint: String,
     /// With what runs differ in taken out: [`common`].
     pub(crate) recipe: Recipe,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(is: &bool) -> bool {
+    !is
+}
+
 impl Protocol {
+    /// The seeds that rates are chosen on.
+    pub(crate) fn chooses(&self, seed: u64) -> bool {
+        let n = self.tuning_seeds.max(1) as u64;
+        seed.wrapping_sub(self.tuning_seed) < n
+    }
+
+    /// Whether a seed is among those that are reported.
+    pub(crate) fn reports(&self, seed: u64) -> bool {
+        self.tuning_seeds == 0 || !self.chooses(seed)
+    }
+
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>, ComparisonError> {
         let path = directory.join(FILE);
         path.exists().then(|| read_json(&path)).transpose()
@@ -57,6 +85,30 @@ impl Protocol {
                 there.tuning_seed, self.tuning_seed
             ));
         }
+        if there.tuning_seeds != self.tuning_seeds {
+            return refuse(format!(
+                "{} of its seeds choose the learning rate, and {} are to now: compare in another directory \
+                 (--output), or give --tuning-seeds as before",
+                match there.tuning_seeds {
+                    0 => "the first".to_owned(),
+                    n => n.to_string(),
+                },
+                self.tuning_seeds
+            ));
+        }
+        if there.by_length != self.by_length {
+            let (was, now) = if there.by_length {
+                ("of lengths that were given", "of the recipe's own")
+            } else {
+                (
+                    "of the recipe's own length",
+                    "of lengths that are given (--steps)",
+                )
+            };
+            return refuse(format!(
+                "its runs are {was}, and are {now} now: compare in another directory (--output)"
+            ));
+        }
         if there.recipe != self.recipe {
             let differences = differences(&there.recipe.to_toml()?, &self.recipe.to_toml()?);
             return refuse(format!(
@@ -74,10 +126,14 @@ impl Protocol {
     }
 }
 
-/// A recipe without what the runs of a comparison differ in. The learning rates
+/// A recipe without what the runs of a comparison differ in, its length too if
+/// they have several. The learning rates
 /// are replaced by the share that the last is of the highest.
-pub(crate) fn common(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
+pub(crate) fn common(recipe: &Recipe, by_length: bool) -> Result<Recipe, ComparisonError> {
     let mut recipe = recipe.clone();
+    if by_length {
+        (recipe.training.max_steps, recipe.training.epochs) = (None, None);
+    }
     "comparison".clone_into(&mut recipe.name);
     // The recipe's own seed chooses what is held out, for all.
     let split_seed = recipe.data.split_seed.unwrap_or(recipe.seed);
@@ -85,6 +141,7 @@ pub(crate) fn common(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
     recipe.seed = 0;
     let adapter = &mut recipe.adapter;
     (adapter.everything, adapter.rho) = (false, None);
+    (adapter.gradient_batches, adapter.gradient_scale) = (None, None);
     let config = &mut adapter.config;
     config.method = Method::Lora;
     (config.rslora, config.dora) = (false, false);

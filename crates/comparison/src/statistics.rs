@@ -47,10 +47,63 @@ impl Interval {
         })
     }
 
+    /// The probability of a mean as far from zero if it were zero (two-sided, by Student's t);
+    /// `None` for fewer than two values, or if all are equal.
+    pub(crate) fn p(values: &[f64]) -> Option<f64> {
+        let deviation = deviation(values).filter(|deviation| *deviation > 0.0)?;
+        let n = values.len() as f64;
+        let t = mean(values) / (deviation / n.sqrt());
+        let student = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
+        Some(2.0 * student.cdf(-t.abs()))
+    }
+
     /// Whether the interval leaves out zero.
     pub(crate) fn is_clear(&self) -> bool {
         self.mean.abs() > self.half_width
     }
+}
+
+/// The probabilities of several comparisons, corrected for their number by Holm's method: how
+/// large each would have to be allowed to be for all that are smaller to be kept (Holm 1979, "A
+/// simple sequentially rejective multiple test procedure").
+pub(crate) fn holm(ps: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..ps.len()).collect();
+    order.sort_by(|&one, &other| ps[one].total_cmp(&ps[other]));
+    let mut corrected = vec![1.0; ps.len()];
+    let mut largest = 0.0_f64;
+    for (place, index) in order.into_iter().enumerate() {
+        largest = largest.max((ps.len() - place) as f64 * ps[index]);
+        corrected[index] = largest.min(1.0);
+    }
+    corrected
+}
+
+/// The value at `x` by straight lines between points that are sorted by it, on the logarithm of
+/// `x`; `None` outside them.
+pub(crate) fn at_log(points: &[(f64, f64)], x: f64) -> Option<f64> {
+    let exact = points.iter().find(|(at, _)| *at == x);
+    if let Some((_, y)) = exact {
+        return Some(*y);
+    }
+    let pair = points
+        .windows(2)
+        .find(|pair| pair[0].0 < x && x < pair[1].0)?;
+    let [(x0, y0), (x1, y1)] = [pair[0], pair[1]];
+    let share = (x / x0).ln() / (x1 / x0).ln();
+    Some(y0 + share * (y1 - y0))
+}
+
+/// The length of run at which a loss is met for the first time, of losses by length, by straight
+/// lines between the logarithms of the losses; `None` if none meets it, and the first length if
+/// that does.
+pub(crate) fn length_to(losses: &[(usize, f64)], target: f64) -> Option<f64> {
+    let met = losses.iter().position(|(_, loss)| *loss <= target)?;
+    let (to, below) = losses[met];
+    let Some(&(from, above)) = met.checked_sub(1).map(|before| &losses[before]) else {
+        return Some(to as f64);
+    };
+    let share = (above / target).ln() / (above / below).ln();
+    Some(from as f64 + share * (to - from) as f64)
 }
 
 /// The step, by straight lines between evaluations, from which on the loss
@@ -92,6 +145,33 @@ mod tests {
         );
         assert!(!interval.is_clear());
         assert!(Interval::of(&[1.0, 1.1, 0.9]).unwrap().is_clear());
+    }
+
+    /// With two degrees of freedom p is 1 − t/√(2 + t²), and t is √7 here. Holm's are those of R's
+    /// `p.adjust(c(0.01, 0.04, 0.03), "holm")`.
+    #[test]
+    fn probabilities_are_students_and_holms() {
+        let p = Interval::p(&[1.0, 2.0, 4.0]).unwrap();
+        assert!((p - (1.0 - 7_f64.sqrt() / 3.0)).abs() < 1e-9, "{p}");
+        assert_eq!(Interval::p(&[1.0]), None);
+        let corrected = holm(&[0.01, 0.04, 0.03]);
+        for (found, expected) in corrected.iter().zip([0.03, 0.06, 0.06]) {
+            assert!((found - expected).abs() < 1e-12, "{corrected:?}");
+        }
+    }
+
+    #[test]
+    fn values_between_rates_and_lengths_are_interpolated() {
+        let losses = [(1e-4, 3.0), (1e-3, 1.0), (1e-2, 2.0)];
+        assert_eq!(at_log(&losses, 1e-3), Some(1.0));
+        let middle = at_log(&losses, 10_f64.powf(-3.5)).unwrap();
+        assert!((middle - 2.0).abs() < 1e-9, "{middle}");
+        assert_eq!(at_log(&losses, 5e-5), None);
+        let lengths = [(50, 4.0), (100, 1.0), (200, 0.25)];
+        assert_eq!(length_to(&lengths, 5.0), Some(50.0));
+        let half = length_to(&lengths, 2.0).unwrap();
+        assert!((half - 75.0).abs() < 1e-9, "{half}");
+        assert_eq!(length_to(&lengths, 0.1), None);
     }
 
     #[test]

@@ -23,11 +23,38 @@ pub(crate) const CELLS: &str = "cells";
 /// Where the run directories are.
 pub(crate) const RUNS: &str = "runs";
 
+/// What has a learning rate of its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cell {
+    pub(crate) variant: Variant,
+    pub(crate) rank: usize,
+    /// The number of steps, where lengths are compared.
+    pub(crate) steps: Option<usize>,
+}
+
+impl Cell {
+    pub(crate) fn at(self, rate: f64, seed: u64) -> Key {
+        let Self {
+            variant,
+            rank,
+            steps,
+        } = self;
+        Key {
+            variant,
+            rank,
+            steps,
+            rate,
+            seed,
+        }
+    }
+}
+
 /// Which run it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Key {
     pub(crate) variant: Variant,
     pub(crate) rank: usize,
+    pub(crate) steps: Option<usize>,
     pub(crate) rate: f64,
     pub(crate) seed: u64,
 }
@@ -38,10 +65,12 @@ impl Key {
         let Self {
             variant,
             rank,
+            steps,
             rate,
             seed,
         } = self;
-        format!("{variant}-r{rank}-lr{rate:e}-seed{seed}")
+        let steps = steps.map(|steps| format!("-n{steps}")).unwrap_or_default();
+        format!("{variant}-r{rank}{steps}-lr{rate:e}-seed{seed}")
     }
 }
 
@@ -178,6 +207,15 @@ impl Trial {
 
     pub(crate) fn variant(&self) -> Result<Variant, ComparisonError> {
         self.variant.parse()
+    }
+
+    /// What it was a run of.
+    pub(crate) fn cell(&self, by_length: bool) -> Result<Cell, ComparisonError> {
+        Ok(Cell {
+            variant: self.variant()?,
+            rank: self.rank,
+            steps: self.recipe.training.max_steps.filter(|_| by_length),
+        })
     }
 
     /// All finished runs of a comparison, by file name.

@@ -12,12 +12,14 @@ use crate::ComparisonError;
 const LORAPLUS_RATIO: f64 = 16.0;
 
 /// A method with its modifiers, such as `olora`, `rslora` or `olora+dora`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Variant {
     method: Method,
     rslora: bool,
     dora: bool,
     loraplus: bool,
+    /// `adapter.gradient_scale`, of methods that have one.
+    scale: Option<f64>,
 }
 
 impl Variant {
@@ -27,13 +29,16 @@ impl Variant {
         rslora: false,
         dora: false,
         loraplus: false,
+        scale: None,
     };
 
     /// Where it stands in a table.
-    pub(crate) fn order(self) -> (usize, [bool; 3]) {
+    pub(crate) fn order(self) -> (usize, [bool; 3], Option<u64>) {
         let position = Method::ALL.iter().position(|method| *method == self.method);
         let modifiers = [self.loraplus, self.dora, self.rslora];
-        (position.unwrap_or(Method::ALL.len()), modifiers)
+        // Positive numbers are in the order of their bits.
+        let scale = self.scale.map(f64::to_bits);
+        (position.unwrap_or(Method::ALL.len()), modifiers, scale)
     }
 
     /// The recipe with this in the place of its own method. Keys that only
@@ -43,6 +48,11 @@ impl Variant {
         let adapter = &mut recipe.adapter;
         adapter.everything = false;
         adapter.rho = adapter.rho.filter(|_| self.method == Method::Eva);
+        let of_gradient = self.method.is_of_gradient();
+        adapter.gradient_batches = adapter.gradient_batches.filter(|_| of_gradient);
+        adapter.gradient_scale = self
+            .scale
+            .or(adapter.gradient_scale.filter(|_| of_gradient));
         let config = &mut adapter.config;
         config.method = self.method;
         (config.rslora, config.dora) = (self.rslora, self.dora);
@@ -65,7 +75,11 @@ impl fmt::Display for Variant {
         if names.is_empty() || self.method != Method::Lora {
             names.insert(0, self.method.name());
         }
-        f.write_str(&names.join("+"))
+        f.write_str(&names.join("+"))?;
+        match self.scale {
+            Some(scale) => write!(f, "+c{scale}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -79,7 +93,8 @@ impl FromStr for Variant {
                 given: format!("--methods {text}"),
                 reason: format!(
                     "{reason}. Expected one of {}, with +rslora, +dora or +loraplus behind it where \
-                     wanted; `rslora`, `dora` and `loraplus` alone stand for LoRA with them",
+                     wanted, and +c0.5 or the like behind those along the gradient, for another \
+                     `gradient_scale`; `rslora`, `dora` and `loraplus` alone stand for LoRA with them",
                     names.join(", ")
                 ),
             }
@@ -97,7 +112,21 @@ impl FromStr for Variant {
                         .ok_or_else(|| refuse(format!("there is no method `{name}`")))?;
                     continue;
                 }
-                name => return Err(refuse(format!("there is no modifier `{name}`"))),
+                name => {
+                    let scale = name.strip_prefix('c').and_then(|scale| scale.parse().ok());
+                    let Some(scale) = scale.filter(|scale: &f64| *scale > 0.0) else {
+                        return Err(refuse(format!("there is no modifier `{name}`")));
+                    };
+                    if !variant.method.is_of_gradient() {
+                        return Err(refuse(format!(
+                            "`{name}` is for methods along the gradient"
+                        )));
+                    }
+                    if variant.scale.replace(scale).is_some() {
+                        return Err(refuse("a scale is there twice".to_owned()));
+                    }
+                    continue;
+                }
             };
             if std::mem::replace(modifier, true) {
                 return Err(refuse(format!("`{part}` is there twice")));
@@ -121,6 +150,9 @@ mod tests {
             ("olora+dora+rslora", "olora+rslora+dora"),
             ("dora+loraplus", "dora+loraplus"),
             ("olora-tail", "olora-tail"),
+            ("olora-gradient", "olora-gradient"),
+            ("olora-gradient+c0.50", "olora-gradient+c0.5"),
+            ("lora-gradient+c2+dora", "lora-gradient+dora+c2"),
         ] {
             let variant: Variant = text.parse().unwrap();
             assert_eq!(variant.to_string(), name);
@@ -136,6 +168,9 @@ mod tests {
             ("none", "there is no method `none`"),
             ("olora+pissa", "there is no modifier `pissa`"),
             ("lora+dora+dora", "`dora` is there twice"),
+            ("olora+c0.5", "`c0.5` is for methods along the gradient"),
+            ("olora-gradient+c0", "there is no modifier `c0`"),
+            ("olora-gradient+c1+c2", "a scale is there twice"),
         ] {
             let error = text.parse::<Variant>().unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

@@ -65,7 +65,11 @@ fn comparison(out: &Path, overrides: &[&str]) -> Comparison {
         ranks: vec![4],
         rates: vec![1e-3, 4e-3],
         widen: 0,
+        refine: None,
+        one_rates: Vec::new(),
+        lengths: Vec::new(),
         seeds: vec![1, 2],
+        tuning_seeds: 1,
         directory: out.join("comparison"),
     }
 }
@@ -172,7 +176,14 @@ fn each_method_is_tuned_and_run_over_the_seeds_once() {
     ] {
         assert!(text.contains(expected), "`{expected}` is not in\n{text}");
     }
-    for name in ["loss.svg", "loss.png", "steps.svg", "steps.png"] {
+    for name in [
+        "loss.svg",
+        "loss.png",
+        "steps.svg",
+        "steps.png",
+        "rates.svg",
+        "rates.png",
+    ] {
         assert!(comparison.directory.join(name).exists(), "{name}");
     }
 
@@ -281,7 +292,7 @@ fn a_comparison_can_be_added_to() {
     assert!(best.ends_with("seed2"), "{begun:?}");
     // The rate was chosen among both.
     let report = Report::read(&comparison.directory).unwrap().to_json();
-    assert_eq!(report["groups"][0]["seeds"], serde_json::json!([1, 2]));
+    assert_eq!(report["groups"][0]["seeds"], serde_json::json!([2]));
 
     comparison.seeds = vec![2, 1];
     let error = compare(&comparison, None).0.unwrap_err().to_string();

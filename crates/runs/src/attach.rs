@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::data::dataset::Dataset;
+use burn::{data::dataset::Dataset, module::Module};
 use olora_adapter::{
-    AdapterConfig, Directions, Method, PeftAdapter, Rows, attach, attach_along, attach_empty,
+    AdapterConfig, AdapterError, Directions, GradientDirections, Method, PeftAdapter, Rows, attach,
+    attach_along, attach_along_gradient, attach_empty, probed,
 };
 use olora_data::{Padding, Schedule};
 use olora_model::Llama;
-use olora_training::loss_sum;
+use olora_training::{Passes, Reference, loss_sum};
 
 use crate::{
     Event, Observer, Recipe, RunError, recipe::Trained, start_from::attach_from, steps::batch,
@@ -29,17 +30,25 @@ pub(crate) fn attach_adapter(
     let mut progress = |done, all| observer.on(&Event::Attaching(done, all));
     Ok(match start {
         AdapterStart::From(adapter) => attach_from(llama, adapter, observer)?,
-        _ if config.method != Method::Eva => attach(llama, &config, recipe.seed, &mut progress)?,
+        _ if !config.method.needs_data() => attach(llama, &config, recipe.seed, &mut progress)?,
+        AdapterStart::Fresh { schedule, padding } if config.method.is_of_gradient() => {
+            let directions = along_gradient(recipe, &config, &llama, schedule, padding, observer)?;
+            let scale = recipe.adapter.gradient_scale.unwrap_or(1.0);
+            attach_along_gradient(llama, &config, &directions, scale)?
+        }
         AdapterStart::Fresh { schedule, padding } => {
             let directions = directions(recipe, &config, &llama, schedule, padding, observer)?;
             attach_along(llama, &config, &directions)?
         }
         AdapterStart::Resumed(ranks) => attach_empty(llama, &config, ranks)?,
         AdapterStart::Trial => {
-            let like = AdapterConfig {
-                method: Method::Lora,
-                ..config
+            // What takes as long and as much memory, once it is there.
+            let method = if config.method.is_anchored() {
+                Method::Olora
+            } else {
+                Method::Lora
             };
+            let like = AdapterConfig { method, ..config };
             attach(llama, &like, recipe.seed, &mut progress)?
         }
     })
@@ -60,6 +69,53 @@ pub(crate) enum AdapterStart<'a> {
     From(&'a PeftAdapter),
     /// Nothing: only time and memory are of interest.
     Trial,
+}
+
+/// The micro-batches that a start by the gradient looks at, unless the recipe says how many:
+/// those of the first step, if they are no more than this.
+const GRADIENT_BATCHES: usize = 8;
+
+/// How many micro-batches of the run a start by the gradient looks at.
+pub(crate) fn gradient_batches(recipe: &Recipe, n_batches: usize) -> usize {
+    let n = recipe.adapter.gradient_batches;
+    let n = n.unwrap_or(recipe.training.accumulation.min(GRADIENT_BATCHES));
+    n.min(n_batches).max(1)
+}
+
+/// A pass forward and back over the run's first micro-batches, as the model is before it is
+/// adapted.
+fn along_gradient(
+    recipe: &Recipe,
+    config: &AdapterConfig,
+    llama: &Llama,
+    schedule: &Schedule,
+    padding: Padding,
+    observer: &dyn Observer,
+) -> Result<GradientDirections, RunError> {
+    observer.on(&Event::Looking(1));
+    let n = gradient_batches(recipe, schedule.len());
+    let batches = (0..n)
+        .map(|index| batch(schedule, index, padding))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut directions = GradientDirections::new(llama, config, recipe.seed)?;
+    // Nothing is adapted yet: the model is what it is compared with.
+    let reference = Reference::frozen(llama);
+    let passes = Passes::with_reference(recipe.objective(), llama, reference)?;
+    let (probed, probes) = probed(Module::train(llama.clone()), config)?;
+    passes.weight_gradients(&probed, &probes, &batches, |path, gradient| {
+        directions
+            .take(path, gradient)
+            .map_err(|error| match error {
+                AdapterError::NotFinite(path) => {
+                    AdapterError::NotFinite(format!("the gradient of {path}"))
+                }
+                other => other,
+            })?;
+        let (done, all) = directions.progress();
+        observer.on(&Event::Attaching(done, all));
+        Ok::<_, RunError>(())
+    })?;
+    Ok(directions)
 }
 
 /// EVA's pass over data.

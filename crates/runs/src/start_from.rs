@@ -61,12 +61,19 @@ pub(crate) fn filled_in(
             "adapter.method = \"none\" trains every weight, and no adapter: remove it, or adapter.from".to_owned(),
         );
     }
-    if recipe.adapter.rho.is_some() || recipe.adapter.config.iterations.is_some() {
-        note(
-            "adapter.rho and adapter.iterations say how an adapter starts, and have no use with adapter.from, \
-             which is a start"
-                .to_owned(),
-        );
+    let starts = [
+        ("rho", recipe.adapter.rho.is_some()),
+        ("iterations", recipe.adapter.config.iterations.is_some()),
+        (
+            "gradient_batches",
+            recipe.adapter.gradient_batches.is_some(),
+        ),
+        ("gradient_scale", recipe.adapter.gradient_scale.is_some()),
+    ];
+    for (key, _) in starts.iter().filter(|(_, is_given)| *is_given) {
+        note(format!(
+            "adapter.{key} says how an adapter starts, and has no use with adapter.from, which is a start"
+        ));
     }
     check_base(&mut resolved, &adapter, &mut problems, observer)?;
     if let Some(rows) = adapted_vocabulary(&adapter, config.vocab_size, config.tie_word_embeddings)?
@@ -171,6 +178,8 @@ impl Merging<'_> {
             .any(|key| section.given.has(key));
         let mut merged = AdapterSection {
             rho: None,
+            gradient_batches: None,
+            gradient_scale: None,
             ..section.clone()
         };
         merged.config = AdapterConfig {

@@ -91,6 +91,14 @@ methods! {
     pissa_randomised: ["adapter.method=pissa", "adapter.iterations=4"];
     milora: ["adapter.method=milora"];
     eva: ["adapter.method=eva"];
+    olora_gradient: ["adapter.method=olora-gradient"];
+    olora_gradient_shorter_of_two_batches_under_dora: [
+        "adapter.method=olora-gradient",
+        "adapter.gradient_batches=2",
+        "adapter.gradient_scale=0.5",
+        "adapter.dora=true",
+    ];
+    lora_gradient: ["adapter.method=lora-gradient"];
     rank_stabilised: ["adapter.method=olora", "adapter.rslora=true", "adapter.alpha=2.0"];
     dora: ["adapter.method=lora", "adapter.dora=true"];
     dora_on_olora_with_dropout: ["adapter.dora=true", "adapter.dropout=0.1"];

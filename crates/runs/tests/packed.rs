@@ -74,7 +74,15 @@ fn every_start_is_the_packed_base_at_step_zero() {
     };
     let lora = before("lora");
     assert!(lora.is_some());
-    for method in ["olora", "pissa", "milora", "olora-tail", "eva"] {
+    for method in [
+        "olora",
+        "pissa",
+        "milora",
+        "olora-tail",
+        "eva",
+        "olora-gradient",
+        "lora-gradient",
+    ] {
         assert_eq!(before(method), lora, "{method}");
     }
 }

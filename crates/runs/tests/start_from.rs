@@ -118,6 +118,7 @@ fn every_kind_of_adapter_is_gone_on_from() {
         ),
         ("dora", &["adapter.method=olora", "adapter.dora=true"]),
         ("eva", &["adapter.method=eva"]),
+        ("gradient", &["adapter.method=olora-gradient"]),
         ("packed", &["model.quantize=q8_0"]),
         (
             "patterns",

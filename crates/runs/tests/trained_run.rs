@@ -47,6 +47,7 @@ fn a_checkpoint_is_the_adapter_that_is_saved_from_it_bit_for_bit() {
         ),
         ("dora", &["adapter.method=milora", "adapter.dora=true"]),
         ("eva", &["adapter.method=eva"]),
+        ("gradient", &["adapter.method=olora-gradient"]),
         ("packed", &["model.quantize=q8_0"]),
         (
             "patterns",

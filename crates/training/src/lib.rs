@@ -59,6 +59,7 @@ mod rates;
 mod reference;
 mod shared;
 mod step;
+mod weight_gradients;
 
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate, evaluate_together};

@@ -206,7 +206,7 @@ impl Passes {
 
     /// The model that the objective compares with, if it does.
     #[expect(clippy::expect_used, reason = "documented, and refused beforehand")]
-    fn reference(&self, llama: &Llama) -> Option<Llama> {
+    pub(crate) fn reference(&self, llama: &Llama) -> Option<Llama> {
         self.objective.needs_reference().then(|| {
             let reference = self.reference.of(llama.clone());
             reference.expect("the base is still in the model")
@@ -365,7 +365,7 @@ pub(crate) fn embedded(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor
 }
 
 /// What the first block is given.
-fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
+pub(crate) fn embed(llama: &Llama, batch: &Batch, device: &Device) -> (Tensor<3>, Positions) {
     let (x, positions) = embedded(llama, batch, device);
     (llama.with_positions(x, &positions), positions)
 }
@@ -376,14 +376,14 @@ fn trains<M: Module>(module: &M) -> bool {
 }
 
 /// A tensor that a graph begins at.
-fn leaf(x: Tensor<3>, needs_gradient: bool) -> Tensor<3> {
+pub(crate) fn leaf(x: Tensor<3>, needs_gradient: bool) -> Tensor<3> {
     let x = Tensor::from_inner(x);
     if needs_gradient { x.require_grad() } else { x }
 }
 
 /// Goes back from `output`, whose gradient is known: that of `Σ output·g` is
 /// exactly `g`.
-fn backward_from(output: Tensor<3>, grad_output: Tensor<3>) -> burn::tensor::Gradients {
+pub(crate) fn backward_from(output: Tensor<3>, grad_output: Tensor<3>) -> burn::tensor::Gradients {
     (output * Tensor::from_inner(grad_output)).sum().backward()
 }
 

@@ -31,9 +31,9 @@ pub(crate) struct InitialFactors {
 
 impl InitialFactors {
     /// Nothing but zeros.
-    pub(crate) fn empty(layer: &PlannedLayer) -> Self {
+    pub(crate) fn empty(layer: &PlannedLayer, anchored: bool) -> Self {
         let ([d_in, d_out], rank) = (layer.target.dims(), layer.shape.rank);
-        layer.initial(vec![0.0; d_in * rank], vec![0.0; rank * d_out], false)
+        layer.initial(vec![0.0; d_in * rank], vec![0.0; rank * d_out], anchored)
     }
 }
 
@@ -75,7 +75,13 @@ pub(crate) fn initial_factors(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<InitialFactors>, AdapterError> {
     match method {
-        Method::Lora | Method::LoraGaussian | Method::LoraOrthogonal | Method::Eva => Ok(planned
+        // Those that need data are refused before, and start from it.
+        Method::Lora
+        | Method::LoraGaussian
+        | Method::LoraOrthogonal
+        | Method::Eva
+        | Method::OloraGradient
+        | Method::LoraGradient => Ok(planned
             .iter()
             .map(|layer| drawn(method, layer, seed))
             .collect()),
@@ -244,6 +250,16 @@ fn thin_q_like(columns: &DMatrix<f64>) -> DMatrix<f64> {
         }
     }
     q
+}
+
+/// Orthonormal factors along a decomposition `M ≈ U·diag(s)·Vᵀ`, `U` and `Vᵀ`, beside `like`.
+///
+/// Where the matrix has no more directions, any orthonormal ones will do: of as little gradient
+/// as there are tokens, a layer may have fewer than the rank.
+pub(crate) fn along(svd: &Svd, like: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    let a = to_device(&thin_q_like(&svd.u), like);
+    let b = to_device(&thin_q_like(&svd.v).transpose(), like);
+    (a, b)
 }
 
 /// `PiSSA` from randomised decompositions.

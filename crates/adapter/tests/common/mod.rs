@@ -5,7 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::{
-    module::Module,
+    module::{Module, ModuleMapper, Param},
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
     tensor::{DType, Device, Distribution, Tensor},
 };
@@ -79,4 +79,14 @@ pub fn max_diff<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
         .zip(values(b))
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
+}
+
+pub fn cast(toy: Toy, dtype: DType) -> Toy {
+    struct Cast(DType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|t| t.cast(self.0))
+        }
+    }
+    toy.map(&mut Cast(dtype))
 }

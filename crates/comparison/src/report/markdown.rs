@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write};
 use olora_data::Answers;
 use olora_files::size;
 
-use super::{Group, Report, Standing};
+use super::{Group, Lengths, Report, Standing};
 use crate::{
     statistics::{Interval, area, deviation, mean},
     trial::Trial,
@@ -23,7 +23,7 @@ impl Report {
 
     fn write_markdown(&self, text: &mut String) -> std::fmt::Result {
         let names: Vec<String> = self
-            .by_rank()
+            .sections()
             .first()
             .map(|groups| groups.iter().map(|g| g.variant.to_string()).collect())
             .unwrap_or_default();
@@ -35,15 +35,17 @@ impl Report {
         )?;
         self.write_setting(text)?;
         self.write_caveats(text)?;
-        for groups in self.by_rank() {
-            self.write_rank(text, groups)?;
+        for groups in self.sections() {
+            self.write_section(text, groups)?;
         }
+        self.write_lengths(text)?;
         writeln!(text, "![Validation loss by step](loss.svg)\n")?;
         writeln!(
             text,
-            "![Steps to the last loss of {}](steps.svg)",
+            "![Steps to the last loss of {}](steps.svg)\n",
             self.reference
         )?;
+        writeln!(text, "![Last loss by learning rate](rates.svg)")?;
         if let Some(scores) = &self.scores {
             text.push_str(scores);
         }
@@ -100,14 +102,25 @@ impl Report {
         }
         writeln!(text, "| training data | `{}` |", recipe.data.described())?;
         writeln!(text, "| validation data | {held_out} |")?;
-        writeln!(
-            text,
-            "| run | {} steps of {n_sequences} {what} of at most {} tokens: {} {what}, {} tokens |",
-            trial.steps,
-            recipe.data.max_length,
-            trial.steps * n_sequences,
-            trial.tokens
-        )?;
+        if self.groups.iter().any(|group| group.steps.is_some()) {
+            let lengths: BTreeSet<usize> = self.groups.iter().filter_map(|g| g.steps).collect();
+            let lengths: Vec<String> = lengths.iter().map(usize::to_string).collect();
+            writeln!(
+                text,
+                "| runs | {} steps of {n_sequences} {what} of at most {} tokens |",
+                lengths.join(", "),
+                recipe.data.max_length,
+            )?;
+        } else {
+            writeln!(
+                text,
+                "| run | {} steps of {n_sequences} {what} of at most {} tokens: {} {what}, {} tokens |",
+                trial.steps,
+                recipe.data.max_length,
+                trial.steps * n_sequences,
+                trial.tokens
+            )?;
+        }
         writeln!(
             text,
             "| adapter | on {}, alpha {} |",
@@ -130,18 +143,30 @@ impl Report {
         let Self {
             reference,
             tuning_seed,
+            tuning_seeds,
             ..
         } = self;
+        let chosen_on = match tuning_seeds {
+            0 | 1 => format!("seed {tuning_seed}"),
+            n => format!("{n} seeds, from {tuning_seed} on"),
+        };
+        let apart = match tuning_seeds {
+            0 => "that seed is among those averaged, which flatters every method",
+            1 => "that seed is not among those that are averaged",
+            _ => "those seeds are not among those that are averaged",
+        };
         let trials = || self.groups.iter().flat_map(|group| &group.trials);
         writeln!(
             text,
             "Read with care:\n\n\
              - Differences are to {reference} at the same rank and seed, which has the same order of data. In the tables \
              ± is the standard deviation over seeds; brackets, and ± in sentences, are Student's 95 % intervals over \
-             seeds. Of twenty, one leaves out the truth by chance, and none says anything of other validation data.\n\
-             - Each method has its own learning rate, the best of those tried on seed {tuning_seed} (last table: neighbours \
+             seeds. Of twenty, one leaves out the truth by chance, and none says anything of other validation data. \
+             p is that of the paired t-test of the last losses; Holm's is corrected for all methods, ranks and lengths of \
+             this report, and is what to go by where several were tried.\n\
+             - Each method has its own learning rate, the best of those tried on {chosen_on} (last table: neighbours \
              may be far apart, and some methods were tried at more of them). It was chosen by the same validation data that \
-             are reported, and that seed is among those averaged, which flatters every method.\n\
+             are reported, and {apart}.\n\
              - Steps to {reference}'s last loss are those after which the validation loss stays at or below it, by straight \
              lines between evaluations. Seconds are those steps at the median time of a step, with the start, on the machine \
              as it was."
@@ -167,12 +192,15 @@ impl Report {
         writeln!(text)
     }
 
-    fn write_rank(&self, text: &mut String, groups: &[Group]) -> std::fmt::Result {
+    fn write_section(&self, text: &mut String, groups: &[Group]) -> std::fmt::Result {
         let Some(first) = groups.first() else {
             return Ok(());
         };
         let reference = self.reference;
-        writeln!(text, "## Rank {}\n", first.rank)?;
+        match first.steps {
+            None => writeln!(text, "## Rank {}\n", first.rank)?,
+            Some(steps) => writeln!(text, "## Rank {}, {steps} steps\n", first.rank)?,
+        }
         writeln!(
             text,
             "| method | learning rate | seeds | last loss | to {reference} | mean loss over the run | to {reference} \
@@ -224,6 +252,7 @@ impl Report {
             )?;
         }
         write_measures(text, groups)?;
+        self.write_further(text, groups)?;
         writeln!(text)?;
         for group in groups {
             if group.variant != self.reference
@@ -232,7 +261,140 @@ impl Report {
                 writeln!(text, "- {}", sentence(group, &standing, reference))?;
             }
         }
+        writeln!(text)?;
+        self.write_one_rate(text, groups)
+    }
+
+    /// What is not in the first table for want of room.
+    fn write_further(&self, text: &mut String, groups: &[Group]) -> std::fmt::Result {
+        let reference = self.reference;
+        writeln!(
+            text,
+            "\n| method | p | p by Holm | steps to 1.25 × {reference}'s last loss | seconds to it \
+             | loss at a third of the rate | at the rate | at three times the rate |\n\
+             |---|---:|---:|---:|---:|---:|---:|---:|"
+        )?;
+        for group in groups.iter().filter(|group| !group.trials.is_empty()) {
+            let standing = self.standing(group);
+            let standing = standing.as_ref();
+            let told = |p: Option<f64>| p.map_or_else(|| "–".to_owned(), probability);
+            let ps = standing.and_then(|standing| standing.p);
+            let of = |times: f64| match group.loss_near_rate(times) {
+                None => "not tried".to_owned(),
+                Some(loss) if loss.is_finite() => format!("{loss:.4}"),
+                Some(_) => "diverged".to_owned(),
+            };
+            writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                group.variant,
+                told(ps.map(|(p, _)| p)),
+                told(ps.map(|(_, p)| p)),
+                reached(
+                    standing.map_or(&[][..], |standing| &standing.steps_near),
+                    ""
+                ),
+                reached(
+                    standing.map_or(&[][..], |standing| &standing.seconds_near),
+                    ""
+                ),
+                of(1.0 / super::FAR),
+                of(1.0),
+                of(super::FAR),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The methods at one rate for all, where they were run at one.
+    fn write_one_rate(&self, text: &mut String, groups: &[Group]) -> std::fmt::Result {
+        let at_one_rate = self.at_one_rate(groups);
+        let Some(place) = groups.first().map(Group::place) else {
+            return Ok(());
+        };
+        if at_one_rate.is_empty() {
+            return Ok(());
+        }
+        let reference = self.reference;
+        writeln!(
+            text,
+            "### At one rate for all, {place}\n\n\
+             The papers' protocol: no method has a rate of its own.\n\n\
+             | rate | method | seeds | last loss | to {reference} | mean loss over the run | to {reference} \
+             | steps to {reference}'s last loss |\n|---:|---|---:|---:|---:|---:|---:|---:|"
+        )?;
+        for (rate, runs) in at_one_rate {
+            let reference = runs
+                .iter()
+                .find(|(group, _)| group.variant == self.reference);
+            let Some((_, theirs)) = reference else {
+                continue;
+            };
+            for (group, trials) in &runs {
+                let itself = group.variant == self.reference;
+                let standing = self.standing_of(trials, theirs);
+                let standing = standing.as_ref();
+                let losses: Vec<f64> = trials.iter().map(Trial::last_loss).collect();
+                let areas: Vec<f64> = trials
+                    .iter()
+                    .filter_map(|trial| area(&trial.validation))
+                    .collect();
+                let n_steps = trials.iter().map(|trial| trial.steps).max().unwrap_or(0);
+                let other = standing.filter(|_| !itself);
+                writeln!(
+                    text,
+                    "| {rate:e} | {} | {} | {} | {} | {} | {} | {} |",
+                    group.variant,
+                    trials.len(),
+                    spread(&losses),
+                    interval(other.and_then(|standing| standing.loss)),
+                    spread(&areas),
+                    interval(other.and_then(|standing| standing.area)),
+                    reached(
+                        standing.map_or(&[][..], |standing| &standing.steps),
+                        &format!(" of {n_steps}")
+                    ),
+                )?;
+            }
+        }
         writeln!(text)
+    }
+
+    /// How long a run with its own schedule has to be, where several lengths were run.
+    fn write_lengths(&self, text: &mut String) -> std::fmt::Result {
+        let ranks: BTreeSet<usize> = self.groups.iter().map(|group| group.rank).collect();
+        for rank in ranks {
+            let lengths = self.lengths(rank);
+            if lengths.is_empty() {
+                continue;
+            }
+            let reference = self.reference;
+            let ends = self.groups.iter().filter(|group| group.rank == rank);
+            let longest = ends.filter_map(|group| group.steps).max().unwrap_or(0);
+            writeln!(
+                text,
+                "## With a schedule of its own, rank {rank}\n\n\
+                 How many steps a run has to have in all, at the method's best rate for that length, to end at \
+                 {reference}'s last loss after {longest} steps, or at 1.25 times it; by straight lines between the logarithms \
+                 of the losses of the lengths that were run.\n\n\
+                 | method | steps to 1.25 × | steps to 1 × |\n|---|---:|---:|"
+            )?;
+            for Lengths {
+                variant,
+                near,
+                exact,
+            } in lengths
+            {
+                writeln!(
+                    text,
+                    "| {variant} | {} | {} |",
+                    in_all(&near),
+                    in_all(&exact)
+                )?;
+            }
+            writeln!(text)?;
+        }
+        Ok(())
     }
 
     /// What the rates were chosen by.
@@ -244,10 +406,20 @@ impl Report {
             .collect();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        writeln!(text, "\n## Last loss of the first seed by learning rate\n")?;
+        let of = match self.tuning_seeds {
+            0 | 1 => "of the first seed".to_owned(),
+            n => format!("of the first {n} seeds"),
+        };
+        let by_length = self.groups.iter().any(|group| group.steps.is_some());
+        let (steps, line) = if by_length {
+            (" steps |", "---:|")
+        } else {
+            ("", "")
+        };
+        writeln!(text, "\n## Last loss {of} by learning rate\n")?;
         let head: Vec<String> = rates.iter().map(|rate| format!("{rate:e}")).collect();
-        writeln!(text, "| method | rank | {} |", head.join(" | "))?;
-        writeln!(text, "|---|---:|{}", "---:|".repeat(rates.len()))?;
+        writeln!(text, "| method | rank |{steps} {} |", head.join(" | "))?;
+        writeln!(text, "|---|---:|{line}{}", "---:|".repeat(rates.len()))?;
         for group in &self.groups {
             let cells = rates.iter().map(|rate| {
                 let tried = group.tried.iter().find(|(tried, _)| tried == rate);
@@ -259,11 +431,13 @@ impl Report {
                 }
             });
             let cells: Vec<String> = cells.collect();
+            let steps = group.steps.map(|steps| format!(" {steps} |"));
             writeln!(
                 text,
-                "| {} | {} | {} |",
+                "| {} | {} |{} {} |",
                 group.variant,
                 group.rank,
+                steps.unwrap_or_default(),
                 cells.join(" | ")
             )?;
         }
@@ -276,33 +450,39 @@ impl Group {
     fn write_caveats(&self, text: &mut String) -> std::fmt::Result {
         let Self {
             variant,
-            rank,
             rate,
             tried,
             diverged,
             ..
         } = self;
+        let place = self.place();
+        if self.only_tuned && self.trials.len() + diverged.len() > 0 {
+            writeln!(
+                text,
+                "- {variant} at {place} was run on no other seed than chose its rate, which flatters it."
+            )?;
+        }
         if rate.is_nan() {
             return writeln!(
                 text,
-                "- {variant} at rank {rank} diverged at every rate that was tried: lower ones may do."
+                "- {variant} at {place} diverged at every rate that was tried: lower ones may do."
             );
         }
         if tried.len() == 1 {
             writeln!(
                 text,
-                "- {variant} at rank {rank} was tried at one learning rate alone, which is no tuning."
+                "- {variant} at {place} was tried at one learning rate alone, which is no tuning."
             )?;
         } else if let Some((end, beyond)) = edge(tried, *rate) {
             writeln!(
                 text,
-                "- {variant} at rank {rank} was best at the {end} rate tried, {rate:e}: a {beyond} one may be better."
+                "- {variant} at {place} was best at the {end} rate tried, {rate:e}: a {beyond} one may be better."
             )?;
         }
         for seed in diverged {
             writeln!(
                 text,
-                "- {variant} at rank {rank} diverged on seed {seed} at its rate, and is compared without it."
+                "- {variant} at {place} diverged on seed {seed} at its rate, and is compared without it."
             )?;
         }
         Ok(())
@@ -320,7 +500,6 @@ fn edge(tried: &[(f64, f64)], best: f64) -> Option<(&'static str, &'static str)>
     }
 }
 
-/// `1.2345 ± 0.0012`.
 /// What an objective measures beside its loss, where it does.
 fn write_measures(text: &mut String, groups: &[Group]) -> std::fmt::Result {
     let names: BTreeSet<&str> = groups
@@ -349,6 +528,25 @@ fn write_measures(text: &mut String, groups: &[Group]) -> std::fmt::Result {
     Ok(())
 }
 
+/// `0.012`, or `1e-5`.
+fn probability(p: f64) -> String {
+    if p < 0.001 {
+        format!("{p:.0e}")
+    } else {
+        format!("{p:.3}")
+    }
+}
+
+/// The mean over seeds with its interval, where all of them got there.
+fn in_all(lengths: &[Option<f64>]) -> String {
+    let there: Vec<f64> = lengths.iter().copied().flatten().collect();
+    match Interval::of(&there).filter(|_| there.len() == lengths.len()) {
+        Some(Interval { mean, half_width }) => format!("{mean:.1} ± {half_width:.1}"),
+        None => reached(lengths, ""),
+    }
+}
+
+/// `1.2345 ± 0.0012`.
 fn spread(values: &[f64]) -> String {
     match deviation(values) {
         Some(deviation) => format!("{:.4} ± {deviation:.4}", mean(values)),
@@ -383,7 +581,8 @@ fn reached(values: &[Option<f64>], of: &str) -> String {
 
 /// In words, what a row says.
 fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
-    let Group { variant, rank, .. } = group;
+    let Group { variant, .. } = group;
+    let place = group.place();
     let told = |interval: Option<Interval>, what: &str| match interval {
         None => format!("of its {what}, fewer than two seeds say nothing"),
         Some(interval) if !interval.is_clear() => format!(
@@ -433,7 +632,7 @@ fn sentence(group: &Group, standing: &Standing, reference: Variant) -> String {
         }
     };
     format!(
-        "**{variant} at rank {rank}**: {}; {}; {steps}.",
+        "**{variant} at {place}**: {}; {}; {steps}.",
         told(standing.loss, "last loss"),
         told(standing.area, "mean loss over the run"),
     )

@@ -38,8 +38,10 @@ fn report(trials: &[Trial]) -> Result<Report, ComparisonError> {
     }
     let protocol = Protocol {
         tuning_seed: 1,
+        tuning_seeds: 0,
+        by_length: false,
         fingerprint: "0".to_owned(),
-        recipe: common(&trials[0].recipe).unwrap(),
+        recipe: common(&trials[0].recipe, false).unwrap(),
     };
     protocol.establish(directory.path()).unwrap();
     Report::read(directory.path())
@@ -177,7 +179,11 @@ fn a_method_that_diverged_at_every_rate_is_named() {
 #[test]
 fn one_method_alone_has_pictures() {
     let report = report(&three_seeds()[5..]).unwrap();
-    for svg in [pictures::losses(&report), pictures::steps(&report)] {
+    for svg in [
+        pictures::losses(&report),
+        pictures::steps(&report),
+        pictures::rates(&report),
+    ] {
         let svg = svg.unwrap();
         assert!(svg.contains("lora") && !svg.contains("NaN"));
     }

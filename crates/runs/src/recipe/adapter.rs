@@ -35,6 +35,13 @@ pub struct AdapterSection {
     pub exclude: Option<Vec<String>>,
     /// For `eva`: a layer gets at most this many times the rank; 2 if not given.
     pub rho: Option<f64>,
+    /// For `olora-gradient` and `lora-gradient`: the micro-batches whose gradient
+    /// the start is along, from the run's first; if not given, those of the
+    /// first step, 8 at most.
+    pub gradient_batches: Option<usize>,
+    /// For the same: the length of each column of `A` and each row of `B`; 1 if
+    /// not given.
+    pub gradient_scale: Option<f64>,
     /// `plain`, or `native` for PEFT's own form of the method.
     pub form: PeftForm,
     /// The adapter to start from: a directory of PEFT's or mlx-lm's, a run, or a
@@ -115,6 +122,12 @@ impl Serialize for AdapterSection {
         if let Some(rho) = self.rho {
             keys.insert("rho".to_owned(), json!(rho));
         }
+        if let Some(batches) = self.gradient_batches {
+            keys.insert("gradient_batches".to_owned(), json!(batches));
+        }
+        if let Some(scale) = self.gradient_scale {
+            keys.insert("gradient_scale".to_owned(), json!(scale));
+        }
         keys.insert("form".to_owned(), json!(self.form));
         if let Some(from) = &self.from {
             keys.insert("from".to_owned(), json!(from));
@@ -163,6 +176,8 @@ struct Ours<'a, A> {
 enum Own {
     Exclude,
     Rho,
+    GradientBatches,
+    GradientScale,
     Form,
     From,
 }
@@ -195,6 +210,12 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for &mut Ours<'_, A> {
                 }
                 Some(Own::Exclude) => self.section.exclude = Some(self.map.next_value()?),
                 Some(Own::Rho) => self.section.rho = Some(self.map.next_value()?),
+                Some(Own::GradientBatches) => {
+                    self.section.gradient_batches = Some(self.map.next_value()?);
+                }
+                Some(Own::GradientScale) => {
+                    self.section.gradient_scale = Some(self.map.next_value()?);
+                }
                 Some(Own::Form) => self.section.form = self.map.next_value()?,
                 Some(Own::From) => self.section.from = Some(self.map.next_value()?),
             }
@@ -226,6 +247,8 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
         *self.own = match key.as_str() {
             "exclude" => Some(Own::Exclude),
             "rho" => Some(Own::Rho),
+            "gradient_batches" => Some(Own::GradientBatches),
+            "gradient_scale" => Some(Own::GradientScale),
             "form" => Some(Own::Form),
             "from" => Some(Own::From),
             _ => None,
@@ -239,7 +262,10 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<'_, K> {
         let key: StrDeserializer<'_, D::Error> = key.as_str().into_deserializer();
         let unknown = |error: D::Error| {
             let error = error.to_string();
-            D::Error::custom(format!("{}, `rho`, `form`, `from`", error.trim_end()))
+            D::Error::custom(format!(
+                "{}, `rho`, `gradient_batches`, `gradient_scale`, `form`, `from`",
+                error.trim_end()
+            ))
         };
         let key = seed.map(|seed| seed.deserialize(key));
         key.transpose().map_err(unknown)

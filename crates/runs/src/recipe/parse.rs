@@ -307,6 +307,7 @@ impl Recipe {
                 "it is how many times its rank a layer may get",
             );
         }
+        self.check_gradient(problems);
         problems.check(
             self.adapter.config.modules_to_save.is_empty()
                 || self.model.dtype.is_none_or(|dtype| dtype == Dtype::F32),
@@ -321,6 +322,37 @@ impl Recipe {
 }
 
 impl Recipe {
+    /// The keys of a start along the gradient.
+    fn check_gradient(&self, problems: &mut Problems) {
+        let adapter = &self.adapter;
+        let is_used = !adapter.everything && adapter.config.method.is_of_gradient();
+        for (key, is_given) in [
+            ("gradient_batches", adapter.gradient_batches.is_some()),
+            ("gradient_scale", adapter.gradient_scale.is_some()),
+        ] {
+            problems.check(
+                is_used || !is_given,
+                &format!(
+                    "`adapter.{key}` has no use but with `method = \"olora-gradient\"` or \"lora-gradient\": \
+                     remove it"
+                ),
+            );
+        }
+        if let Some(batches) = adapter.gradient_batches {
+            let why = "so many micro-batches are kept in memory, block by block, for the start";
+            problems.within(
+                "adapter.gradient_batches",
+                batches,
+                &(1..=MAX_ACCUMULATION),
+                why,
+            );
+        }
+        if let Some(scale) = adapter.gradient_scale {
+            let why = "it is the length of the factors' columns and rows";
+            problems.within("adapter.gradient_scale", scale, &(1e-6..=1e6), why);
+        }
+    }
+
     fn check_rows(&self, problems: &mut Problems) {
         let key = "model.resize_embeddings";
         let allowed = 1..=MAX_ROWS;
@@ -623,6 +655,25 @@ mod tests {
         let cases = [
             (["adapter.method=none", "adapter.rank=4"], "have no use"),
             (["adapter.method=lora", "adapter.rho=2.0"], "adapter.rho"),
+            (
+                ["adapter.method=eva", "adapter.gradient_batches=2"],
+                "adapter.gradient_batches",
+            ),
+            (
+                ["adapter.method=olora", "adapter.gradient_scale=0.5"],
+                "adapter.gradient_scale",
+            ),
+            (
+                ["adapter.method=lora-gradient", "adapter.gradient_scale=0"],
+                "adapter.gradient_scale",
+            ),
+            (
+                [
+                    "adapter.method=olora-gradient",
+                    "adapter.placement=residual",
+                ],
+                "placement",
+            ),
             (
                 ["adapter.method=none", "training.loraplus_ratio=16.0"],
                 "loraplus_ratio",
