@@ -50,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         warmup_steps: 5,
         total_steps: 60,
         decay: Decay::Cosine,
+        decay_steps: 0,
     };
     // LoRA+: `B` learns at four times the rate.
     let mut rates = scheduler(&rate, Some(4.0), 0, &network);

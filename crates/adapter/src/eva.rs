@@ -196,8 +196,8 @@ pub(crate) fn distribute(
         let path = &layer.target.path;
         let rank = *ranks.get(path).ok_or_else(|| AdapterError::Impossible {
             path: path.clone(),
-            what: "a start by EVA".to_owned(),
-            reason: "nothing is known of its inputs".to_owned(),
+            what: "a start from data".to_owned(),
+            reason: "its rank is not known".to_owned(),
         })?;
         let alpha = layer.shape.alpha * rank as f64 / layer.shape.rank as f64;
         layer.shape = config.shape(rank, alpha);

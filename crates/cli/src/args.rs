@@ -181,8 +181,9 @@ pub(crate) struct CompareArgs {
     /// best rate
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub(crate) seeds: u64,
-    /// How many seeds choose the rate, from the recipe's on
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    /// How many seeds choose the rate, from the recipe's on; with 0 it is the first of --seeds, which is
+    /// reported too, as in comparisons made before 2026-11-29
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub(crate) tuning_seeds: u64,
     /// Learning rates that each method is tried at first
     #[arg(

@@ -23,6 +23,11 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
     let variants = variants.collect::<Result<_, _>>()?;
     let recipe = recipe(&args.recipe)?;
     let n_seeds = args.tuning_seeds + args.seeds;
+    if n_seeds == 0 {
+        return Err(Usage::new(
+            "--tuning-seeds and --seeds are both 0: give one seed at least",
+        ));
+    }
     if recipe.seed.saturating_add(n_seeds - 1) > MAX_SEED {
         return Err(Usage::new(&format!(
             "--tuning-seeds and --seeds ask for {n_seeds} seeds from {} on, and a recipe holds none above {MAX_SEED}: \

@@ -127,7 +127,7 @@ const NUMBERS: &str = r"train {recipe} --set training.batch_size=1000000000000 =
     plan {recipe} --set training.max_steps=0 => between 1 and
     compare {recipe} --ranks 0 => between 1 and 65536
     compare {recipe} --ranks 8,1000000000 => between 1 and 65536
-    compare {recipe} --tuning-seeds 0 => 1..=1000
+    compare {recipe} --tuning-seeds 1001 => 0..=1000
     compare {recipe} --seeds 1000000000000 => 0..=1000
     compare {recipe} --set seed=9223372036854775807 => set a smaller `seed`
     compare {recipe} --widen 1000000000 => between 0 and 100

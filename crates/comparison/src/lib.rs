@@ -47,7 +47,9 @@ use olora_devices::Details;
 use olora_files::{DirectoryLock, clear_leftovers, remove_directory};
 use olora_runs::{
     Data, Observer, Recipe, RunError, Start, TrainOptions, differences, fingerprint, forget_peak,
-    has_checkpoint, is_finished, recipe::SamplesSection, train,
+    has_checkpoint, is_finished,
+    recipe::{Rate, SamplesSection},
+    train,
 };
 
 pub use self::{
@@ -201,6 +203,18 @@ impl Comparison {
         if self.tuning_seeds > self.seeds.len() {
             return refuse("more seeds are to choose the rate than there are");
         }
+        let (tuning, fresh) = self.split_seeds();
+        if tuning
+            .windows(2)
+            .any(|pair| pair[0].wrapping_add(1) != pair[1])
+        {
+            return refuse("the seeds that choose the rate have to follow each other");
+        }
+        if fresh.is_empty() && !self.one_rates.is_empty() {
+            return refuse(
+                "there is no seed to run all methods at one rate on: give more seeds, or no rate for all",
+            );
+        }
         if let Some(factor) = self.refine.filter(|factor| !(1.05..=1e3).contains(factor)) {
             return refuse(&format!(
                 "rates are to be refined to a factor of {factor}: give one between 1.05 and 1000"
@@ -221,6 +235,19 @@ impl Comparison {
             return refuse(
                 "curves need evaluations on the way: set `training.evaluate_every`, such that there are \
                  five or more",
+            );
+        }
+        for (place, variant) in self.variants.iter().enumerate() {
+            let same = |other: &&Variant| other.as_of(&self.recipe) == variant.as_of(&self.recipe);
+            if let Some(other) = self.variants[..place].iter().find(same) {
+                return refuse(&format!(
+                    "`{variant}` is the same as `{other}` on this recipe: leave one"
+                ));
+            }
+        }
+        if self.recipe.training.patience.is_some() {
+            return refuse(
+                "runs of one length are compared, and `training.patience` would end some before it: remove it",
             );
         }
         for cell in self.cells() {
@@ -253,20 +280,22 @@ impl Comparison {
     /// The recipe of one run.
     fn recipe_of(&self, key: &Key) -> Recipe {
         let mut recipe = key.variant.applied_to(&self.recipe);
-        let ratio = self.recipe.training.min_learning_rate / self.recipe.training.learning_rate;
+        let training = &self.recipe.training;
+        let ratio = training.min_learning_rate / training.learning_rate.or_usual();
         recipe.name = key.name();
         recipe.seed = key.seed;
         recipe.adapter.config.rank = key.rank;
         if key.steps.is_some() {
             (recipe.training.max_steps, recipe.training.epochs) = (key.steps, None);
         }
-        recipe.training.learning_rate = key.rate;
+        recipe.training.learning_rate = Rate::Value(key.rate);
         recipe.training.min_learning_rate = ratio * key.rate;
         recipe.training.keep_checkpoints = 1;
         // The recipe's own seed chooses what is held out, for all.
         let split_seed = recipe.data.split_seed.unwrap_or(self.recipe.seed);
         recipe.data.split_seed = recipe.data.validation_samples.map(|_| split_seed);
         recipe.samples = SamplesSection::default();
+        recipe.output.keep = Some(recipe.keep());
         recipe.output.directory = self.directory.join(RUNS);
         recipe
     }
@@ -331,20 +360,21 @@ impl Running<'_> {
         seeds: &[u64],
     ) -> Result<Option<Vec<(f64, f64)>>, ComparisonError> {
         let comparison = self.comparison;
-        let mut rates = comparison.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        let (lowest, highest) = (rates[0], rates[rates.len() - 1]);
+        let by_length = !comparison.lengths.is_empty();
+        // Those that are there from before come last: so that a comparison that goes on tries the
+        // same rates, in the same order, as one that was never interrupted.
+        let mut earlier: Vec<f64> = Vec::new();
         for trial in Trial::read_all(&comparison.directory)? {
-            if trial.cell(!comparison.lengths.is_empty())? == cell && seeds.contains(&trial.seed) {
-                rates.push(trial.learning_rate);
+            if trial.cell(by_length)? == cell && seeds.contains(&trial.seed) {
+                earlier.push(trial.learning_rate);
             }
         }
-        rates.sort_by(f64::total_cmp);
-        rates.dedup();
-        let within = |rate: &&f64| (lowest..=highest).contains(*rate);
-        let mut added = rates.len() - rates.iter().filter(within).count();
+        let mut rates = comparison.rates.clone();
+        let mut added = 0;
         let mut losses: Vec<(f64, f64)> = Vec::new();
         loop {
+            rates.sort_by(f64::total_cmp);
+            rates.dedup();
             for &rate in &rates {
                 if losses.iter().any(|(known, _)| *known == rate) {
                     continue;
@@ -358,21 +388,26 @@ impl Running<'_> {
                 }
                 losses.push((rate, sum / seeds.len() as f64));
             }
-            let Some(best) = report::best_rate(&losses) else {
-                return Ok(Some(losses));
-            };
-            let wider = beyond(&rates, best).filter(|_| added < comparison.widen);
+            // Of equal losses the lowest rate's, as in the report.
+            losses.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let best = report::best_rate(&losses);
+            let wider = best
+                .and_then(|best| beyond(&rates, best))
+                .filter(|_| added < comparison.widen);
             added += usize::from(wider.is_some());
             // A grid of one rate is not to be tuned.
             let refine = comparison.refine.filter(|_| comparison.rates.len() > 1);
-            let Some(next) =
-                wider.or_else(|| refine.and_then(|factor| between(&rates, best, factor)))
-            else {
+            let finer = || between(&rates, best?, refine?);
+            if let Some(next) = wider.or_else(finer) {
+                self.expected += seeds.len();
+                rates.push(next);
+                continue;
+            }
+            earlier.retain(|rate| !rates.contains(rate));
+            if earlier.is_empty() {
                 return Ok(Some(losses));
-            };
-            self.expected += seeds.len();
-            rates.push(next);
-            rates.sort_by(f64::total_cmp);
+            }
+            rates.append(&mut earlier);
         }
     }
 
@@ -497,11 +532,12 @@ fn between(rates: &[f64], best: f64, factor: f64) -> Option<f64> {
     if let Some(middle) = middles.next() {
         return Some(middle);
     }
-    let (lowest, highest) = (rates.first()?, rates.last()?);
-    if *lowest > best / FAR * SLACK {
+    // Where the best is an end, what lies beyond is a matter of how far the grid may grow.
+    let (lowest, highest) = (*rates.first()?, *rates.last()?);
+    if lowest < best && lowest > best / FAR * SLACK {
         return rounded(best / FAR);
     }
-    if *highest < best * FAR / SLACK {
+    if highest > best && highest < best * FAR / SLACK {
         return rounded(best * FAR);
     }
     None

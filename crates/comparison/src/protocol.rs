@@ -7,7 +7,10 @@ use std::{
 
 use olora_adapter::Method;
 use olora_files::{DirectoryLock, LockError, remove_leftovers, write_atomically};
-use olora_runs::{Recipe, differences, recipe::SamplesSection};
+use olora_runs::{
+    Recipe, differences,
+    recipe::{Rate, SamplesSection},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -88,12 +91,13 @@ impl Protocol {
         if there.tuning_seeds != self.tuning_seeds {
             return refuse(format!(
                 "{} of its seeds choose the learning rate, and {} are to now: compare in another directory \
-                 (--output), or give --tuning-seeds as before",
+                 (--output), or give --tuning-seeds as it was ({})",
                 match there.tuning_seeds {
                     0 => "the first".to_owned(),
                     n => n.to_string(),
                 },
-                self.tuning_seeds
+                self.tuning_seeds,
+                there.tuning_seeds
             ));
         }
         if there.by_length != self.by_length {
@@ -148,12 +152,13 @@ pub(crate) fn common(recipe: &Recipe, by_length: bool) -> Result<Recipe, Compari
     config.iterations = None;
     config.rank = 1;
     let training = &mut recipe.training;
-    let share = training.min_learning_rate / training.learning_rate;
+    let share = training.min_learning_rate / training.learning_rate.or_usual();
     training.min_learning_rate = (share * 1e6).round() / 1e6;
-    training.learning_rate = 1.0;
+    training.learning_rate = Rate::Value(1.0);
     training.loraplus_ratio = None;
     training.keep_checkpoints = 1;
     recipe.samples = SamplesSection::default();
+    recipe.output.keep = Some(recipe.keep());
     recipe.output.directory = PathBuf::from(RUNS);
     as_read(&recipe)
 }

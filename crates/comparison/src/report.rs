@@ -3,7 +3,7 @@
 mod markdown;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct Group {
     diverged: Vec<u64>,
     /// Whether there is no other seed than those that chose the rate.
     only_tuned: bool,
-    /// Those at other rates, of the seeds that are reported.
+    /// Those at other rates, of the seeds that are reported, and those that diverged at `rate`.
     elsewhere: Vec<Trial>,
 }
 
@@ -260,7 +260,7 @@ impl Report {
     }
 
     /// The rates at which the reference and at least one other method of a section were run on
-    /// two seeds or more in common, with the runs of each.
+    /// the same seeds, with the runs of each, those that diverged among them.
     pub(crate) fn at_one_rate<'a>(
         &self,
         groups: &'a [Group],
@@ -287,7 +287,7 @@ impl Report {
             let runs: Vec<(&Group, Vec<Trial>)> = groups
                 .iter()
                 .map(|group| (group, all(group, rate)))
-                .filter(|(_, trials)| pairs(trials, &theirs).len() > 1)
+                .filter(|(_, trials)| !pairs(trials, &theirs).is_empty())
                 .collect();
             (runs.len() > 1).then_some((rate, runs))
         });
@@ -322,16 +322,17 @@ impl Report {
             let to = |times: f64| -> Vec<Option<f64>> {
                 let targets = last.trials.iter();
                 targets
-                    .filter_map(|target| {
-                        let losses: Option<Vec<(usize, f64)>> = groups
+                    .map(|target| {
+                        // A length that a seed diverged at is not there for it.
+                        let losses: Vec<(usize, f64)> = groups
                             .iter()
-                            .map(|group| {
+                            .filter_map(|group| {
                                 let mut trials = group.trials.iter();
                                 let same = trials.find(|trial| trial.seed == target.seed)?;
                                 Some((group.steps?, same.last_loss()))
                             })
                             .collect();
-                        Some(length_to(&losses?, times * target.last_loss()))
+                        length_to(&losses, times * target.last_loss())
                     })
                     .collect()
             };
@@ -380,7 +381,45 @@ impl Report {
             "directory": self.directory,
             "reference": self.reference.to_string(),
             "groups": groups.collect::<Vec<_>>(),
+            "at_one_rate": self.one_rate_json(),
+            "lengths": self.lengths_json(),
         })
+    }
+
+    fn one_rate_json(&self) -> Value {
+        let mut all = Vec::new();
+        for groups in self.sections() {
+            for (rate, runs) in self.at_one_rate(groups) {
+                for (group, trials) in runs {
+                    let losses: Vec<f64> = trials.iter().map(Trial::last_loss).collect();
+                    all.push(json!({
+                        "learning_rate": rate,
+                        "method": group.variant.to_string(),
+                        "rank": group.rank,
+                        "steps": group.steps,
+                        "seeds": trials.iter().map(|trial| trial.seed).collect::<Vec<_>>(),
+                        "last_losses": losses,
+                    }));
+                }
+            }
+        }
+        all.into()
+    }
+
+    fn lengths_json(&self) -> Value {
+        let ranks: BTreeSet<usize> = self.groups.iter().map(|group| group.rank).collect();
+        let all = ranks.into_iter().flat_map(|rank| {
+            let lengths = self.lengths(rank).into_iter();
+            lengths.map(move |lengths| {
+                json!({
+                    "method": lengths.variant.to_string(),
+                    "rank": rank,
+                    "steps_near_reference": lengths.near,
+                    "steps_to_reference": lengths.exact,
+                })
+            })
+        });
+        all.collect::<Vec<_>>().into()
     }
 }
 
@@ -400,11 +439,11 @@ impl Group {
     pub(crate) fn loss_near_rate(&self, times: f64) -> Option<f64> {
         let rate = self.rate * times;
         // What was tried has been rounded.
-        let close = self
-            .tried
-            .iter()
-            .find(|(tried, _)| (tried / rate).ln().abs() < 0.1);
+        let distance = |tried: f64| (tried / rate).ln().abs();
+        let close = self.tried.iter();
+        let close = close.filter(|(tried, _)| distance(*tried) < 0.1);
         close
+            .min_by(|one, other| distance(one.0).total_cmp(&distance(other.0)))
             .map(|(_, loss)| *loss)
             .or_else(|| at_log(&self.tried, rate))
     }
@@ -478,9 +517,6 @@ fn groups(trials: Vec<Trial>, protocol: &Protocol) -> Result<Vec<Group>, Compari
             let (finished, diverged): (Vec<&Trial>, Vec<&Trial>) = at_best
                 .into_iter()
                 .partition(|trial| trial.diverged.is_none());
-            let elsewhere = elsewhere
-                .into_iter()
-                .filter(|trial| trial.diverged.is_none());
             Some(Group {
                 variant: cell.variant,
                 rank: cell.rank,
@@ -490,7 +526,7 @@ fn groups(trials: Vec<Trial>, protocol: &Protocol) -> Result<Vec<Group>, Compari
                 trials: finished.into_iter().cloned().collect(),
                 diverged: diverged.iter().map(|trial| trial.seed).collect(),
                 only_tuned,
-                elsewhere: elsewhere.cloned().collect(),
+                elsewhere: elsewhere.into_iter().chain(diverged).cloned().collect(),
             })
         })
         .collect())

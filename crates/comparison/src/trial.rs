@@ -239,6 +239,7 @@ impl Trial {
 /// from its file.
 pub(crate) fn anywhere(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
     let mut recipe = recipe.clone();
+    recipe.output.keep = Some(recipe.keep());
     recipe.output.directory = PathBuf::from(RUNS);
     as_read(&recipe)
 }

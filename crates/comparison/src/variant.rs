@@ -41,6 +41,13 @@ impl Variant {
         (position.unwrap_or(Method::ALL.len()), modifiers, scale)
     }
 
+    /// What it comes to on a recipe.
+    pub(crate) fn as_of(self, recipe: &Recipe) -> Recipe {
+        let mut recipe = self.applied_to(recipe);
+        recipe.adapter.gradient_scale.get_or_insert(1.0);
+        recipe
+    }
+
     /// The recipe with this in the place of its own method. Keys that only
     /// another method has are left out; rank and alpha stay.
     pub(crate) fn applied_to(self, recipe: &Recipe) -> Recipe {

@@ -360,7 +360,7 @@ fn runs_of_another_recipe_are_not_compared() {
 fn what_cannot_be_compared_is_refused_before_the_first_run() {
     let out = tempfile::tempdir().unwrap();
     type Change = fn(&mut Comparison);
-    let cases: [(Change, &str); 6] = [
+    let cases: [(Change, &str); 9] = [
         (
             |c| c.recipe.data.train = "missing.jsonl".into(),
             "missing.jsonl",
@@ -370,6 +370,12 @@ fn what_cannot_be_compared_is_refused_before_the_first_run() {
             |c| c.recipe.training.evaluate_every = 0,
             "set `training.evaluate_every`",
         ),
+        (
+            |c| c.recipe.training.patience = Some(2),
+            "`training.patience`",
+        ),
+        (|c| c.tuning_seeds = 3, "more seeds are to choose"),
+        (|c| c.refine = Some(1.0), "between 1.05 and 1000"),
         (|c| c.rates.clear(), "there is no learning rate"),
         (|c| c.rates.push(f64::NAN), "learning_rate"),
         (|c| c.ranks.push(0), "rank"),

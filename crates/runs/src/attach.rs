@@ -75,8 +75,13 @@ pub(crate) enum AdapterStart<'a> {
 /// those of the first step, if they are no more than this.
 const GRADIENT_BATCHES: usize = 8;
 
-/// How many micro-batches of the run a start by the gradient looks at.
+/// How many micro-batches of the run its start looks at; 0 unless it is by the gradient.
 pub(crate) fn gradient_batches(recipe: &Recipe, n_batches: usize) -> usize {
+    let adapter = &recipe.adapter;
+    let is_used = !adapter.everything && adapter.from.is_none();
+    if !is_used || !adapter.config.method.is_of_gradient() {
+        return 0;
+    }
     let n = recipe.adapter.gradient_batches;
     let n = n.unwrap_or(recipe.training.accumulation.min(GRADIENT_BATCHES));
     n.min(n_batches).max(1)

@@ -76,7 +76,7 @@ pub(crate) fn card(
         summary.tokens
     ));
     line(format_args!(
-        "| learning rate | {:e}, {:?}{} |\n",
+        "| learning rate | {}, {:?}{} |\n",
         recipe.training.learning_rate,
         recipe.training.schedule,
         recipe

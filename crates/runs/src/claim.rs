@@ -126,6 +126,14 @@ impl Claim {
         &self.directory
     }
 
+    /// The recipe of a run that has begun.
+    pub(crate) fn known(&self) -> Result<Option<Recipe>, RunError> {
+        if self.found != Contents::Something {
+            return Ok(None);
+        }
+        self.directory.known()
+    }
+
     /// What has changed in the recipe of a run that has begun; `None` if it has
     /// not. To be asked before anything is read.
     ///
@@ -221,8 +229,10 @@ impl Claim {
         }
         Ok(match whole {
             Some(from) => {
-                if other_length {
-                    tell_rate(recipe, &from, total, ended.is_some(), observer);
+                if changes.iter().any(Change::is_steps) {
+                    // One that stopped early was to be longer.
+                    let ended = ended.as_ref().is_some_and(|ended| !ended.stopped_early);
+                    tell_rate(recipe, &from, total, ended, observer);
                 }
                 Next::GoOn {
                     from,

@@ -27,6 +27,15 @@ pub struct MemoryEstimate {
     pub logits: u64,
     /// The program, its data and its threads, where they share the memory.
     pub process: u64,
+    /// What a start along the gradient holds before the first step, at its peak, in
+    /// the place of what training holds; 0 for other starts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub start: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// What an estimate follows from.
@@ -54,6 +63,10 @@ pub(crate) struct Workload {
     /// Whether products with packed matrices are of bfloat16.
     pub(crate) rounds: bool,
     pub(crate) recompute: Recompute,
+    /// Whether the learning rate is looked for before the first step.
+    pub(crate) finds_rate: bool,
+    /// Micro-batches whose gradient the adapter starts along.
+    pub(crate) gradient_batches: usize,
     /// Whether the device has memory of its own, and no kernels of ours.
     pub(crate) accelerator: bool,
     pub(crate) rows: usize,
@@ -75,6 +88,10 @@ impl Workload {
         let mut each = 16 + 4 * u64::from(self.micro_batches.max(1).ilog2());
         if self.keeps_start {
             each += 4;
+        }
+        if self.finds_rate {
+            // The start and its first gradients, while another rate is tried.
+            each += 8;
         }
         each * self.counts.trained as u64 + UPDATE * self.counts.largest_trained as u64 * 4
     }
@@ -222,9 +239,10 @@ impl MemoryEstimate {
                 (n(mixed), per_token + of_experts(experts, d, element))
             }
         };
+        let of_block = dense.max(mixed);
         let activations = match load.recompute {
             Recompute::None => tokens * ((layers - mixed_layers) * dense + mixed_layers * mixed),
-            Recompute::Blocks => tokens * (layers * d * element + dense.max(mixed)),
+            Recompute::Blocks => tokens * (layers * d * element + of_block),
         } + 2 * tokens * d * element;
 
         // Backward of the feed-forward network: three gradients of its width and two of the
@@ -279,7 +297,27 @@ impl MemoryEstimate {
         } else {
             load.packed.bytes
         };
+        // Each block's input for all micro-batches, one block's graph, and the gradients of its
+        // weights: of one at a time if there is one micro-batch.
+        let start = if load.gradient_batches == 0 {
+            0
+        } else {
+            let block = 2 * d * q + 2 * d * kv + of_mlp / inner.max(1) * d * inner;
+            let held = if load.gradient_batches > 1 {
+                block
+            } else {
+                d * inner.max(d)
+            };
+            let inputs = n(load.gradient_batches) * tokens * (layers + 1) * d * element;
+            let head = if counts.adapted_output {
+                n(config.vocab_size) * d
+            } else {
+                0
+            };
+            inputs + tokens * of_block + 4 * held.max(head) + workspace.max(logits)
+        };
         Self {
+            start,
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
             trained: load.of_what_trains(),
             activations,
@@ -295,11 +333,8 @@ impl MemoryEstimate {
 
     /// The peak. The workspace and the logits are not there at the same time.
     pub fn total(&self) -> u64 {
-        self.weights
-            + self.trained
-            + self.activations
-            + self.workspace.max(self.logits)
-            + self.process
+        let training = self.trained + self.activations + self.workspace.max(self.logits);
+        self.weights + training.max(self.start) + self.process
     }
 }
 
@@ -312,6 +347,7 @@ impl std::fmt::Display for MemoryEstimate {
             workspace,
             logits,
             process,
+            start,
         } = *self;
         write!(
             f,
@@ -325,6 +361,9 @@ impl std::fmt::Display for MemoryEstimate {
         )?;
         if process > 0 {
             write!(f, ", program and data {}", size(process))?;
+        }
+        if start > 0 {
+            write!(f, ", before the first step {} for the start", size(start))?;
         }
         f.write_str(")")
     }

@@ -17,6 +17,9 @@ pub(crate) struct Ended {
     fingerprint: String,
     /// Steps made.
     pub(crate) steps: usize,
+    /// Whether its patience had come to its end.
+    #[serde(default)]
+    pub(crate) stopped_early: bool,
 }
 
 impl Ended {

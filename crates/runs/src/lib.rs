@@ -36,9 +36,11 @@ mod error;
 mod estimate;
 mod events;
 mod failure;
+mod find_rate;
 mod finished;
 #[cfg(test)]
 mod golden_tests;
+mod judge;
 mod learner;
 mod measures;
 mod memory;

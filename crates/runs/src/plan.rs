@@ -251,6 +251,13 @@ impl std::fmt::Display for Forecast {
             "logits         {}, not at the same time",
             size(memory.logits)
         )?;
+        if memory.start > 0 {
+            writeln!(
+                f,
+                "start          {}, before the first step, in the place of what training holds",
+                size(memory.start)
+            )?;
+        }
         if memory.process > 0 {
             writeln!(f, "program, data  {}", size(memory.process))?;
         }

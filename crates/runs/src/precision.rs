@@ -137,6 +137,7 @@ impl Recipe {
         let mut recipe = self.clone();
         recipe.model.dtype = Some(base);
         recipe.model.compute_dtype = Some(compute);
+        recipe.output.keep = Some(self.keep());
         recipe
             .training
             .pad_to_multiple_of

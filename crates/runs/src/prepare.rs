@@ -1,16 +1,21 @@
 //! Everything that is known of a run before its weights are in memory.
 
+use std::sync::Arc;
+
 use burn::tensor::Device;
 use olora_adapter::{Kind, PeftAdapter, is_saved_with, params};
 use olora_data::{Corpus, Padding, Tokenizer};
 use olora_model::{ModelConfig, Packing, Products, drawn_matrices, packed_matrices};
+use olora_training::Decay;
 
 use crate::{
     Event, MemoryEstimate, Observer, Precision, Recipe, RunError,
+    attach::gradient_batches,
     counts::Counts,
     estimate::{PackedShare, Workload},
+    judge::Judge,
     learner::keeps_start,
-    recipe::Weights,
+    recipe::{Rate, Weights},
     resize::{check_from, resized},
     run_data::{Data, fingerprint},
     start_from::{filled_in, fingerprint_with},
@@ -27,9 +32,11 @@ pub(crate) struct Prepared {
     pub(crate) precision: Precision,
     /// The adapter that the run starts from, if not afresh.
     pub(crate) from: Option<PeftAdapter>,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) data: Data,
     pub(crate) padding: Padding,
+    /// The tasks that are scored on the way.
+    pub(crate) judge: Option<Judge>,
     pub(crate) steps: Steps,
     /// As they follow from the recipe.
     pub(crate) counts: Counts,
@@ -104,6 +111,8 @@ impl Prepared {
         for note in notes.chain(tokenizer.note_of_rows()) {
             observer.on(&Event::Note(note));
         }
+        let tokenizer = Arc::new(tokenizer);
+        let judge = Judge::new(&recipe, &config, &tokenizer, accelerator)?;
         let data = Data::load(&recipe, &tokenizer, observer)?;
         data.check_against(&config, &tokenizer)?;
         let padding = Padding {
@@ -118,6 +127,16 @@ impl Prepared {
                 "training.warmup_steps = {} is no less than the run's {} steps: shortened to {warmup}, so that \
                  learning_rate is reached",
                 training.warmup_steps, steps.total
+            )));
+        }
+        let (decay, left) = (
+            training.decay(steps.total),
+            steps.total.saturating_sub(warmup),
+        );
+        if training.schedule == Decay::Wsd && decay > left {
+            observer.on(&Event::Note(format!(
+                "training.decay_steps = {decay} is more than the {left} steps that are left after warm-up: the decay \
+                 begins after it"
             )));
         }
         let counts = Counts::expected(&recipe, &config)?;
@@ -149,6 +168,7 @@ impl Prepared {
             tokenizer,
             data,
             padding,
+            judge,
             steps,
             counts,
             packed,
@@ -187,6 +207,8 @@ impl Prepared {
             compute: self.precision.of_activations(),
             rounds: self.precision.in_bf16 == Some(Products::Rounded),
             recompute: recipe.training.recompute,
+            finds_rate: recipe.training.learning_rate == Rate::Auto,
+            gradient_batches: gradient_batches(recipe, self.steps.n_batches),
             accelerator: self.accelerator,
             rows: self.steps.largest.n_rows,
             seq: self.steps.largest.seq_len,

@@ -6,8 +6,10 @@ mod data;
 mod differences;
 mod objective;
 mod parse;
+mod rate;
 mod resize;
 mod resuming;
+mod tasks;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -22,7 +24,9 @@ pub use self::{
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
     objective::{Method as ObjectiveMethod, ObjectiveSection, PairLoss},
+    rate::Rate,
     resize::ResizeEmbeddings,
+    tasks::{BestBy, TasksSection},
 };
 pub(crate) use self::{
     differences::{Change, changes},
@@ -55,6 +59,9 @@ pub struct Recipe {
     /// The loop.
     #[serde(default)]
     pub training: TrainingSection,
+    /// What the run is scored on at each evaluation.
+    #[serde(default, skip_serializing_if = "TasksSection::is_default")]
+    pub tasks: TasksSection,
     /// Prompts answered before and after.
     #[serde(default)]
     pub samples: SamplesSection,
@@ -74,6 +81,15 @@ impl Recipe {
         } else {
             self.model.quantize
         }
+    }
+
+    /// Which weights are the result: those of the last step, or, if training stops
+    /// early, the best.
+    pub fn keep(&self) -> Keep {
+        self.output.keep.unwrap_or(match self.training.patience {
+            None => Keep::Last,
+            Some(_) => Keep::Best,
+        })
     }
 
     /// What is minimised.
@@ -181,8 +197,8 @@ pub struct TrainingSection {
     pub batch_size: usize,
     /// Micro-batches per step; the result is that of one large batch.
     pub accumulation: usize,
-    /// The highest learning rate.
-    pub learning_rate: f64,
+    /// The highest learning rate, or `"auto"`.
+    pub learning_rate: Rate,
     /// Where the schedule ends.
     pub min_learning_rate: f64,
     /// `LoRA+` (Hayou et al. 2024, arXiv 2402.12354): `B` learns at this many
@@ -194,6 +210,10 @@ pub struct TrainingSection {
     pub warmup_steps: usize,
     /// The decay after warm-up.
     pub schedule: Decay,
+    /// Steps of decay at the end, with `schedule = "wsd"`; a fifth of the run's if
+    /// not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<usize>,
     /// The update rule.
     pub optimizer: OptimizerKind,
     /// Decoupled weight decay.
@@ -210,6 +230,13 @@ pub struct TrainingSection {
     pub log_every: usize,
     /// Steps between evaluations; 0 evaluates only before and after.
     pub evaluate_every: usize,
+    /// Training stops after so many evaluations without a better one; never if not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// What an evaluation is better by, for `patience` and `output.keep = "best"`.
+    #[serde(skip_serializing_if = "BestBy::is_loss")]
+    pub best_by: BestBy,
     /// Steps between checkpoints; 0 writes only the last.
     pub checkpoint_every: usize,
     /// How many checkpoints to keep.
@@ -230,11 +257,12 @@ impl Default for TrainingSection {
             epochs: None,
             batch_size: 4,
             accumulation: 1,
-            learning_rate: 2e-4,
+            learning_rate: Rate::Value(2e-4),
             min_learning_rate: 0.0,
             loraplus_ratio: None,
             warmup_steps: 10,
             schedule: Decay::Cosine,
+            decay_steps: None,
             optimizer: OptimizerKind::Adamw,
             weight_decay: 0.0,
             beta1: 0.9,
@@ -243,6 +271,8 @@ impl Default for TrainingSection {
             max_grad_norm: 1.0,
             log_every: 10,
             evaluate_every: 100,
+            patience: None,
+            best_by: BestBy::Loss,
             checkpoint_every: 100,
             keep_checkpoints: 2,
             pad_to_multiple_of: None,
@@ -255,12 +285,18 @@ impl TrainingSection {
     /// The learning rate over a run of `total_steps`.
     pub fn learning_rate(&self, total_steps: usize) -> LearningRate {
         LearningRate {
-            peak: self.learning_rate,
+            peak: self.learning_rate.or_usual(),
             min: self.min_learning_rate,
             warmup_steps: self.warmup(total_steps),
             total_steps,
             decay: self.schedule,
+            decay_steps: self.decay(total_steps),
         }
+    }
+
+    /// Steps of decay at the end of a run of `total_steps`, with `schedule = "wsd"`.
+    pub fn decay(&self, total_steps: usize) -> usize {
+        self.decay_steps.unwrap_or(total_steps.div_ceil(5))
     }
 
     /// Steps of warm-up in a run of `total_steps`: those asked for, if the run
@@ -301,8 +337,9 @@ pub enum Keep {
     /// Those of the last step.
     #[default]
     Last,
-    /// Those with the lowest validation loss, of all evaluations after the
-    /// first step. Samples are still of the last step.
+    /// Those with the lowest validation loss, or the highest score on the task of
+    /// `training.best_by`, of all evaluations after the first step. Samples are
+    /// still of the last step.
     Best,
 }
 
@@ -312,8 +349,10 @@ pub enum Keep {
 pub struct OutputSection {
     /// Runs are made in here, relative to the working directory.
     pub directory: PathBuf,
-    /// Which weights are the result.
-    pub keep: Keep,
+    /// Which weights are the result; see [`Recipe::keep`] for what it is if not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// With `adapter.method = "none"`: the number format of the saved model;
     /// float32 if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -324,7 +363,7 @@ impl Default for OutputSection {
     fn default() -> Self {
         Self {
             directory: PathBuf::from("runs"),
-            keep: Keep::Last,
+            keep: None,
             dtype: None,
         }
     }

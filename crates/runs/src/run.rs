@@ -13,7 +13,9 @@ use crate::{
     Event, Observer, Recipe, RunError, Summary, TrainOptions,
     claim::{Asked, Claim, Next},
     failure::failure_context,
+    find_rate::find_rate,
     prepare::{Prepared, Resolved},
+    recipe::Rate,
     run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
@@ -44,13 +46,32 @@ pub fn train(
     failure.guard(|| {
         let ranks = options.ranks.clone();
         ranks.block(recipe)?;
+        if ranks.n() > 1 && recipe.training.learning_rate == Rate::Auto {
+            return Err(RunError::Recipe {
+                recipe: "training.learning_rate = \"auto\"".to_owned(),
+                reason: format!(
+                    "{} processes do not look for a learning rate: have one process begin the run, which \
+                     says what it has found, and give the number",
+                    ranks.n()
+                ),
+            });
+        }
         // For this process alone, until the run has ended; of several, for the first.
         let claim = ranks
             .leads()
             .then(|| Claim::new(recipe, options.start, &**observer));
         let claim = claim.transpose()?;
         let accelerator = options.device.accelerator;
-        let resolved = Resolved::new(recipe, device, accelerator, &**observer)?;
+        let mut resolved = Resolved::new(recipe, device, accelerator, &**observer)?;
+        if let Some(known) = claim.as_ref().map(Claim::known).transpose()?.flatten() {
+            // What was found, or followed from other keys, when the run began.
+            if recipe.training.learning_rate == Rate::Auto {
+                resolved.recipe.training.learning_rate = known.training.learning_rate;
+            }
+            if recipe.output.keep.is_none() {
+                resolved.recipe.output.keep = known.output.keep;
+            }
+        }
         let changes = match &claim {
             Some(claim) => claim.check(&resolved.recipe)?,
             None => None,
@@ -93,6 +114,14 @@ pub fn train(
         let loaded = Loaded::new(&prepared, device, &**observer)?;
         let attached = loaded.attach(begin.layer_ranks.as_ref(), &**observer)?;
         failure.expect(&attached.memory);
+        let attached = if prepared.recipe.training.learning_rate == Rate::Auto {
+            let found = find_rate(&attached, &**observer)?;
+            let parts = attached.into_parts();
+            prepared.recipe.training.learning_rate = Rate::Value(found);
+            parts.with(&prepared)
+        } else {
+            attached
+        };
         let session = Session::new(attached, directory, &begin, fingerprint, &options)?;
         session.run(began, device, options, &sampler, &failure, observer)
     })

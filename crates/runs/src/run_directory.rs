@@ -121,6 +121,13 @@ impl RunDirectory {
         self.forget_after(step)
     }
 
+    /// The recipe of a run that has begun.
+    pub(crate) fn known(&self) -> Result<Option<Recipe>, RunError> {
+        let path = self.path().join(RECIPE);
+        let there = path.exists().then(|| Recipe::load(&path, &[]));
+        there.transpose()
+    }
+
     /// What has changed in the recipe since the run was started with it, if it
     /// was: it may have been stopped before it had written one.
     ///

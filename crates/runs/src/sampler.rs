@@ -9,22 +9,19 @@ use olora_model::{Llama, Sampling, generate};
 use crate::{Event, Observer, RunError, prepare::Prepared};
 
 /// Answers the recipe's prompts.
-pub(crate) struct Sampler<'a> {
+pub(crate) struct Sampler {
     /// Each prompt as written and as tokens.
-    prompts: Vec<(&'a str, Vec<u32>)>,
+    prompts: Vec<(String, Vec<u32>)>,
     max_new_tokens: usize,
     stop: Vec<u32>,
-    tokenizer: &'a Tokenizer,
-    observer: &'a Arc<dyn Observer>,
+    tokenizer: Arc<Tokenizer>,
+    observer: Arc<dyn Observer>,
 }
 
-impl<'a> Sampler<'a> {
+impl Sampler {
     /// Encodes the prompts, so that a bad one, or one that leaves too few
     /// positions for an answer, is refused before training.
-    pub(crate) fn new(
-        prepared: &'a Prepared,
-        observer: &'a Arc<dyn Observer>,
-    ) -> Result<Self, RunError> {
+    pub(crate) fn new(prepared: &Prepared, observer: &Arc<dyn Observer>) -> Result<Self, RunError> {
         let Prepared {
             recipe,
             config,
@@ -40,7 +37,7 @@ impl<'a> Sampler<'a> {
                 .check_prompt(ids.len())
                 .and_then(|()| config.check_generation(ids.len(), recipe.samples.max_new_tokens))
                 .map_err(|error| RunError::mismatch(format!("`samples.prompts`: {error}")))?;
-            Ok((prompt.as_str(), ids))
+            Ok((prompt.clone(), ids))
         });
         let stop = tokenizer.stop_ids_with(&config.eos_token_ids);
         if !recipe.samples.prompts.is_empty()
@@ -52,8 +49,8 @@ impl<'a> Sampler<'a> {
             prompts: prompts.collect::<Result<_, _>>()?,
             max_new_tokens: recipe.samples.max_new_tokens,
             stop,
-            tokenizer,
-            observer,
+            tokenizer: Arc::clone(tokenizer),
+            observer: Arc::clone(observer),
         })
     }
 
@@ -69,7 +66,7 @@ impl<'a> Sampler<'a> {
                 generate(&llama, ids, self.max_new_tokens, &greedy, &self.stop, go_on)?;
             tokens.retain(|token| !self.stop.contains(token));
             let text = self.tokenizer.decode(&tokens, true)?;
-            let prompt = (*prompt).to_owned();
+            let prompt = prompt.clone();
             self.observer.on(&Event::Sample { when, prompt, text });
         }
         Ok(())

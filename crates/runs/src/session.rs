@@ -24,6 +24,7 @@ use crate::{
     checkpoint::{self, Whole},
     claim::Next,
     finished::SUMMARY,
+    judge::TASKS,
     learner::{optimizer, passes, run_learner},
     prepare::Prepared,
     ranks::{Ranks, Start},
@@ -85,8 +86,10 @@ impl<'a> Session<'a> {
         let last_checkpoint = begin.checkpoint.clone();
         let (state, trainee, optimizer) = match &begin.next {
             Next::Begin => {
+                let task = recipe.training.best_by.task();
                 let state = RunState {
                     fingerprint,
+                    best_by: task.map(|task| format!("{TASKS}{}", task.as_str())),
                     ..RunState::default()
                 };
                 directory.begin(recipe)?;
@@ -150,7 +153,7 @@ impl<'a> Session<'a> {
         began: Instant,
         device: &Device,
         options: TrainOptions,
-        sampler: &Sampler<'_>,
+        sampler: &Sampler,
         failure: &FailureContext,
         observer: &Arc<dyn Observer>,
     ) -> Result<Summary, RunError> {
@@ -272,12 +275,13 @@ impl<'a> Session<'a> {
             training: recipe.training.clone(),
             passes: self.passes,
             seed: recipe.seed,
-            keep: recipe.output.keep,
+            keep: recipe.keep(),
             total_steps: steps.total,
             device: self.trainee.llama.device(),
             accelerator,
             failure: failure.clone(),
             has_validation: data.validation.is_some(),
+            judge: self.prepared.judge.clone(),
             directory: self.directory,
             ranks: self.ranks,
             last_checkpoint: self.last_checkpoint,

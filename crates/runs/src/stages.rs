@@ -88,6 +88,62 @@ pub(crate) struct Attached<'a> {
     pub(crate) seconds: f64,
 }
 
+/// The same without what was known before.
+pub(crate) struct Parts {
+    llama: Llama,
+    schedule: Schedule,
+    counts: Counts,
+    ranks: BTreeMap<String, usize>,
+    memory: MemoryEstimate,
+    seconds: f64,
+}
+
+impl Attached<'_> {
+    /// Lets go of what was known before, so that it may be told what has been found.
+    pub(crate) fn into_parts(self) -> Parts {
+        let Self {
+            llama,
+            schedule,
+            counts,
+            ranks,
+            memory,
+            seconds,
+            ..
+        } = self;
+        Parts {
+            llama,
+            schedule,
+            counts,
+            ranks,
+            memory,
+            seconds,
+        }
+    }
+}
+
+impl Parts {
+    /// Together again.
+    pub(crate) fn with(self, prepared: &Prepared) -> Attached<'_> {
+        let Self {
+            llama,
+            schedule,
+            counts,
+            ranks,
+            memory,
+            seconds,
+        } = self;
+        Attached {
+            prepared,
+            llama,
+            schedule,
+            counts,
+            ranks,
+            memory,
+            seconds,
+        }
+    }
+}
+
 fn ranks(llama: &Llama) -> BTreeMap<String, usize> {
     let layers = factors(llama).into_iter();
     layers

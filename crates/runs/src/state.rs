@@ -21,6 +21,10 @@ pub(crate) struct RunState {
     /// objective measures anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_measures: Vec<BTreeMap<String, f64>>,
+    /// The measure that the best evaluation is the highest in; the loss, the lowest
+    /// of which is best, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) best_by: Option<String>,
     /// What has happened since the last logged line.
     pub(crate) window: Window,
     /// Training loss of the last logged line.
@@ -45,12 +49,54 @@ pub(crate) struct Window {
 
 impl RunState {
     /// The trained step with the lowest validation loss, the first of equals.
+    ///
+    /// By a task, it is the one with the highest score, with its loss.
     pub(crate) fn best(&self) -> Option<(usize, f64)> {
-        self.validation
-            .iter()
-            .copied()
-            .filter(|(step, _)| *step > 0)
-            .reduce(|best, next| if next.1 < best.1 { next } else { best })
+        let trained = self.validation.iter().zip(0..);
+        let trained = trained.filter(|((step, _), _)| *step > 0);
+        // What is to be low.
+        let value = |place: usize, loss: f64| match &self.best_by {
+            None => loss,
+            Some(name) => self
+                .score(place, name)
+                .map_or(f64::INFINITY, |score| -score),
+        };
+        trained
+            .map(|(&(step, loss), place)| (step, loss, value(place, loss)))
+            .reduce(|best, next| if next.2 < best.2 { next } else { best })
+            .map(|(step, loss, _)| (step, loss))
+    }
+
+    /// What was measured under this name at an evaluation.
+    fn score(&self, place: usize, name: &str) -> Option<f64> {
+        self.validation_measures.get(place)?.get(name).copied()
+    }
+
+    /// What the best evaluation is best in, for people.
+    pub(crate) fn best_in_words(&self) -> String {
+        let Some((step, loss)) = self.best() else {
+            return "none".to_owned();
+        };
+        match &self.best_by {
+            None => format!("a lower validation loss than {loss:.4}, after step {step}"),
+            Some(name) => {
+                let place = self.validation.iter().position(|(at, _)| *at == step);
+                let score = place.and_then(|place| self.score(place, name));
+                format!(
+                    "a higher {name} than {:.4}, after step {step}",
+                    score.unwrap_or(f64::NAN)
+                )
+            }
+        }
+    }
+}
+
+impl RunState {
+    /// Evaluations since the one with the lowest validation loss.
+    pub(crate) fn unimproved(&self) -> usize {
+        let best = self.best().map_or(usize::MAX, |(step, _)| step);
+        let steps = self.validation.iter().map(|(step, _)| *step);
+        steps.filter(|step| *step > best).count()
     }
 }
 
@@ -59,6 +105,8 @@ impl RunState {
 pub(crate) struct Outcome {
     pub(crate) state: RunState,
     pub(crate) interrupted: bool,
+    /// Whether the validation loss had ceased to fall.
+    pub(crate) stopped_early: bool,
     /// The most memory that the device's allocator held at a logged line.
     pub(crate) peak_device_memory: Option<u64>,
     /// What the first step took, on a device that makes kernels.

@@ -22,7 +22,6 @@ use burn::{
     },
 };
 use olora_data::Batch;
-
 use olora_training::{
     FailureContext, Passes, StepResult, TrainError, caught, means, step_together,
 };
@@ -32,6 +31,7 @@ use crate::step_work;
 use crate::{
     Event, Observer, RunError, StepReport, checkpoint,
     claim::untidy,
+    judge::Judge,
     memory::{device_reserved_bytes, peak_resident_bytes},
     rank_times::{RankTimes, Slow},
     ranks::Ranks,
@@ -62,6 +62,8 @@ pub(crate) struct StepStrategy {
     /// What is known if the device fails.
     pub(crate) failure: FailureContext,
     pub(crate) has_validation: bool,
+    /// The tasks that are scored with each evaluation, if there are any.
+    pub(crate) judge: Option<Judge>,
     pub(crate) directory: RunDirectory,
     /// The processes that make the run together.
     pub(crate) ranks: Ranks,
@@ -131,6 +133,16 @@ struct Run<'a> {
     first_step_seconds: Option<f64>,
 }
 
+/// What is told of a run whose patience has come to its end.
+fn stopped(state: &RunState, patience: Option<usize>) -> String {
+    format!(
+        "stopped early after step {}: none of the last {} evaluations has {}",
+        state.step,
+        patience.unwrap_or_default(),
+        state.best_in_words()
+    )
+}
+
 /// A step that the host has not looked at yet.
 struct Unread {
     step: usize,
@@ -151,8 +163,14 @@ impl Run<'_> {
             self.evaluate()?;
         }
         let mut clock = Instant::now();
-        let mut interrupted = false;
-        while self.state.step < total {
+        let (mut interrupted, mut stopped_early) = (false, false);
+        // It may have been stopped between that and its summary.
+        let waited = |patience| self.state.step > 0 && self.state.unimproved() >= patience;
+        if training.patience.is_some_and(waited) && self.state.step < total {
+            stopped_early = true;
+            self.tell_stopped();
+        }
+        while self.state.step < total && !stopped_early {
             if let Some(error) = self.interrupter.error() {
                 return Err(RunError::burn(&error));
             }
@@ -163,9 +181,12 @@ impl Run<'_> {
             let evaluation_due =
                 strategy.has_validation && (last || every(training.evaluate_every));
             let log_due = last || every(training.log_every);
+            // The last evaluation that patience may have, which has a checkpoint if it is.
+            let may_end = |patience: usize| self.state.unimproved() + 1 >= patience;
+            let may_end = evaluation_due && training.patience.is_some_and(may_end);
             // The optimiser's state can only be had during an update: whoever is asked to stop ends with
             // the update that all ranks are about to make.
-            interrupted = self.step(&mut batches, checkpoint_due)?;
+            interrupted = self.step(&mut batches, checkpoint_due || may_end)?;
             let checkpoint_due = checkpoint_due || interrupted;
             if strategy.accelerator && self.first_step_seconds.is_none() {
                 // The one wait that nothing else asks for: what the kernels cost is to be seen.
@@ -193,17 +214,26 @@ impl Run<'_> {
                 if evaluation_due {
                     self.evaluate()?;
                 }
-                if checkpoint_due {
+                let waited = |patience| self.state.unimproved() >= patience;
+                stopped_early = may_end && training.patience.is_some_and(waited) && !last;
+                if checkpoint_due || stopped_early {
                     self.checkpoint()?;
+                } else if may_end {
+                    // What was captured for it is not needed.
+                    let _ = self.learner.model().tap().take();
                 }
                 clock = Instant::now();
+            }
+            if stopped_early {
+                self.tell_stopped();
+                break;
             }
             if interrupted {
                 break;
             }
         }
         // An interruption during the last step changed nothing.
-        let interrupted = interrupted && self.state.step < total;
+        let interrupted = interrupted && self.state.step < total && !stopped_early;
         if interrupted {
             strategy.observer.on(&Event::Interrupted(self.state.step));
         } else if strategy.keep == Keep::Last {
@@ -214,9 +244,15 @@ impl Run<'_> {
         Ok(Outcome {
             state: self.state.clone(),
             interrupted,
+            stopped_early,
             peak_device_memory: self.peak_device_memory,
             first_step_seconds: self.first_step_seconds,
         })
+    }
+
+    fn tell_stopped(&self) {
+        let note = stopped(&self.state, self.strategy.training.patience);
+        self.strategy.observer.on(&Event::Note(note));
     }
 
     /// One optimiser step over `accumulation` micro-batches. Returns whether any
@@ -372,7 +408,7 @@ impl Run<'_> {
         let passes = &self.strategy.passes;
         let exchange = self.strategy.ranks.exchange();
         let evaluation = passes.evaluate_together(exchange, &model.llama, self.valid.iter());
-        let evaluation = evaluation.map_err(|error| match error {
+        let mut evaluation = evaluation.map_err(|error| match error {
             TrainError::NotFinite { value, first } => RunError::NotFinite {
                 what: "validation loss",
                 first: Some(first),
@@ -382,6 +418,11 @@ impl Run<'_> {
             },
             other => other.into(),
         })?;
+        if let Some(judge) = &self.strategy.judge {
+            evaluation
+                .measures
+                .extend(judge.scores(exchange, &model.llama)?);
+        }
         self.state.validation.push((step, evaluation.loss));
         if !evaluation.measures.is_empty() {
             let measures = evaluation.measures.clone();

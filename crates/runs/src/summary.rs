@@ -29,6 +29,10 @@ pub struct Summary {
     pub fingerprint: String,
     /// Steps made.
     pub steps: usize,
+    /// Whether training stopped before its last step, since the validation loss
+    /// had ceased to fall.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
     /// Training loss of the last logged stretch.
     pub train_loss: Option<f64>,
     /// Validation loss before the first step.
@@ -120,6 +124,7 @@ impl Summary {
             finished: !outcome.interrupted,
             fingerprint: printed(state.fingerprint),
             steps: state.step,
+            stopped_early: outcome.stopped_early,
             train_loss: state.last_loss,
             validation_loss_before: before.map(|(_, loss)| *loss),
             validation_loss: state.validation.last().map(|(_, loss)| *loss),

@@ -111,7 +111,7 @@ impl TrainedRun {
         }
         let recipe = self.recipe()?;
         let shown = self.directory.display();
-        if has_result && recipe.output.keep == Keep::Best {
+        if has_result && recipe.keep() == Keep::Best {
             let mut adapter = PeftAdapter::read(&result)?;
             adapter.notes.push(format!(
                 "the run in {shown} has not finished: its best weights so far are used"
@@ -139,14 +139,14 @@ impl TrainedRun {
         if self.checkpoint.is_some() || !result.join(CONFIG_FILE).exists() {
             return self.newest(&recipe)?.ok_or_else(|| self.nothing());
         }
-        let last = match recipe.output.keep {
+        let last = match recipe.keep() {
             Keep::Last => Some(ended.steps),
             Keep::Best => ended.best_step,
         };
         let (whole, _) = checkpoint::newest_whole(&self.directory.join("checkpoints"))?;
         match whole.filter(|whole| !ended.finished || last == Some(whole.state.step)) {
             Some(whole) if ended.finished => self.of(&whole, &recipe),
-            Some(_) if recipe.output.keep == Keep::Last => {
+            Some(_) if recipe.keep() == Keep::Last => {
                 self.newest(&recipe)?.ok_or_else(|| self.nothing())
             }
             _ => {

@@ -83,6 +83,29 @@ pub fn for_each_gradient<M: Module>(
     visit_params(module, &mut Each { grads, on });
 }
 
+/// The same gradients once more: an update takes them.
+pub fn copied<M: Module>(module: &M, grads: &GradientsParams) -> GradientsParams {
+    let mut copy = Copied {
+        grads,
+        copy: GradientsParams::new(),
+    };
+    module.visit(&mut copy);
+    copy.copy
+}
+
+struct Copied<'a> {
+    grads: &'a GradientsParams,
+    copy: GradientsParams,
+}
+
+impl ModuleVisitor for Copied<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            self.copy.register(param.id, grad);
+        }
+    }
+}
+
 struct Each<'a, F> {
     grads: &'a GradientsParams,
     on: F,

@@ -65,7 +65,7 @@ pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate, evaluate_together};
 pub use exchange::{Exchange, ExchangeError, Local, share};
 pub use failure::{DeviceErrors, FailureContext, on_device};
-pub use gradients::{average_and_clip, for_each_gradient};
+pub use gradients::{average_and_clip, copied, for_each_gradient};
 pub use kto::Kto;
 pub use objective::{CrossEntropy, HeadShape, Loss, Measure, Objective, Outputs, means};
 pub use panics::{caught, listening, record_panics};

@@ -20,6 +20,11 @@ pub enum Decay {
     Linear,
     /// No decay.
     Constant,
+    /// Warm-up, stable, decay: constant, and at the end of the run a straight line
+    /// down to the minimum (Hu et al. 2024, arXiv 2404.06395; Hägele et al. 2024,
+    /// arXiv 2405.18392). A run of another length differs from this one in its
+    /// end alone.
+    Wsd,
 }
 
 /// Linear warm-up, then a decay. A function of the step alone, so a resumed
@@ -36,6 +41,9 @@ pub struct LearningRate {
     pub total_steps: usize,
     /// The decay.
     pub decay: Decay,
+    /// Steps of it at the end of the run, of [`Decay::Wsd`]; the others decay from
+    /// the end of warm-up on.
+    pub decay_steps: usize,
 }
 
 impl LearningRate {
@@ -44,12 +52,20 @@ impl LearningRate {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
-        let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
-        let done = step.saturating_sub(self.warmup_steps) as f64 / decay_steps as f64;
-        let done = done.min(1.0);
+        let after_warmup = self.total_steps.saturating_sub(self.warmup_steps);
+        let decay_steps = match self.decay {
+            Decay::Wsd => self.decay_steps.min(after_warmup),
+            _ => after_warmup,
+        };
+        let begin = self.total_steps.saturating_sub(decay_steps);
+        let done = match self.decay {
+            Decay::Wsd => step.saturating_sub(begin),
+            _ => step.saturating_sub(self.warmup_steps),
+        };
+        let done = (done as f64 / decay_steps.max(1) as f64).min(1.0);
         match self.decay {
             Decay::Constant => self.peak,
-            Decay::Linear => self.min + (self.peak - self.min) * (1.0 - done),
+            Decay::Linear | Decay::Wsd => self.min + (self.peak - self.min) * (1.0 - done),
             Decay::Cosine => self.min + (self.peak - self.min) * 0.5 * (1.0 + (PI * done).cos()),
         }
     }
@@ -131,7 +147,29 @@ mod tests {
             warmup_steps: 4,
             total_steps: 14,
             decay,
+            decay_steps: 4,
         }
+    }
+
+    #[test]
+    fn warm_up_stable_decay_falls_at_the_end_alone() {
+        let values: Vec<f64> = (9..=15).map(|step| rate(Decay::Wsd).at(step)).collect();
+        let expected = [1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1];
+        for (found, expected) in values.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{values:?}");
+        }
+        // A longer run is the same until the shorter one decays.
+        let longer = LearningRate {
+            total_steps: 30,
+            ..rate(Decay::Wsd)
+        };
+        assert!((1..=10).all(|step| longer.at(step) == rate(Decay::Wsd).at(step)));
+        // No longer than what is left after warm-up.
+        let short = LearningRate {
+            decay_steps: 100,
+            ..rate(Decay::Wsd)
+        };
+        assert_eq!(short.at(9), rate(Decay::Linear).at(9));
     }
 
     #[test]

@@ -150,7 +150,9 @@ impl Report {
             0 | 1 => format!("seed {tuning_seed}"),
             n => format!("{n} seeds, from {tuning_seed} on"),
         };
+        let all_tuned = self.groups.iter().all(|group| group.only_tuned);
         let apart = match tuning_seeds {
+            _ if all_tuned => "no other seed was run",
             0 => "that seed is among those averaged, which flatters every method",
             1 => "that seed is not among those that are averaged",
             _ => "those seeds are not among those that are averaged",
@@ -330,9 +332,24 @@ impl Report {
             let Some((_, theirs)) = reference else {
                 continue;
             };
-            for (group, trials) in &runs {
+            let finished = |trials: &[Trial]| -> Vec<Trial> {
+                let trials = trials.iter().filter(|trial| trial.diverged.is_none());
+                trials.cloned().collect()
+            };
+            let theirs = finished(theirs);
+            for (group, all) in &runs {
                 let itself = group.variant == self.reference;
-                let standing = self.standing_of(trials, theirs);
+                let trials = &finished(all);
+                let seeds = match all.len() - trials.len() {
+                    0 => trials.len().to_string(),
+                    n => format!("{}, {n} more diverged", trials.len()),
+                };
+                if trials.is_empty() {
+                    let rest = " |".repeat(5);
+                    writeln!(text, "| {rate:e} | {} | {seeds} |{rest}", group.variant)?;
+                    continue;
+                }
+                let standing = self.standing_of(trials, &theirs);
                 let standing = standing.as_ref();
                 let losses: Vec<f64> = trials.iter().map(Trial::last_loss).collect();
                 let areas: Vec<f64> = trials
@@ -343,9 +360,8 @@ impl Report {
                 let other = standing.filter(|_| !itself);
                 writeln!(
                     text,
-                    "| {rate:e} | {} | {} | {} | {} | {} | {} | {} |",
+                    "| {rate:e} | {} | {seeds} | {} | {} | {} | {} | {} |",
                     group.variant,
-                    trials.len(),
                     spread(&losses),
                     interval(other.and_then(|standing| standing.loss)),
                     spread(&areas),

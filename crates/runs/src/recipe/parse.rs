@@ -2,6 +2,7 @@
 //! model is in memory.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -11,8 +12,8 @@ use olora_model::Packing;
 use olora_training::Decay;
 
 use super::{
-    AdapterSection, Dtype, Keep, OptimizerKind, Recipe, ResizeEmbeddings, Trained, TrainingSection,
-    Weights,
+    AdapterSection, Dtype, Keep, OptimizerKind, Rate, Recipe, ResizeEmbeddings, Trained,
+    TrainingSection, Weights,
     bounds::{
         MAX_ACCUMULATION, MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LENGTH, MAX_NAME, MAX_NEW_TOKENS,
         MAX_PADDING, MAX_RHO, MAX_ROWS, MAX_SAMPLES, MAX_SEED, MAX_STEPS, MAX_WEIGHT, Problems,
@@ -251,8 +252,17 @@ impl Recipe {
         let has_validation =
             self.data.validation.is_some() || self.data.validation_samples.is_some();
         problems.check(
-            self.output.keep == Keep::Last || has_validation,
+            self.training.patience.is_none() || has_validation,
+            "`training.patience` needs validation data: set `data.validation` or `data.validation_samples`",
+        );
+        self.check_tasks(has_validation, problems);
+        problems.check(
+            self.keep() == Keep::Last || has_validation,
             "`output.keep = \"best\"` needs validation data: set `data.validation` or `data.validation_samples`",
+        );
+        problems.check(
+            !self.adapter.everything || self.training.learning_rate != Rate::Auto,
+            "`training.learning_rate = \"auto\"` is for adapters: give a number with `adapter.method = \"none\"`",
         );
         let full = self.adapter.everything;
         problems.check(
@@ -322,6 +332,46 @@ impl Recipe {
 }
 
 impl Recipe {
+    /// What is scored on the way, and what the best evaluation is.
+    fn check_tasks(&self, has_validation: bool, problems: &mut Problems) {
+        let tasks = &self.tasks;
+        problems.check(
+            tasks.names.is_empty() == tasks.data.is_none(),
+            "`tasks.names` and `tasks.data`, the directory with a file for each, go together: give both or neither",
+        );
+        problems.check(
+            tasks.limit.is_none() || !tasks.names.is_empty(),
+            "`tasks.limit` has no use without `tasks.names`: remove it",
+        );
+        if let Some(limit) = tasks.limit {
+            let why = "it is how many items of each task are scored";
+            problems.within("tasks.limit", limit, &(1..=MAX_SAMPLES), why);
+        }
+        problems.check(
+            tasks.names.is_empty() || has_validation,
+            "`[tasks]` are scored with each evaluation, which needs validation data: set `data.validation` or \
+             `data.validation_samples`",
+        );
+        let distinct: BTreeSet<_> = tasks.names.iter().collect();
+        problems.check(
+            distinct.len() == tasks.names.len(),
+            "`tasks.names` has a task twice: remove one",
+        );
+        if let Some(task) = self.training.best_by.task() {
+            problems.check(
+                tasks.names.contains(&task),
+                &format!(
+                    "`training.best_by = \"{0}\"` needs the task to be scored: add it to `tasks.names`",
+                    task.as_str()
+                ),
+            );
+            problems.check(
+                self.keep() == Keep::Best || self.training.patience.is_some(),
+                "`training.best_by` has no use but with `training.patience` or `output.keep = \"best\"`: remove it",
+            );
+        }
+    }
+
     /// The keys of a start along the gradient.
     fn check_gradient(&self, problems: &mut Problems) {
         let adapter = &self.adapter;
@@ -389,33 +439,7 @@ impl TrainingSection {
     /// Adds everything that cannot be meant.
     fn check(&self, problems: &mut Problems) {
         self.check_sizes(problems);
-        problems.number(
-            "training.learning_rate",
-            self.learning_rate,
-            self.learning_rate > 0.0 && is_single(self.learning_rate),
-            "above 0, and so in 32 bits, in which devices compute",
-        );
-        if let Some(ratio) = self.loraplus_ratio {
-            problems.number(
-                "training.loraplus_ratio",
-                ratio,
-                ratio >= 1.0 && is_single(ratio * self.learning_rate),
-                "at least 1, and its product with `training.learning_rate` finite in 32 bits",
-            );
-        }
-        problems.number(
-            "training.min_learning_rate",
-            self.min_learning_rate,
-            (0.0..=self.learning_rate).contains(&self.min_learning_rate),
-            "between 0 and `training.learning_rate`",
-        );
-        problems.number(
-            "training.weight_decay",
-            self.weight_decay,
-            self.weight_decay >= 0.0 && self.weight_decay * self.learning_rate < 1.0,
-            "0 or more, and its product with `training.learning_rate` below 1: \
-             as great a share of each weight is taken away in a step",
-        );
+        self.check_rate(problems);
         problems.number(
             "training.max_grad_norm",
             self.max_grad_norm,
@@ -447,6 +471,59 @@ impl TrainingSection {
             self.optimizer == OptimizerKind::Adamw || adam(self) == adam(&defaults),
             "`training.weight_decay`, `beta1`, `beta2` and `epsilon` have no use with `optimizer = \"sgd\"`: remove them",
         );
+    }
+
+    /// The learning rate, and what depends on it.
+    fn check_rate(&self, problems: &mut Problems) {
+        // What a rate that is to be found would do is not known yet: the usual one stands for it.
+        let rate = self.learning_rate.or_usual();
+        problems.number(
+            "training.learning_rate",
+            rate,
+            rate > 0.0 && is_single(rate),
+            "above 0, and so in 32 bits, in which devices compute",
+        );
+        if self.learning_rate == Rate::Auto {
+            problems.check(
+                self.min_learning_rate == 0.0,
+                "`training.min_learning_rate` has no use with `learning_rate = \"auto\"`, which may turn out lower: \
+                 remove it",
+            );
+            problems.check(
+                self.optimizer == OptimizerKind::Adamw,
+                "`training.learning_rate = \"auto\"` is for `optimizer = \"adamw\"`: give a number",
+            );
+        } else {
+            problems.number(
+                "training.min_learning_rate",
+                self.min_learning_rate,
+                (0.0..=rate).contains(&self.min_learning_rate),
+                "between 0 and `training.learning_rate`",
+            );
+        }
+        if let Some(ratio) = self.loraplus_ratio {
+            problems.number(
+                "training.loraplus_ratio",
+                ratio,
+                ratio >= 1.0 && is_single(ratio * rate),
+                "at least 1, and its product with `training.learning_rate` finite in 32 bits",
+            );
+        }
+        problems.number(
+            "training.weight_decay",
+            self.weight_decay,
+            self.weight_decay >= 0.0 && self.weight_decay * rate < 1.0,
+            "0 or more, and its product with `training.learning_rate` below 1: \
+             as great a share of each weight is taken away in a step",
+        );
+        problems.check(
+            self.schedule == Decay::Wsd || self.decay_steps.is_none(),
+            "`training.decay_steps` has no use but with `schedule = \"wsd\"`: remove it",
+        );
+        if let Some(steps) = self.decay_steps {
+            let why = "so many steps at the end of the run decay";
+            problems.within("training.decay_steps", steps, &(1..=MAX_STEPS), why);
+        }
     }
 
     /// How much, how long and how often.
@@ -494,6 +571,14 @@ impl TrainingSection {
             &(1..=MAX_STEPS),
             "a run goes on from its newest checkpoint, and has no more of them than steps",
         );
+        if let Some(patience) = self.patience {
+            let why = "so many evaluations without a lower validation loss end the run";
+            problems.within("training.patience", patience, &(1..=MAX_STEPS), why);
+            problems.check(
+                self.evaluate_every > 0,
+                "`training.patience` counts evaluations, and `training.evaluate_every` is 0: set it",
+            );
+        }
         if let Some(multiple) = self.pad_to_multiple_of {
             problems.within(
                 "training.pad_to_multiple_of",

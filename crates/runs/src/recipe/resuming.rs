@@ -3,12 +3,12 @@
 use super::Change;
 
 /// The keys that say how long a run is.
-const LENGTH: [&str; 2] = ["training.max_steps", "training.epochs"];
+const LENGTH: [&str; 3] = ["training.max_steps", "training.epochs", "training.patience"];
 
 /// What else decides no value that is trained, or is compared by its content:
 /// when something is logged, measured or kept, how the result is named and
 /// written, where the work is done and how much memory it may take.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 14] = [
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",
@@ -17,6 +17,7 @@ const HARMLESS: [&str; 13] = [
     "samples.max_new_tokens",
     "output.dtype",
     "model.base_name",
+    "tasks.data",
     // The weights there are compared with those that the run was started on.
     "model.path",
     // These change the last digits at most.
@@ -33,13 +34,18 @@ const FROM: &str = "adapter.from";
 
 /// The rule, for people.
 pub(crate) const MAY_CHANGE: &str = "the length (training.max_steps or training.epochs, to more steps than are \
-     made), log_every, evaluate_every, checkpoint_every, keep_checkpoints, recompute and pad_to_multiple_of of \
-     [training], [samples], device, model.path and adapter.from to where the same is, model.base_name and output.dtype";
+     made, and patience), log_every, evaluate_every, checkpoint_every, keep_checkpoints, recompute and pad_to_multiple_of of \
+     [training], [samples], tasks.data, device, model.path and adapter.from to where the same is, model.base_name and output.dtype";
 
 impl Change {
     /// Whether it is of the run's length.
     pub(crate) fn is_length(&self) -> bool {
         LENGTH.contains(&self.key.as_str())
+    }
+
+    /// Whether it is of the number of steps that the run is to have.
+    pub(crate) fn is_steps(&self) -> bool {
+        self.is_length() && self.key != "training.patience"
     }
 
     /// Whether a run may go on with it.
