@@ -168,7 +168,7 @@ impl GradientDirections {
     /// # Errors
     ///
     /// [`AdapterError::NotFinite`] with the layer's path, and those of the device.
-    pub fn take(&mut self, path: &str, gradient: Tensor<2>) -> Result<(), AdapterError> {
+    pub fn take(&mut self, path: &str, gradient: &Tensor<2>) -> Result<(), AdapterError> {
         let Some(&rank) = self.ranks.get(path) else {
             return Ok(());
         };
@@ -180,7 +180,7 @@ impl GradientDirections {
             rng: generator(self.seed, param_id(path).val()),
         };
         for svd in randomised(vec![sketched], ITERATIONS)? {
-            self.found.insert(path.to_owned(), along(&svd, &gradient));
+            self.found.insert(path.to_owned(), along(&svd, gradient));
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ fn by_probes(toy: &Toy, config: &AdapterConfig, x: Tensor<2>) -> Vec<(String, Te
 fn directions(toy: &Toy, config: &AdapterConfig, x: Tensor<2>) -> GradientDirections {
     let mut directions = GradientDirections::new(toy, config, 3).unwrap();
     for (path, gradient) in by_probes(toy, config, x) {
-        directions.take(&path, gradient).unwrap();
+        directions.take(&path, &gradient).unwrap();
     }
     directions
 }
@@ -190,11 +190,11 @@ fn what_it_cannot_do_is_refused_by_name() {
     }
     let mut found = directions(&toy, &of(Method::OloraGradient, 4), x);
     let infinite = Tensor::<2>::full([12, 20], f32::INFINITY, &device);
-    let error = said(found.take("up", infinite).unwrap_err());
+    let error = said(found.take("up", &infinite).unwrap_err());
     assert!(error.contains("up"), "{error}");
     // A layer that is not targeted is no matter.
     found
-        .take("elsewhere", Tensor::zeros([3, 3], &device))
+        .take("elsewhere", &Tensor::zeros([3, 3], &device))
         .unwrap();
     assert!(!is_probed(&toy));
 }

@@ -194,14 +194,14 @@ pub(crate) fn rates(report: &Report) -> Result<String, ComparisonError> {
             .y_label_area_size(60)
             .build_cartesian_2d(
                 (first / 1.2..last * 1.2).log_scale(),
-                (low / 1.05..high * 1.05).log_scale(),
+                (low / 1.15..high * 1.05).log_scale(),
             )?;
         chart
             .configure_mesh()
             .x_desc("learning rate")
             .y_desc("validation loss after the last step")
-            .x_label_formatter(&|rate| format!("{rate:.0e}"))
-            .y_label_formatter(&|loss| format!("{loss:.3}"))
+            .x_label_formatter(&|rate| sparse(*rate, format!("{rate:.0e}")))
+            .y_label_formatter(&|loss| sparse(*loss, round_digits(*loss)))
             .light_line_style(WHITE)
             .bold_line_style(BLACK.mix(0.1))
             .draw()?;
@@ -234,6 +234,26 @@ pub(crate) fn rates(report: &Report) -> Result<String, ComparisonError> {
             .draw()?;
         Ok(())
     })
+}
+
+/// A number of one digit, without what is beyond it in binary.
+fn round_digits(value: f64) -> String {
+    let rounded = format!("{value:.0e}").parse::<f64>();
+    rounded.unwrap_or(value).to_string()
+}
+
+/// The label of 1, 2 or 5 times a power of ten; of the other marks of a logarithmic axis none, for
+/// want of room.
+fn sparse(value: f64, label: String) -> String {
+    let digits = format!("{value:.1e}");
+    if ["1.0e", "2.0e", "5.0e"]
+        .iter()
+        .any(|first| digits.starts_with(first))
+    {
+        label
+    } else {
+        String::new()
+    }
 }
 
 /// A panel for each rank and length, side by side.

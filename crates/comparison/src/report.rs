@@ -76,6 +76,9 @@ pub(crate) struct Standing {
     pub(crate) p: Option<(f64, f64)>,
 }
 
+/// A method with its runs at a rate.
+type GroupRuns<'a> = (&'a Group, Vec<Trial>);
+
 /// What counts as near the reference's last loss, in multiples of it.
 const NEAR: f64 = 1.25;
 /// How far from a method's best rate its loss is asked for too.
@@ -184,7 +187,7 @@ impl Report {
     /// How a group compares with the reference; `None` without one.
     pub(crate) fn standing(&self, group: &Group) -> Option<Standing> {
         let reference = self.reference_of(group)?;
-        let mut standing = self.standing_of(&group.trials, &reference.trials)?;
+        let mut standing = Self::standing_of(&group.trials, &reference.trials)?;
         if group.variant == self.reference {
             (standing.loss, standing.area) = (None, None);
             return Some(standing);
@@ -220,7 +223,7 @@ impl Report {
     }
 
     /// How some runs compare with others of the same seeds.
-    pub(crate) fn standing_of(&self, trials: &[Trial], reference: &[Trial]) -> Option<Standing> {
+    pub(crate) fn standing_of(trials: &[Trial], reference: &[Trial]) -> Option<Standing> {
         let pairs = pairs(trials, reference);
         let differences = |value: &dyn Fn(&Trial) -> Option<f64>| -> Option<Interval> {
             let pairs = pairs.iter();
@@ -261,10 +264,7 @@ impl Report {
 
     /// The rates at which the reference and at least one other method of a section were run on
     /// the same seeds, with the runs of each, those that diverged among them.
-    pub(crate) fn at_one_rate<'a>(
-        &self,
-        groups: &'a [Group],
-    ) -> Vec<(f64, Vec<(&'a Group, Vec<Trial>)>)> {
+    pub(crate) fn at_one_rate<'a>(&self, groups: &'a [Group]) -> Vec<(f64, Vec<GroupRuns<'a>>)> {
         let all = |group: &'a Group, rate: f64| -> Vec<Trial> {
             let trials = group.trials.iter().chain(&group.elsewhere);
             let mut trials: Vec<Trial> = trials
@@ -284,7 +284,7 @@ impl Report {
         rates.dedup();
         let found = rates.into_iter().filter_map(|rate| {
             let theirs = all(reference, rate);
-            let runs: Vec<(&Group, Vec<Trial>)> = groups
+            let runs: Vec<GroupRuns<'_>> = groups
                 .iter()
                 .map(|group| (group, all(group, rate)))
                 .filter(|(_, trials)| !pairs(trials, &theirs).is_empty())

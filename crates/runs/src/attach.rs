@@ -109,7 +109,7 @@ fn along_gradient(
     let (probed, probes) = probed(Module::train(llama.clone()), config)?;
     passes.weight_gradients(&probed, &probes, &batches, |path, gradient| {
         directions
-            .take(path, gradient)
+            .take(path, &gradient)
             .map_err(|error| match error {
                 AdapterError::NotFinite(path) => {
                     AdapterError::NotFinite(format!("the gradient of {path}"))

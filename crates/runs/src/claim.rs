@@ -42,7 +42,7 @@ pub(crate) enum Next {
     Begin,
     /// From a checkpoint.
     GoOn {
-        from: Whole,
+        from: Box<Whole>,
         /// Steps in all.
         total: usize,
         /// Whether the recipe is not quite the one that the run has had so far.
@@ -235,7 +235,7 @@ impl Claim {
                     tell_rate(recipe, &from, total, ended, observer);
                 }
                 Next::GoOn {
-                    from,
+                    from: Box::new(from),
                     total,
                     changed: !changes.is_empty(),
                 }

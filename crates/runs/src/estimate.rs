@@ -195,6 +195,49 @@ fn exchanged(load: &Workload) -> u64 {
     }
 }
 
+/// What unpacking takes: a panel for each thread; portable code has the integers and floats of one.
+fn panels(config: &ModelConfig, load: &Workload) -> u64 {
+    let n = |x: usize| x as u64;
+    let tokens = n(load.rows) * n(load.seq);
+    let (d, inner) = (n(config.hidden_size), n(config.intermediate_size));
+    let widest = n(load.packed.widest);
+    if load.packed.elements == 0 {
+        0
+    } else if load.accelerator {
+        (widest * d).min(PLACED_PANEL) * 16
+    } else if load.rounds {
+        // What is multiplied, rounded, and a panel for each thread.
+        2 * tokens * inner.max(d) + LAID_OUT * n(rayon::current_num_threads())
+    } else {
+        PANEL.clamp(64 * widest, 512 * widest) * 4 * n(rayon::current_num_threads())
+    }
+}
+
+/// What a start along the gradient holds, but for the workspace: each block's input for all
+/// micro-batches, one block's graph, and the gradients of its weights, of one at a time if there is
+/// one micro-batch. `of_block` is what a block keeps of a token.
+fn started(config: &ModelConfig, load: &Workload, of_block: u64, element: u64) -> u64 {
+    let n = |x: usize| x as u64;
+    let tokens = n(load.rows) * n(load.seq);
+    let (d, inner) = (n(config.hidden_size), n(config.intermediate_size));
+    let q = n(config.num_attention_heads * config.head_dim);
+    let kv = n(config.num_key_value_heads * config.head_dim);
+    let of_mlp = if config.gated { 3 } else { 2 };
+    let weights = if load.gradient_batches > 1 {
+        2 * d * q + 2 * d * kv + of_mlp * d * inner
+    } else {
+        d * inner.max(d)
+    };
+    let head = if load.counts.adapted_output {
+        n(config.vocab_size) * d
+    } else {
+        0
+    };
+    let layers = n(config.num_hidden_layers);
+    let inputs = n(load.gradient_batches) * tokens * (layers + 1) * d * element;
+    inputs + tokens * of_block + 4 * weights.max(head)
+}
+
 impl MemoryEstimate {
     pub(crate) fn new(config: &ModelConfig, load: &Workload, objective: &dyn Objective) -> Self {
         let counts = load.counts;
@@ -280,44 +323,15 @@ impl MemoryEstimate {
         };
         let frozen = counts.params.saturating_sub(counts.trained);
         let dense = frozen.saturating_sub(load.packed.elements);
-        // A panel for each thread; portable code has the integers and floats of one.
-        let widest = n(load.packed.widest);
-        let panels = if load.packed.elements == 0 {
-            0
-        } else if load.accelerator {
-            (widest * d).min(PLACED_PANEL) * 16
-        } else if load.rounds {
-            // What is multiplied, rounded, and a panel for each thread.
-            2 * tokens * inner.max(d) + LAID_OUT * n(rayon::current_num_threads())
-        } else {
-            PANEL.clamp(64 * widest, 512 * widest) * 4 * n(rayon::current_num_threads())
-        };
+        let panels = panels(config, load);
         let packed = if load.accelerator {
             load.packed.placed
         } else {
             load.packed.bytes
         };
-        // Each block's input for all micro-batches, one block's graph, and the gradients of its
-        // weights: of one at a time if there is one micro-batch.
-        let start = if load.gradient_batches == 0 {
-            0
-        } else {
-            let block = 2 * d * q + 2 * d * kv + of_mlp / inner.max(1) * d * inner;
-            let held = if load.gradient_batches > 1 {
-                block
-            } else {
-                d * inner.max(d)
-            };
-            let inputs = n(load.gradient_batches) * tokens * (layers + 1) * d * element;
-            let head = if counts.adapted_output {
-                n(config.vocab_size) * d
-            } else {
-                0
-            };
-            inputs + tokens * of_block + 4 * held.max(head) + workspace.max(logits)
-        };
+        let start = started(config, load, of_block, element) + workspace.max(logits);
         Self {
-            start,
+            start: if load.gradient_batches == 0 { 0 } else { start },
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,
             trained: load.of_what_trains(),
             activations,

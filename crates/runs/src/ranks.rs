@@ -207,7 +207,7 @@ impl Ranks {
         Ok(Start {
             checkpoint: Some((state.step, from)),
             next: Next::GoOn {
-                from: Whole { path, state },
+                from: Box::new(Whole { path, state }),
                 total: first.total,
                 changed: false,
             },

@@ -97,11 +97,8 @@ impl<'a> Session<'a> {
                 directory.write_data(&data.reports)?;
                 (state, trainee, optimizer)
             }
-            Next::GoOn {
-                from: Whole { path, state },
-                changed,
-                ..
-            } => {
+            Next::GoOn { from, changed, .. } => {
+                let Whole { path, state } = &**from;
                 let mut state = state.clone();
                 let (trainee, record) = checkpoint::load(path, trainee)?;
                 directory.go_on_after(state.step, (*changed).then_some(recipe))?;

@@ -177,7 +177,7 @@ fn an_adapter_starts_along_pytorchs_directions() {
         for (path, gradient) in
             gradients(&llama, &config, Arc::new(CrossEntropy), &batches(&golden))
         {
-            directions.take(&path, gradient).unwrap();
+            directions.take(&path, &gradient).unwrap();
         }
         assert_eq!(directions.progress(), (15, 15));
         let adapted = attach_along_gradient(llama.clone(), &config, &directions, 1.0).unwrap();
@@ -245,7 +245,8 @@ fn only_layers_that_are_asked_for_come() {
     );
     let of_head = config(Method::OloraGradient, &["lm_head"]);
     let found = gradients(&llama, &of_head, Arc::new(CrossEntropy), &batches(&golden));
-    assert_eq!(Vec::from_iter(found.keys()), ["lm_head"]);
+    let paths: Vec<&String> = found.keys().collect();
+    assert_eq!(paths, ["lm_head"]);
 }
 
 /// A packed base has the gradients of what it is unpacked to.

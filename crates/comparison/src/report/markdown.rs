@@ -349,7 +349,7 @@ impl Report {
                     writeln!(text, "| {rate:e} | {} | {seeds} |{rest}", group.variant)?;
                     continue;
                 }
-                let standing = self.standing_of(trials, &theirs);
+                let standing = Self::standing_of(trials, &theirs);
                 let standing = standing.as_ref();
                 let losses: Vec<f64> = trials.iter().map(Trial::last_loss).collect();
                 let areas: Vec<f64> = trials

@@ -39,6 +39,7 @@ pub enum BestBy {
 const LOSS: &str = "loss";
 
 impl BestBy {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
     pub(crate) fn is_loss(&self) -> bool {
         *self == Self::Loss
     }
