@@ -360,7 +360,7 @@ fn runs_of_another_recipe_are_not_compared() {
 fn what_cannot_be_compared_is_refused_before_the_first_run() {
     let out = tempfile::tempdir().unwrap();
     type Change = fn(&mut Comparison);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 12] = [
         (
             |c| c.recipe.data.train = "missing.jsonl".into(),
             "missing.jsonl",
@@ -373,6 +373,21 @@ fn what_cannot_be_compared_is_refused_before_the_first_run() {
         (
             |c| c.recipe.training.patience = Some(2),
             "`training.patience`",
+        ),
+        (
+            |c| c.variants.push("lora".parse().unwrap()),
+            "`lora` is the same as `lora`",
+        ),
+        (
+            |c| {
+                c.one_rates.push(1e-3);
+                c.seeds.truncate(1);
+            },
+            "no seed to run all methods at one rate on",
+        ),
+        (
+            |c| (c.seeds, c.tuning_seeds) = (vec![1, 5, 9], 2),
+            "have to follow each other",
         ),
         (|c| c.tuning_seeds = 3, "more seeds are to choose"),
         (|c| c.refine = Some(1.0), "between 1.05 and 1000"),

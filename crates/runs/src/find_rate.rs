@@ -6,13 +6,13 @@
 //! a lowest point, which a parabola through the three rates around it gives (loss
 //! by the logarithm of the rate). The run's rate is a fixed share of that.
 //!
-//! What makes this work is that a method's start, its rank and its scale move both
-//! alike: the best rate of two steps and the best rate of a run were [`TOO_FAST`]
-//! apart, within a factor of 1.5, over methods whose best rates are 15 apart
+//! What makes this work is that a method's start, its rank and its scale move the best rate of two
+//! steps and the best rate of a run alike, over methods whose best rates are far apart. The two are
+//! not the same, and their ratio is not the same everywhere: [`TOO_FAST`] is a middle of it
 //! (BENCHMARKS.md, "A rate without a sweep").
 
 use burn::{module::Module, optim::GradientsParams};
-use olora_data::{Batch, Schedule};
+use olora_data::Batch;
 use olora_model::Llama;
 use olora_training::{Decay, LearningRate, Learns, Optimized, Passes, copied, scheduler, step};
 
@@ -25,30 +25,38 @@ use crate::{
 };
 
 /// By how much the best rate of two steps is higher than that of a run.
-const TOO_FAST: f64 = 2.0;
+const TOO_FAST: f64 = 1.3;
+/// By how much a rate for a run that nothing is known of is lower than where looking begins: low enough
+/// for a real model.
+const UNKNOWN: f64 = 5.0;
 /// The share of the run that looking may cost.
 const SHARE: f64 = 0.05;
-/// How many rates are tried.
-const TRIED: usize = 6;
+/// How many rates are tried at most, and if there is not enough for as many.
+const MANY: usize = 6;
+const FEW: usize = 4;
 /// Between neighbouring rates, until the lowest is between two; the square of what is between them in
 /// the end.
 const FACTOR: f64 = 3.0;
 
-/// How much is looked at.
+/// How much is looked at: sequences, or pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Look {
-    /// Sequences, or pairs, of a micro-batch.
-    rows: usize,
-    /// Micro-batches of a step.
-    micro_batches: usize,
+    /// Of the first step, whose gradient is common to all rates.
+    first: usize,
+    /// Of each rate's second step.
+    second: usize,
+    /// That the loss is taken on.
+    third: usize,
+    /// Rates.
+    tried: usize,
 }
 
 impl Look {
-    /// As much of a step as the run's length allows; `None` if that is too little.
+    /// As much as the run's length allows, and no more than its own steps have; `None` if that is too
+    /// little.
     ///
-    /// The first step's gradient is common to all rates, and each has a second step and a loss. With
-    /// frozen weights a backward pass takes about as long as a forward pass; with a reference there
-    /// is another forward pass to everything.
+    /// With frozen weights a backward pass takes about as long as a forward pass; with a reference
+    /// there is another forward pass to everything.
     fn of(recipe: &Recipe, steps: usize) -> Option<Self> {
         let training = &recipe.training;
         let per_step = training.batch_size * training.accumulation;
@@ -58,16 +66,48 @@ impl Look {
             0.0
         };
         let (step, loss) = (2.0 + of_reference, 1.0 + of_reference);
-        let looking = (step + loss) + TRIED as f64 * (step + loss);
-        let sequences = (SHARE * steps as f64 * per_step as f64 * step / looking).floor();
-        #[expect(clippy::cast_sign_loss, reason = "a product of positive numbers")]
-        let sequences = (sequences as usize).min(per_step);
-        let rows = sequences.min(training.batch_size);
-        (rows >= fewest(recipe)).then(|| Self {
-            rows,
-            micro_batches: sequences / rows,
-        })
+        let passes = SHARE * steps as f64 * per_step as f64 * step;
+        let whole = |tried: usize| per_step as f64 * (step + loss) * (1 + tried) as f64;
+        if whole(MANY) <= passes {
+            return Some(Self {
+                first: per_step,
+                second: per_step,
+                third: per_step,
+                tried: MANY,
+            });
+        }
+        // The direction counts most, and is paid for once: it has as many passes as each rate, which
+        // halves its own between step and loss. The loss before the first step comes on top.
+        let each = passes / (1.0 + FEW as f64 + 0.5);
+        #[expect(clippy::cast_sign_loss, reason = "a quotient of positive numbers")]
+        let sequences = |passes: f64| (passes.round() as usize).min(per_step);
+        let look = Self {
+            first: sequences(each / step),
+            second: sequences(0.5 * each / step),
+            third: sequences(0.5 * each / loss),
+            tried: FEW,
+        };
+        (look.second >= fewest(recipe)).then_some(look)
     }
+}
+
+/// Micro-batches of so many sequences after so many others of the run's order, no larger than the
+/// run's own.
+fn batches(
+    attached: &Attached<'_>,
+    sequences: usize,
+    after: usize,
+) -> Result<Vec<Batch>, RunError> {
+    let prepared = attached.prepared;
+    let mut recipe = prepared.recipe.clone();
+    let rows = sequences.min(recipe.training.batch_size);
+    recipe.training.batch_size = rows;
+    let begin = after.div_ceil(rows);
+    let indices = begin..begin + sequences / rows;
+    let schedule = schedule(&recipe, &prepared.data.train, indices.end)?;
+    indices
+        .map(|index| batch(&schedule, index, prepared.padding))
+        .collect()
 }
 
 /// Sequences of a micro-batch that there have to be: KTO compares each with another one's answer.
@@ -89,7 +129,7 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
     let steps = attached.prepared.steps.total;
     let begin = usual(recipe);
     let Some(look) = Look::of(recipe, steps) else {
-        let rate = begin / TOO_FAST;
+        let rate = begin / UNKNOWN;
         observer.on(&Event::Note(format!(
             "learning rate {rate:.1e}: {} % of a run of {steps} steps is too little to look for one, and this is usual \
              for method and scale",
@@ -100,7 +140,7 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
     let trial = Trial::new(attached, look)?;
     let mut tried: Vec<(f64, f64)> = Vec::new();
     let mut rate = begin;
-    while tried.len() < TRIED {
+    while tried.len() < look.tried {
         tried.push((rate, trial.loss_at(rate)?));
         tried.sort_by(|one, other| one.0.total_cmp(&other.0));
         match next(&tried) {
@@ -112,15 +152,16 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
         .iter()
         .map(|(rate, loss)| format!("{loss:.3} at {rate:.1e}"))
         .collect();
-    let n = look.rows * look.micro_batches;
     let made = format!(
-        "two steps of {n} {} take the loss from {:.3} to {}",
-        if n == 1 { "sequence" } else { "sequences" },
+        "two steps, of {} and {} sequences, take the loss on {} others from {:.3} to {}",
+        look.first,
+        look.second,
+        look.third,
         trial.before,
         told.join(", ")
     );
     let Some((best, is_end)) = lowest(&tried, trial.before) else {
-        let rate = rounded(begin / TOO_FAST);
+        let rate = rounded(begin / UNKNOWN);
         observer.on(&Event::Note(format!(
             "learning rate {rate:e}, which is usual for method and scale: {made}, and it falls at none of them. That may \
              be chance, where so little is looked at"
@@ -134,7 +175,7 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
         ""
     };
     observer.on(&Event::Note(format!(
-        "learning rate {rate:e}: {made}; lowest at {best:.1e}{end}. A run does best at about a half of that"
+        "learning rate {rate:e}: {made}; lowest at {best:.1e}{end}. The run's is three quarters of that"
     )));
     Ok(rate)
 }
@@ -223,17 +264,12 @@ struct Trial {
 
 impl Trial {
     fn new(attached: &Attached<'_>, look: Look) -> Result<Self, RunError> {
-        let prepared = attached.prepared;
-        let mut recipe = prepared.recipe.clone();
-        (recipe.training.batch_size, recipe.training.accumulation) =
-            (look.rows, look.micro_batches);
-        let n = look.micro_batches;
-        let schedule: Schedule = schedule(&recipe, &prepared.data.train, 3 * n)?;
-        let mut batches = (0..3 * n).map(|index| batch(&schedule, index, prepared.padding));
-        let mut of_step = || batches.by_ref().take(n).collect::<Result<Vec<_>, _>>();
-        let (first, second, third) = (of_step()?, of_step()?, of_step()?);
-        let passes = passes(&recipe, &attached.llama)?;
-        let llama = Module::train(attached.llama.clone());
+        let recipe = attached.prepared.recipe.clone();
+        let first = batches(attached, look.first, 0)?;
+        let second = batches(attached, look.second, look.first)?;
+        let third = batches(attached, look.third, look.first + look.second)?;
+        let passes = passes(&recipe, &attached.parts.llama)?;
+        let llama = Module::train(attached.parts.llama.clone());
         // A step that keeps its gradients in the place of an update.
         let mut kept = Kept {
             llama: llama.clone(),
@@ -360,6 +396,40 @@ mod tests {
         assert!((found - 3_f64.powf(-0.3)).abs() < 1e-12, "{found}");
         assert_eq!(lowest(&[(1.0, 4.0), (3.0, 5.0)], 4.0), None);
         assert_eq!(lowest(&[(1.0, 3.0), (3.0, 5.0)], 4.0), Some((1.0, true)));
+    }
+
+    /// In passes over sequences: the first step and the loss before it, then for each rate a step and
+    /// a loss.
+    #[test]
+    fn looking_costs_a_twentieth_of_a_run_or_little_more() {
+        let recipe = |batch: usize, accumulation: usize| {
+            let text = "name = \"x\"\nmodel.path = \"m\"\ndata.train = \"d\"";
+            let settings = [
+                format!("training.batch_size={batch}"),
+                format!("training.accumulation={accumulation}"),
+            ];
+            Recipe::parse(text, "x", &settings).unwrap()
+        };
+        for (batch, accumulation) in [(1, 1), (4, 1), (16, 1), (2, 8)] {
+            for steps in [10, 24, 60, 100, 300, 1000, 100_000] {
+                let recipe = recipe(batch, accumulation);
+                let Some(look) = Look::of(&recipe, steps) else {
+                    assert!(steps * batch * accumulation < 250, "{steps} {batch}");
+                    continue;
+                };
+                let cost =
+                    2 * look.first + look.third + look.tried * (2 * look.second + look.third);
+                let share = cost as f64 / (2 * steps * batch * accumulation) as f64;
+                // Numbers of sequences are whole.
+                assert!(
+                    share < 0.065,
+                    "{share} of {steps} steps of {batch}: {look:?}"
+                );
+                assert!(look.first <= batch * accumulation && look.first >= look.second);
+            }
+        }
+        let long = Look::of(&recipe(4, 2), 1000).unwrap();
+        assert_eq!((long.first, long.third, long.tried), (8, 8, MANY));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     run_log,
     sampler::Sampler,
     session::Session,
-    stages::Loaded,
+    stages::{Attached, Loaded},
 };
 
 /// Runs a recipe on `device`, from reading its data to writing the result.
@@ -113,12 +113,15 @@ pub fn train(
         failure.expect(&prepared.memory(&prepared.counts));
         let loaded = Loaded::new(&prepared, device, &**observer)?;
         let attached = loaded.attach(begin.layer_ranks.as_ref(), &**observer)?;
-        failure.expect(&attached.memory);
+        failure.expect(&attached.parts.memory);
         let attached = if prepared.recipe.training.learning_rate == Rate::Auto {
             let found = find_rate(&attached, &**observer)?;
-            let parts = attached.into_parts();
+            let parts = attached.parts;
             prepared.recipe.training.learning_rate = Rate::Value(found);
-            parts.with(&prepared)
+            Attached {
+                prepared: &prepared,
+                parts,
+            }
         } else {
             attached
         };

@@ -32,7 +32,7 @@ use crate::{
     run_log,
     sampler::Sampler,
     save::saver,
-    stages::Attached,
+    stages::{Attached, Parts},
     state::{Outcome, RunState},
     strategy::StepStrategy,
     summary::Around,
@@ -65,15 +65,15 @@ impl<'a> Session<'a> {
         fingerprint: u64,
         options: &TrainOptions,
     ) -> Result<Self, RunError> {
-        let Attached {
-            prepared,
+        let Attached { prepared, parts } = attached;
+        let Parts {
             llama,
             schedule,
             counts,
             ranks: layer_ranks,
             memory,
             seconds,
-        } = attached;
+        } = parts;
         let Prepared {
             recipe,
             data,

@@ -61,21 +61,26 @@ impl<'a> Loaded<'a> {
         let llama = attach_adapter(recipe, llama, start, observer)?;
         let seconds = attaching.elapsed().as_secs_f64();
         let counts = prepared.counts.attached(&llama);
-        Ok(Attached {
+        let parts = Parts {
             ranks: ranks(&llama),
             memory: prepared.memory(&counts),
-            prepared,
             llama,
             schedule,
             counts,
             seconds,
-        })
+        };
+        Ok(Attached { prepared, parts })
     }
 }
 
 /// What trains, on the base.
 pub(crate) struct Attached<'a> {
     pub(crate) prepared: &'a Prepared,
+    pub(crate) parts: Parts,
+}
+
+/// The same without what was known before.
+pub(crate) struct Parts {
     pub(crate) llama: Llama,
     /// The run's micro-batches.
     pub(crate) schedule: Schedule,
@@ -86,62 +91,6 @@ pub(crate) struct Attached<'a> {
     pub(crate) memory: MemoryEstimate,
     /// Seconds that the adapter's start took.
     pub(crate) seconds: f64,
-}
-
-/// The same without what was known before.
-pub(crate) struct Parts {
-    llama: Llama,
-    schedule: Schedule,
-    counts: Counts,
-    ranks: BTreeMap<String, usize>,
-    memory: MemoryEstimate,
-    seconds: f64,
-}
-
-impl Attached<'_> {
-    /// Lets go of what was known before, so that it may be told what has been found.
-    pub(crate) fn into_parts(self) -> Parts {
-        let Self {
-            llama,
-            schedule,
-            counts,
-            ranks,
-            memory,
-            seconds,
-            ..
-        } = self;
-        Parts {
-            llama,
-            schedule,
-            counts,
-            ranks,
-            memory,
-            seconds,
-        }
-    }
-}
-
-impl Parts {
-    /// Together again.
-    pub(crate) fn with(self, prepared: &Prepared) -> Attached<'_> {
-        let Self {
-            llama,
-            schedule,
-            counts,
-            ranks,
-            memory,
-            seconds,
-        } = self;
-        Attached {
-            prepared,
-            llama,
-            schedule,
-            counts,
-            ranks,
-            memory,
-            seconds,
-        }
-    }
 }
 
 fn ranks(llama: &Llama) -> BTreeMap<String, usize> {

@@ -191,6 +191,28 @@ fn patience_ends_a_run_that_has_ceased_to_learn_and_keeps_its_best() {
     );
 }
 
+/// What is kept stays what it was when the run began, unless it is said.
+#[test]
+fn patience_may_be_added_on_resuming() {
+    let out = tempfile::tempdir().unwrap();
+    let begun = recipe(out.path(), "later", &["training.max_steps=8"]);
+    assert!(!run(&begun, false, Some(3)).0.unwrap().finished);
+    let more = [
+        "training.max_steps=8",
+        "training.evaluate_every=2",
+        "training.patience=3",
+    ];
+    let (ended, recorder) = recorded(&recipe(out.path(), "later", &more), Start::Resume, None);
+    assert!(ended.unwrap().finished);
+    let notes = recorder.notes.lock().unwrap().join("\n");
+    assert!(
+        notes.contains("training.patience: was not set, now 3"),
+        "{notes}"
+    );
+    let kept = Recipe::load(&out.path().join("later/recipe.toml"), &[]).unwrap();
+    assert_eq!(kept.keep(), Keep::Last);
+}
+
 #[test]
 fn a_run_that_goes_on_learning_is_not_ended() {
     let out = tempfile::tempdir().unwrap();

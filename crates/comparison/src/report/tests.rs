@@ -31,6 +31,15 @@ fn trial(variant: &str, rate: f64, seed: u64, last: f64) -> Trial {
 }
 
 fn report(trials: &[Trial]) -> Result<Report, ComparisonError> {
+    chosen_by(trials, 0, false)
+}
+
+/// With so many seeds that choose and are not reported, from 1 on.
+fn chosen_by(
+    trials: &[Trial],
+    tuning_seeds: usize,
+    by_length: bool,
+) -> Result<Report, ComparisonError> {
     let directory = tempfile::tempdir().unwrap();
     for (index, trial) in trials.iter().enumerate() {
         let path = directory.path().join(format!("cells/{index}.json"));
@@ -38,10 +47,10 @@ fn report(trials: &[Trial]) -> Result<Report, ComparisonError> {
     }
     let protocol = Protocol {
         tuning_seed: 1,
-        tuning_seeds: 0,
-        by_length: false,
+        tuning_seeds,
+        by_length,
         fingerprint: "0".to_owned(),
-        recipe: common(&trials[0].recipe, false).unwrap(),
+        recipe: common(&trials[0].recipe, by_length).unwrap(),
     };
     protocol.establish(directory.path()).unwrap();
     Report::read(directory.path())
@@ -174,6 +183,78 @@ fn a_method_that_diverged_at_every_rate_is_named() {
     );
     assert!(text.contains("| olora | diverged at all |"), "{text}");
     assert!(!text.contains("NaN"), "{text}");
+}
+
+#[test]
+fn seeds_that_choose_are_not_reported_and_diverged_ones_are_counted_at_one_rate() {
+    let mut trials = Vec::new();
+    for (variant, best, losses) in [("lora", 1e-2, [2.0, 2.2]), ("olora", 1e-3, [1.0, 1.4])] {
+        for rate in [1e-3, 1e-2] {
+            let place = usize::from(rate != best);
+            // By the mean of both: seed 1 alone would choose the other.
+            trials.push(trial(
+                variant,
+                rate,
+                1,
+                losses[place] + if place == 0 { 0.5 } else { 0.0 },
+            ));
+            trials.push(trial(
+                variant,
+                rate,
+                2,
+                losses[place] - if place == 0 { 0.5 } else { 0.0 },
+            ));
+        }
+        for seed in [3, 4, 5] {
+            trials.push(trial(variant, best, seed, losses[0] + 0.1 * seed as f64));
+        }
+    }
+    // LoRA's rate for OLoRA too, where one diverges.
+    for seed in [3, 4, 5] {
+        let mut other = trial("olora", 1e-2, seed, 1.9);
+        other.diverged = (seed == 4).then(|| "the loss became NaN".to_owned());
+        trials.push(other);
+    }
+    let report = chosen_by(&trials, 2, false).unwrap();
+    let json = report.to_json();
+    for (group, rate) in [(0, 1e-2), (1, 1e-3)] {
+        assert_eq!(json["groups"][group]["learning_rate"], rate);
+        assert_eq!(json["groups"][group]["seeds"], json!([3, 4, 5]));
+        assert!(json["groups"][group]["p_holm"].is_null() == (group == 0));
+    }
+    let text = report.markdown();
+    assert!(
+        text.contains("those seeds are not among those that are averaged"),
+        "{text}"
+    );
+    let at_one_rate = text.split("### At one rate for all").nth(1).unwrap();
+    assert!(at_one_rate.contains("| 1e-2 | lora | 3 | 2.4000"), "{text}");
+    assert!(
+        at_one_rate.contains("| 1e-2 | olora | 2, 1 more diverged | 1.9000"),
+        "{text}"
+    );
+    let svg = pictures::rates(&report).unwrap();
+    assert!(svg.contains("last loss by learning rate"));
+}
+
+#[test]
+fn a_run_with_a_schedule_of_its_own_is_interpolated_between_lengths() {
+    let mut trials = Vec::new();
+    for (variant, losses) in [("lora", [2.0, 1.0]), ("olora", [1.0, 0.5])] {
+        for (steps, loss) in [2, 4].into_iter().zip(losses) {
+            for seed in [1, 2, 3] {
+                let mut one = trial(variant, 1e-3, seed, loss);
+                one.recipe.training.max_steps = Some(steps);
+                (one.steps, one.validation) = (steps, vec![(0, 3.0), (steps, loss)]);
+                trials.push(one);
+            }
+        }
+    }
+    let text = chosen_by(&trials, 1, true).unwrap().markdown();
+    assert!(text.contains("## Rank 8, 4 steps"), "{text}");
+    // OLoRA is there after the shorter run, LoRA at 1.25 times it between the two.
+    assert!(text.contains("| olora | 2.0 ± 0.0 | 2.0 ± 0.0 |"), "{text}");
+    assert!(text.contains("| lora | 3.4 ± 0.0 | 4.0 ± 0.0 |"), "{text}");
 }
 
 #[test]
