@@ -2,6 +2,7 @@
 
 mod adapter;
 pub mod bounds;
+mod checks;
 mod data;
 mod differences;
 mod objective;
