@@ -1,0 +1,3 @@
+//! Being made.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
