@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Evaluate(EvaluateArgs),
     /// Continue a prompt, or chat when none is given
     Generate(GenerateArgs),
+    /// Answer over HTTP as OpenAI's API does, with a page to chat: a base and its adapters
+    #[cfg(feature = "web")]
+    Serve(serve::ServeArgs),
     /// Add an adapter into the weights and write a checkpoint
     Merge(MergeArgs),
     /// Write a model, or adapters, in another form: GGUF, safetensors, MLX; fewer bits, fewer ranks
@@ -65,6 +68,9 @@ pub(crate) enum Command {
     /// Compare what devices compute in training, gradients above all, with the CPU
     Doctor(DoctorArgs),
 }
+
+#[cfg(feature = "web")]
+pub(crate) mod serve;
 
 /// How a GPU's kernels are made.
 #[derive(Args, Clone, Copy)]

@@ -294,6 +294,7 @@ pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<Ex
         top_k: args.top_k.unwrap_or(0),
         top_p: args.top_p.unwrap_or(1.0),
         seed: args.seed.unwrap_or(0),
+        ..Sampling::default()
     };
     let draws = args.top_k.is_some() || args.top_p.is_some() || args.seed.is_some();
     if draws && args.temperature == 0.0 {

@@ -1,4 +1,4 @@
-//! `olora`: fine-tune, compare, evaluate, generate, merge, convert, push, inspect, examine devices.
+//! `olora`: fine-tune, compare, evaluate, generate, serve, merge, convert, push, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
 //! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
@@ -19,6 +19,8 @@ mod models;
 mod parallel;
 mod progress;
 mod push;
+#[cfg(feature = "web")]
+mod serve;
 mod signals;
 mod tasks;
 mod terminal;
@@ -101,6 +103,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),
+        #[cfg(feature = "web")]
+        Command::Serve(args) => serve::serve(&args, kernels),
         Command::Merge(args) => merge::merge(&args, kernels),
         Command::Convert(args) => convert::convert(&args, kernels),
         Command::Push(args) => push::push(&args),

@@ -45,6 +45,20 @@ pub(crate) fn interrupter() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
+/// Has `end_well` called by the first signal; the second ends the process at once.
+#[cfg(feature = "web")]
+pub(crate) fn on_end(end_well: impl Fn() + Send + 'static) -> Result<()> {
+    let mut told = false;
+    listen(move |signal| {
+        if std::mem::replace(&mut told, true) {
+            end(128 + i32::from(signal));
+        }
+        say(&format!("{}: stopping", name(signal)));
+        end_well();
+    })
+    .context("listening to signals")
+}
+
 /// The exit code of a run that was interrupted: as shells count, 128 and the
 /// signal's number. Leaving the full-screen view counts as Ctrl-C.
 pub(crate) fn interrupted() -> ExitCode {

@@ -85,7 +85,7 @@ pub use sample::{Piece, Sample, describe_sample};
 pub use schedule::{MicroBatch, RowKind, Schedule, loader};
 pub use share::Share;
 pub use split::{ValidationSplit, split};
-pub use tokenizer::{DecodeStream, Tokenizer, has_tokenizer};
+pub use tokenizer::{DecodeStream, Decoded, Tokenizer, has_tokenizer};
 
 /// Has the examples of `README.md` compiled and run.
 #[cfg(doctest)]

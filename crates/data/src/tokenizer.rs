@@ -241,6 +241,28 @@ impl Tokenizer {
         }
     }
 
+    /// The same for whoever keeps what has been decoded so far by itself: takes the next
+    /// token and gives the text that is now complete, if any.
+    pub fn decode_next(&self, so_far: &mut Decoded, id: u32) -> Result<Option<String>, DataError> {
+        let Decoded {
+            ids,
+            prefix,
+            prefix_index,
+        } = so_far;
+        let mut step = || {
+            tokenizers::tokenizer::step_decode_stream(
+                &self.inner,
+                vec![id],
+                true,
+                ids,
+                prefix,
+                prefix_index,
+            )
+            .map_err(failed)
+        };
+        guarded(&self.dir, "decoding tokens", &mut step)
+    }
+
     /// The end-of-sequence token.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
@@ -345,6 +367,14 @@ impl Tokenizer {
             .as_ref()
             .is_some_and(|(_, bos)| text.starts_with(bos))
     }
+}
+
+/// What [`Tokenizer::decode_next`] has decoded; of a new text, nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Decoded {
+    ids: Vec<u32>,
+    prefix: String,
+    prefix_index: usize,
 }
 
 /// Decodes a growing list of tokens.

@@ -9,7 +9,11 @@ use burn::{
 use olora_adapter::{Project, packed_of};
 use olora_operations::{Products, attention};
 
-use crate::{ModelConfig, Norm, NormKind, QkNorm, cache::Held, llama::Positions};
+use crate::{
+    ModelConfig, Norm, NormKind, QkNorm,
+    cache::{Caches, Held},
+    llama::Positions,
+};
 
 /// Causal self-attention with grouped queries.
 #[derive(Module, Debug)]
@@ -146,7 +150,7 @@ impl Attention {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<&mut Option<Held>>,
+        cache: Caches<'_>,
     ) -> Tensor<3> {
         let Shape {
             n_heads,
@@ -164,22 +168,30 @@ impl Attention {
         let k = positions.rotate(k.swap_dims(1, 2), rope); // [batch, kv_heads, seq, head_dim]
         let q = positions.grow(q);
         let v = heads(v, kv_heads).swap_dims(1, 2);
-        let [k, v] = match cache {
-            None => [k, v],
-            Some(held) => Held::append(held, [k, v]),
-        };
-
         let mask = positions
             .documents()
             .within_window(self.shape.window)
             .with_scale(self.shape.scale)
             .with_soft_cap(self.shape.soft_cap)
             .with_products(products_of(&self.o_proj));
-        let mixed =
-            attention(q, k, v, &mask)
-                .swap_dims(1, 2)
-                .reshape([batch, seq, n_heads * head_dim]);
-        self.o_proj.project(mixed)
+        let mixed = match cache {
+            Caches::None => attention(q, k, v, &mask),
+            Caches::One(held) => {
+                let [k, v] = Held::append(held, [k, v]);
+                attention(q, k, v, &mask)
+            }
+            Caches::Each(held) => {
+                let rows = held.into_iter().enumerate().map(|(row, held)| {
+                    let of_row = |x: &Tensor<4>| x.clone().narrow(0, row, 1);
+                    let [k, v] = Held::append(held, [of_row(&k), of_row(&v)]);
+                    attention(of_row(&q), k, v, &mask)
+                });
+                Tensor::cat(rows.collect(), 0)
+            }
+        };
+        let mixed = mixed.swap_dims(1, 2); // [batch, seq, n_heads, head_dim]
+        self.o_proj
+            .project(mixed.reshape([batch, seq, n_heads * head_dim]))
     }
 
     /// Queries, keys and values, each `[batch, seq, heads · head_dim]`.

@@ -18,6 +18,16 @@ pub(crate) struct Held {
     len: usize,
 }
 
+/// What one block is given of the caches of those whose tokens it sees.
+pub(crate) enum Caches<'a> {
+    /// Nothing is kept.
+    None,
+    /// One for all rows, which are equally long.
+    One(&'a mut Option<Held>),
+    /// One for each row.
+    Each(Vec<&'a mut Option<Held>>),
+}
+
 impl Held {
     /// Positions that there is room for beyond those that there are, at least, where
     /// tokens come one by one.

@@ -196,7 +196,8 @@ impl ModelError {
         }
     }
 
-    pub(crate) fn device(what: &str, reason: &impl ToString) -> Self {
+    /// [`ModelError::Device`]: what could not be computed, and what the device says.
+    pub fn device(what: &str, reason: &impl ToString) -> Self {
         Self::Device {
             what: what.to_owned(),
             reason: reason.to_string(),

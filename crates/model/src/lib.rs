@@ -38,6 +38,7 @@ mod attention;
 mod cache;
 mod checkpoint;
 mod config;
+mod continuation;
 mod error;
 mod families;
 mod feed_forward;
@@ -49,6 +50,7 @@ mod norm;
 mod quantize;
 mod resize;
 mod rope;
+mod sampling;
 
 pub use activation::Activation;
 pub use adapt::adapted_vocabulary;
@@ -60,11 +62,12 @@ pub use checkpoint::{
     weight_files, weights_fingerprint,
 };
 pub use config::{Experts, ModelConfig, NormOrder, QkNorm};
+pub use continuation::{Continuation, next_logits_of_all};
 pub use error::ModelError;
 pub use families::Family;
 pub use feed_forward::{Alone, Expert, FeedForward, FusedMlp, Mixture, Mlp, Plain};
 pub use finite::{NotFinite, first_not_finite};
-pub use generate::{Sampling, generate};
+pub use generate::generate;
 pub use llama::{Llama, Positions};
 pub use naming::Named;
 pub use norm::{Norm, NormKind};
@@ -72,3 +75,4 @@ pub use olora_operations::{Dtype, Products, is_host};
 pub use quantize::{Dense, Matrices, Packing, Quantize, UnknownQuantize};
 pub use resize::NewRows;
 pub use rope::{Rope, RopeScaling, Rotation};
+pub use sampling::Sampling;

@@ -31,7 +31,7 @@ use olora_operations::{AttentionMask, OutputHead, Weight, project, weight::soft_
 
 use crate::{
     Attention, Dtype, FeedForward, KvCache, ModelConfig, Named, Norm, NormOrder, Rope,
-    cache::Held,
+    cache::Caches,
     rope::{Rotation, positions_in_documents},
 };
 
@@ -196,6 +196,33 @@ impl Llama {
         self.through_blocks(ids, Some(cache))
     }
 
+    /// The same for one token of each of several texts, which have caches of their own.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[texts, 1]`
+    /// - output: `[texts, 1, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many caches as texts.
+    pub fn hidden_after_each(&self, ids: Tensor<2, Int>, caches: &mut [&mut KvCache]) -> Tensor<3> {
+        let [n, _] = ids.dims();
+        assert_eq!(n, caches.len(), "a cache for each text");
+        let mut x = self.embed(ids);
+        let places: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
+        let positions = self.positions_of_texts(&x, &places);
+        x = self.with_positions(x, &positions);
+        for (layer_idx, layer) in self.model.layers.iter().enumerate() {
+            let of_layer = caches.iter_mut().map(|cache| cache.layer(layer_idx));
+            x = layer.continued(x, &positions, Caches::Each(of_layer.collect()));
+        }
+        for cache in caches {
+            cache.advance(1);
+        }
+        self.finished(x)
+    }
+
     /// The length of a sequence beyond which its earlier tokens rotate otherwise
     /// too; `None` if the length changes nothing. What was cached before is not
     /// what a sequence beyond it would have.
@@ -312,6 +339,19 @@ impl Llama {
         self.placed(x, &positions, lengths.len(), Some(documents))
     }
 
+    /// The positions of one token of each of several texts, which do not make each
+    /// other longer: some ways of scaling go by the longest.
+    fn positions_of_texts(&self, x: &Tensor<3>, places: &[usize]) -> Positions {
+        let mut all = self.placed(x, places, places.len(), None);
+        if self.rotation_changes_beyond().is_some() {
+            let device = x.device().inner();
+            let ropes = self.model.ropes.iter();
+            let rotations = ropes.map(|rope| Rotation::of_texts(rope, places, x.dtype(), &device));
+            all.rotations = rotations.collect();
+        }
+        all
+    }
+
     fn placed(
         &self,
         x: &Tensor<3>,
@@ -376,7 +416,10 @@ impl Llama {
         let positions = self.positions(&x, cache.as_ref().map_or(0, |cache| cache.len()));
         x = self.with_positions(x, &positions);
         for (layer_idx, layer) in self.model.layers.iter().enumerate() {
-            let layer_cache = cache.as_mut().map(|cache| cache.layer(layer_idx));
+            let layer_cache = match &mut cache {
+                Some(cache) => Caches::One(cache.layer(layer_idx)),
+                None => Caches::None,
+            };
             x = layer.continued(x, &positions, layer_cache);
         }
         if let Some(cache) = cache {
@@ -435,15 +478,10 @@ impl Block {
     ///
     /// - x, output: `[batch, seq, hidden_size]`
     pub fn forward(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        self.continued(x, positions, None)
+        self.continued(x, positions, Caches::None)
     }
 
-    fn continued(
-        &self,
-        x: Tensor<3>,
-        positions: &Positions,
-        cache: Option<&mut Option<Held>>,
-    ) -> Tensor<3> {
+    fn continued(&self, x: Tensor<3>, positions: &Positions, cache: Caches<'_>) -> Tensor<3> {
         let normed = normed(self.input_layernorm.as_ref(), x.clone());
         let found = self.self_attn.forward(normed, positions, cache);
         let x = self.added(x, self.attention_output_norm.as_ref(), found);

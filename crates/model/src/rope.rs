@@ -258,6 +258,19 @@ impl Rotation {
         Self::tables_of(&frequencies, factor, positions, shape, dtype, device)
     }
 
+    /// For one token of each of several texts, at their positions: each turns as the last
+    /// token of a text of its length does.
+    pub(crate) fn of_texts(rope: &Rope, places: &[usize], dtype: DType, device: &Device) -> Self {
+        let each = places
+            .iter()
+            .map(|place| Self::of(rope, &[*place], [1, 1], dtype, device));
+        let (cos, sin) = each.map(|one| (one.cos, one.sin)).unzip();
+        Self {
+            cos: Tensor::cat(cos, 0),
+            sin: Tensor::cat(sin, 0),
+        }
+    }
+
     fn tables_of(
         frequencies: &[f32],
         factor: f32,

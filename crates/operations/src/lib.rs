@@ -60,6 +60,7 @@
     reason = "Burn's autodiff tensor has no public name"
 )]
 
+mod apart;
 pub mod attention;
 #[cfg(feature = "flex")]
 #[allow(
@@ -99,6 +100,7 @@ pub fn limit_threads(n: usize) {
     let _ = n;
 }
 
+pub use apart::rows_apart;
 pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};
 pub use likelihood::token_log_likelihoods;

@@ -42,6 +42,7 @@ mod kernels;
 mod nf4;
 mod pack;
 mod packed;
+mod several;
 mod transposed;
 mod unpack;
 mod vector;

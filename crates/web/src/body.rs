@@ -17,6 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The status to answer with and what to say: 413 for a body that is larger, 408 for
 /// one that does not come, 400 for one that breaks off.
 pub async fn body(body: Body, limit: usize) -> Result<Bytes, (StatusCode, String)> {
+    let too_large = || {
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {limit} bytes, which is the limit"),
+        )
+    };
+    // What says that it is too large is not waited for.
+    if hyper::body::Body::size_hint(&body).lower() > limit as u64 {
+        return Err(too_large());
+    }
     match tokio::time::timeout(PATIENCE, to_bytes(body, limit)).await {
         Err(_) => Err((
             StatusCode::REQUEST_TIMEOUT,
@@ -27,13 +37,10 @@ pub async fn body(body: Body, limit: usize) -> Result<Bytes, (StatusCode, String
         )),
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => {
-            let too_large = std::error::Error::source(&error)
+            let is_larger = std::error::Error::source(&error)
                 .is_some_and(|source| source.to_string().contains("length limit"));
-            if too_large {
-                Err((
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("the body is larger than {limit} bytes, which is the limit"),
-                ))
+            if is_larger {
+                Err(too_large())
             } else {
                 Err((
                     StatusCode::BAD_REQUEST,

@@ -15,6 +15,7 @@ mod access;
 mod body;
 mod error;
 mod listen;
+mod pieces;
 
 pub use axum;
 pub use tokio;
@@ -23,3 +24,4 @@ pub use access::Settings;
 pub use body::body;
 pub use error::WebError;
 pub use listen::{Server, Stop};
+pub use pieces::pieces;

@@ -9,6 +9,7 @@ use super::{
     row::{add_columns, add_rows},
     strided,
 };
+use crate::apart::rows_are_apart;
 
 /// Rows and columns, each an equal distance apart, of values that are borrowed.
 /// All elements lie within the values, which is checked when one is made.
@@ -132,6 +133,16 @@ impl<'a> Matrix<'a> {
             .collect()
     }
 
+    /// One row as a matrix of its own.
+    fn only_row(self, row: usize) -> Self {
+        let begin = (row * self.row_stride).min(self.values.len());
+        Self {
+            values: &self.values[begin..],
+            rows: 1,
+            ..self
+        }
+    }
+
     /// The first row, one value after the other.
     pub(super) fn first_row(self) -> Cow<'a, [f32]> {
         if self.column_stride == 1 {
@@ -152,7 +163,7 @@ impl<'a> Matrix<'a> {
     /// How a row is multiplied with this, if its rows or its columns are dense
     /// and do not overlap; it must not be empty.
     fn row_product(self) -> Option<RowProduct> {
-        let along = |run, stride: usize, length: usize| {
+        let along = |run: AddsRows, stride: usize, length: usize| {
             (stride >= length).then_some(RowProduct { run, stride })
         };
         if self.column_stride == 1 {
@@ -182,10 +193,13 @@ pub(super) fn unflipped(tensor: &FlexTensor) -> Cow<'_, FlexTensor> {
     }
 }
 
-/// How one row is multiplied with a matrix.
+/// Adds the products of rows with a matrix: to the output, of the rows, of which there are so many,
+/// with the weights, whose lines are that far apart.
+pub(super) type AddsRows = fn(&mut [f32], &[f32], usize, &[f32], usize);
+
+/// How single rows are multiplied with a matrix.
 struct RowProduct {
-    /// Takes the output, the row, the weights and the stride.
-    run: fn(&mut [f32], &[f32], &[f32], usize),
+    run: AddsRows,
     /// Between the rows or columns of the weights.
     stride: usize,
 }
@@ -215,12 +229,21 @@ pub(super) const ROW_WORTH_THREADS: usize = 1 << 16;
 /// and if they are kept, for reading. Nothing else may read or write there
 /// meanwhile.
 unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, right: Matrix) {
-    if left.rows == 1
+    let apart = left.rows > 1 && rows_are_apart();
+    if (left.rows == 1 || apart)
         && left.columns * right.columns >= ROW_WORTH_THREADS
         && let Some(add) = right.row_product()
     {
-        // SAFETY: the caller's, for the only row of the output.
-        unsafe { multiply_row_by(&add, output, before, scale, left, right) };
+        // SAFETY: the caller's.
+        unsafe { multiply_rows_by(&add, output, before, scale, left, right) };
+        return;
+    }
+    if apart {
+        for row in 0..left.rows {
+            let output = output.wrapping_add(row * right.columns);
+            // SAFETY: the caller's, for one row of the output.
+            unsafe { multiply(output, before, scale, left.only_row(row), right) };
+        }
         return;
     }
     let worth = left.rows * left.columns * right.columns >= WORTH_THREADS;
@@ -233,12 +256,12 @@ unsafe fn multiply(output: *mut f32, before: Before, scale: f32, left: Matrix, r
     unsafe { product(output, right.columns, before, scale, left, right, threads) }
 }
 
-/// [`multiply`] of one row, in one way.
+/// [`multiply`] of single rows, in one way.
 ///
 /// # Safety
 ///
 /// As for [`multiply`].
-unsafe fn multiply_row_by(
+unsafe fn multiply_rows_by(
     add: &RowProduct,
     output: *mut f32,
     before: Before,
@@ -247,16 +270,18 @@ unsafe fn multiply_row_by(
     right: Matrix,
 ) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
+    let n = left.rows * right.columns;
     if before == Before::Overwritten {
         // SAFETY: the caller's; zero bytes are a float.
-        unsafe { output.write_bytes(0, right.columns) };
+        unsafe { output.write_bytes(0, n) };
     }
     // SAFETY: the caller's; where nothing was kept, zeros have just been written.
-    let output = unsafe { std::slice::from_raw_parts_mut(output, right.columns) };
-    let row: Vec<f32> = (0..left.columns)
-        .map(|i| scale * left.values[i * left.column_stride])
-        .collect();
-    (add.run)(output, &row, right.extent(), add.stride);
+    let output = unsafe { std::slice::from_raw_parts_mut(output, n) };
+    let mut rows = left.to_vec();
+    for value in &mut rows {
+        *value *= scale;
+    }
+    (add.run)(output, &rows, left.rows, right.extent(), add.stride);
 }
 
 /// [`multiply`] on these threads, with the rows of `output` that far apart.
@@ -379,7 +404,7 @@ pub(super) fn multiply_row(
         Some(add) if left.rows == 1 => {
             check_size(output, left, right);
             // SAFETY: the slice is as large as the product and exclusively ours.
-            unsafe { multiply_row_by(&add, output.as_mut_ptr(), before, scale, left, right) }
+            unsafe { multiply_rows_by(&add, output.as_mut_ptr(), before, scale, left, right) }
         }
         _ => multiply_alone(output, before, scale, left, right),
     }

@@ -7,7 +7,7 @@
 //! directions, so that its outputs are those of the whole product, bit for bit.
 //! `gemm` has other ways for small products; see [`shares`].
 
-use std::{cell::Cell, ops::Range};
+use std::{borrow::Cow, cell::Cell, ops::Range};
 
 use gemm::Parallelism;
 use olora_packed::Packed;
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Products,
+    apart::rows_are_apart,
     stored::{Host, unpack},
 };
 
@@ -51,7 +52,8 @@ const FEW_ROWS: usize = 64;
 /// `output = [output +] left·W`, rows of the output one after the other.
 ///
 /// A single row is multiplied without unpacking, and summed in another order
-/// than `gemm`'s; see [`Packed::dot_rows`].
+/// than `gemm`'s; see [`Packed::dot_rows`]. So are rows that are to be computed
+/// as if they were single ones.
 ///
 /// # Safety
 ///
@@ -60,18 +62,27 @@ const FEW_ROWS: usize = 64;
 pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, host: &Host) {
     let [d_out, d_in] = host.packed.shape();
     assert_eq!(left.columns(), d_in, "inner dimensions");
-    if left.rows() == 1 {
+    let n_rows = left.rows();
+    if n_rows == 1 || n_rows > 1 && rows_are_apart() {
+        let n = n_rows * d_out;
         if before == Before::Overwritten {
-            // SAFETY: the caller's, for the only row of the output; zero bytes are a float.
-            unsafe { output.write_bytes(0, d_out) };
+            // SAFETY: the caller's; zero bytes are a float.
+            unsafe { output.write_bytes(0, n) };
         }
         // SAFETY: the caller's; where nothing was kept, zeros have just been written.
-        let output = unsafe { std::slice::from_raw_parts_mut(output, d_out) };
-        let mut row = left.first_row();
+        let output = unsafe { std::slice::from_raw_parts_mut(output, n) };
+        let mut rows = match n_rows {
+            1 => left.first_row(),
+            _ => Cow::Owned(left.to_vec()),
+        };
         if host.products == Products::Rounded {
-            round(row.to_mut());
+            round(rows.to_mut());
         }
-        add_row(output, &row, &host.packed);
+        if n_rows == 1 {
+            add_row(output, &rows, &host.packed);
+        } else {
+            add_rows(output, &rows, n_rows, &host.packed);
+        }
         return;
     }
     // SAFETY: the caller's.
@@ -150,16 +161,44 @@ fn round(values: &mut [f32]) {
     }
 }
 
+/// How many of a matrix's rows, each giving an output, are a piece of work.
+fn rows_of_a_piece(packed: &Packed) -> usize {
+    let [d_out, d_in] = packed.shape();
+    if d_in * d_out < ROW_WORTH_THREADS {
+        return d_out.max(1);
+    }
+    // Two for each thread, so that one that comes late does not hold up all; but none so small
+    // that handing it over takes longer. Rows are multiplied with by fours.
+    let least = ROW_PIECE.div_ceil(d_in.max(1));
+    let even = d_out.div_ceil(2 * rayon::current_num_threads());
+    even.max(least).next_multiple_of(4)
+}
+
+/// [`add_row`] of several rows, each with an output of its own and the bits that it has alone.
+fn add_rows(output: &mut [f32], rows: &[f32], n: usize, packed: &Packed) {
+    let (d_out, piece) = (packed.shape()[0], rows_of_a_piece(packed));
+    // Of each piece, the products of all rows, one row after the other.
+    let mut products = vec![0.0; output.len()];
+    hand_out_pieces(&mut products, piece * n, |i, products| {
+        let some = i * piece..i * piece + products.len() / n;
+        if let Err(error) = packed.dot_rows_of_several(some, rows, products) {
+            unreachable!("{error}");
+        }
+    });
+    for (i, products) in products.chunks(piece * n).enumerate() {
+        let width = products.len() / n;
+        for (row, products) in products.chunks_exact(width.max(1)).enumerate() {
+            let output = &mut output[row * d_out + i * piece..][..width];
+            for (output, product) in output.iter_mut().zip(products) {
+                *output += product;
+            }
+        }
+    }
+}
+
 /// One row on all threads, each output summed by one of them.
 fn add_row(output: &mut [f32], row: &[f32], packed: &Packed) {
-    let mut piece = output.len().max(1);
-    if row.len() * output.len() >= ROW_WORTH_THREADS {
-        // Two for each thread, so that one that comes late does not hold up all; but none so small
-        // that handing it over takes longer. Rows are multiplied with by fours.
-        let least = ROW_PIECE.div_ceil(row.len().max(1));
-        let even = piece.div_ceil(2 * rayon::current_num_threads());
-        piece = even.max(least).next_multiple_of(4);
-    }
+    let piece = rows_of_a_piece(packed);
     hand_out_pieces(output, piece, |i, output| {
         let rows = i * piece..i * piece + output.len();
         if let Err(error) = packed.dot_rows(rows, row, output) {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Products,
+    apart::rows_are_apart,
     projection::{Layer, LayerGradients, ProjectionKernel, portable_backward, portable_forward},
     stored::Host,
 };
@@ -92,11 +93,17 @@ impl Thin {
     }
 }
 
+/// Whether rows are multiplied by themselves: one, or several that are to be
+/// computed as if each were.
+fn is_single(n_rows: usize) -> bool {
+    n_rows <= 1 || rows_are_apart()
+}
+
 /// Whether `gemm` forms a product whole before it adds it: not for one row, nor
 /// for one or two columns, which it adds one by one, nor for more columns than
 /// it takes at a time.
 fn subtracts_exactly(n_rows: usize, rank: usize) -> bool {
-    n_rows > 1 && (3..=256).contains(&rank)
+    !is_single(n_rows) && (3..=256).contains(&rank)
 }
 
 fn transposed(tensor: &FlexTensor) -> FlexTensor {
@@ -106,7 +113,9 @@ fn transposed(tensor: &FlexTensor) -> FlexTensor {
 /// The weight, if products of several rows with it are of values that are rounded to bf16.
 fn rounds(weight: Frozen<'_>, n_rows: usize) -> Option<&Host> {
     match weight {
-        Frozen::Packed(host) if host.products == Products::Rounded && n_rows > 1 => Some(host),
+        Frozen::Packed(host) if host.products == Products::Rounded && !is_single(n_rows) => {
+            Some(host)
+        }
         Frozen::Packed(_) | Frozen::Dense(_) => None,
     }
 }

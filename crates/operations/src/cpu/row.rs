@@ -14,28 +14,42 @@ const FEWEST_ROWS: usize = 32;
 /// measured, though `vector::sum` does well with them.
 const LANES: usize = 16;
 
-/// Adds `row·weights` to `output`, for weights whose rows, as long as `output`,
-/// begin `stride` apart.
+/// Columns of weights that several rows are multiplied with before the next are fetched.
+const BLOCK: usize = 2048;
+
+/// Adds `row·weights` to `output`, for weights whose rows begin `stride` apart, and for
+/// `n` rows that lie one after the other, each with an output of its own. Rows of
+/// weights are as long as an output.
 ///
 /// Threads share out the rows of the weights, not the columns, since memory is
-/// fetched fastest from beginning to end.
-pub(super) fn add_rows(output: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
-    let width = output.len();
+/// fetched fastest from beginning to end. Each row gets the bits that it gets alone.
+pub(super) fn add_rows(output: &mut [f32], rows: &[f32], n: usize, weights: &[f32], stride: usize) {
+    let (width, length) = (output.len() / n, rows.len() / n);
+    if width == 0 || length == 0 {
+        return;
+    }
     let piece = rows_per_chunk(width).max(FEWEST_ROWS);
-    let mut sums = vec![Vec::new(); row.len().div_ceil(piece)];
+    let mut sums = vec![Vec::new(); length.div_ceil(piece)];
+    let block = if n == 1 { width } else { BLOCK };
     hand_out_pieces(&mut sums, 1, |i, sums| {
-        let row = &row[i * piece..row.len().min((i + 1) * piece)];
+        let range = i * piece..length.min((i + 1) * piece);
         let weights = &weights[i * piece * stride..];
-        let mut to = vec![0.0; width];
-        let of_piece = &mut to[..];
-        vectorised!(<'a>(
-            of_piece: &'a mut [f32],
-            row: &'a [f32],
-            weights: &'a [f32],
-            stride: usize,
-        ) {
-            add_some_rows(of_piece, row, weights, stride);
-        });
+        let mut to = vec![0.0; width * n];
+        for first in (0..width).step_by(block) {
+            let columns = first..(first + block).min(width);
+            for (to, row) in to.chunks_exact_mut(width).zip(rows.chunks_exact(length)) {
+                let (to, row) = (&mut to[columns.clone()], &row[range.clone()]);
+                let weights = &weights[first..];
+                vectorised!(<'a>(
+                    to: &'a mut [f32],
+                    row: &'a [f32],
+                    weights: &'a [f32],
+                    stride: usize,
+                ) {
+                    add_some_rows(to, row, weights, stride);
+                });
+            }
+        }
         sums[0] = to;
     });
     for sums in sums {
@@ -66,23 +80,41 @@ fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) 
     }
 }
 
-/// Adds `row·weights` to `output`, for weights whose columns, as long as `row`,
-/// begin `stride` apart.
-pub(super) fn add_columns(output: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
-    let piece = rows_per_chunk(row.len());
-    hand_out_pieces(output, piece, |i, output| {
+/// [`add_rows`] for weights whose columns, as long as a row, begin `stride` apart.
+pub(super) fn add_columns(
+    output: &mut [f32],
+    rows: &[f32],
+    n: usize,
+    weights: &[f32],
+    stride: usize,
+) {
+    let (width, length) = (output.len() / n, rows.len() / n);
+    let piece = rows_per_chunk(length);
+    // All rows' products with a column, column after column.
+    let mut products = vec![0.0; output.len()];
+    hand_out_pieces(&mut products, piece * n, |i, products| {
         let weights = &weights[i * piece * stride..];
         vectorised!(<'a>(
-            output: &'a mut [f32],
-            row: &'a [f32],
+            products: &'a mut [f32],
+            rows: &'a [f32],
+            n: usize,
             weights: &'a [f32],
             stride: usize,
+            length: usize,
         ) {
-            for (i, output) in output.iter_mut().enumerate() {
-                *output += dot(row, &weights[i * stride..][..row.len()]);
+            for (i, products) in products.chunks_exact_mut(n).enumerate() {
+                let column = &weights[i * stride..][..length];
+                for (row, product) in products.iter_mut().enumerate() {
+                    *product = dot(&rows[row * length..][..length], column);
+                }
             }
         });
     });
+    for (row, output) in output.chunks_exact_mut(width.max(1)).enumerate() {
+        for (column, output) in output.iter_mut().enumerate() {
+            *output += products[column * n + row];
+        }
+    }
 }
 
 #[inline(always)]
@@ -103,7 +135,7 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::matrix::AddsRows, *};
     use crate::cpu::team::hand_out;
 
     /// Values between -1 and 1.
@@ -111,6 +143,27 @@ mod tests {
         (0..n)
             .map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0)
             .collect()
+    }
+
+    #[test]
+    fn several_rows_have_the_bits_of_each_alone() {
+        for [length, width] in SIZES.into_iter().chain([[70, 5000]]) {
+            for (add, stride) in [(add_rows as AddsRows, width + 3), (add_columns, length + 3)] {
+                let weights = some((length + 3) * (width + 3), 1);
+                for n in [2, 3, 8] {
+                    let (rows, before) = (some(n * length, 2), some(n * width, 3));
+                    let mut together = before.clone();
+                    add(&mut together, &rows, n, &weights, stride);
+                    let mut alone = before.clone();
+                    for (row, output) in rows.chunks(length).zip(alone.chunks_mut(width)) {
+                        add(output, row, 1, &weights, stride);
+                    }
+                    let bits =
+                        |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&together), bits(&alone), "{n} of {length} x {width}");
+                }
+            }
+        }
     }
 
     /// In f64, weight by weight, with the sum of the magnitudes.
@@ -126,7 +179,7 @@ mod tests {
     /// Rows and columns about the sizes of pieces, pairs and lanes.
     const SIZES: [[usize; 2]; 6] = [[1, 1], [2, 3], [17, 31], [65, 1030], [301, 33], [2049, 70]];
 
-    fn compare(add: impl Fn(&mut [f32], &[f32], &[f32], usize), columns_lie: bool) {
+    fn compare(add: impl Fn(&mut [f32], &[f32], usize, &[f32], usize), columns_lie: bool) {
         for [rows, columns] in SIZES {
             for gap in [0, 5] {
                 let (length, lines) = if columns_lie {
@@ -139,7 +192,7 @@ mod tests {
                 let weights = some((lines - 1) * stride + length, 1);
                 let (row, before) = (some(rows, 2), some(columns, 3));
                 let mut output = before.clone();
-                add(&mut output, &row, &weights, stride);
+                add(&mut output, &row, 1, &weights, stride);
                 for (column, (found, before)) in output.iter().zip(&before).enumerate() {
                     let (sum, size) = slowly(&row, |i| {
                         let [line, at] = if columns_lie {
@@ -172,9 +225,9 @@ mod tests {
     #[test]
     fn the_number_of_threads_changes_no_bit() {
         let (row, weights) = (some(700, 4), some(700 * 90, 5));
-        let with = |alone: bool, add: fn(&mut [f32], &[f32], &[f32], usize), stride| {
+        let with = |alone: bool, add: AddsRows, stride| {
             let output = std::sync::Mutex::new(some(90, 6));
-            let work = || add(&mut output.lock().unwrap(), &row, &weights, stride);
+            let work = || add(&mut output.lock().unwrap(), &row, 1, &weights, stride);
             if alone {
                 // Within other work of the team there are no others.
                 hand_out(2, |i| {
@@ -187,10 +240,7 @@ mod tests {
             }
             output.into_inner().unwrap()
         };
-        for (add, stride) in [
-            (add_rows as fn(&mut [f32], &[f32], &[f32], usize), 90),
-            (add_columns, 700),
-        ] {
+        for (add, stride) in [(add_rows as AddsRows, 90), (add_columns, 700)] {
             assert_eq!(with(true, add, stride), with(false, add, stride));
         }
     }

@@ -1,0 +1,366 @@
+//! Products of rows with several vectors at once: what generating tokens of several
+//! texts together is made of. A row is fetched and unpacked once for all of them.
+
+use std::ops::Range;
+
+use crate::{
+    Packed, PackedError,
+    packed::Parts,
+    vector::{LANES, Work, add_products, dispatch, total},
+};
+
+/// Rows that are unpacked at a time: with a few thousand values each, they stay in a core's own
+/// cache until all vectors have been multiplied with them.
+const ROWS: usize = 16;
+
+impl Packed {
+    /// Adds to the outputs the products of rows with vectors: `output[v][i] += Σ w·x` for
+    /// the `i`th of `rows` and vector `v`. Vectors lie one after the other, each as long as
+    /// a row, and so do their outputs, each as long as `rows`.
+    ///
+    /// The same bits as from [`dot_rows`](Self::dot_rows) for one vector after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`PackedError::Range`] for rows that are not there, [`PackedError::Length`] for
+    /// vectors that are not whole, or an output that has not a place for each product.
+    pub fn dot_rows_of_several(
+        &self,
+        rows: Range<usize>,
+        vectors: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), PackedError> {
+        self.check_rows(&rows)?;
+        let width = self.shape[1].max(1);
+        let n = vectors.len() / width;
+        PackedError::check_length("the vectors", vectors.len(), n * width)?;
+        PackedError::check_length("the output", output.len(), n * rows.len())?;
+        let n_rows = rows.len();
+        let mut panel = Vec::new();
+        for first in (0..n_rows).step_by(ROWS) {
+            let some = first..(first + ROWS).min(n_rows);
+            let absolute = rows.start + some.start..rows.start + some.end;
+            let values = match &self.parts {
+                Parts::Floats(bytes) if self.format.block_bytes() == 4 => Values::Stored(
+                    &bytes.as_slice()[4 * width * absolute.start..][..4 * width * some.len()],
+                ),
+                _ => {
+                    panel.resize(ROWS * width, 0.0);
+                    self.unpack(absolute, 0..width, &mut panel, width)?;
+                    Values::Unpacked(&panel[..some.len() * width])
+                }
+            };
+            dispatch(Several {
+                values,
+                width,
+                vectors,
+                output: &mut *output,
+                place: some,
+                stride: n_rows,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The values of some rows.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    /// As bytes of `f32`, the low one first.
+    Stored(&'a [u8]),
+    Unpacked(&'a [f32]),
+}
+
+struct Several<'a> {
+    values: Values<'a>,
+    width: usize,
+    vectors: &'a [f32],
+    output: &'a mut [f32],
+    /// Where the rows' products are within those of a vector.
+    place: Range<usize>,
+    /// Between the products of one vector and of the next.
+    stride: usize,
+}
+
+impl Several<'_> {
+    /// Thirty-two values of a row, from column `at` on; zeros beyond its end.
+    #[inline(always)]
+    fn lanes(&self, row: usize, at: usize) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        let n = LANES.min(self.width - at);
+        let start = row * self.width + at;
+        match self.values {
+            Values::Unpacked(values) => lanes[..n].copy_from_slice(&values[start..start + n]),
+            Values::Stored(bytes) => {
+                let bytes = bytes[4 * start..4 * (start + n)].as_chunks::<4>().0;
+                for (lane, bytes) in lanes.iter_mut().zip(bytes) {
+                    *lane = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+        lanes
+    }
+
+    /// Thirty-two values of a vector, from column `at` on; zeros beyond its end.
+    #[inline(always)]
+    fn of_vector(&self, vector: usize, at: usize) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        let n = LANES.min(self.width - at);
+        lanes[..n].copy_from_slice(&self.vectors[vector * self.width + at..][..n]);
+        lanes
+    }
+
+    #[inline(always)]
+    fn add(&mut self, vector: usize, row: usize, sum: f32) {
+        self.output[vector * self.stride + self.place.start + row] += sum;
+    }
+
+    fn n_vectors(&self) -> usize {
+        self.vectors.len() / self.width
+    }
+
+    /// `R` rows with `V` vectors: the sums of all of them stay in registers.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn tile<S: crate::x86::Sixteen, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        vector: usize,
+    ) {
+        let mut sums = [(); R].map(
+            #[inline(always)]
+            |()| {
+                [(); V].map(
+                    #[inline(always)]
+                    |()| crate::x86::Sums::new(simd),
+                )
+            },
+        );
+        let whole = self.width / LANES * LANES;
+        let vectors: [&[f32]; V] = std::array::from_fn(
+            #[inline(always)]
+            |v| &self.vectors[(vector + v) * self.width..][..whole],
+        );
+        match self.values {
+            Values::Unpacked(values) => {
+                let rows: [&[f32]; R] = std::array::from_fn(
+                    #[inline(always)]
+                    |r| &values[(row + r) * self.width..][..whole],
+                );
+                for at in (0..whole).step_by(16) {
+                    for r in 0..R {
+                        let left = simd.load(sixteen(rows[r], at));
+                        for v in 0..V {
+                            let right = simd.load(sixteen(vectors[v], at));
+                            sums[r][v].add_sixteen(simd, at / 16 % 2, right, left);
+                        }
+                    }
+                }
+            }
+            Values::Stored(bytes) => {
+                let rows: [&[u8]; R] = std::array::from_fn(
+                    #[inline(always)]
+                    |r| &bytes[4 * (row + r) * self.width..][..4 * whole],
+                );
+                for at in (0..whole).step_by(16) {
+                    for r in 0..R {
+                        let line = &rows[r][4 * at..4 * at + 64];
+                        if vector == 0 {
+                            crate::x86::fetch(&line[0], 4 * R * self.width);
+                        }
+                        let left = simd.load_bytes(line.first_chunk().copied().unwrap_or([0; 64]));
+                        for v in 0..V {
+                            let right = simd.load(sixteen(vectors[v], at));
+                            sums[r][v].add_sixteen(simd, at / 16 % 2, right, left);
+                        }
+                    }
+                }
+            }
+        }
+        if whole < self.width {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let left = self.lanes(row + r, whole);
+                for (v, sums) in sums.iter_mut().enumerate() {
+                    let right = self.of_vector(vector + v, whole);
+                    sums.add(simd, &right, &left);
+                }
+            }
+        }
+        let mut totals = [[0.0; V]; R];
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            for (total, sums) in totals.iter_mut().zip(sums) {
+                *total = sums.total(simd);
+            }
+        }
+        for (r, totals) in totals.iter().enumerate() {
+            for (v, sum) in totals.iter().enumerate() {
+                self.add(vector + v, row + r, *sum);
+            }
+        }
+    }
+
+    /// All rows with `V` vectors, two rows at a time.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn columns<S: crate::x86::Sixteen, const V: usize>(&mut self, simd: S, vector: usize) {
+        let n_rows = self.place.len();
+        for row in (0..n_rows / 2 * 2).step_by(2) {
+            self.tile::<S, 2, V>(simd, row, vector);
+        }
+        if n_rows % 2 == 1 {
+            self.tile::<S, 1, V>(simd, n_rows - 1, vector);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn sixteen(values: &[f32], at: usize) -> [f32; 16] {
+    let some = values[at..at + 16].first_chunk::<16>();
+    some.copied().unwrap_or([0.0; 16])
+}
+
+impl Work for Several<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn plain(mut self) {
+        for row in 0..self.place.len() {
+            for vector in 0..self.n_vectors() {
+                let mut sums = [0.0; LANES];
+                for at in (0..self.width).step_by(LANES) {
+                    let (left, right) = (self.of_vector(vector, at), self.lanes(row, at));
+                    add_products(&mut sums, &left, &right);
+                }
+                self.add(vector, row, total(sums));
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn run<S: crate::x86::Sixteen>(mut self, simd: S) {
+        let n = self.n_vectors();
+        let mut vector = 0;
+        while n - vector >= 4 {
+            self.columns::<S, 4>(simd, vector);
+            vector += 4;
+        }
+        if n - vector >= 2 {
+            self.columns::<S, 2>(simd, vector);
+            vector += 2;
+        }
+        if n - vector == 1 {
+            self.columns::<S, 1>(simd, vector);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Format, vector::every_way};
+
+    fn some(n: usize, seed: usize) -> Vec<f32> {
+        (0..n)
+            .map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0)
+            .collect()
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// Every format, rows about the sizes of tiles and panels, and every number of vectors that
+    /// goes another way.
+    #[test]
+    fn several_vectors_have_the_bits_of_each_alone() {
+        let blocks = crate::BlockFormat::ALL.map(Format::Blocks);
+        let others = [Format::Nf4, Format::Nf4Double, Format::Bf16, Format::F32];
+        for format in blocks.into_iter().chain(others) {
+            let unit = format.block_values().max(1);
+            for width in [unit, 3 * unit, unit.max(512), 37 * unit] {
+                let n_rows = 35;
+                let Ok(packed) = Packed::pack(format, [n_rows, width], &some(n_rows * width, 1))
+                else {
+                    // Nothing is packed into this format here.
+                    continue;
+                };
+                for n in [1, 2, 3, 5, 8] {
+                    for rows in [0..n_rows, 3..4, 7..25] {
+                        let vectors = some(n * width, 2);
+                        let before = some(n * rows.len(), 3);
+                        let mut together = before.clone();
+                        packed
+                            .dot_rows_of_several(rows.clone(), &vectors, &mut together)
+                            .unwrap();
+                        let mut alone = before.clone();
+                        for (vector, output) in
+                            vectors.chunks(width).zip(alone.chunks_mut(rows.len()))
+                        {
+                            packed.dot_rows(rows.clone(), vector, output).unwrap();
+                        }
+                        assert_eq!(
+                            bits(&together),
+                            bits(&alone),
+                            "{format:?} {width} {n} {rows:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        struct Bits<'a>(&'a [f32], &'a [f32]);
+        impl Bits<'_> {
+            fn by(self, run: impl FnOnce(Several<'_>)) -> Vec<u32> {
+                let mut output = vec![0.0; 3 * 5];
+                run(Several {
+                    values: Values::Unpacked(self.0),
+                    width: 99,
+                    vectors: self.1,
+                    output: &mut output,
+                    place: 0..3,
+                    stride: 3,
+                });
+                bits(&output)
+            }
+        }
+        impl Work for Bits<'_> {
+            type Output = Vec<u32>;
+            fn plain(self) -> Vec<u32> {
+                self.by(|several| several.plain())
+            }
+            #[cfg(target_arch = "x86_64")]
+            fn run<S: crate::x86::Sixteen>(self, simd: S) -> Vec<u32> {
+                self.by(|several| several.run(simd))
+            }
+        }
+        let (values, vectors) = (some(3 * 99, 1), some(5 * 99, 2));
+        let outputs = every_way(|| Bits(&values, &vectors));
+        assert!(outputs.iter().all(|output| output == &outputs[0]));
+    }
+
+    #[test]
+    fn vectors_that_are_not_whole_are_refused() {
+        let packed = Packed::pack(Format::F32, [2, 4], &some(8, 1)).unwrap();
+        assert!(
+            packed
+                .dot_rows_of_several(0..2, &[0.0; 7], &mut [0.0; 2])
+                .is_err()
+        );
+        assert!(
+            packed
+                .dot_rows_of_several(0..2, &[0.0; 8], &mut [0.0; 3])
+                .is_err()
+        );
+        assert!(
+            packed
+                .dot_rows_of_several(0..3, &[0.0; 8], &mut [0.0; 6])
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! Answers that come in pieces.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::body::{Body, Bytes};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+
+/// A body that is sent while it is made, and where to put its pieces. Sending fails
+/// once the client has gone; the body ends when the sender is dropped.
+pub fn pieces() -> (mpsc::UnboundedSender<Bytes>, Body) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (sender, Body::new(Pieces(receiver)))
+}
+
+struct Pieces(mpsc::UnboundedReceiver<Bytes>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.poll_recv(context);
+        next.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_arrive_in_order_and_a_client_that_left_is_noticed() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (sender, body) = pieces();
+            for piece in ["one ", "two"] {
+                sender.send(Bytes::from(piece)).unwrap();
+            }
+            drop(sender);
+            assert_eq!(axum::body::to_bytes(body, 100).await.unwrap(), "one two");
+            let (sender, body) = pieces();
+            drop(body);
+            assert!(sender.send(Bytes::from("three")).is_err());
+        });
+    }
+}
