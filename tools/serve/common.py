@@ -120,9 +120,9 @@ class Server:
         def read():
             for line in self.process.stderr:
                 self.lines.append(line.rstrip("\n"))
-                found = re.search(r"serving on (http://\S+)", line)
-                if found:
-                    self.url = found[1].rstrip("/")
+                found = re.search(r"(http://(?:[\d.]+|localhost|\[[\da-f:]+\]):\d+)", line)
+                if found and self.url is None:
+                    self.url = found[1]
                     ready.set()
             ready.set()
 
@@ -222,8 +222,9 @@ class Server:
             time.sleep(0.02)
 
 
-def with_template(model, work, name="village", positions=None):
-    """A directory like `model` that has a chat template, and more positions if more are wanted."""
+def with_template(model, work, name="village", positions=None, end=None):
+    """A directory like `model` that has a chat template; with more positions if they are given, and another token
+    that ends an answer."""
     place = pathlib.Path(work) / name
     place.mkdir(parents=True)
     for file in pathlib.Path(model).iterdir():
@@ -232,11 +233,22 @@ def with_template(model, work, name="village", positions=None):
     config = json.loads((pathlib.Path(model) / "config.json").read_text())
     if positions:
         config["max_position_embeddings"] = positions
+    if end:
+        vocabulary = json.loads((pathlib.Path(model) / "tokenizer.json").read_text())
+        for token in vocabulary["added_tokens"]:
+            # What ended answers before is a word like others now, which is shown.
+            token["special"] = token["content"] == end
+            if token["special"]:
+                config["eos_token_id"] = token["id"]
+        (place / "tokenizer.json").unlink()
+        (place / "tokenizer.json").write_text(json.dumps(vocabulary))
     (place / "config.json").write_text(json.dumps(config))
     path = pathlib.Path(model) / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text()) if path.exists() else {}
     if positions:
         tokenizer["model_max_length"] = positions
+    if end:
+        tokenizer["eos_token"] = end
     tokenizer.setdefault("chat_template", TEMPLATE)
     (place / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return place
