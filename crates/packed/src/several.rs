@@ -1,10 +1,11 @@
 //! Products of rows with several vectors at once: what generating tokens of several
 //! texts together is made of. A row is fetched and unpacked once for all of them.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use crate::{
-    Packed, PackedError,
+    Format, Packed, PackedError,
+    floats::{Bf16, F32, Float, widen},
     packed::Parts,
     vector::{LANES, Work, add_products, dispatch, total},
 };
@@ -40,18 +41,21 @@ impl Packed {
         for first in (0..n_rows).step_by(ROWS) {
             let some = first..(first + ROWS).min(n_rows);
             let absolute = rows.start + some.start..rows.start + some.end;
-            let values = match &self.parts {
-                Parts::Floats(bytes) if self.format.block_bytes() == 4 => Values::Stored(
-                    &bytes.as_slice()[4 * width * absolute.start..][..4 * width * some.len()],
-                ),
+            let (format, bytes) = match &self.parts {
+                Parts::Floats(bytes) => {
+                    let size = self.format.block_bytes() * width;
+                    let of_rows = size * absolute.start..size * absolute.end;
+                    (self.format, Cow::Borrowed(&bytes.as_slice()[of_rows]))
+                }
                 _ => {
                     panel.resize(ROWS * width, 0.0);
                     self.unpack(absolute, 0..width, &mut panel, width)?;
-                    Values::Unpacked(&panel[..some.len() * width])
+                    (Format::F32, as_bytes(&panel[..some.len() * width]))
                 }
             };
             dispatch(Several {
-                values,
+                format,
+                bytes: &bytes,
                 width,
                 vectors,
                 output: &mut *output,
@@ -63,16 +67,25 @@ impl Packed {
     }
 }
 
-/// The values of some rows.
-#[derive(Clone, Copy)]
-enum Values<'a> {
-    /// As bytes of `f32`, the low one first.
-    Stored(&'a [u8]),
-    Unpacked(&'a [f32]),
+/// Values as bytes of files, the low one first: on most machines what they are.
+fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
+    }
 }
 
 struct Several<'a> {
-    values: Values<'a>,
+    /// `f32` or bfloat16.
+    format: Format,
+    /// Of the rows.
+    bytes: &'a [u8],
     width: usize,
     vectors: &'a [f32],
     output: &'a mut [f32],
@@ -88,16 +101,13 @@ impl Several<'_> {
     fn lanes(&self, row: usize, at: usize) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
         let n = LANES.min(self.width - at);
-        let start = row * self.width + at;
-        match self.values {
-            Values::Unpacked(values) => lanes[..n].copy_from_slice(&values[start..start + n]),
-            Values::Stored(bytes) => {
-                let bytes = bytes[4 * start..4 * (start + n)].as_chunks::<4>().0;
-                for (lane, bytes) in lanes.iter_mut().zip(bytes) {
-                    *lane = f32::from_le_bytes(*bytes);
-                }
-            }
-        }
+        let size = self.format.block_bytes();
+        let start = size * (row * self.width + at);
+        widen(
+            self.format,
+            &self.bytes[start..start + size * n],
+            &mut lanes[..n],
+        );
         lanes
     }
 
@@ -122,7 +132,13 @@ impl Several<'_> {
     /// `R` rows with `V` vectors: the sums of all of them stay in registers.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn tile<S: crate::x86::Sixteen, const R: usize, const V: usize>(
+    fn tile<
+        S: crate::x86::Sixteen,
+        F: Float<BYTES>,
+        const BYTES: usize,
+        const R: usize,
+        const V: usize,
+    >(
         &mut self,
         simd: S,
         row: usize,
@@ -137,48 +153,36 @@ impl Several<'_> {
                 )
             },
         );
-        let whole = self.width / LANES * LANES;
+        let (width, whole) = (self.width, self.width / LANES * LANES);
         let vectors: [&[f32]; V] = std::array::from_fn(
             #[inline(always)]
-            |v| &self.vectors[(vector + v) * self.width..][..whole],
+            |v| &self.vectors[(vector + v) * width..][..whole],
         );
-        match self.values {
-            Values::Unpacked(values) => {
-                let rows: [&[f32]; R] = std::array::from_fn(
+        let rows: [&[u8]; R] = std::array::from_fn(
+            #[inline(always)]
+            |r| &self.bytes[BYTES * (row + r) * width..][..BYTES * whole],
+        );
+        for at in (0..whole).step_by(LANES) {
+            // Written out, so that sums stay in registers: an index that is computed takes them out.
+            for half in 0..2 {
+                let at = at + 16 * half;
+                let right: [S::Values; V] = std::array::from_fn(
                     #[inline(always)]
-                    |r| &values[(row + r) * self.width..][..whole],
+                    |v| simd.load(sixteen(vectors[v], at)),
                 );
-                for at in (0..whole).step_by(16) {
-                    for r in 0..R {
-                        let left = simd.load(sixteen(rows[r], at));
-                        for v in 0..V {
-                            let right = simd.load(sixteen(vectors[v], at));
-                            sums[r][v].add_sixteen(simd, at / 16 % 2, right, left);
-                        }
+                for r in 0..R {
+                    let bytes = &rows[r][BYTES * at..BYTES * (at + 16)];
+                    if vector == 0 {
+                        crate::x86::fetch(&bytes[0], BYTES * R * width);
                     }
-                }
-            }
-            Values::Stored(bytes) => {
-                let rows: [&[u8]; R] = std::array::from_fn(
-                    #[inline(always)]
-                    |r| &bytes[4 * (row + r) * self.width..][..4 * whole],
-                );
-                for at in (0..whole).step_by(16) {
-                    for r in 0..R {
-                        let line = &rows[r][4 * at..4 * at + 64];
-                        if vector == 0 {
-                            crate::x86::fetch(&line[0], 4 * R * self.width);
-                        }
-                        let left = simd.load_bytes(line.first_chunk().copied().unwrap_or([0; 64]));
-                        for v in 0..V {
-                            let right = simd.load(sixteen(vectors[v], at));
-                            sums[r][v].add_sixteen(simd, at / 16 % 2, right, left);
-                        }
+                    let left = F::sixteen(simd, bytes);
+                    for v in 0..V {
+                        sums[r][v].add_sixteen(simd, half, right[v], left);
                     }
                 }
             }
         }
-        if whole < self.width {
+        if whole < width {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let left = self.lanes(row + r, whole);
                 for (v, sums) in sums.iter_mut().enumerate() {
@@ -203,13 +207,35 @@ impl Several<'_> {
     /// All rows with `V` vectors, two rows at a time.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn columns<S: crate::x86::Sixteen, const V: usize>(&mut self, simd: S, vector: usize) {
+    fn columns<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        vector: usize,
+    ) {
         let n_rows = self.place.len();
         for row in (0..n_rows / 2 * 2).step_by(2) {
-            self.tile::<S, 2, V>(simd, row, vector);
+            self.tile::<S, F, BYTES, 2, V>(simd, row, vector);
         }
         if n_rows % 2 == 1 {
-            self.tile::<S, 1, V>(simd, n_rows - 1, vector);
+            self.tile::<S, F, BYTES, 1, V>(simd, n_rows - 1, vector);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn all<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(&mut self, simd: S) {
+        let n = self.n_vectors();
+        let mut vector = 0;
+        while n - vector >= 4 {
+            self.columns::<S, F, BYTES, 4>(simd, vector);
+            vector += 4;
+        }
+        if n - vector >= 2 {
+            self.columns::<S, F, BYTES, 2>(simd, vector);
+            vector += 2;
+        }
+        if n - vector == 1 {
+            self.columns::<S, F, BYTES, 1>(simd, vector);
         }
     }
 }
@@ -241,18 +267,10 @@ impl Work for Several<'_> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn run<S: crate::x86::Sixteen>(mut self, simd: S) {
-        let n = self.n_vectors();
-        let mut vector = 0;
-        while n - vector >= 4 {
-            self.columns::<S, 4>(simd, vector);
-            vector += 4;
-        }
-        if n - vector >= 2 {
-            self.columns::<S, 2>(simd, vector);
-            vector += 2;
-        }
-        if n - vector == 1 {
-            self.columns::<S, 1>(simd, vector);
+        if self.format == Format::Bf16 {
+            self.all::<S, Bf16, 2>(simd);
+        } else {
+            self.all::<S, F32, 4>(simd);
         }
     }
 }
@@ -260,7 +278,7 @@ impl Work for Several<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Format, vector::every_way};
+    use crate::vector::every_way;
 
     fn some(n: usize, seed: usize) -> Vec<f32> {
         (0..n)
@@ -319,7 +337,8 @@ mod tests {
             fn by(self, run: impl FnOnce(Several<'_>)) -> Vec<u32> {
                 let mut output = vec![0.0; 3 * 5];
                 run(Several {
-                    values: Values::Unpacked(self.0),
+                    format: Format::F32,
+                    bytes: &as_bytes(self.0),
                     width: 99,
                     vectors: self.1,
                     output: &mut output,
