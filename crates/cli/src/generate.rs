@@ -296,9 +296,7 @@ fn chat(loaded: &Loaded, form: Form, args: &GenerateArgs, sampling: Sampling) ->
         // A closed stderr is seen by nobody.
         let _ = write!(err, "{mark}").and_then(|()| err.flush());
     };
-    chat.run(&mut std::io::stdin().lock(), &mut ask, &mut |text| {
-        answer(text)
-    })
+    chat.run(&mut std::io::stdin().lock(), &mut ask, &mut answer)
 }
 
 /// The model that answers in a chat.

@@ -99,7 +99,8 @@ impl BySteps {
             };
             let place = self.places.get(&entry.metric_id).copied().unwrap_or(0);
             let empty = self.step.saturating_sub(place);
-            for _ in 0..if empty > MOST_EMPTY { 0 } else { empty } {
+            let empty = Some(empty).filter(|empty| *empty <= MOST_EMPTY);
+            for _ in 0..empty.unwrap_or(0) {
                 self.give(is_valid, MetricState::Numeric(entry.clone(), None));
             }
             self.places

@@ -92,15 +92,7 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
             } => {
                 let setting = Setting { fusion, autotune };
                 report.accelerator = accelerator;
-                if accelerator {
-                    say(&format!("examining {description}: {}", setting.name()));
-                } else {
-                    say(&format!("examining {description}"));
-                }
-                emit(&json!({
-                    "event": "examining", "device": report.device, "description": description,
-                    "fusion": fusion, "autotune": autotune, "operations": planned,
-                }));
+                tell_opened(report, &description, setting, planned);
                 report.description.get_or_insert(description);
                 examination = Some(Examination {
                     setting,
@@ -157,6 +149,19 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
     }
     report.examinations.extend(examination);
     Ok(())
+}
+
+/// Says what is examined, and how.
+fn tell_opened(report: &Report, description: &str, setting: Setting, planned: usize) {
+    if report.accelerator {
+        say(&format!("examining {description}: {}", setting.name()));
+    } else {
+        say(&format!("examining {description}"));
+    }
+    emit(&json!({
+        "event": "examining", "device": report.device, "description": description,
+        "fusion": setting.fusion, "autotune": setting.autotune, "operations": planned,
+    }));
 }
 
 fn start(device: &str, args: &DoctorArgs, options: KernelOptions) -> std::io::Result<Child> {
