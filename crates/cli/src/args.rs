@@ -1,5 +1,12 @@
 //! The command line, as typed.
 
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use olora_devices::KernelOptions;
+
+use crate::terminal::Level;
+
 mod compare;
 mod files;
 mod look;
@@ -7,18 +14,11 @@ mod model;
 mod train;
 mod values;
 
-use std::{ffi::OsString, path::PathBuf};
-
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use olora_devices::KernelOptions;
-
-use crate::terminal::Level;
-
 pub(crate) use compare::CompareArgs;
 pub(crate) use files::{Combine, ConvertArgs, Form, MergeArgs, MergedFormat, PushArgs};
 pub(crate) use look::{DevicesArgs, DoctorArgs, InspectArgs, What};
 pub(crate) use model::{EvaluateArgs, GenerateArgs, ModelArgs, TaskArgs};
-pub(crate) use train::{PlanArgs, RecipeArgs, TrainArgs};
+pub(crate) use train::{RecipeArgs, TrainArgs};
 pub(crate) use values::{parse_max_new_tokens, parse_temperature};
 
 /// What `olora --help` ends with.
@@ -107,7 +107,7 @@ pub(crate) enum Colour {
 impl Colour {
     /// What is said of colours among these words, which is needed before they are read: errors of
     /// reading them have colours too.
-    fn asked_for(words: impl IntoIterator<Item = OsString>) -> Self {
+    fn asked_for(words: impl IntoIterator<Item = std::ffi::OsString>) -> Self {
         let mut asked = Self::Auto;
         let mut is_next = false;
         for word in words {
@@ -203,6 +203,21 @@ pub(crate) struct ReportArgs {
     /// Directories of comparisons
     #[arg(required = true)]
     pub(crate) directories: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// As of `train`: the adapter to start from
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
+    /// Predict from shapes alone: no weights are loaded and no time is predicted
+    #[arg(long)]
+    pub(crate) no_probe: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! `olora generate`: a prompt continued, or a chat.
 
+mod chat;
+
 use std::{
     io::{BufRead, IsTerminal, Read, Write},
     ops::ControlFlow,
@@ -12,10 +14,10 @@ use olora_data::{Message, Tokenizer};
 use olora_devices::KernelOptions;
 use olora_model::{ModelConfig, Sampling};
 
+use self::chat::{Answer, Answers, Chat};
 use crate::{
     Usage,
     args::GenerateArgs,
-    chat::{Answer, Answers, Chat},
     commands::{Loaded, Opening},
     devices,
     signals::Stopper,

@@ -1,6 +1,6 @@
 //! What ends a run from outside: Ctrl-C, and what schedulers and closing
 //! terminals send. The first finishes the step and writes a checkpoint, the
-//! second ends the process at once. In a chat, Ctrl-C stops an answer.
+//! second ends the process at once.
 
 use std::{
     process::ExitCode,
@@ -25,7 +25,7 @@ static RECEIVED: AtomicU8 = AtomicU8::new(0);
 pub(crate) fn interrupter() -> Result<Interrupter> {
     let interrupter = Interrupter::new();
     let handler = interrupter.clone();
-    listen(Wanted::All, move |signal| {
+    listen(move |signal| {
         let name = name(signal);
         if handler.should_stop() {
             answer(&format!(
@@ -71,7 +71,7 @@ impl Stopper {
     pub(crate) fn new() -> Result<Self> {
         let state = Arc::new(AtomicU8::new(IDLE));
         let seen = Arc::clone(&state);
-        listen(Wanted::Interrupt, move |signal| {
+        listen_to(Wanted::Interrupt, move |signal| {
             let (from, to) = (ANSWERING, STOPPED);
             let changed = seen.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
             if changed.is_err() {
@@ -122,9 +122,13 @@ fn name(_signal: u8) -> &'static str {
     "Ctrl-C"
 }
 
-/// Calls `on` with the number of each signal, on a thread of its own.
+/// Calls `on` with the number of each signal that ends a run, on a thread of its own.
+fn listen(on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+    listen_to(Wanted::All, on)
+}
+
 #[cfg(unix)]
-fn listen(wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+fn listen_to(wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
     use signal_hook::iterator::Signals;
 
     let mut signals = vec![libc::SIGINT];
@@ -163,7 +167,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 
 /// On Windows Ctrl-C, Ctrl-Break and a closing console; which one is not said.
 #[cfg(not(unix))]
-fn listen(_wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+fn listen_to(_wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
     Ok(ctrlc::set_handler(move || on(INTERRUPT))?)
 }
 

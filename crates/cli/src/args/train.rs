@@ -1,4 +1,4 @@
-//! `train` and `plan`.
+//! `train`, and what others that run recipes have in common with it.
 
 use std::path::PathBuf;
 
@@ -48,19 +48,4 @@ pub(crate) struct TrainArgs {
     /// Train without comparing the device's gradients with the CPU's first
     #[arg(long)]
     pub(crate) no_check: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pub(crate) recipe: RecipeArgs,
-    /// As of `train`: the adapter to start from
-    #[arg(long, value_name = "ADAPTER")]
-    pub(crate) from: Option<PathBuf>,
-    /// Predict from shapes alone: no weights are loaded and no time is predicted
-    #[arg(long)]
-    pub(crate) no_probe: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }

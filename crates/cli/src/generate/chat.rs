@@ -31,7 +31,7 @@ const HELP: &str = "\
 A line that ends in \\ goes on in the next.";
 
 /// What answers.
-pub(crate) trait Answers {
+pub(super) trait Answers {
     /// Refuses a system message that would not reach the model.
     fn check_system(&self, text: &str) -> Result<()>;
 
@@ -43,14 +43,14 @@ pub(crate) trait Answers {
 }
 
 /// What was said.
-pub(crate) struct Answer {
-    pub(crate) text: String,
+pub(super) struct Answer {
+    pub(super) text: String,
     /// Whether somebody stopped it.
-    pub(crate) was_stopped: bool,
+    pub(super) was_stopped: bool,
 }
 
 /// A conversation, and how it goes on.
-pub(crate) struct Chat<'a> {
+pub(super) struct Chat<'a> {
     model: &'a dyn Answers,
     system: Option<String>,
     /// Messages and answers in turn.
@@ -60,7 +60,7 @@ pub(crate) struct Chat<'a> {
 }
 
 impl<'a> Chat<'a> {
-    pub(crate) fn new(
+    pub(super) fn new(
         model: &'a dyn Answers,
         system: Option<String>,
         sampling: Sampling,
@@ -81,7 +81,7 @@ impl<'a> Chat<'a> {
     /// # Errors
     ///
     /// Those of the model. What cannot be asked for or written is told instead.
-    pub(crate) fn run(
+    pub(super) fn run(
         &mut self,
         input: &mut dyn BufRead,
         ask: &mut dyn FnMut(&str),
