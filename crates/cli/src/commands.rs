@@ -84,11 +84,14 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         }
         result => result?,
     };
-    print_result(
-        &summary,
-        display.total_steps(),
-        &this_command(args.start() == Start::New),
-    )?;
+    let is_new = args.start() == Start::New;
+    let go_on = match (parallel::is_one_of_several(), is_new) {
+        (false, _) => this_command(is_new),
+        // What the launcher was asked for is not known here.
+        (true, true) => "the same command with --resume".to_owned(),
+        (true, false) => "the same command".to_owned(),
+    };
+    print_result(&summary, display.total_steps(), &go_on)?;
     Ok(if summary.finished {
         ExitCode::SUCCESS
     } else {

@@ -92,7 +92,7 @@ pub(super) fn lines(
     // What a run has so far can be tried as well, if it is an adapter.
     if is_model && summary.finished {
         lines.push(("to try it", try_it("--model", &summary.result)));
-    } else if !is_model {
+    } else if !is_model && summary.steps > 0 {
         lines.push(("to try it", try_it("--adapter", &summary.directory)));
     }
     lines
