@@ -65,7 +65,7 @@ def olora(args, name, train, batch, more="", sets=()):
     command = [args.olora, "train", str(recipe(args, name, train, batch, more))]
     for setting in sets:
         command += ["--set", setting]
-    subprocess.run(command, check=True, stderr=(args.out / f"{name}.log").open("w"))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=(args.out / f"{name}.log").open("w"))
     summary = json.loads((args.out / f"runs/{name}/summary.json").read_text())
     keys = ["steps", "tokens", "train_seconds", "tokens_per_second", "peak_memory", "estimated_peak", "validation_measures"]
     tell(run=name, **{key: summary[key] for key in keys if key in summary})

@@ -117,7 +117,8 @@ def evaluated(given, *options):
         ran = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
         if ran.returncode:
             return error_of(ran)
-        found = json.loads(ran.stdout)
+        # With tasks, events come before the result.
+        found = json.loads(ran.stdout.splitlines()[-1])
         for part in (found, *found.get("tasks", [])):
             part.pop("seconds", None)
         return found

@@ -1,8 +1,7 @@
 //! What each subcommand does.
 
 use std::{
-    io::{BufRead, IsTerminal, Write},
-    ops::ControlFlow,
+    io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -16,11 +15,9 @@ use burn::{
     train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper},
 };
 use olora_adapter::PeftAdapter;
-use olora_data::{
-    Answers, DataOptions, Message, Padding, Schedule, Share, TokenCache, Tokenizer, loader,
-};
+use olora_data::{Answers, DataOptions, Padding, Schedule, Share, TokenCache, Tokenizer, loader};
 use olora_devices::{Details, KernelOptions, Opened};
-use olora_model::{Dtype, Llama, ModelConfig, Packing, Sampling};
+use olora_model::{Dtype, Llama, ModelConfig, Packing};
 use olora_runs::{
     Observer, Recipe, RunError, Start, TrainOptions, TrainedRun, check_samples, choose_dtype,
     in_words, recipe::ObjectiveMethod,
@@ -30,7 +27,7 @@ use serde_json::json;
 
 use crate::{
     Usage,
-    args::{EvaluateArgs, GenerateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
+    args::{EvaluateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
     devices, inspect_data,
     mistaken::adapter_in,
     models::{
@@ -38,10 +35,10 @@ use crate::{
         tokenizer, tokenizer_beside,
     },
     parallel,
-    progress::{Display, finished},
+    progress::{Display, print_result, this_command},
     signals::{interrupted, interrupter},
     tasks,
-    terminal::{out, say},
+    terminal::{emit, out, say, say_detail},
 };
 
 pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -51,6 +48,7 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
     let Opened { device, details } = devices::open(&parallel::device(&recipe.device)?, kernels)?;
     parallel::introduce(&details.to_string())?;
+    say_detail(&describe_kernels(&details));
     let reference = reference(&details, args.no_check)?;
     let interrupter = interrupter()?;
 
@@ -59,11 +57,12 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
             as Box<dyn MetricsRenderer>
     });
     let display = Display::new(args.tui || parallel::is_follower());
-    let observer: Arc<dyn Observer> = Arc::new(if args.auto_resume {
+    let display = Arc::new(if args.auto_resume {
         display
     } else {
         display.with_resume()
     });
+    let observer: Arc<dyn Observer> = display.clone();
     let options = TrainOptions {
         start: args.start(),
         interrupter,
@@ -74,24 +73,44 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
         ranks: parallel::ranks(),
     };
     let summary = match olora_runs::train(&recipe, &device, options, &observer) {
-        Err(RunError::Complete { directory, .. }) if args.auto_resume => {
+        Err(RunError::Complete { directory, steps }) if args.auto_resume => {
             say(&format!(
                 "the run in {} is complete: there is nothing to do",
                 directory.display()
             ));
+            let directory = directory.display().to_string();
+            emit(&json!({ "event": "complete", "directory": directory, "steps": steps }));
             return Ok(ExitCode::SUCCESS);
         }
         result => result?,
     };
-    if args.tui {
-        // The full-screen view has left nothing behind.
-        say(&finished(&summary));
-    }
+    let is_new = args.start() == Start::New;
+    let go_on = match (parallel::is_one_of_several(), is_new) {
+        (false, _) => this_command(is_new),
+        // What the launcher was asked for is not known here.
+        (true, true) => "the same command with --resume".to_owned(),
+        (true, false) => "the same command".to_owned(),
+    };
+    print_result(&summary, display.total_steps(), &go_on)?;
     Ok(if summary.finished {
         ExitCode::SUCCESS
     } else {
         interrupted()
     })
+}
+
+/// How a device's kernels are made, or by how many threads the CPU computes.
+pub(crate) fn describe_kernels(details: &Details) -> String {
+    let switched = |on: bool| if on { "on" } else { "off" };
+    if details.accelerator {
+        format!(
+            "kernels: fusion {}, choosing by measurement {}",
+            switched(details.fusion),
+            switched(details.autotune)
+        )
+    } else {
+        format!("threads: {}", olora_devices::threads::count())
+    }
 }
 
 impl TrainArgs {
@@ -287,80 +306,6 @@ fn write_evaluation(
     Ok(())
 }
 
-pub(crate) fn generate(args: &GenerateArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let sampling = Sampling {
-        repetition_penalty: args.repetition_penalty,
-        temperature: args.temperature,
-        top_k: args.top_k.unwrap_or(0),
-        top_p: args.top_p.unwrap_or(1.0),
-        seed: args.seed.unwrap_or(0),
-        ..Sampling::default()
-    };
-    let draws = args.top_k.is_some() || args.top_p.is_some() || args.seed.is_some();
-    if draws && args.temperature == 0.0 {
-        return Err(Usage::new(
-            "--top-k, --top-p and --seed have no use at temperature 0, which always takes the \
-             likeliest token: give --temperature too",
-        ));
-    }
-    if args.prompt.is_none() && !std::io::stdin().is_terminal() {
-        return Err(Usage::new(
-            "give a prompt with --prompt, or run on a terminal to chat",
-        ));
-    }
-    let opening = Opening::new(&args.model, kernels)?;
-    let prompt = args.prompt.as_deref();
-    let ids = prompt
-        .map(|prompt| opening.encode(prompt, args.raw))
-        .transpose()?;
-    let stop = opening
-        .tokenizer
-        .stop_ids_with(&opening.config.eos_token_ids);
-    if let Some(note) = opening.tokenizer.check_stops(&stop)? {
-        say(&format!("note: {note}"));
-    }
-    let loaded = opening.load()?;
-    let advice = "Lower --max-new-tokens, or hold the weights in half precision (--dtype)";
-    devices::guarded(&loaded.details, advice, || match &ids {
-        None => chat(&loaded, args, &sampling),
-        Some(ids) => loaded
-            .stream(ids, args.max_new_tokens, &sampling)
-            .map(|_| ()),
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Reads a line, answers it, and keeps what was said.
-fn chat(loaded: &Loaded, args: &GenerateArgs, sampling: &Sampling) -> Result<()> {
-    if !loaded.tokenizer.has_chat_template() || args.raw {
-        say("no chat template: each line is continued on its own");
-    }
-    say("type a message; an empty line or Ctrl-D ends the chat");
-    let mut history = Vec::new();
-    loop {
-        let mut err = std::io::stderr();
-        write!(err, "> ")?;
-        err.flush()?;
-        let mut line = String::new();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
-            return Ok(());
-        }
-        let line = line.trim().to_owned();
-        let ids = if loaded.tokenizer.has_chat_template() && !args.raw {
-            history.push(Message::new("user", line));
-            let text = loaded.tokenizer.render_chat(&history, true)?;
-            loaded.tokenizer.encode(&text, false)?
-        } else {
-            loaded.tokenizer.encode(&line, true)?
-        };
-        let rows = loaded.config.vocab_size;
-        loaded.tokenizer.check_rows(&ids, rows)?;
-        loaded.config.check_prompt(ids.len())?;
-        let content = loaded.stream(&ids, args.max_new_tokens, sampling)?;
-        history.push(Message::new("assistant", content));
-    }
-}
-
 /// A model ready to run, with its adapter if one was given.
 pub(crate) struct Loaded {
     pub(crate) llama: Llama,
@@ -412,18 +357,6 @@ impl Opening {
         })
     }
 
-    /// A prompt as tokens, if the model has positions for them.
-    fn encode(&self, prompt: &str, raw: bool) -> Result<Vec<u32>> {
-        let ids = if raw {
-            self.tokenizer.encode(prompt, true)?
-        } else {
-            self.tokenizer.encode_prompt(prompt)?
-        };
-        self.tokenizer.check_rows(&ids, self.config.vocab_size)?;
-        self.config.check_prompt(ids.len())?;
-        Ok(ids)
-    }
-
     /// Reads the weights.
     pub(crate) fn load(self) -> Result<Loaded> {
         Ok(self.load_beside(None)?.0)
@@ -451,55 +384,6 @@ impl Opening {
             dtype: self.dtype,
         };
         Ok((loaded, reference))
-    }
-}
-
-impl Loaded {
-    /// Prints the continuation as it comes and returns it.
-    fn stream(&self, ids: &[u32], max_new_tokens: usize, sampling: &Sampling) -> Result<String> {
-        let stop = self.tokenizer.stop_ids_with(&self.config.eos_token_ids);
-        let limit = self.config.longest_sequence();
-        // Where there is an end of positions, generating says so itself.
-        if self.llama.position_limit().is_none() && ids.len().saturating_add(max_new_tokens) > limit
-        {
-            say(&format!(
-                "note: {} prompt tokens and {max_new_tokens} new ones go beyond the {limit} positions \
-                 that the model was made for",
-                ids.len()
-            ));
-        }
-        let mut pieces = self.tokenizer.decode_stream();
-        let mut out = out();
-        let mut text = String::new();
-        let mut failed = None;
-        olora_model::generate(&self.llama, ids, max_new_tokens, sampling, &stop, |token| {
-            if stop.contains(&token) {
-                return ControlFlow::Break(());
-            }
-            let printed = pieces
-                .push(token)
-                .map_err(anyhow::Error::from)
-                .and_then(|piece| {
-                    if let Some(piece) = piece {
-                        text += &piece;
-                        out.write_all(piece.as_bytes())?;
-                        out.flush()?;
-                    }
-                    Ok(())
-                });
-            match printed {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        writeln!(out)?;
-        Ok(text)
     }
 }
 

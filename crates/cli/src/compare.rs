@@ -7,15 +7,16 @@ use olora_comparison::{CompareOptions, Comparison, ComparisonObserver, Report};
 use olora_devices::{KernelOptions, Opened};
 use olora_runs::recipe::bounds::MAX_SEED;
 use olora_tasks::load;
+use serde_json::json;
 
 use crate::{
     Usage,
     args::{CompareArgs, ReportArgs},
-    commands::{recipe, reference},
-    devices,
+    commands::{describe_kernels, recipe, reference},
+    devices, parallel,
     progress::Display,
     signals::{interrupted, interrupter},
-    terminal::{out, say},
+    terminal::{are_events, emit, out, say, say_detail},
 };
 
 pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -65,7 +66,8 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
         .map(|directory| load(&args.tasks, directory, args.limit))
         .transpose()?;
     let Opened { device, details } = devices::open(&comparison.recipe.device, kernels)?;
-    say(&format!("device: {details}"));
+    parallel::introduce(&details.to_string())?;
+    say_detail(&describe_kernels(&details));
     let options = CompareOptions {
         reference: reference(&details, args.no_check)?,
         interrupter: interrupter()?,
@@ -79,6 +81,7 @@ pub(crate) fn compare(args: &CompareArgs, kernels: KernelOptions) -> Result<Exit
     }
     if !finished {
         say("interrupted: run the same command again to go on where it stopped");
+        emit(&json!({ "event": "interrupted" }));
         return Ok(interrupted());
     }
     write_report(&comparison.directory)
@@ -95,7 +98,12 @@ pub(crate) fn report(args: &ReportArgs) -> Result<ExitCode> {
 fn write_report(directory: &Path) -> Result<ExitCode> {
     let report = Report::read(directory)?;
     let path = report.write()?;
-    write!(out(), "{}", report.markdown())?;
+    if are_events() {
+        let path = path.display().to_string();
+        emit(&json!({ "event": "report", "path": path, "markdown": report.markdown() }));
+    } else {
+        write!(out(), "{}", report.markdown())?;
+    }
     say(&format!("report: {}", path.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use olora_devices::KernelOptions;
 use olora_files::StagedDirectory;
 use olora_gguf::LoraLayer;
 use olora_model::{Dtype, Llama, ModelConfig};
+use serde_json::json;
 
 use crate::{
     Usage,
@@ -18,7 +19,7 @@ use crate::{
     devices,
     mistaken::is_model,
     models::{Base, announce, attached, base_of, load_base, packing_of},
-    terminal::say,
+    terminal::{emit, say, say_note},
     written::{is_gguf_name, refuse_existing},
 };
 
@@ -71,7 +72,7 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
     }
     let mut adapter = as_one(plain, args)?;
     for note in &adapter.notes {
-        say(&format!("note: {note}"));
+        say_note(note);
     }
     if let Some(rank) = args.rank {
         let (reduced, reduction) = adapter.reduced(rank)?;
@@ -82,6 +83,10 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
             100.0 * reduction.error,
             100.0 * worst
         ));
+        emit(&json!({
+            "event": "reduced", "rank": rank, "error": reduction.error, "worst_layer": layer,
+            "worst_error": worst,
+        }));
     }
     if args.form == Form::Native && !adapter.config.method.is_anchored() {
         let method = Method::from(args.method.unwrap_or_default());
@@ -109,6 +114,10 @@ pub(crate) fn convert(args: &ConvertArgs, kernels: KernelOptions) -> Result<Exit
         adapter.shapes().len(),
         adapter.config.rank
     ));
+    emit(&json!({
+        "event": "written", "path": output.display().to_string(), "format": if to_gguf { "GGUF adapter" } else { "adapter" },
+        "layers": adapter.shapes().len(), "rank": adapter.config.rank,
+    }));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,7 +11,7 @@ use crate::{
     Usage,
     args::{ConvertArgs, Form},
     models::locate,
-    terminal::say,
+    terminal::say_note,
     written::Written,
 };
 
@@ -54,13 +54,13 @@ fn say_what_is_unpacked(model: &StoredModel, to: Option<GgufType>, name: &str) {
     for (packed, n) in model.unpacked(to) {
         let matrices = if n == 1 { "matrix" } else { "matrices" };
         let are = if n == 1 { "is" } else { "are" };
-        say(&match to {
+        say_note(&match to {
             Some(GgufType::Blocks(_)) => format!(
-                "note: {n} {matrices} in {packed} {are} rounded once more, into {name}: from the weights before \
+                "{n} {matrices} in {packed} {are} rounded once more, into {name}: from the weights before \
                  they were packed, the result would be better"
             ),
             _ => format!(
-                "note: {n} {matrices} in {packed} {are} unpacked into {}",
+                "{n} {matrices} in {packed} {are} unpacked into {}",
                 if to == Some(GgufType::AsPacked) {
                     "the model's number format"
                 } else {

@@ -21,7 +21,7 @@ use crate::{
     Usage,
     args::InspectArgs,
     models::{data_files, fitted, locate, tokenizer},
-    terminal::{Out, out, say},
+    terminal::{Line, Out, line, out, say, say_note},
 };
 
 /// Bars of the histogram of lengths.
@@ -117,7 +117,11 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
         print(&mut out, pieces)?;
     }
     for refusal in &refusals {
-        say(&format!("error: a run is refused: {refusal}"));
+        line(
+            Line::Error,
+            "error:",
+            &format!(" a run is refused: {refusal}"),
+        );
     }
     Ok(code)
 }
@@ -214,8 +218,8 @@ pub(crate) fn load_judged(
                 && options.answers == Answers::One =>
         {
             options.answers = Answers::Pair;
-            say(
-                "note: these are pairs of a chosen and a rejected answer, read as for objective.method = \"dpo\"",
+            say_note(
+                "these are pairs of a chosen and a rejected answer, read as for objective.method = \"dpo\"",
             );
             load_files(files, tokenizer, options, cache)
         }
@@ -223,10 +227,10 @@ pub(crate) fn load_judged(
     }
 }
 
-/// Green on a terminal, brackets where colour would be lost; with the weight of
+/// Green where there are colours, else in brackets; with the weight of
 /// what does not count 1.
 fn print(out: &mut Out, pieces: &[Piece]) -> Result<()> {
-    let (open, close) = if out.is_terminal() {
+    let (open, close) = if out.has_colours() {
         ("\u{1b}[32;1m", "\u{1b}[0m")
     } else {
         ("⟦", "⟧")

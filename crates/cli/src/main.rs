@@ -3,6 +3,8 @@
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
 //! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 mod args;
 mod commands;
 mod compare;
@@ -10,6 +12,7 @@ mod convert;
 mod convert_model;
 mod devices;
 mod doctor;
+mod generate;
 mod inspect;
 mod inspect_data;
 mod merge;
@@ -28,7 +31,7 @@ mod written;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::Context;
 use olora_comparison::ComparisonError;
 use olora_devices::{DeviceError, KernelOptions};
 use olora_runs::RunError;
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
     unsafe { olora_devices::quieten_mesa() };
     // Devices report failures as panics, on threads of their own; they end as errors here.
     olora_training::record_panics();
-    let result = olora_training::caught(|| run(Cli::parse()))
+    let result = olora_training::caught(|| run(Cli::read()))
         .unwrap_or_else(|said| Err(anyhow::anyhow!("something unforeseen failed: {said}")));
     match result.and_then(parallel::finish) {
         Ok(code) => code,
@@ -72,6 +75,8 @@ fn check_threads() -> anyhow::Result<()> {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    terminal::set_level(cli.output.level());
+    terminal::set_events(cli.command.writes_events());
     check_threads()?;
     let kernels = KernelOptions::from(cli.kernels);
     let without_device = match &cli.command {
@@ -96,13 +101,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         })?;
     }
     olora_devices::prepare(kernels)?;
-    match cli.command {
+    let code = match cli.command {
         Command::Train(args) => commands::train(&args, kernels),
         Command::Compare(args) => compare::compare(&args, kernels),
         Command::Report(args) => compare::report(&args),
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
-        Command::Generate(args) => commands::generate(&args, kernels),
+        Command::Generate(args) => generate::generate(&args, kernels),
         #[cfg(feature = "web")]
         Command::Serve(args) => serve::serve(&args, kernels),
         Command::Merge(args) => merge::merge(&args, kernels),
@@ -111,7 +116,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Devices(args) => devices::list(&args, kernels),
         Command::Doctor(args) => doctor::doctor(&args, kernels),
-    }
+    }?;
+    let events = terminal::failure().map_or(Ok(()), Err);
+    terminal::unless_gone(events).context("writing events to stdout")?;
+    Ok(code)
 }
 
 /// Whether what was typed, the recipe included, cannot be meant or cannot be had

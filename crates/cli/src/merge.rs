@@ -15,6 +15,7 @@ use olora_devices::{KernelOptions, Opened};
 use olora_model::{Companions, Dtype, Llama, ModelConfig, Packing, packed_matrices};
 use olora_runs::{TrainedRun, check_samples};
 use olora_training::CrossEntropy;
+use serde_json::json;
 
 use crate::{
     Usage,
@@ -22,7 +23,7 @@ use crate::{
     commands::read_adapter,
     devices,
     models::{attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside},
-    terminal::say,
+    terminal::{emit, say, say_note},
     written::Written,
 };
 
@@ -95,6 +96,10 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
             after.loss,
             after.loss - before.loss
         ));
+        emit(&json!({
+            "event": "rounded", "data": sample.name, "tokens": before.n_tokens, "format": format,
+            "loss_before": before.loss, "loss_after": after.loss,
+        }));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -141,8 +146,8 @@ impl Sample {
                 Err(error) => format!("the validation data of the adapter's run: {error:#}"),
             },
         };
-        say(&format!(
-            "note: what rounding takes back of the update is not measured ({reason}): --data FILE says it"
+        say_note(&format!(
+            "what rounding takes back of the update is not measured ({reason}): --data FILE says it"
         ));
         Ok(None)
     }
@@ -230,8 +235,8 @@ fn say_what_became_dense(adapted: &Llama, config: &ModelConfig, base: &Path) -> 
         .filter(|layer| !packed.contains_key(*layer))
         .collect();
     if let Some(first) = dense.first() {
-        say(&format!(
-            "note: {} that the base has in blocks came with the adapter or trained whole, and is written in {} (`{first}`{})",
+        say_note(&format!(
+            "{} that the base has in blocks came with the adapter or trained whole, and is written in {} (`{first}`{})",
             match dense.len() {
                 1 => "a matrix".to_owned(),
                 n => format!("{n} matrices"),

@@ -13,8 +13,9 @@ use olora_data::{Message, Tokenizer};
 use olora_files::write_atomically;
 use olora_gguf::GgufFile;
 use olora_model::ModelConfig;
+use serde_json::json;
 
-use crate::terminal::say;
+use crate::terminal::{emit, say, say_note};
 
 /// What is written: the GGUF file's name, the template, and where to stop.
 pub(crate) struct Modelfile {
@@ -58,8 +59,10 @@ impl Modelfile {
             path.display(),
             path.display()
         ));
+        let shown = path.display().to_string();
+        emit(&json!({ "event": "written", "path": shown, "format": "Modelfile" }));
         if let Err(why) = &self.template {
-            say(&format!("note: it has no TEMPLATE: {why}"));
+            say_note(&format!("it has no TEMPLATE: {why}"));
         }
         Ok(())
     }

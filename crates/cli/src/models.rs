@@ -1,22 +1,20 @@
 //! Which model is meant, and whether an adapter is for it.
 
-use std::{
-    io::IsTerminal,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::Device;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use olora_adapter::{Kind, Parameter, PeftAdapter, params};
 use olora_data::{Tokenizer, find};
 use olora_hub::{DatasetName, HubOptions, Progress, Resolved};
 use olora_model::{Dtype, Llama, Matrices, ModelConfig, Packing};
 use olora_runs::{Located, Recipe};
+use serde_json::json;
 
 use crate::{
     mistaken::{doubled, refuse_as_model},
-    terminal::{say, shown},
+    terminal::{self, draws_bars, emit, say, say_note, say_warning, shown},
 };
 
 /// A model as it was named, and where it is.
@@ -36,7 +34,7 @@ pub(crate) fn locate(spec: &str) -> Result<Base> {
     } = olora_hub::resolve(spec, &options, &mut |progress| bars.on(progress))?;
     bars.finish();
     for note in note.into_iter().chain(doubled(&path)) {
-        say(&format!("note: {note}"));
+        say_note(&note);
     }
     refuse_as_model(&path)?;
     let name = commit.map(|commit| {
@@ -91,7 +89,7 @@ fn locate_set(name: &str) -> Result<Option<Located>> {
         found.split,
     ));
     for note in &found.notes {
-        say(&format!("note: {note}"));
+        say_note(note);
     }
     Ok(Some(Located {
         files: found.files,
@@ -129,10 +127,10 @@ pub(crate) fn base_of(model: Option<&Path>, adapter: Option<&PeftAdapter>) -> Re
 /// Says what its files say about an adapter.
 pub(crate) fn announce(adapter: &PeftAdapter) {
     for warning in &adapter.warnings {
-        say(&format!("warning: {warning}"));
+        say_warning(warning);
     }
     for note in &adapter.notes {
-        say(&format!("note: {note}"));
+        say_note(note);
     }
 }
 
@@ -148,15 +146,15 @@ fn check(adapter: &PeftAdapter, base: &Base, given: bool) {
     if let Some(expected) = &adapter.base_fingerprint {
         let here = olora_model::weights_fingerprint(&base.path).ok();
         if here.is_some_and(|found| found != *expected) {
-            say(&format!(
-                "warning: the adapter was trained on `{recorded}`, whose files are not those of {}: if \
+            say_warning(&format!(
+                "the adapter was trained on `{recorded}`, whose files are not those of {}: if \
                  these are not the same weights, the result means nothing",
                 shown()
             ));
         }
     } else if given && adapter.base.is_some() && last_name(recorded) != last_name(&shown()) {
-        say(&format!(
-            "warning: the adapter says that it is for `{recorded}`, and it is put on {}: if these are \
+        say_warning(&format!(
+            "the adapter says that it is for `{recorded}`, and it is put on {}: if these are \
              not the same weights, the result means nothing",
             shown()
         ));
@@ -177,8 +175,8 @@ pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) 
                      give --quantize none to use it on the base as it is"
                 )
             })?;
-            say(&format!(
-                "note: the adapter was trained on a base packed as {recorded}, and the base is packed so here \
+            say_note(&format!(
+                "the adapter was trained on a base packed as {recorded}, and the base is packed so here \
                  too (--quantize stored leaves it as it is)"
             ));
             Ok(packing)
@@ -220,8 +218,8 @@ pub(crate) fn load_base(
             );
         }
         if n_dense > 0 {
-            say(&format!(
-                "note: {n_dense} of {n} linear layers stay dense, as their rows do not divide into blocks of \
+            say_note(&format!(
+                "{n_dense} of {n} linear layers stay dense, as their rows do not divide into blocks of \
                  {quantize}"
             ));
         }
@@ -233,7 +231,7 @@ pub(crate) fn load_base(
 pub(crate) fn attached(adapter: PeftAdapter, llama: Llama) -> Result<Llama> {
     let (llama, notes) = llama.adapted(adapter)?;
     for note in notes {
-        say(&format!("note: {note}"));
+        say_note(&note);
     }
     Ok(llama)
 }
@@ -242,7 +240,7 @@ pub(crate) fn attached(adapter: PeftAdapter, llama: Llama) -> Result<Llama> {
 pub(crate) fn tokenizer(base: &Path, beside: Option<&Path>) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from_paths(base, beside)?;
     for note in tokenizer.notes() {
-        say(&format!("note: {note}"));
+        say_note(note);
     }
     Ok(tokenizer)
 }
@@ -252,7 +250,7 @@ pub(crate) fn tokenizer(base: &Path, beside: Option<&Path>) -> Result<Tokenizer>
 pub(crate) fn fitted(tokenizer: Tokenizer, config: &ModelConfig) -> Tokenizer {
     let tokenizer = tokenizer.with_rows(config.vocab_size);
     if let Some(note) = tokenizer.note_of_rows() {
-        say(&format!("note: {note}"));
+        say_note(&note);
     }
     tokenizer
 }
@@ -269,12 +267,12 @@ pub(crate) fn tokenizer_beside(
     }
     let directory = adapter.directory().map(Path::to_owned);
     let found = directory.filter(|directory| olora_data::has_tokenizer(directory));
-    say(&match &found {
+    say_note(&match &found {
         Some(directory) => format!(
-            "note: the tokenizer is the one beside the adapter, in {}",
+            "the tokenizer is the one beside the adapter, in {}",
             directory.display()
         ),
-        None => "note: the adapter resized the vocabulary, and no tokenizer is beside it: the base's is used, \
+        None => "the adapter resized the vocabulary, and no tokenizer is beside it: the base's is used, \
                  which may not know the new tokens"
             .to_owned(),
     });
@@ -314,14 +312,10 @@ impl Bars {
         if self.file != progress.file {
             self.finish();
             progress.file.clone_into(&mut self.file);
-            if std::io::stderr().is_terminal() {
-                let bar = ProgressBar::new(progress.total.unwrap_or(0));
-                let style = ProgressStyle::with_template(
-                    "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-                );
-                if let Ok(style) = style {
-                    bar.set_style(style);
-                }
+            emit(&json!({ "event": self.doing, "file": self.file, "bytes": progress.total }));
+            if draws_bars() {
+                let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+                let bar = terminal::bar(progress.total.unwrap_or(0), template);
                 bar.set_message(shown(&self.file).into_owned());
                 self.bar = Some(bar);
             } else {

@@ -20,6 +20,7 @@ use olora_runs::{Forecast, Ranks};
 #[cfg(feature = "mpi")]
 use olora_training::Exchange;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 #[cfg(feature = "mpi")]
 use crate::signals;
@@ -121,7 +122,7 @@ fn is_bound(_usable: usize) -> bool {
 #[cfg(feature = "mpi")]
 fn leave(error: Option<&str>, code: u8) -> ! {
     if let Some(error) = error {
-        terminal::say_anyway(&format!("error: {error}"));
+        terminal::error_anyway(error);
     }
     signals::end(i32::from(code))
 }
@@ -258,17 +259,21 @@ fn device_of_rank(name: &str, launch: &Launch, mpi: &Mpi) -> Result<String> {
 pub(crate) fn introduce(own: &str) -> Result<()> {
     let ranks = ranks();
     if ranks.0.n_ranks() == 1 {
-        terminal::say(&format!("device: {own}"));
+        terminal::say_under("device:", own);
+        terminal::emit(&json!({ "event": "device", "device": own }));
         return Ok(());
     }
     let threads = format!("{own}, {} threads", olora_devices::threads::count());
     let all = ranks.0.gather(threads.into_bytes())?;
     /// As many as fit on a screen.
     const SHOWN: usize = 16;
-    terminal::say(&format!(
-        "ranks: {}, which share out the micro-batches of each step",
-        all.len()
-    ));
+    let shared = "which share out the micro-batches of each step";
+    terminal::say_under("ranks:", &format!("{}, {shared}", all.len()));
+    let devices: Vec<_> = all
+        .iter()
+        .map(|device| String::from_utf8_lossy(device))
+        .collect();
+    terminal::emit(&json!({ "event": "ranks", "devices": devices }));
     for (rank, device) in all.iter().enumerate().take(SHOWN) {
         let device = String::from_utf8_lossy(device);
         terminal::say(&format!("  {}: {device}", ranks.0.name(rank)));
@@ -294,19 +299,18 @@ pub(crate) fn finish(code: ExitCode) -> Result<ExitCode> {
 
 /// After an error: shows it, once, and has the other ranks end.
 pub(crate) fn part(error: &str, code: u8) -> ExitCode {
-    let text = format!("error: {error}");
     #[cfg(feature = "mpi")]
     if let Some((_, mpi)) = JOINED.get() {
         if mpi.rank() == 0 {
-            terminal::say(&text);
+            terminal::say_error(error, code);
         }
         let (is_to_show, code) = mpi.part(error, code);
         if is_to_show && mpi.rank() > 0 {
-            terminal::say_anyway(&text);
+            terminal::error_anyway(error);
         }
         // MPI would wait for ranks that may be gone.
         signals::end(i32::from(code));
     }
-    terminal::say(&text);
+    terminal::say_error(error, code);
     ExitCode::from(code)
 }

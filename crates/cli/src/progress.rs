@@ -1,33 +1,55 @@
-//! What a person sees of a run: a bar on a terminal, lines elsewhere.
+//! What a person sees of a run: lines, and below them a bar on a terminal. With
+//! `--json`, what a program sees of it, too.
+
+mod clock;
+mod events;
+mod result;
+#[cfg(test)]
+mod tests;
+mod words;
 
 use std::{
-    collections::BTreeMap,
     io::IsTerminal,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use olora_comparison::{ComparisonEvent, ComparisonObserver};
-use olora_files::size;
-use olora_runs::{Event, Observer, RunPlan, StepReport, Summary, in_words};
+use olora_runs::{Event, Observer, RunPlan};
 
-use crate::terminal::say;
+use crate::terminal::{self, Line, are_events, draws_bars, emit};
+
+pub(crate) use result::{print_result, this_command};
+pub(crate) use words::parameters;
+
+use clock::Clock;
+
+/// Where lines go: what they are, what stands out at their beginning, and the rest.
+type Lines = Box<dyn Fn(Line, &str, &str) + Send + Sync>;
 
 /// Shows the events of a run on stderr.
 pub(crate) struct Display {
     /// Nothing but errors is shown while Burn's full-screen view is up.
     quiet: bool,
-    terminal: bool,
+    /// Whether a bar is drawn below the lines.
+    draws: bool,
+    /// Whether the summary on stdout is seen beside what is said here.
+    has_result: bool,
     /// What an interrupted run is continued with.
     go_on: &'static str,
+    lines: Lines,
     state: Mutex<State>,
+    total_steps: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
+    clock: Arc<Mutex<Clock>>,
     bar: Option<ProgressBar>,
-    total_steps: usize,
     attaching_since: Option<Instant>,
     attaching: Option<ProgressBar>,
 }
@@ -36,9 +58,12 @@ impl Display {
     pub(crate) fn new(quiet: bool) -> Self {
         Self {
             quiet,
-            terminal: std::io::stderr().is_terminal(),
+            draws: draws_bars(),
+            has_result: std::io::stdout().is_terminal() && std::io::stderr().is_terminal(),
             go_on: "Give the same command again to go on",
+            lines: Box::new(terminal::line),
             state: Mutex::default(),
+            total_steps: AtomicUsize::new(0),
         }
     }
 
@@ -48,32 +73,45 @@ impl Display {
         self
     }
 
-    fn line(state: &State, text: &str) {
-        match &state.bar {
-            Some(bar) if !bar.is_finished() => bar.suspend(|| say(text)),
-            _ => say(text),
+    /// The steps of the run, once it has begun.
+    pub(crate) fn total_steps(&self) -> usize {
+        self.total_steps.load(Ordering::Relaxed)
+    }
+
+    fn say(&self, text: &str) {
+        (self.lines)(Line::Say, "", text);
+    }
+
+    /// What stands out at the beginning of a line, and the rest of it.
+    fn say_headed(&self, head: &str, text: &str) {
+        (self.lines)(Line::Say, head, text);
+    }
+
+    fn say_detail(&self, text: &str) {
+        (self.lines)(Line::Detail, "", text);
+    }
+
+    /// The parts of a plan, and the bar.
+    fn ready(&self, plan: &RunPlan, state: &mut State) {
+        for (head, text) in words::plan(plan) {
+            self.say_headed(head, &text);
+        }
+        {
+            let mut clock = state.clock.lock().unwrap_or_else(PoisonError::into_inner);
+            clock.begin(Instant::now());
+        }
+        if self.draws {
+            state.bar = Some(clock::bar(plan.total_steps, &state.clock));
         }
     }
-}
 
-impl Observer for Display {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one arm after another, each a sentence"
-    )]
-    fn on(&self, event: &Event) {
-        if self.quiet {
-            return;
-        }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What is said before the first step.
+    fn on_beginning(&self, event: &Event, state: &mut State) {
         match event {
-            Event::Data { role, path, report } => {
-                say(&format!(
-                    "{role} data: {}\n  {}",
-                    path.display(),
-                    report.replace('\n', "\n  ")
-                ));
-            }
+            Event::Data { role, path, report } => self.say_headed(
+                &format!("{role} data:"),
+                &format!(" {}\n  {}", path.display(), report.replace('\n', "\n  ")),
+            ),
             Event::ModelLoaded {
                 path,
                 n_params,
@@ -84,111 +122,114 @@ impl Observer for Display {
                     0 => String::new(),
                     n => format!(", {n} matrices packed"),
                 };
-                say(&format!(
-                    "model: {} ({}{packed}) in {seconds:.1} s",
-                    path.display(),
-                    parameters(*n_params)
-                ));
+                let (path, n) = (path.display(), parameters(*n_params));
+                self.say_headed(
+                    "model:",
+                    &format!(" {path} ({n}{packed}) in {seconds:.1} s"),
+                );
             }
             Event::DeviceChecked {
                 dtype,
                 worst,
                 seconds,
-            } => say(&format!(
-                "device check: loss and gradients in {dtype} as on the CPU, to {worst:.1e} ({seconds:.1} s)"
-            )),
-            Event::MakingKernels { measured } => say(if *measured {
-                "choosing kernels, once per shape: the first steps take longer, in a first run above all"
-            } else {
-                "making kernels, once per shape: the first steps take longer"
-            }),
-            Event::FirstStep { seconds, n_choices } => Self::line(
-                &state,
-                &match n_choices {
-                    0 => {
-                        format!(
-                            "first step: {seconds:.1} s, all kernel choices known from an earlier run"
-                        )
-                    }
-                    n => format!(
-                        "first step: {seconds:.1} s; kernels chosen for {n} new shapes so far, kept for later runs"
-                    ),
-                },
+            } => self.say_headed(
+                "device check:",
+                &format!(
+                    " loss and gradients in {dtype} as on the CPU, to {worst:.1e} ({seconds:.1} s)"
+                ),
             ),
-            Event::Note(note) => say(&format!("note: {note}")),
-            Event::Looking(batch) => {
-                if *batch == 1 {
-                    say("looking at data to find where the factors start");
-                }
-            }
-            Event::Attaching(done, all) => attaching(&mut state, *done, *all, self.terminal),
-            Event::Ready(plan) => {
-                say(&describe(plan));
-                state.total_steps = plan.total_steps;
-                if self.terminal {
-                    state.bar = Some(step_bar(plan.total_steps));
-                }
-            }
+            Event::MakingKernels { measured } => self.say(words::making_kernels(*measured)),
+            Event::Looking(1) => self.say("looking at data to find where the factors start"),
+            Event::Looking(batch) => self.say_detail(&format!("looking at batch {batch}")),
+            Event::Attaching(done, all) => attaching(state, *done, *all),
+            Event::Ready(plan) => self.ready(plan, state),
             Event::Resumed(step) => {
-                say(&format!("resuming after step {step}"));
+                self.say(&format!("resuming after step {step}"));
                 if let Some(bar) = &state.bar {
                     bar.set_position(*step as u64);
-                    bar.reset_eta();
                 }
             }
-            Event::Sample { when, prompt, text } => {
-                Self::line(
-                    &state,
-                    &format!(
-                        "sample {when} training\n  > {prompt}\n  {}",
-                        text.trim().replace('\n', "\n  ")
-                    ),
-                );
+            _ => {}
+        }
+    }
+
+    /// What is said of steps, and after the last.
+    fn on_training(&self, event: &Event, state: &mut State) {
+        match event {
+            Event::FirstStep { seconds, n_choices } => {
+                self.say(&words::first_step(*seconds, *n_choices));
             }
-            Event::Step(report) => match &state.bar {
-                Some(bar) => {
-                    bar.set_position(report.step as u64);
-                    bar.set_message(short(report));
-                    if report.step == state.total_steps {
-                        bar.finish();
-                    }
-                }
-                None => say(&format!(
-                    "step {}/{} | {}",
-                    report.step,
-                    state.total_steps,
-                    long(report)
-                )),
-            },
-            Event::Evaluated { step, evaluation } => Self::line(
-                &state,
-                &match evaluation.perplexity {
-                    Some(perplexity) => format!(
-                        "step {step}: validation loss {:.4}, perplexity {perplexity:.3} over {} tokens",
-                        evaluation.loss, evaluation.count
-                    ),
-                    None => format!(
-                        "step {step}: validation loss {:.4}{}",
-                        evaluation.loss,
-                        measured(", ", &evaluation.measures)
-                    ),
-                },
+            Event::Sample { when, prompt, text } => self.say_headed(
+                &format!("sample {when} training"),
+                &format!("\n  > {prompt}\n  {}", text.trim().replace('\n', "\n  ")),
             ),
-            Event::Checkpoint { step, path } => {
-                if !self.terminal {
-                    say(&format!("step {step}: checkpoint {}", path.display()));
+            Event::Progress(progress) => {
+                {
+                    let mut clock = state.clock.lock().unwrap_or_else(PoisonError::into_inner);
+                    clock.set(progress.seconds_left, Instant::now());
                 }
+                if let Some(bar) = &state.bar {
+                    bar.set_position(progress.step as u64);
+                }
+            }
+            Event::Step(report) => {
+                let (total, told) = (self.total_steps(), words::step(report));
+                let times = {
+                    let clock = state.clock.lock().unwrap_or_else(PoisonError::into_inner);
+                    clock.in_words(Instant::now())
+                };
+                self.say(&format!("step {}/{total} | {told} | {times}", report.step));
+                if report.step == total {
+                    end(state);
+                }
+            }
+            Event::Evaluated { step, evaluation } => self.say(&words::evaluated(*step, evaluation)),
+            Event::Checkpoint { step, path } => {
+                self.say(&format!("step {step}: checkpoint {}", path.display()));
             }
             Event::Interrupted(step) => {
-                if let Some(bar) = &state.bar {
-                    bar.abandon();
-                }
-                say(&format!(
+                end(state);
+                self.say(&format!(
                     "interrupted after step {step}; a checkpoint is written. {}",
                     self.go_on
                 ));
             }
-            Event::Finished(summary) => say(&finished(summary)),
+            Event::Finished(summary) => {
+                end(state);
+                if !self.has_result {
+                    self.say(&words::finished(summary));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Observer for Display {
+    fn on(&self, event: &Event) {
+        if let Event::Ready(plan) = event {
+            self.total_steps.store(plan.total_steps, Ordering::Relaxed);
+        }
+        if self.quiet {
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Note(note) => (self.lines)(Line::Note, "note:", &format!(" {note}")),
+            Event::Detail(text) => self.say_detail(text),
+            Event::Took { stage, seconds } => self.say_detail(&format!("{stage}: {seconds:.2} s")),
+            _ => {
+                self.on_beginning(event, &mut state);
+                self.on_training(event, &mut state);
+            }
+        }
+        if are_events() {
+            let clock = state.clock.lock().unwrap_or_else(PoisonError::into_inner);
+            let event = events::of(event, &clock, self.total_steps(), Instant::now());
+            drop(clock);
+            if let Some(event) = event {
+                emit(&event);
+            }
         }
     }
 }
@@ -198,30 +239,39 @@ impl ComparisonObserver for Display {
         match event {
             ComparisonEvent::Run(event) => Observer::on(self, event),
             ComparisonEvent::Trial { number, of, name } => {
-                say(&format!("[{number}/{of}] {name}"));
+                self.say_headed(&format!("[{number}/{of}]"), &format!(" {name}"));
             }
-            ComparisonEvent::Scoring(name) => say(&format!("scoring {name}")),
+            ComparisonEvent::Scoring(name) => self.say(&format!("scoring {name}")),
             ComparisonEvent::TrialFinished {
                 name,
                 loss,
                 seconds,
-            } => say(&if loss.is_finite() {
+            } => self.say(&if loss.is_finite() {
                 format!("{name}: validation loss {loss:.4} ({seconds:.1} s)")
             } else {
                 format!("{name}: diverged, which is noted as its result")
             }),
         }
+        if let Some(event) = events::of_comparison(event) {
+            emit(&event);
+        }
+    }
+}
+
+/// Takes the bar away: the lines say it all.
+fn end(state: &mut State) {
+    if let Some(bar) = state.bar.take() {
+        bar.finish_and_clear();
     }
 }
 
 /// A bar only if initialisation takes longer than a second.
-fn attaching(state: &mut State, done: usize, all: usize, terminal: bool) {
+fn attaching(state: &mut State, done: usize, all: usize) {
     let since = *state.attaching_since.get_or_insert_with(Instant::now);
-    if terminal && done < all && since.elapsed() > Duration::from_secs(1) {
+    if done < all && since.elapsed() > Duration::from_secs(1) {
         let bar = state.attaching.get_or_insert_with(|| {
-            let bar = ProgressBar::new(all as u64);
-            bar.set_prefix("initialising adapters");
-            bar
+            let template = "initialising adapters {bar:24} {pos}/{len}";
+            terminal::bar(all as u64, template)
         });
         bar.set_position(done as u64);
     }
@@ -229,143 +279,5 @@ fn attaching(state: &mut State, done: usize, all: usize, terminal: bool) {
         && let Some(bar) = state.attaching.take()
     {
         bar.finish_and_clear();
-    }
-}
-
-fn step_bar(total: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-    let template = "{bar:24} {pos}/{len} | {msg} | {eta} left";
-    bar.set_style(
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    bar
-}
-
-fn describe(plan: &RunPlan) -> String {
-    let share = 100.0 * plan.n_trained_params as f64 / plan.n_params as f64;
-    let adapters = match plan.n_adapted_layers {
-        0 => "every weight trains".to_owned(),
-        n => format!(
-            "adapters on {n} layers, initialised in {:.2} s",
-            plan.attach_seconds
-        ),
-    };
-    format!(
-        "{adapters}\ntrainable: {} of {} ({share:.2} %)\nprecision: {}\nmemory, by estimate: {}{}\nplan: {} steps of {} {}, {:.2} epochs over {} {}\nrun directory: {}",
-        parameters(plan.n_trained_params),
-        parameters(plan.n_params),
-        plan.precision,
-        plan.memory,
-        plan.device_memory
-            .map(|memory| format!("; the device has {}", size(memory)))
-            .unwrap_or_default(),
-        plan.total_steps,
-        plan.sequences_per_step,
-        if plan.in_pairs { "pairs" } else { "sequences" },
-        plan.epochs,
-        plan.n_samples,
-        if plan.in_pairs { "pairs" } else { "samples" },
-        plan.directory.display()
-    )
-}
-
-fn short(report: &StepReport) -> String {
-    format!(
-        "loss {:.4} | lr {:.2e} | {:.0} tok/s{}",
-        report.loss,
-        report.learning_rate,
-        report.tokens_per_second,
-        of_ranks(report)
-    )
-}
-
-/// Of several processes, the slowest and what exchanging took.
-fn of_ranks(report: &StepReport) -> String {
-    let Some(ranks) = &report.ranks else {
-        return String::new();
-    };
-    let more = 100.0 * (ranks.slowest_seconds / ranks.median_seconds.max(1e-9) - 1.0);
-    format!(
-        " of {} ranks, exchange {:.2} s, slowest {} (+{more:.0} %)",
-        ranks.n, ranks.exchange_seconds, ranks.slowest
-    )
-}
-
-fn long(report: &StepReport) -> String {
-    // Where the work is on a device, so is the memory that counts.
-    let memory = match (report.device_memory, report.peak_memory) {
-        (Some(bytes), _) => format!(" | device {}", size(bytes)),
-        (None, Some(bytes)) => format!(" | peak {}", size(bytes)),
-        (None, None) => String::new(),
-    };
-    format!(
-        "loss {:.4}{} | lr {:.2e} | grad norm {:.3} | {:.0} tok/s{}{memory}",
-        report.loss,
-        measured(" | ", &report.measures),
-        report.learning_rate,
-        report.grad_norm,
-        report.tokens_per_second,
-        of_ranks(report)
-    )
-}
-
-/// What is measured beside the loss, after a separator if there is anything.
-fn measured(separator: &str, measures: &BTreeMap<String, f64>) -> String {
-    match in_words(measures) {
-        words if words.is_empty() => words,
-        words => format!("{separator}{words}"),
-    }
-}
-
-pub(crate) fn finished(summary: &Summary) -> String {
-    let mut text = format!(
-        "{}: {} steps, {} tokens in {:.1} s of training ({:.0} tok/s), {:.1} s in all",
-        if summary.finished {
-            "done"
-        } else {
-            "interrupted, to be continued with --resume or --auto-resume"
-        },
-        summary.steps,
-        summary.tokens,
-        summary.train_seconds,
-        summary.tokens_per_second,
-        summary.wall_seconds
-    );
-    let estimated = size(summary.estimated_memory.total());
-    match (summary.peak_memory, summary.peak_device_memory) {
-        (Some(bytes), None) => {
-            text = format!("{text}, peak {} (estimated {estimated})", size(bytes));
-        }
-        (peak, device) => {
-            if let Some(bytes) = peak {
-                text = format!("{text}, peak {}", size(bytes));
-            }
-            if let Some(bytes) = device {
-                let on_device = size(bytes);
-                text = format!("{text}, on the device {on_device} (estimated {estimated})");
-            }
-        }
-    }
-    if let (Some(before), Some(after)) = (summary.validation_loss_before, summary.validation_loss) {
-        text = format!("{text}\nvalidation loss: {before:.4} before, {after:.4} after");
-    }
-    if let (Some(best), Some(step)) = (summary.best_validation_loss, summary.best_step) {
-        text = format!("{text} (lowest {best:.4} at step {step})");
-    }
-    for (when, measures) in [
-        ("before", &summary.validation_measures_before),
-        ("after", &summary.validation_measures),
-    ] {
-        let of = format!("\nvalidation, {when}: ");
-        text += &measured(&of, measures);
-    }
-    text + &format!("\nresult: {}", summary.result.display())
-}
-
-pub(crate) fn parameters(n: usize) -> String {
-    match n {
-        0..10_000 => format!("{n} parameters"),
-        10_000..10_000_000 => format!("{:.1} k parameters", n as f64 / 1e3),
-        _ => format!("{:.1} M parameters", n as f64 / 1e6),
     }
 }

@@ -9,14 +9,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use olora_adapter::CONFIG_FILE;
 use olora_files::{refuse_pointer, size};
-use olora_hub::{HubOptions, LocalFiles, PushEvent, PushTarget, local_files};
+use olora_hub::{HubOptions, LocalFile, LocalFiles, PushEvent, PushTarget, local_files};
 use olora_runs::TrainedRun;
+use serde_json::json;
 
 use crate::{
     Usage,
     args::PushArgs,
     models::Bars,
-    terminal::{out, say},
+    terminal::{are_events, emit, out, say, say_note, say_warning},
 };
 
 pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
@@ -28,17 +29,13 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     for file in &files {
         refuse_pointer(&file.path).with_context(|| file.path.display().to_string())?;
     }
-    let mut out = out();
-    for file in &files {
-        writeln!(out, "{}  {}", file.name, size(file.size))?;
-    }
-    out.flush()?;
+    list(&files)?;
     for name in &left_out {
-        say(&format!("note: left out: {name}"));
+        say_note(&format!("left out: {name}"));
     }
     if let Some(base) = base_by_path(&path) {
-        say(&format!(
-            "warning: {CONFIG_FILE} names the base by a path, {base:?}, which others will see and cannot use, and \
+        say_warning(&format!(
+            "{CONFIG_FILE} names the base by a path, {base:?}, which others will see and cannot use, and \
              which the hub refuses in README.md: `olora convert {} --model OWNER/NAME --output NEW` writes a name \
              in its place",
             path.display()
@@ -58,6 +55,7 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     ));
     if args.dry_run {
         say("nothing was sent (--dry-run)");
+        emit(&json!({ "event": "pushed", "url": null, "files": [], "dry_run": true }));
         return Ok(ExitCode::SUCCESS);
     }
     let target = PushTarget {
@@ -69,22 +67,31 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
     let mut bars = Bars::new("sending");
     let options = HubOptions::from_env();
     let pushed = olora_hub::push(&files, &target, &options, &mut |event| match event {
-        PushEvent::Created { public: true } => {
-            say(&format!("made {}, for everybody to see", args.repository));
+        PushEvent::Created { public } => {
+            let how = if public {
+                "for everybody to see"
+            } else {
+                "private: its page can make it public, and so could --public"
+            };
+            say(&format!("made {}, {how}", args.repository));
+            let repository = &args.repository;
+            emit(&json!({ "event": "created", "repository": repository, "public": public }));
         }
-        PushEvent::Created { public: false } => say(&format!(
-            "made {}, private: its page can make it public, and so could --public",
-            args.repository
-        )),
         PushEvent::Ignored(name) => {
-            say(&format!(
-                "note: the repository's .gitignore excludes {name}, which is not sent"
+            say_note(&format!(
+                "the repository's .gitignore excludes {name}, which is not sent"
             ));
         }
-        PushEvent::There(name) => say(&format!("{name} is there already")),
+        PushEvent::There(name) => {
+            say(&format!("{name} is there already"));
+            emit(&json!({ "event": "there", "file": name }));
+        }
         PushEvent::Sending(progress) => bars.on(progress),
     })?;
     bars.finish();
+    emit(&json!({
+        "event": "pushed", "url": pushed.url, "files": pushed.files, "ignored": pushed.ignored,
+    }));
     say(&match pushed.url {
         Some(url) => format!("pushed {} of {count}: {url}", pushed.files.len()),
         None if pushed.ignored.is_empty() => {
@@ -93,6 +100,19 @@ pub(crate) fn push(args: &PushArgs) -> Result<ExitCode> {
         None => "the repository has all that it does not exclude: nothing was sent".to_owned(),
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which files are meant.
+fn list(files: &[LocalFile]) -> Result<()> {
+    let mut out = out();
+    for file in files {
+        if are_events() {
+            emit(&json!({ "event": "file", "file": file.name, "bytes": file.size }));
+        } else {
+            writeln!(out, "{}  {}", file.name, size(file.size))?;
+        }
+    }
+    Ok(out.flush()?)
 }
 
 /// The base of an adapter, if it is named by a path and not as on the hub.
@@ -126,8 +146,8 @@ fn meant(path: &Path) -> Result<PathBuf> {
     match (found, run) {
         (None, None) => Ok(path.to_owned()),
         (Some((place, _)), run) if run.is_none() || is_finished(path) => {
-            say(&format!(
-                "note: {} is the directory of a run: what is sent is {}",
+            say_note(&format!(
+                "{} is the directory of a run: what is sent is {}",
                 path.display(),
                 place.display()
             ));

@@ -27,7 +27,7 @@ use crate::{
     },
     parallel,
     signals::on_end,
-    terminal::say,
+    terminal::{say, say_note},
 };
 
 pub(crate) fn serve(args: &ServeArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -118,7 +118,7 @@ fn base(
     let tokenizer = fitted(tokenizer(path, None)?, config);
     let stop = tokenizer.stop_ids_with(&config.eos_token_ids);
     if let Some(note) = tokenizer.check_stops(&stop)? {
-        say(&format!("note: {note}"));
+        say_note(&note);
     }
     let (llama, config) = load_base(path, dtype, packing, device)?;
     Ok(Model {

@@ -4,13 +4,16 @@
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
 use burn::train::Interrupter;
 
-use crate::terminal::say;
+use crate::terminal::answer;
 
 /// Its number is the same everywhere.
 const INTERRUPT: u8 = 2;
@@ -25,14 +28,14 @@ pub(crate) fn interrupter() -> Result<Interrupter> {
     listen(move |signal| {
         let name = name(signal);
         if handler.should_stop() {
-            say(&format!(
+            answer(&format!(
                 "{name}: stopped without a checkpoint of the last steps"
             ));
             end(128 + i32::from(signal));
         }
         RECEIVED.store(signal, Ordering::SeqCst);
         handler.stop(Some(name));
-        say(&format!(
+        answer(&format!(
             "{name}: finishing the step and writing a checkpoint; {} to stop at once",
             if signal == INTERRUPT {
                 "press Ctrl-C again"
@@ -53,7 +56,7 @@ pub(crate) fn on_end(end_well: impl Fn() + Send + 'static) -> Result<()> {
         if std::mem::replace(&mut told, true) {
             end(128 + i32::from(signal));
         }
-        say(&format!("{}: stopping", name(signal)));
+        answer(&format!("{}: stopping", name(signal)));
         end_well();
     })
     .context("listening to signals")
@@ -67,6 +70,55 @@ pub(crate) fn interrupted() -> ExitCode {
         signal => signal,
     };
     ExitCode::from(128 + signal)
+}
+
+/// Lets Ctrl-C stop an answer. Where none is under way, and while one is being
+/// stopped, it ends the process.
+pub(crate) struct Stopper(Arc<AtomicU8>);
+
+const IDLE: u8 = 0;
+const ANSWERING: u8 = 1;
+const STOPPED: u8 = 2;
+
+impl Stopper {
+    /// Listens to Ctrl-C from now on.
+    pub(crate) fn new() -> Result<Self> {
+        let state = Arc::new(AtomicU8::new(IDLE));
+        let seen = Arc::clone(&state);
+        listen_to(Wanted::Interrupt, move |signal| {
+            let (from, to) = (ANSWERING, STOPPED);
+            let changed = seen.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+            if changed.is_err() {
+                // The terminal has shown `^C` on this line.
+                answer("");
+                end(128 + i32::from(signal));
+            }
+        })
+        .context("listening to signals")?;
+        Ok(Self(state))
+    }
+
+    pub(crate) fn begin(&self) {
+        self.0.store(ANSWERING, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == STOPPED
+    }
+
+    /// Returns whether the answer was stopped.
+    pub(crate) fn finish(&self) -> bool {
+        self.0.swap(IDLE, Ordering::SeqCst) == STOPPED
+    }
+}
+
+/// Which signals are listened to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Whatever ends a run.
+    All,
+    /// Ctrl-C.
+    Interrupt,
 }
 
 #[cfg(unix)]
@@ -84,19 +136,26 @@ fn name(_signal: u8) -> &'static str {
     "Ctrl-C"
 }
 
-/// Calls `on` with the number of each signal, on a thread of its own.
+/// Calls `on` with the number of each signal that ends a run, on a thread of its own.
+fn listen(on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+    listen_to(Wanted::All, on)
+}
+
 #[cfg(unix)]
-fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+fn listen_to(wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
     use signal_hook::iterator::Signals;
 
-    let mut wanted = vec![libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
-    if crate::parallel::is_one_of_several() {
-        // What `mpirun` hands on to the ranks as it is; of Ctrl-C it makes an end within two seconds.
-        wanted.push(libc::SIGUSR1);
+    let mut signals = vec![libc::SIGINT];
+    if wanted == Wanted::All {
+        signals.extend([libc::SIGTERM, libc::SIGHUP]);
+        if crate::parallel::is_one_of_several() {
+            // What `mpirun` hands on to the ranks as it is; of Ctrl-C it makes an end within two seconds.
+            signals.push(libc::SIGUSR1);
+        }
     }
     // What was switched off stays so: `nohup` ignores SIGHUP, and a shell SIGINT for what runs in
     // the background of a script.
-    let mut signals = Signals::new(wanted.into_iter().filter(|signal| !is_ignored(*signal)))?;
+    let mut signals = Signals::new(signals.into_iter().filter(|signal| !is_ignored(*signal)))?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -122,7 +181,7 @@ fn is_ignored(signal: libc::c_int) -> bool {
 
 /// On Windows Ctrl-C, Ctrl-Break and a closing console; which one is not said.
 #[cfg(not(unix))]
-fn listen(mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
+fn listen_to(_wanted: Wanted, mut on: impl FnMut(u8) + Send + 'static) -> Result<()> {
     Ok(ctrlc::set_handler(move || on(INTERRUPT))?)
 }
 

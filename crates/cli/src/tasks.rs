@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    io::{IsTerminal, Write},
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use olora_devices::KernelOptions;
 use olora_files::write_atomically;
 use olora_tasks::{
@@ -21,7 +21,7 @@ use crate::{
     args::{EvaluateArgs, TaskArgs},
     commands::{Loaded, Opening},
     devices, parallel,
-    terminal::{out, say},
+    terminal::{self, draws_bars, emit, out, say},
 };
 
 /// The file of results in a directory.
@@ -236,37 +236,33 @@ struct Bar {
 impl Bar {
     fn on(&mut self, progress: TaskProgress) {
         let TaskProgress { task, done, total } = progress;
-        if self.task != Some(task) {
+        let begins = self.task != Some(task);
+        if begins {
             *self = Self {
                 task: Some(task),
                 ..Self::default()
             };
-            if std::io::stderr().is_terminal() {
-                self.shown = Some(task_bar(task, total));
+            if draws_bars() {
+                let template = "{prefix:14} {bar:24} {pos}/{len} | {eta} left";
+                let bar = terminal::bar(total as u64, template);
+                bar.set_prefix(task.to_string());
+                self.shown = Some(bar);
             } else {
                 say(&format!("{task}: {total} items"));
             }
         }
+        let tenths = 10 * done / total.max(1);
+        let is_next = tenths > self.tenths;
+        self.tenths = self.tenths.max(tenths);
+        if begins || is_next {
+            let task = task.to_string();
+            emit(&json!({ "event": "task", "task": task, "done": done, "total": total }));
+        }
         match &self.shown {
             Some(bar) if done == total => bar.finish(),
             Some(bar) => bar.set_position(done as u64),
-            None => {
-                let tenths = 10 * done / total.max(1);
-                if tenths > self.tenths {
-                    self.tenths = tenths;
-                    say(&format!("{task}: {done} of {total}"));
-                }
-            }
+            None if is_next => say(&format!("{task}: {done} of {total}")),
+            None => {}
         }
     }
-}
-
-fn task_bar(task: TaskName, total: usize) -> ProgressBar {
-    let bar = ProgressBar::new(total as u64);
-    bar.set_prefix(task.to_string());
-    if let Ok(style) = ProgressStyle::with_template("{prefix:14} {bar:24} {pos}/{len} | {eta} left")
-    {
-        bar.set_style(style);
-    }
-    bar
 }

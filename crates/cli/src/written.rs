@@ -6,9 +6,14 @@ use anyhow::Result;
 use olora_files::clear_leftovers;
 use olora_gguf::{GgufFile, GgufType};
 use olora_model::{Dtype, ModelConfig, ModelError, SaveOptions};
+use serde_json::json;
 
 use crate::{
-    Usage, args::MergedFormat, inspect::tensor_types, modelfile::Modelfile, terminal::say,
+    Usage,
+    args::MergedFormat,
+    inspect::tensor_types,
+    modelfile::Modelfile,
+    terminal::{emit, say},
 };
 
 /// A place for a model, which is free, and how it is to be written there.
@@ -106,11 +111,16 @@ impl<'a> Written<'a> {
 
     /// Says what has been written, in `format`, and writes what goes beside it.
     pub(crate) fn finish(&self, format: &str) -> Result<()> {
-        say(&format!("wrote {} ({format})", self.output.display()));
+        let path = self.output.display().to_string();
+        say(&format!("wrote {path} ({format})"));
+        let mut event = json!({ "event": "written", "path": path, "format": format });
         if !self.to_file {
+            emit(&event);
             return Ok(());
         }
         let types = tensor_types(&GgufFile::open(self.output)?);
+        event["tensors"] = json!(types);
+        emit(&event);
         let types = types.iter().map(|(kind, n)| format!("{n} {kind}"));
         say(&format!(
             "tensors: {}",

@@ -99,7 +99,8 @@ fn the_doctor_finds_the_device_right_with_fusion_and_without() {
         .unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    let reports: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let told = text(&output.stdout);
+    let reports: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
     let report = &reports[0];
     assert_eq!(report["good"], true);
     let examinations = report["examinations"].as_array().unwrap();

@@ -45,8 +45,11 @@ fn evaluate(data: &TempDir, tasks: &str, more: &[&str]) -> Output {
     olora(&[&arguments[..], more].concat())
 }
 
+/// The result, which comes last.
 fn json(output: &Output) -> Value {
-    serde_json::from_str(&stdout(output)).unwrap_or_else(|_| panic!("{}", stderr(output)))
+    let text = stdout(output);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|_| panic!("{}", stderr(output)))
 }
 
 #[test]

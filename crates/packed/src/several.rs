@@ -276,6 +276,7 @@ impl Work for Several<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use crate::vector::every_way;

@@ -42,6 +42,15 @@ pub enum Event {
     Looking(usize),
     /// Something to know that stops nothing.
     Note(String),
+    /// More than most want to know.
+    Detail(String),
+    /// A stage has ended.
+    Took {
+        /// What it was.
+        stage: &'static str,
+        /// Seconds it took.
+        seconds: f64,
+    },
     /// From here on, until each shape has occurred once, the device makes
     /// kernels, and chooses among those that it has not chosen among in an
     /// earlier run.
@@ -79,6 +88,9 @@ pub enum Event {
         /// The continuation.
         text: String,
     },
+    /// Steps are done. Where a device works on its own, this comes only when it has
+    /// been waited for.
+    Progress(Progress),
     /// A step was logged.
     Step(StepReport),
     /// A validation pass has finished.
@@ -99,6 +111,19 @@ pub enum Event {
     Interrupted(usize),
     /// The run is complete.
     Finished(Box<Summary>),
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Progress {
+    /// The last step that is done.
+    pub step: usize,
+    /// Steps in all.
+    pub total_steps: usize,
+    /// Seconds until the last step is done, by what steps have taken since the first
+    /// stretch of the session, with the evaluations and checkpoints that are still to
+    /// come at the time that the last of them took.
+    pub seconds_left: Option<f64>,
 }
 
 /// One logged line: means over the steps since the line before.

@@ -25,8 +25,8 @@ use serde_json::Value;
 
 use crate::ranks::Ranks;
 use crate::{
-    Event, Observer, Recipe, learner::run_learner, run_directory::RunDirectory, state::RunState,
-    strategy::StepStrategy, trainee::Trainee,
+    Event, Observer, Recipe, epochs::Epochs, learner::run_learner, pace::SecondsLeft,
+    run_directory::RunDirectory, state::RunState, strategy::StepStrategy, trainee::Trainee,
 };
 use olora_training::{FailureContext, Passes, scheduler};
 
@@ -175,6 +175,13 @@ pub(crate) fn run_adapted(
         seed: recipe.seed,
         keep: recipe.keep(),
         total_steps: total,
+        epochs: Epochs {
+            total_steps: total,
+            n_batches: batches.len(),
+            batches_per_epoch: batches.len(),
+            accumulation,
+        },
+        left: SecondsLeft::default(),
         device: trainee.llama.device(),
         accelerator: false,
         failure: FailureContext::new(false, None, ""),

@@ -17,6 +17,7 @@ use olora_training::{Passes, Reference, caught};
 
 use crate::{
     Recipe, RunError,
+    by_steps::BySteps,
     quiet::Quiet,
     recipe::{OptimizerKind, TrainingSection},
     state::Outcome,
@@ -75,7 +76,15 @@ pub(crate) fn run_learner(
         .metric_valid_numeric(LossMetric::new())
         .metric_train_numeric(LearningRateMetric::new())
         .with_interrupter(interrupter)
-        .renderer(renderer.unwrap_or_else(|| Box::new(Quiet)))
+        .renderer(match renderer {
+            None => Box::new(Quiet),
+            Some(renderer) => Box::new(BySteps::new(
+                renderer,
+                strategy.epochs,
+                strategy.left.clone(),
+                strategy.start.step,
+            )),
+        })
         .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
         .num_epochs(1);
     let result = caught(|| training.launch(learner));

@@ -28,10 +28,12 @@
 
 mod attach;
 mod base;
+mod by_steps;
 mod card;
 mod checkpoint;
 mod claim;
 mod counts;
+mod epochs;
 mod error;
 mod estimate;
 mod events;
@@ -45,6 +47,7 @@ mod learner;
 mod measures;
 mod memory;
 mod options;
+mod pace;
 #[cfg(test)]
 mod packed_golden_tests;
 mod plan;
@@ -64,6 +67,7 @@ mod run_plan;
 mod sampler;
 mod save;
 mod session;
+mod shown;
 mod stages;
 mod start_from;
 mod state;
@@ -74,16 +78,18 @@ mod strategy;
 mod summary;
 mod trained_run;
 mod trainee;
+mod unread;
 
 pub use base::load_base;
 pub use checkpoint::has_checkpoint;
 pub use error::RunError;
 pub use estimate::MemoryEstimate;
-pub use events::{Event, Observer, RanksReport, StepReport};
+pub use events::{Event, Observer, Progress, RanksReport, StepReport};
 pub use finished::is_finished;
 pub use measures::in_words;
 pub use memory::{device_reserved_bytes, forget_peak, peak_resident_bytes};
 pub use options::{Start, TrainOptions};
+pub use pace::in_time;
 pub use plan::{Forecast, Probe, plan, plan_share};
 pub use precision::{Precision, choose_dtype};
 pub use ranks::Ranks;

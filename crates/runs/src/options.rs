@@ -31,7 +31,8 @@ pub struct TrainOptions {
     pub start: Start,
     /// Stops the run from another thread.
     pub interrupter: Interrupter,
-    /// Burn's view of the run, for its terminal interface; none if not given.
+    /// Burn's view of the run, for its terminal interface; none if not given. It is
+    /// told of steps and epochs as that interface has to be to show them.
     pub renderer: Option<Box<dyn MetricsRenderer>>,
     /// The source commit of this build, for `summary.json`.
     pub commit: Option<String>,

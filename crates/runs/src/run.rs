@@ -77,6 +77,10 @@ pub fn train(
             None => None,
         };
         let mut prepared = Prepared::new(resolved, &**observer)?;
+        observer.on(&Event::Took {
+            stage: "reading configuration, tokenizer and data",
+            seconds: began.elapsed().as_secs_f64(),
+        });
         prepared.n_ranks = ranks.n();
         let fingerprint = prepared.fingerprint()?;
         ranks.introduce(&prepared.recipe, fingerprint)?;

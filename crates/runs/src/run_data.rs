@@ -7,8 +7,8 @@ use std::{
 };
 
 use olora_data::{
-    Corpus, DataError, DataOptions, DataReport, Format, Mixture, Sample, TokenCache, Tokenizer,
-    ValidationSplit, load_files,
+    Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Mixture, Sample, TokenCache,
+    Tokenizer, ValidationSplit, load_files,
 };
 use olora_files::Fnv1a;
 use olora_model::{ModelConfig, config_bytes, sample_weights};
@@ -41,6 +41,21 @@ pub struct DataRead {
     pub name: String,
     /// What became of it.
     pub report: DataReport,
+}
+
+/// What became of each key, whatever it is.
+fn keys_in_words(role: &str, report: &DataReport) -> String {
+    let keys = report.reading.keys.iter().map(|key| {
+        let use_ = match key.use_ {
+            KeyUse::Used => "used",
+            KeyUse::Repeated => "said again elsewhere",
+            KeyUse::Harmless => "without a part in what is learnt",
+            KeyUse::Ignored => "ignored, as asked",
+            KeyUse::Unknown => "unknown",
+        };
+        format!("`{}` in {} records ({use_})", key.key, key.n_records)
+    });
+    format!("{role} data, keys: {}", keys.collect::<Vec<_>>().join(", "))
 }
 
 /// Files that are read together.
@@ -234,6 +249,10 @@ impl Data {
                     path: part.name.clone().into(),
                     report: samples.report.to_string(),
                 });
+                if !samples.report.reading.keys.is_empty() {
+                    let keys = keys_in_words(role, &samples.report);
+                    observer.on(&Event::Detail(keys));
+                }
                 reports.push(DataRead {
                     role,
                     name: part.name,

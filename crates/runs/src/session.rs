@@ -13,7 +13,7 @@ use burn::{
     tensor::Device,
     train::{Interrupter, Learner, renderer::MetricsRenderer},
 };
-use olora_adapter::has_moved;
+use olora_adapter::{has_moved, summary};
 use olora_data::{Schedule, Share, loader};
 use olora_model::Llama;
 use olora_training::{FailureContext, Passes, scheduler};
@@ -23,11 +23,14 @@ use crate::{
     card::card,
     checkpoint::{self, Whole},
     claim::Next,
+    epochs::Epochs,
     finished::SUMMARY,
     judge::TASKS,
     learner::{optimizer, passes, run_learner},
+    pace::SecondsLeft,
     prepare::Prepared,
     ranks::{Ranks, Start},
+    recipe::Trained,
     run_directory::RunDirectory,
     run_log,
     sampler::Sampler,
@@ -157,6 +160,12 @@ impl<'a> Session<'a> {
         let prepared = self.prepared;
         let recipe = &prepared.recipe;
         let plan = self.plan.clone();
+        if let Trained::Adapter(config) =
+            recipe.adapter.trained(self.trainee.llama.lm_head.is_some())
+        {
+            let adapted = summary(&self.trainee.llama, &config)?;
+            observer.on(&Event::Detail(adapted.to_string()));
+        }
         observer.on(&Event::Ready(plan.clone()));
         let leads = self.ranks.leads();
         let n_ranks = self.ranks.n();
@@ -267,6 +276,12 @@ impl<'a> Session<'a> {
 
         let rate = recipe.training.learning_rate(steps.total);
         let ratio = recipe.training.loraplus_ratio;
+        let epochs = Epochs {
+            total_steps: steps.total,
+            n_batches: steps.n_batches,
+            batches_per_epoch: steps.batches_per_epoch,
+            accumulation,
+        };
         let scheduler = scheduler(&rate, ratio, self.state.step, &self.trainee);
         let strategy = Arc::new(StepStrategy {
             training: recipe.training.clone(),
@@ -274,6 +289,8 @@ impl<'a> Session<'a> {
             seed: recipe.seed,
             keep: recipe.keep(),
             total_steps: steps.total,
+            epochs,
+            left: SecondsLeft::default(),
             device: self.trainee.llama.device(),
             accelerator,
             failure: failure.clone(),

@@ -12,35 +12,36 @@ use std::{
 };
 
 use burn::{
-    data::dataloader::{DataLoader, Progress},
+    data::dataloader::DataLoader,
     module::Module,
-    tensor::{Device, Tensor},
+    tensor::Device,
     train::{
-        EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
-        SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem,
-        ValidLoader,
+        Interrupter, Learner, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
+        TrainLoader, TrainingComponents, ValidLoader,
     },
 };
 use olora_data::Batch;
-use olora_training::{
-    FailureContext, Passes, StepResult, TrainError, caught, means, step_together,
-};
+use olora_training::{FailureContext, Passes, TrainError, caught, means, step_together};
 
 #[cfg(feature = "test-hooks")]
 use crate::step_work;
 use crate::{
-    Event, Observer, RunError, StepReport, checkpoint,
+    Event, Observer, Progress, RunError, StepReport, checkpoint,
     claim::untidy,
+    epochs::Epochs,
     judge::Judge,
     memory::{device_reserved_bytes, peak_resident_bytes},
+    pace::{Pace, SecondsLeft},
     rank_times::{RankTimes, Slow},
     ranks::Ranks,
     recipe::{Keep, TrainingSection},
     run_directory::RunDirectory,
     run_log,
+    shown::Shown,
     state::{Outcome, RunState},
     step_work::{Batches, StepWork},
-    trainee::{Learning, StepOutput, Trainee},
+    trainee::{Learning, Trainee},
+    unread::{self, Unread},
 };
 
 /// Writes the model's result into the run directory.
@@ -55,6 +56,10 @@ pub(crate) struct StepStrategy {
     pub(crate) seed: u64,
     pub(crate) keep: Keep,
     pub(crate) total_steps: usize,
+    /// Which passes over the data they are of.
+    pub(crate) epochs: Epochs,
+    /// How long they still take, for whoever draws it.
+    pub(crate) left: SecondsLeft,
     /// The device, with autodiff.
     pub(crate) device: Device,
     /// Whether the device makes kernels at run time.
@@ -86,13 +91,29 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
         valid: ValidLoader<Trainee>,
         _starting_epoch: usize,
     ) -> (Trainee, SupervisedTrainingEventProcessor<Trainee>) {
+        let start = &self.start;
+        let training = &self.training;
+        let evaluate_every = self.has_validation.then_some(training.evaluate_every);
         let mut run = Run {
             strategy: self,
             learner: &mut learner,
             valid,
-            processor: components.event_processor,
+            shown: Shown::begin(
+                components.event_processor,
+                components.interrupter.clone(),
+                self.device.clone(),
+                self.epochs,
+                start.step,
+            ),
             interrupter: components.interrupter,
-            state: self.start.clone(),
+            pace: Pace::new(
+                start.step,
+                start.seconds,
+                self.total_steps,
+                evaluate_every,
+                training.checkpoint_every,
+            ),
+            state: start.clone(),
             unread: Vec::new(),
             times: RankTimes::default(),
             slow: Slow::default(),
@@ -108,7 +129,7 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
                     .at_step(run.state.step + 1, last_good)
                     .explain(error)
             });
-        let processor = run.processor;
+        let processor = run.shown.into_processor();
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         (learner.model(), processor)
     }
@@ -119,8 +140,9 @@ struct Run<'a> {
     strategy: &'a StepStrategy,
     learner: &'a mut Learner<Trainee>,
     valid: ValidLoader<Trainee>,
-    processor: SupervisedTrainingEventProcessor<Trainee>,
+    shown: Shown,
     interrupter: Interrupter,
+    pace: Pace,
     state: RunState,
     /// Steps whose loss and norm are still on the device.
     unread: Vec<Unread>,
@@ -143,22 +165,12 @@ fn stopped(state: &RunState, patience: Option<usize>) -> String {
     )
 }
 
-/// A step that the host has not looked at yet.
-struct Unread {
-    step: usize,
-    result: StepResult,
-}
-
 impl Run<'_> {
     fn all_steps(&mut self, batches: &dyn DataLoader<Batch>) -> Result<Outcome, RunError> {
         let strategy = self.strategy;
         let training = &strategy.training;
         let total = strategy.total_steps;
         let mut batches = batches.iter();
-        self.report_event(LearnerEvent::StartSplit {
-            epoch_number: 1,
-            total_items: total,
-        });
         if self.state.step == 0 {
             self.evaluate()?;
         }
@@ -188,19 +200,7 @@ impl Run<'_> {
             // the update that all ranks are about to make.
             interrupted = self.step(&mut batches, checkpoint_due || may_end)?;
             let checkpoint_due = checkpoint_due || interrupted;
-            if strategy.accelerator && self.first_step_seconds.is_none() {
-                // The one wait that nothing else asks for: what the kernels cost is to be seen.
-                strategy
-                    .device
-                    .sync()
-                    .map_err(|error| RunError::device(&error))?;
-                let seconds = clock.elapsed().as_secs_f64();
-                self.first_step_seconds = Some(seconds);
-                strategy.observer.on(&Event::FirstStep {
-                    seconds,
-                    n_choices: run_log::n_choices(),
-                });
-            }
+            let waited = self.wait_for_first(clock)?;
 
             if log_due || checkpoint_due || evaluation_due {
                 // Reading the losses waits for the device, so the clock is stopped after it.
@@ -208,6 +208,7 @@ impl Run<'_> {
                 let seconds = clock.elapsed().as_secs_f64();
                 self.state.window.seconds += seconds;
                 self.state.seconds += seconds;
+                self.progress(self.state.seconds);
                 if log_due {
                     self.log(norm)?;
                 }
@@ -223,6 +224,8 @@ impl Run<'_> {
                     let _ = self.learner.model().tap().take();
                 }
                 clock = Instant::now();
+            } else if waited {
+                self.progress(self.state.seconds + clock.elapsed().as_secs_f64());
             }
             if stopped_early {
                 self.tell_stopped();
@@ -240,7 +243,7 @@ impl Run<'_> {
             self.save_result()?;
         }
         strategy.directory.draw()?;
-        self.report_event(LearnerEvent::EndSplit(1));
+        self.shown.end();
         Ok(Outcome {
             state: self.state.clone(),
             interrupted,
@@ -248,6 +251,47 @@ impl Run<'_> {
             peak_device_memory: self.peak_device_memory,
             first_step_seconds: self.first_step_seconds,
         })
+    }
+
+    /// Waits for a device's first step, the one wait that nothing else asks for: what
+    /// the kernels cost is to be seen. Returns whether the step is known to be done.
+    fn wait_for_first(&mut self, clock: Instant) -> Result<bool, RunError> {
+        let strategy = self.strategy;
+        if !strategy.accelerator {
+            return Ok(true);
+        }
+        if self.first_step_seconds.is_some() {
+            return Ok(false);
+        }
+        strategy
+            .device
+            .sync()
+            .map_err(|error| RunError::device(&error))?;
+        let seconds = clock.elapsed().as_secs_f64();
+        self.first_step_seconds = Some(seconds);
+        strategy.observer.on(&Event::FirstStep {
+            seconds,
+            n_choices: run_log::n_choices(),
+        });
+        Ok(true)
+    }
+
+    /// Tells how far the run is, after so many seconds of training.
+    fn progress(&mut self, seconds: f64) {
+        self.pace.stepped(self.state.step, seconds);
+        let seconds_left = self.pace.seconds_left();
+        self.strategy.left.set(seconds_left);
+        self.strategy.observer.on(&Event::Progress(Progress {
+            step: self.state.step,
+            total_steps: self.strategy.total_steps,
+            seconds_left,
+        }));
+    }
+
+    fn took(&self, stage: &'static str, began: Instant) -> f64 {
+        let seconds = began.elapsed().as_secs_f64();
+        self.strategy.observer.on(&Event::Took { stage, seconds });
+        seconds
     }
 
     fn tell_stopped(&self) {
@@ -310,49 +354,22 @@ impl Run<'_> {
     /// on if one is not a number. Returns the last norm.
     fn read_losses(&mut self) -> Result<f64, RunError> {
         let unread = std::mem::take(&mut self.unread);
-        if unread.is_empty() {
-            return Ok(0.0);
-        }
-        // One reading, since each waits for the device.
-        let all = unread
-            .iter()
-            .flat_map(|Unread { result, .. }| {
-                let measures = result.measures.iter().map(|(_, sum)| sum.clone());
-                [result.loss.clone(), result.norm.clone()]
-                    .into_iter()
-                    .chain(measures)
-            })
-            .collect();
-        let values = Tensor::cat(all, 0)
-            .try_into_data()
-            .map_err(|error| RunError::device(&error))?
-            .try_to_vec::<f32>()
-            .map_err(|error| RunError::device(&error))?;
-        let mut values = values.into_iter();
-        let mut next = || f64::from(values.next().unwrap_or(f32::NAN));
-        let mut last_norm = 0.0;
-        for unread in &unread {
-            let (loss, norm) = (next(), next());
-            for (what, value) in [("loss", loss), ("gradient norm", norm)] {
-                if !value.is_finite() {
-                    return Err(RunError::NotFinite {
-                        what,
-                        first: None,
-                        value: value as f32,
-                        step: unread.step,
-                        last_good: self.last_checkpoint.take().map(|(_, path)| path),
-                    });
-                }
-            }
-            for (name, _) in &unread.result.measures {
-                let sums = &mut self.state.window.measures;
-                *sums.entry((*name).to_owned()).or_default() += next();
-            }
-            self.state.window.loss_sum += loss;
-            self.state.window.n_trained += unread.result.count;
-            last_norm = norm;
-        }
-        Ok(last_norm)
+        unread::read(&unread, &mut self.state.window).map_err(|error| match error {
+            RunError::NotFinite {
+                what,
+                first,
+                value,
+                step,
+                ..
+            } => RunError::NotFinite {
+                what,
+                first,
+                value,
+                step,
+                last_good: self.last_checkpoint.take().map(|(_, path)| path),
+            },
+            other => other,
+        })
     }
 
     fn log(&mut self, grad_norm: f64) -> Result<(), RunError> {
@@ -388,14 +405,7 @@ impl Run<'_> {
         log::info!("{report:?}");
         self.strategy.observer.on(&Event::Step(report));
 
-        let item = StepOutput::of_mean(loss, &self.strategy.device);
-        let progress = Progress::new(
-            self.state.step,
-            self.strategy.total_steps,
-            Some("steps".to_owned()),
-        );
-        let item = TrainingItem::new(item, progress, Some(self.state.step), Some(learning_rate));
-        self.report_event(LearnerEvent::ProcessedItem(item));
+        self.shown.logged(self.state.step, loss, learning_rate);
         Ok(())
     }
 
@@ -403,6 +413,8 @@ impl Run<'_> {
         if !self.strategy.has_validation {
             return Ok(());
         }
+        let began = Instant::now();
+        self.shown.evaluating();
         let model = self.learner.model().valid();
         let step = self.state.step;
         let passes = &self.strategy.passes;
@@ -434,26 +446,15 @@ impl Run<'_> {
         self.strategy
             .observer
             .on(&Event::Evaluated { step, evaluation });
+        let seconds = self.took("evaluation", began);
+        self.pace.evaluated(step, seconds);
         if self.strategy.keep == Keep::Best
             && self.state.best().is_some_and(|(best, _)| best == step)
         {
             self.save_result()?;
         }
 
-        let start = LearnerEvent::StartSplit {
-            epoch_number: 1,
-            total_items: 1,
-        };
-        self.interrupter
-            .fail_on_error(self.processor.process_valid(start));
-        let item = StepOutput::of_mean(loss, &self.strategy.device);
-        let item = TrainingItem::new(item, Progress::new(1, 1, None), Some(step), None);
-        self.interrupter.fail_on_error(
-            self.processor
-                .process_valid(LearnerEvent::ProcessedItem(item)),
-        );
-        self.interrupter
-            .fail_on_error(self.processor.process_valid(LearnerEvent::EndSplit(1)));
+        self.shown.evaluated(step, loss);
         Ok(())
     }
 
@@ -462,10 +463,14 @@ impl Run<'_> {
             return Ok(());
         }
         self.strategy.directory.check_there()?;
-        (self.strategy.save_result)(&self.learner.model())
+        let began = Instant::now();
+        (self.strategy.save_result)(&self.learner.model())?;
+        self.took("saving the result", began);
+        Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<(), RunError> {
+        let began = Instant::now();
         let strategy = self.strategy;
         strategy.directory.check_there()?;
         let model = self.learner.model();
@@ -504,11 +509,8 @@ impl Run<'_> {
         if let Err(error) = checkpoint::tidy(&checkpoints, strategy.training.keep_checkpoints) {
             strategy.observer.on(&untidy(&error));
         }
+        let seconds = self.took("checkpoint", began);
+        self.pace.saved(self.state.step, seconds);
         Ok(())
-    }
-
-    fn report_event(&mut self, event: LearnerEvent<StepOutput>) {
-        self.interrupter
-            .fail_on_error(self.processor.process_train(event));
     }
 }

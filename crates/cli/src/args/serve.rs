@@ -6,7 +6,7 @@ use clap::{Args, builder::TypedValueParser};
 use olora_model::{Dtype, Packing};
 use olora_runs::recipe::bounds::MAX_LENGTH;
 
-use super::{QUANTIZE, bytes, dtype, whole};
+use super::values::{QUANTIZE, bytes, dtype, whole};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {

@@ -2,7 +2,7 @@
 //! line of JSON for each thing that happens.
 
 use std::{
-    io::{BufRead, BufReader, IsTerminal, Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc,
     time::Duration,
@@ -12,9 +12,15 @@ use anyhow::{Context, Result};
 use olora_devices::KernelOptions;
 use olora_doctor::{Doctor, Finding, Verdict};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{Examination, Setting, report::Report};
-use crate::{Usage, args::DoctorArgs, devices, terminal::say};
+use crate::{
+    Usage,
+    args::DoctorArgs,
+    devices,
+    terminal::{draws_bars, emit, say, tagged},
+};
 
 /// How long one operation may take: on a software rasteriser, which is what is
 /// slowest, none takes a minute.
@@ -86,11 +92,7 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
             } => {
                 let setting = Setting { fusion, autotune };
                 report.accelerator = accelerator;
-                if accelerator {
-                    say(&format!("examining {description}: {}", setting.name()));
-                } else {
-                    say(&format!("examining {description}"));
-                }
+                tell_opened(report, &description, setting, planned);
                 report.description.get_or_insert(description);
                 examination = Some(Examination {
                     setting,
@@ -104,6 +106,9 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
             }
             Line::Found(finding) => {
                 running = None;
+                let mut event = tagged("finding", &finding);
+                event["device"] = json!(report.device);
+                emit(&event);
                 if let Some(examination) = &mut examination {
                     examination.findings.push(finding);
                 }
@@ -146,10 +151,24 @@ pub(super) fn run(report: &mut Report, args: &DoctorArgs, options: KernelOptions
     Ok(())
 }
 
+/// Says what is examined, and how.
+fn tell_opened(report: &Report, description: &str, setting: Setting, planned: usize) {
+    if report.accelerator {
+        say(&format!("examining {description}: {}", setting.name()));
+    } else {
+        say(&format!("examining {description}"));
+    }
+    emit(&json!({
+        "event": "examining", "device": report.device, "description": description,
+        "fusion": setting.fusion, "autotune": setting.autotune, "operations": planned,
+    }));
+}
+
 fn start(device: &str, args: &DoctorArgs, options: KernelOptions) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     let lengths: Vec<_> = args.lengths.iter().map(ToString::to_string).collect();
-    command.args(["doctor", "--worker", "--device", device]);
+    // What it says is taken apart here.
+    command.args(["doctor", "--worker", "--color", "never", "--device", device]);
     command.args(["--lengths", &lengths.join(",")]);
     if !options.fusion {
         command.arg("--no-fusion");
@@ -173,7 +192,7 @@ fn start(device: &str, args: &DoctorArgs, options: KernelOptions) -> std::io::Re
 /// What is running, on a terminal; the next one takes its place.
 fn status(text: &str) {
     let mut err = std::io::stderr();
-    if err.is_terminal() {
+    if draws_bars() {
         let _ = write!(err, "\r\x1b[K{text}");
         let _ = err.flush();
     }
