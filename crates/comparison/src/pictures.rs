@@ -22,7 +22,12 @@ use crate::{
 /// Panels beside each other.
 const COLUMNS: usize = 3;
 /// The columns that say which method it is, and where.
-const PLACE: [&str; 4] = ["rank", "run length (steps)", "method", "learning rate"];
+const PLACE: [&str; 4] = [
+    "rank",
+    "run length (steps)",
+    "method",
+    "chosen learning rate",
+];
 
 /// A picture, and a table of what it shows.
 pub(crate) struct Picture {
@@ -42,13 +47,15 @@ pub(crate) fn pictures(report: &Report) -> [Picture; 4] {
     ]
 }
 
+/// What a section's panel is.
+type Way<'a> = &'a dyn Fn(&[Group]) -> Panel;
+
 /// A figure with a panel for each rank and length and for each way of looking at it, those of one
 /// way in rows.
-fn figure(report: &Report, ways: &[&dyn Fn(&[Group]) -> Panel]) -> Figure {
+fn figure(report: &Report, ways: &[Way<'_>]) -> Figure {
     let sections = report.sections();
     let rows = sections.chunks(COLUMNS).flat_map(|sections| {
-        let row =
-            |way: &&dyn Fn(&[Group]) -> Panel| sections.iter().map(|groups| way(groups)).collect();
+        let row = |way: &Way<'_>| sections.iter().map(|groups| way(groups)).collect();
         ways.iter().map(row)
     });
     Figure::rows(rows.collect())

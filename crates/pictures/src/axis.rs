@@ -113,6 +113,7 @@ impl Axis {
                 let beyond = margin * (high - low);
                 (low - beyond, high + beyond)
             }
+            (false, false) if self.notation == Notation::Whole => (low, high + 1.0),
             (false, false) => {
                 let beyond = if low == 0.0 { 1.0 } else { 0.5 * low.abs() };
                 (low - beyond, high + beyond)
@@ -143,6 +144,17 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// The same with a share of the axis left free at its higher end.
+    pub(crate) fn with_room_above(self, share: f64) -> Self {
+        let beyond = share / (1.0 - share);
+        let high = if self.log {
+            self.high * (self.high / self.low).powf(beyond)
+        } else {
+            self.high + beyond * (self.high - self.low)
+        };
+        Self { high, ..self }
+    }
+
     /// How far a value is on the way from the lower end to the higher.
     pub(crate) fn share(&self, value: f64) -> f64 {
         if self.log {
@@ -183,6 +195,15 @@ mod tests {
             let span = axis.span([value].into_iter(), 0.05).unwrap();
             let share = span.share(value);
             assert!((share - 0.5).abs() < 1e-9, "{share} of {value}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_free_above_is_above_all_values() {
+        for values in [[0.0, 1.0], [1.0, 100.0]] {
+            let span = Axis::new("loss").span(values.into_iter(), 0.0).unwrap();
+            let highest = span.with_room_above(0.2).share(values[1]);
+            assert!((highest - 0.8).abs() < 1e-9, "{highest} of {values:?}");
         }
     }
 

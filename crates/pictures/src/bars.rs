@@ -147,6 +147,8 @@ impl Planned<'_> {
         let left = self.frame.left;
         let size = (self.x(mean) - left, THICK);
         let corner = (left, middle - 0.5 * THICK);
+        // Without the axis's lines shining through.
+        svg.rectangle(corner, size, "#ffffff", 1.0);
         svg.rectangle(corner, size, bar.style.color, 0.75);
         self.draw_dots(svg, bar, middle);
         let furthest = bar.reached.iter().copied().fold(mean, f64::max);

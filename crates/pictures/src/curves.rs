@@ -16,6 +16,8 @@ pub(crate) const BAND: f64 = 0.13;
 const APART: f64 = 7.0;
 /// What is left free beyond the highest and the lowest value, as a share of what lies between.
 const MARGIN: f64 = 0.05;
+/// What an arrow takes of the height.
+const ARROW: f64 = 12.0;
 /// How far apart the places of a line are looked at when the legend looks for one.
 const SAMPLE: f64 = 4.0;
 
@@ -123,6 +125,10 @@ impl Curves {
         // Of nothing but arrows the axis is without meaning, and there is one.
         let y = self.y.span(heights.into_iter(), MARGIN);
         let y = y.or_else(|| self.y.span([1.0].into_iter(), MARGIN))?;
+        // Arrows stand above all that has a value.
+        let infinite = |line: &Line| line.points.iter().any(|point| point.1 == f64::INFINITY);
+        let n_arrows = lines.iter().filter(|line| infinite(line)).count();
+        let y = y.with_room_above((ARROW * n_arrows as f64 / plot_height).min(0.4));
 
         let y_ticks = y.ticks(plot_height, Way::Up);
         let labels = y_ticks.labelled.iter().map(|tick| tick.label.as_str());
@@ -251,7 +257,7 @@ impl Planned<'_> {
                 let x = self.frame.at(self.x.share(*x), 0.0).0;
                 let above = all.iter().filter(|(at, _)| (at.0 - x).abs() < 6.0).count();
                 all.push((
-                    (x, self.frame.top + 3.0 + 12.0 * above as f64),
+                    (x, self.frame.top + 3.0 + ARROW * above as f64),
                     line.style.color,
                 ));
             }

@@ -5,6 +5,26 @@ use crate::{Notation, axis::Span, text::width};
 /// The size of labels.
 pub(crate) const LABEL: f64 = 11.0;
 
+/// Tenths of powers of ten, and of which powers: of each, of every second …
+type Set = (&'static [i64], i32);
+
+const SETS: [Set; 10] = [
+    (&[10, 20, 50], 1),
+    (&[10, 30], 1),
+    (&[10], 1),
+    (&[10], 2),
+    (&[10], 3),
+    (&[10], 5),
+    (&[10], 10),
+    (&[10], 20),
+    (&[10], 50),
+    (&[10], 100),
+];
+const FINER: [Set; 2] = [
+    (&[10, 15, 20, 30, 40, 50, 60, 80], 1),
+    (&[10, 15, 20, 30, 50, 70], 1),
+];
+
 /// Which way an axis goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Way {
@@ -36,21 +56,23 @@ impl Span {
                 others: Vec::new(),
             };
         }
-        let by_factors = self.by_factors(length, way);
-        // Over less than a power of ten there are few of these.
-        let labelled = if by_factors.len() < 3 {
-            let even = self.even(length, way);
-            if even.len() > by_factors.len() {
-                even
-            } else {
-                by_factors
+        // Over a few powers of ten 1, 2 and 5 are enough; over less there would be one or two of them.
+        let mut labelled = self.densest(&SETS, length, way);
+        if labelled.len() < 4 {
+            let finer = self.densest(&FINER, length, way);
+            if finer.len() > labelled.len() {
+                labelled = finer;
             }
-        } else {
-            by_factors
-        };
+        }
+        if labelled.len() < 3 {
+            let even = self.even(length, way);
+            if even.len() > labelled.len() {
+                labelled = even;
+            }
+        }
         let decades = (self.high / self.low).log10();
         let others = if decades < 6.0 {
-            let all = self.multiples(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 1);
+            let all = self.multiples(&[10, 20, 30, 40, 50, 60, 70, 80, 90], 1);
             all.into_iter().map(|value| self.share(value)).collect()
         } else {
             Vec::new()
@@ -58,23 +80,11 @@ impl Span {
         Ticks { labelled, others }
     }
 
-    /// The densest of some sets whose labels do not touch.
-    fn by_factors(&self, length: f64, way: Way) -> Vec<Tick> {
-        let sets: [(&[i64], usize); 10] = [
-            (&[1, 2, 5], 1),
-            (&[1, 3], 1),
-            (&[1], 1),
-            (&[1], 2),
-            (&[1], 3),
-            (&[1], 5),
-            (&[1], 10),
-            (&[1], 20),
-            (&[1], 50),
-            (&[1], 100),
-        ];
-        for (mantissas, every) in sets {
+    /// The densest of some sets whose labels do not touch; the first is the densest.
+    fn densest(&self, sets: &[Set], length: f64, way: Way) -> Vec<Tick> {
+        for (tenths, every) in sets {
             let ticks: Vec<Tick> = self
-                .multiples(mantissas, every)
+                .multiples(tenths, *every)
                 .into_iter()
                 .map(|value| self.tick(value, self.written(value)))
                 .collect();
@@ -85,17 +95,13 @@ impl Span {
         Vec::new()
     }
 
-    /// These times powers of ten, of which every so manieth, as far as they are within.
-    fn multiples(&self, mantissas: &[i64], every: usize) -> Vec<f64> {
+    /// So many tenths of powers of ten, of which every so manieth, as far as they are within.
+    fn multiples(&self, tenths: &[i64], every: i32) -> Vec<f64> {
         let first = self.low.log10().floor() as i32;
         let last = self.high.log10().ceil() as i32;
-        let powers = (first..=last).filter(|power| power.rem_euclid(every as i32) == 0);
+        let powers = (first..=last).filter(|power| power.rem_euclid(every) == 0);
         powers
-            .flat_map(|power| {
-                mantissas
-                    .iter()
-                    .map(move |&mantissa| decimal(mantissa, power))
-            })
+            .flat_map(|power| tenths.iter().map(move |&digits| decimal(digits, power - 1)))
             .filter(|value| self.contains(*value))
             .collect()
     }
@@ -209,6 +215,15 @@ mod tests {
         assert_eq!(
             labels(&loss, 1e-9, 1.0, 120.0, Way::Up),
             ["1e-8", "1e-6", "0.0001", "0.01", "1"]
+        );
+    }
+
+    #[test]
+    fn less_than_a_power_of_ten_has_marks_at_both_ends() {
+        let loss = Axis::new("loss");
+        assert_eq!(
+            labels(&loss, 0.6, 3.1, 380.0, Way::Up),
+            ["0.6", "0.8", "1", "1.5", "2", "3"]
         );
     }
 

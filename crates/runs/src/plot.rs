@@ -7,8 +7,9 @@ use serde_json::Value;
 
 /// The weight of what was before in a smoothed curve: `TensorBoard`'s own.
 const SMOOTHING: f64 = 0.6;
-/// Of fewer points than these a smoothed curve shows nothing that they do not.
-const SMOOTHED_FROM: usize = 5;
+/// Of fewer points than these there is no smoothed curve. They are means of many steps each, and a
+/// smoothed one would lag behind them by steps in which the loss falls to a half.
+const SMOOTHED_FROM: usize = 50;
 /// What is smoothed and what is not, beneath a title.
 const SMOOTHED: &str =
     "strong: exponential moving average as TensorBoard's, weight 0.6; pale: as logged";
@@ -54,10 +55,9 @@ struct Lines {
 
 impl Lines {
     /// What is measured with each step: as logged, pale, and smoothed.
-    fn add_training(&mut self, name: &str, color: &'static str, unit: &str, points: Points) {
-        let style = Style::plain(color);
+    fn add_training(&mut self, name: &str, style: Style, unit: &str, points: Points) {
         if points.len() < SMOOTHED_FROM {
-            let line = Line::new(name, style.marked(Marker::Square), points.clone());
+            let line = Line::new(name, style, points.clone());
             self.lines.push(line);
             self.columns.push((format!("{name} ({unit})"), points));
             return;
@@ -66,7 +66,8 @@ impl Lines {
         self.lines
             .push(Line::nameless(style.paler(), points.clone()));
         let named = format!("{name}, smoothed {SMOOTHING}");
-        self.lines.push(Line::new(named, style, smooth.clone()));
+        let line = Line::new(named, style.unmarked(), smooth.clone());
+        self.lines.push(line);
         self.columns.push((format!("{name} ({unit})"), points));
         let named = format!("{name} smoothed {SMOOTHING} ({unit})");
         self.columns.push((named, smooth));
@@ -102,6 +103,10 @@ impl Lines {
     }
 }
 
+fn training_style() -> Style {
+    Style::plain(BLUE).marked(Marker::Square)
+}
+
 /// Training and validation loss over steps.
 fn loss(metrics: &[Value]) -> Picture {
     let is_other = metrics.iter().any(|line| line.get("measures").is_some());
@@ -115,7 +120,8 @@ fn loss(metrics: &[Value]) -> Picture {
         ("Loss per trained token", UNIT, format!("loss, {UNIT}"))
     };
     let mut lines = Lines::default();
-    lines.add_training("training", BLUE, unit, by_step(metrics, None, "loss"));
+    let training = by_step(metrics, None, "loss");
+    lines.add_training("training", training_style(), unit, training);
     let validation = by_step(metrics, None, "validation_loss");
     lines.add_validation("validation", unit, validation);
     lines.picture("loss", title, Axis::new(axis))
@@ -125,13 +131,17 @@ fn loss(metrics: &[Value]) -> Picture {
 fn rewards(metrics: &[Value]) -> Picture {
     const UNIT: &str = "beta times nats";
     let mut lines = Lines::default();
-    for (name, color, key) in [
-        ("chosen", GREEN, "rewards/chosen"),
-        ("rejected", ORANGE, "rewards/rejected"),
-        ("margin", BLUE, "rewards/margins"),
+    let chosen = Style::plain(GREEN).dashed("8 3").marked(Marker::Triangle);
+    let rejected = Style::plain(ORANGE)
+        .dashed("3 2")
+        .marked(Marker::TriangleDown);
+    for (name, style, key) in [
+        ("chosen", chosen, "rewards/chosen"),
+        ("rejected", rejected, "rewards/rejected"),
+        ("margin", training_style(), "rewards/margins"),
     ] {
         let points = by_step(metrics, Some("measures"), key);
-        lines.add_training(name, color, UNIT, points);
+        lines.add_training(name, style, UNIT, points);
     }
     let margin = by_step(metrics, Some("validation_measures"), "rewards/margins");
     lines.add_validation("validation margin", UNIT, margin);
@@ -145,7 +155,7 @@ fn accuracy(metrics: &[Value]) -> Picture {
     const UNIT: &str = "share of pairs";
     let mut lines = Lines::default();
     let training = by_step(metrics, Some("measures"), KEY);
-    lines.add_training("training", BLUE, UNIT, training);
+    lines.add_training("training", training_style(), UNIT, training);
     let validation = by_step(metrics, Some("validation_measures"), KEY);
     lines.add_validation("validation", UNIT, validation);
     let title = "Pairs whose chosen answer has the higher reward";
@@ -200,8 +210,9 @@ mod tests {
             (1..=n).map(line).collect()
         };
         let said = "training, smoothed 0.6";
-        assert!(svg(&loss(&lines(20))).contains(said));
-        assert!(!svg(&loss(&lines(2))).contains(said), "two points");
+        assert!(svg(&loss(&lines(60))).contains(said));
+        let few = svg(&loss(&lines(20)));
+        assert!(!few.contains("smoothed") && few.contains("training"));
     }
 
     /// What is logged and what is evaluated at one step are two lines of the metrics.

@@ -1,6 +1,6 @@
 //! Losses over the run.
 
-use olora_pictures::{Axis, Curves, Line, smoothed};
+use olora_pictures::{Axis, Cell, Curves, Line};
 
 use super::{Pace, Picture, figure, loss_axis, place, placed, seeds, style, table, unit};
 use crate::{
@@ -8,9 +8,6 @@ use crate::{
     statistics::{Point, mean},
     trial::Trial,
 };
-
-/// As `TensorBoard` smooths.
-const SMOOTHING: f64 = 0.6;
 
 /// What seeds have at a step.
 struct At {
@@ -23,6 +20,7 @@ struct At {
 /// The mean validation loss of each method, with a band from the lowest to the
 /// highest of its seeds; by step, and by time.
 pub(crate) fn losses(report: &Report) -> Picture {
+    let evaluated = |group: &Group| band(group, |trial| &trial.validation, true);
     let over = |groups: &[Group], what: &str, x: Axis, by_time: bool| Curves {
         title: format!("{}: {what}", place(groups)),
         note: note(groups, by_time),
@@ -32,12 +30,7 @@ pub(crate) fn losses(report: &Report) -> Picture {
             .iter()
             .map(|group| {
                 let pace = Pace::of(&group.trials).filter(|_| by_time);
-                let x = |step: f64| pace.map_or(step, |pace| pace.at(step));
-                let band = band(group, |trial| &trial.validation, true);
-                let means = band.iter().map(|at| (x(at.step), at.mean)).collect();
-                let around = band.iter().map(|at| (x(at.step), at.low, at.high));
-                let around = around.filter(|_| group.trials.len() > 1).collect();
-                Line::new(named(group), style(report, group), means).with_band(around)
+                line(report, group, &evaluated(group), pace)
             })
             .collect(),
     };
@@ -58,7 +51,7 @@ pub(crate) fn losses(report: &Report) -> Picture {
     ]);
     for group in &report.groups {
         let pace = Pace::of(&group.trials);
-        for at in band(group, |trial| &trial.validation, true) {
+        for at in evaluated(group) {
             table.push(placed(
                 group,
                 vec![
@@ -79,29 +72,20 @@ pub(crate) fn losses(report: &Report) -> Picture {
     }
 }
 
-/// The training loss of each method: the mean over its seeds as logged, and smoothed.
+/// The mean training loss of each method as logged, with the same band. Each point is a mean over
+/// steps and seeds already, and smoothed it would lag behind.
 pub(crate) fn training(report: &Report) -> Picture {
-    let logged = |group: &Group| -> Vec<(f64, f64)> {
-        let band = band(group, |trial| &trial.training, false);
-        band.iter().map(|at| (at.step, at.mean)).collect()
-    };
+    let logged = |group: &Group| band(group, |trial| &trial.training, false);
     let curves = |groups: &[Group]| {
-        let pale = groups
-            .iter()
-            .map(|group| Line::nameless(style(report, group).paler(), logged(group)));
-        let strong = groups.iter().map(|group| {
-            let points = smoothed(&logged(group), SMOOTHING);
-            Line::new(named(group), style(report, group), points)
-        });
         Curves {
-            title: format!("{}: training loss, smoothed {SMOOTHING}", place(groups)),
-            note: format!(
-                "{}; strong: exponential moving average as TensorBoard's; pale: as logged",
-                seeds(groups)
-            ),
+            title: format!("{}: training loss", place(groups)),
+            note: note(groups, false),
             x: Axis::whole("step"),
             y: loss_axis(report, "training loss"),
-            lines: pale.chain(strong).collect(),
+            lines: groups
+                .iter()
+                .map(|group| line(report, group, &logged(group), None))
+                .collect(),
         }
         .into()
     };
@@ -109,15 +93,16 @@ pub(crate) fn training(report: &Report) -> Picture {
     let mut table = table(&[
         "step",
         &format!("training loss: mean of the seeds ({unit})"),
-        &format!("training loss: mean of the seeds smoothed {SMOOTHING} ({unit})"),
+        &format!("training loss: lowest of the seeds ({unit})"),
+        &format!("training loss: highest of the seeds ({unit})"),
         "seeds",
     ]);
     for group in &report.groups {
-        let points = logged(group);
-        for (raw, smooth) in points.iter().zip(smoothed(&points, SMOOTHING)) {
-            let n = group.trials.len().into();
-            let row = vec![raw.0.into(), raw.1.into(), smooth.1.into(), n];
-            table.push(placed(group, row));
+        for at in logged(group) {
+            let n = group.trials.len();
+            let losses = [at.mean, at.low, at.high].map(Cell::from);
+            let row = [vec![at.step.into()], losses.to_vec(), vec![n.into()]];
+            table.push(placed(group, row.concat()));
         }
     }
     Picture {
@@ -127,9 +112,14 @@ pub(crate) fn training(report: &Report) -> Picture {
     }
 }
 
-/// As in legends.
-fn named(group: &Group) -> String {
-    format!("{} (lr {:e})", group.variant, group.rate)
+/// A method's mean with its band, over steps or, with a pace, over time.
+fn line(report: &Report, group: &Group, band: &[At], pace: Option<Pace>) -> Line {
+    let x = |step: f64| pace.map_or(step, |pace| pace.at(step));
+    let means = band.iter().map(|at| (x(at.step), at.mean)).collect();
+    let around = band.iter().map(|at| (x(at.step), at.low, at.high));
+    let around = around.filter(|_| group.trials.len() > 1).collect();
+    let name = format!("{} (lr {:e})", group.variant, group.rate);
+    Line::new(name, style(report, group), means).with_band(around)
 }
 
 fn note(groups: &[Group], by_time: bool) -> String {

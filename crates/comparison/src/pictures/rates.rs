@@ -14,7 +14,7 @@ pub(crate) fn rates(report: &Report) -> Picture {
             x: Axis::rate("learning rate"),
             y: Axis {
                 scale: Scale::Log,
-                ..loss_axis(report, "validation loss after the last step")
+                ..loss_axis(report, "last validation loss")
             },
             lines: groups
                 .iter()
@@ -31,7 +31,7 @@ pub(crate) fn rates(report: &Report) -> Picture {
     let unit = unit(report);
     let mut table = table(&[
         "tried learning rate",
-        &format!("validation loss after the last step ({unit}; inf: diverged)"),
+        &format!("last validation loss ({unit}; inf: diverged)"),
     ]);
     for group in &report.groups {
         for &(rate, loss) in &group.tried {

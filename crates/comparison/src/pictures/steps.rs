@@ -2,8 +2,11 @@
 
 use olora_pictures::{Axis, Bar, Bars};
 
-use super::{Pace, Picture, figure, n_steps, place, placed, style, table};
-use crate::report::{Group, Report};
+use super::{Picture, figure, n_steps, place, placed, style, table};
+use crate::{
+    report::{Group, Report},
+    trial::Trial,
+};
 
 /// How many steps, and how many seconds, each method takes to the reference's
 /// last loss, with a dot for each seed.
@@ -68,24 +71,30 @@ fn bar(report: &Report, group: &Group, by_time: bool) -> Bar {
         }
     });
     let reached: Vec<f64> = all.iter().copied().flatten().collect();
-    let n_steps = n_steps(&group.trials).unwrap_or(0) as f64;
-    let pace = Pace::of(&group.trials).filter(|_| by_time);
     Bar {
         name: group.variant.to_string(),
         style: style(report, group),
         missed: all.len() - reached.len(),
         reached,
-        end: pace.map_or(n_steps, |pace| pace.at(n_steps)),
+        end: end(group, by_time),
     }
+}
+
+/// How far the seeds of a method were followed: until the last one's end.
+fn end(group: &Group, by_time: bool) -> f64 {
+    let n_steps = n_steps(&group.trials).unwrap_or(0) as f64;
+    let each = Trial::seconds_by_step(&group.trials).filter(|_| by_time);
+    each.map_or(n_steps, |each| {
+        let starts = group.trials.iter().map(|trial| trial.attach_seconds);
+        starts.fold(0.0, f64::max) + each * n_steps
+    })
 }
 
 fn note(groups: &[Group], by_time: bool) -> String {
     let n = groups.iter().map(|group| group.trials.len()).max();
     let mut note = match n.unwrap_or(0) {
-        0 | 1 => "one seed; open arrow: not reached by the end of the run".to_owned(),
-        n => format!(
-            "bar: mean of {n} seeds, which are dots; open arrow: not reached by all of them by the end of the run"
-        ),
+        0 | 1 => "one seed; open arrow: not reached in its run".to_owned(),
+        n => format!("bar: mean of {n} seeds (dots); open arrow: not reached by all of them"),
     };
     if by_time {
         note += "; a step's time: the median of the method's runs";
