@@ -447,7 +447,7 @@ def started(olora, place):
     run = place / "runs/zora"
     for left in ("adapter", "checkpoints/step-000002"):
         shutil.rmtree(run / left)
-    for left in ("summary.json", "experiment.log", "loss.svg", "README.md"):
+    for left in ("summary.json", "experiment.log", "loss.svg", "loss.png", "loss.csv", "README.md"):
         (run / left).unlink(missing_ok=True)
     return place
 

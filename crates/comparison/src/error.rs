@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use olora_adapter::AdapterError;
 use olora_data::DataError;
 use olora_model::ModelError;
+use olora_pictures::PngError;
 use olora_runs::RunError;
 use olora_tasks::TaskError;
 
@@ -31,8 +32,8 @@ pub enum ComparisonError {
         reason: String,
     },
     /// A picture could not be drawn.
-    #[error("{0}")]
-    Drawing(String),
+    #[error(transparent)]
+    Drawing(#[from] PngError),
     /// A file could not be read or written.
     #[error("{action} {path}: {source}")]
     Io {

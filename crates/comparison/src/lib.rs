@@ -8,9 +8,10 @@
 //!   runs/<name>/       the run directories
 //!   scores/<name>.json what the base and the adapters score on tasks
 //!   report.md          tables, in words what they say, and pictures
-//!   loss.svg, .png     validation loss by step
-//!   steps.svg, .png    steps to LoRA's last loss
-//!   rates.svg, .png    last loss by learning rate
+//!   loss.svg, .png, .csv       validation loss by step and by time, and what is drawn
+//!   training.svg, .png, .csv   training loss by step
+//!   steps.svg, .png, .csv      steps and seconds to LoRA's last loss
+//!   rates.svg, .png, .csv      last loss by learning rate
 //! ```
 //!
 //! A method that starts elsewhere wants another learning rate (`LoRA` Matters,

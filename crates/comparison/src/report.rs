@@ -8,6 +8,7 @@ use std::{
 };
 
 use olora_files::write_atomically;
+use olora_pictures::png;
 use olora_runs::Recipe;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use crate::{
     ComparisonError, pictures,
     protocol::{Protocol, common},
     scores,
-    statistics::{Interval, area, at_log, holm, length_to, mean, median, steps_to},
+    statistics::{Interval, area, at_log, holm, length_to, mean, steps_to},
     trial::{Cell, Trial},
     variant::Variant,
 };
@@ -30,7 +31,7 @@ pub struct Report {
     n_trials: usize,
     tuning_seed: u64,
     /// As in [`Protocol`].
-    tuning_seeds: usize,
+    pub(crate) tuning_seeds: usize,
     /// Between the losses before the first step, of any two runs.
     largest_start_difference: f64,
     /// The table of scores on tasks, if there are any.
@@ -60,6 +61,8 @@ pub(crate) struct Group {
 
 /// How a group compares with the reference at the same rank.
 pub(crate) struct Standing {
+    /// The seeds that both have.
+    pub(crate) seeds: Vec<u64>,
     /// Of the last loss to the reference's, over the seeds that both have.
     pub(crate) loss: Option<Interval>,
     pub(crate) area: Option<Interval>,
@@ -147,25 +150,26 @@ impl Report {
         })
     }
 
-    /// Writes `report.md` and the pictures beside the runs, over older ones.
-    /// Returns the path of the first.
+    /// Writes `report.md` and the pictures beside the runs, over older ones, each
+    /// with a table of what it shows. Returns the path of the first.
     ///
     /// # Errors
     ///
-    /// [`ComparisonError::Io`] when that fails.
+    /// [`ComparisonError::Io`] when that fails, and [`ComparisonError::Drawing`].
     pub fn write(&self) -> Result<PathBuf, ComparisonError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = self.directory.join(name);
             write_atomically(&path, |file| file.write_all(bytes))
                 .map_err(|source| ComparisonError::io("writing", &path, source))
         };
-        for (name, svg) in [
-            ("loss", pictures::losses(self)?),
-            ("steps", pictures::steps(self)?),
-            ("rates", pictures::rates(self)?),
-        ] {
+        for picture in pictures::pictures(self) {
+            let Some(svg) = picture.figure.svg() else {
+                continue;
+            };
+            let name = picture.name;
+            write(&format!("{name}.csv"), picture.table.csv().as_bytes())?;
             write(&format!("{name}.svg"), svg.as_bytes())?;
-            write(&format!("{name}.png"), &pictures::png(&svg)?)?;
+            write(&format!("{name}.png"), &png(&svg)?)?;
         }
         write("report.md", self.markdown().as_bytes())?;
         Ok(self.directory.join("report.md"))
@@ -239,12 +243,7 @@ impl Report {
                 .collect()
         };
         let (near, steps) = (steps(NEAR), steps(1.0));
-        // One time of a step for all seeds: a machine that was busy for a while is no property of a seed.
-        let times: Vec<f64> = trials
-            .iter()
-            .map(|trial| trial.train_seconds / trial.steps.max(1) as f64)
-            .collect();
-        let each = median(&times)?;
+        let each = Trial::seconds_by_step(trials)?;
         let seconds = |steps: &[Option<f64>]| -> Vec<Option<f64>> {
             let pairs = pairs.iter().zip(steps);
             pairs
@@ -252,6 +251,7 @@ impl Report {
                 .collect()
         };
         Some(Standing {
+            seeds: pairs.iter().map(|(trial, _)| trial.seed).collect(),
             loss: differences(&|trial| Some(trial.last_loss())),
             area: differences(&|trial| area(&trial.validation)),
             seconds: seconds(&steps),

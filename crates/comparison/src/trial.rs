@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     ComparisonError,
     protocol::{as_read, read_json},
-    statistics::Point,
+    statistics::{Point, median},
     variant::Variant,
 };
 
@@ -203,6 +203,16 @@ impl Trial {
     pub(crate) fn last_loss(&self) -> f64 {
         let last = self.validation.last().filter(|_| self.diverged.is_none());
         last.map_or(f64::INFINITY, |(_, loss)| *loss)
+    }
+
+    /// The seconds of a step. One time for all seeds: a machine that was busy for a while is no
+    /// property of a seed. `None` without a run.
+    pub(crate) fn seconds_by_step(trials: &[Self]) -> Option<f64> {
+        let times: Vec<f64> = trials
+            .iter()
+            .map(|trial| trial.train_seconds / trial.steps.max(1) as f64)
+            .collect();
+        median(&times)
     }
 
     pub(crate) fn variant(&self) -> Result<Variant, ComparisonError> {

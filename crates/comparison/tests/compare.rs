@@ -179,10 +179,16 @@ fn each_method_is_tuned_and_run_over_the_seeds_once() {
     for name in [
         "loss.svg",
         "loss.png",
+        "loss.csv",
+        "training.svg",
+        "training.png",
+        "training.csv",
         "steps.svg",
         "steps.png",
+        "steps.csv",
         "rates.svg",
         "rates.png",
+        "rates.csv",
     ] {
         assert!(comparison.directory.join(name).exists(), "{name}");
     }

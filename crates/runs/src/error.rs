@@ -7,6 +7,7 @@ use olora_data::DataError;
 use olora_doctor::WrongDevice;
 use olora_files::Holder;
 use olora_model::ModelError;
+use olora_pictures::PngError;
 use olora_training::{DeviceErrors, TrainError};
 
 use crate::recipe::MAY_CHANGE;
@@ -169,6 +170,9 @@ pub enum RunError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A picture could not be drawn.
+    #[error(transparent)]
+    Drawing(#[from] PngError),
     /// The device does not compute in the number format asked for.
     #[error(
         "{key}: this device does not compute in {wanted}; it offers {}. Ask for one of these{}",

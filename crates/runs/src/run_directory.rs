@@ -8,7 +8,10 @@
 //!   adapter/         the result, for PEFT (model/ if all weights were trained)
 //!   checkpoints/     step-000200/ …
 //!   metrics.jsonl    one line per logged step or evaluation
-//!   loss.svg         training and validation loss
+//!   loss.svg         training and validation loss; with each evaluation
+//!   loss.png         the same, when training ends
+//!   loss.csv         what it shows
+//!   rewards.*, accuracy.*   the same of an objective that compares answers
 //!   summary.json     final metrics, timing, versions
 //!   experiment.log   Burn's log
 //!   lock             while a process trains in it: which one
@@ -245,24 +248,29 @@ impl RunDirectory {
             line["validation_measures"] = json!(evaluation.measures);
         }
         self.append(&line)?;
-        self.draw()
+        self.draw_with(false)
     }
 
-    /// Draws the metrics so far: `loss.svg`, and `rewards.svg` and `accuracy.svg`
-    /// where answers are compared.
+    /// Draws the metrics so far: the loss, and rewards and accuracy where answers
+    /// are compared; as SVG and PNG, and as CSV.
     pub(crate) fn draw(&self) -> Result<(), RunError> {
+        self.draw_with(true)
+    }
+
+    /// A PNG takes longer than many an evaluation, so there is none with each.
+    fn draw_with(&self, png: bool) -> Result<(), RunError> {
         if !self.writes {
             return Ok(());
         }
-        let metrics = self.metrics()?;
-        let pictures = [
-            ("loss.svg", plot::loss_curves(&metrics)?),
-            ("rewards.svg", plot::rewards(&metrics)?),
-            ("accuracy.svg", plot::accuracy(&metrics)?),
-        ];
-        for (name, svg) in pictures {
-            if let Some(svg) = svg {
-                self.write(name, svg.as_bytes())?;
+        for picture in plot::pictures(&self.metrics()?) {
+            let Some(svg) = picture.figure.svg() else {
+                continue;
+            };
+            let name = picture.name;
+            self.write(&format!("{name}.csv"), picture.table.csv().as_bytes())?;
+            self.write(&format!("{name}.svg"), svg.as_bytes())?;
+            if png {
+                self.write(&format!("{name}.png"), &olora_pictures::png(&svg)?)?;
             }
         }
         Ok(())

@@ -106,13 +106,11 @@ fn what_is_measured_is_in_metrics_pictures_summary_and_card() {
     let told = last["validation_measures"]["rewards/margins"].as_f64();
     let known = summary.validation_measures["rewards/margins"];
     assert!((told.unwrap() - known).abs() < 1e-12 * known.abs());
-    for name in ["loss.svg", "rewards.svg", "accuracy.svg"] {
-        assert!(
-            fs::read_to_string(directory.join(name))
-                .unwrap()
-                .contains("<svg"),
-            "{name}"
-        );
+    for name in ["loss", "rewards", "accuracy"] {
+        let file = |end: &str| fs::read(directory.join(name).with_extension(end)).unwrap();
+        assert!(file("svg").starts_with(b"<svg"), "{name}");
+        assert!(file("png").starts_with(b"\x89PNG"), "{name}");
+        assert!(file("csv").starts_with(b"step,"), "{name}");
     }
     let card = fs::read_to_string(directory.join("adapter/README.md")).unwrap();
     for part in [

@@ -168,6 +168,8 @@ fn the_run_directory_is_complete_and_says_what_happened() {
         "recipe.toml",
         "metrics.jsonl",
         "loss.svg",
+        "loss.png",
+        "loss.csv",
         "summary.json",
         "experiment.log",
         "adapter/adapter_config.json",

@@ -7,6 +7,7 @@ use olora_files::size;
 
 use super::{Group, Lengths, Report, Standing};
 use crate::{
+    pictures,
     statistics::{Interval, area, deviation, mean},
     trial::Trial,
     variant::Variant,
@@ -39,17 +40,29 @@ impl Report {
             self.write_section(text, groups)?;
         }
         self.write_lengths(text)?;
-        writeln!(text, "![Validation loss by step](loss.svg)\n")?;
-        writeln!(
-            text,
-            "![Steps to the last loss of {}](steps.svg)\n",
-            self.reference
-        )?;
-        writeln!(text, "![Last loss by learning rate](rates.svg)")?;
+        self.write_pictures(text)?;
         if let Some(scores) = &self.scores {
             text.push_str(scores);
         }
         self.write_rates(text)
+    }
+
+    /// Those that there is something to show in.
+    fn write_pictures(&self, text: &mut String) -> std::fmt::Result {
+        if !pictures::losses(self).figure.is_empty() {
+            writeln!(text, "![Validation loss by step](loss.svg)\n")?;
+        }
+        if !pictures::steps(self).figure.is_empty() {
+            writeln!(
+                text,
+                "![Steps to the last loss of {}](steps.svg)\n",
+                self.reference
+            )?;
+        }
+        if !pictures::rates(self).figure.is_empty() {
+            writeln!(text, "![Last loss by learning rate](rates.svg)")?;
+        }
+        Ok(())
     }
 
     fn write_setting(&self, text: &mut String) -> std::fmt::Result {

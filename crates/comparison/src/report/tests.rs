@@ -233,8 +233,9 @@ fn seeds_that_choose_are_not_reported_and_diverged_ones_are_counted_at_one_rate(
         at_one_rate.contains("| 1e-2 | olora | 2, 1 more diverged | 1.9000"),
         "{text}"
     );
-    let svg = pictures::rates(&report).unwrap();
+    let svg = pictures::rates(&report).figure.svg().unwrap();
     assert!(svg.contains("last loss by learning rate"));
+    assert!(svg.contains("mean of the 2 seeds that choose"));
 }
 
 #[test]
@@ -260,14 +261,61 @@ fn a_run_with_a_schedule_of_its_own_is_interpolated_between_lengths() {
 #[test]
 fn one_method_alone_has_pictures() {
     let report = report(&three_seeds()[5..]).unwrap();
-    for svg in [
+    for picture in [
         pictures::losses(&report),
         pictures::steps(&report),
         pictures::rates(&report),
     ] {
-        let svg = svg.unwrap();
+        let svg = picture.figure.svg().unwrap();
         assert!(svg.contains("lora") && !svg.contains("NaN"));
     }
+    // Nothing was logged of training.
+    assert_eq!(pictures::training(&report).figure.svg(), None);
+}
+
+/// OLoRA ends below LoRA's 2.0 on two of three seeds.
+#[test]
+fn a_method_that_is_not_there_on_all_seeds_has_no_bar() {
+    let mut trials = three_seeds();
+    trials[4].validation[1].1 = 2.4;
+    let report = report(&trials).unwrap();
+    let picture = pictures::steps(&report);
+    let svg = picture.figure.svg().unwrap();
+    assert!(
+        svg.contains("not reached in 2 steps by 1 of 3 seeds"),
+        "{svg}"
+    );
+    let csv = picture.table.csv();
+    assert!(csv.contains("\n8,2,olora,0.001,3,,,2\n"), "{csv}");
+    assert!(csv.contains("\n8,2,lora,0.01,1,2,5,2\n"), "{csv}");
+}
+
+#[test]
+fn a_rate_that_diverged_is_an_arrow_in_the_picture_and_inf_in_its_table() {
+    let mut trials = three_seeds();
+    trials[2].diverged = Some("the loss became NaN".to_owned());
+    let picture = pictures::rates(&report(&trials).unwrap());
+    let svg = picture.figure.svg().unwrap();
+    assert!(svg.contains("arrow at the top: diverged"));
+    let csv = picture.table.csv();
+    assert!(csv.contains("\n8,2,olora,0.001,0.01,inf\n"), "{csv}");
+}
+
+#[test]
+fn losses_are_drawn_over_steps_and_over_seconds() {
+    let picture = pictures::losses(&report(&three_seeds()).unwrap());
+    let svg = picture.figure.svg().unwrap();
+    for said in [
+        "rank 8: validation loss",
+        "rank 8: validation loss over time",
+        "seconds of training",
+        "mean of 3 seeds; band: lowest to highest of the seeds",
+    ] {
+        assert!(svg.contains(said), "{said}");
+    }
+    // The start of one second, and two steps of two.
+    let csv = picture.table.csv();
+    assert!(csv.contains("\n8,2,lora,0.01,2,5,2,2,2,3\n"), "{csv}");
 }
 
 #[test]
