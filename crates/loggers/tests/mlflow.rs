@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-mod common;
+mod tracking;
 
 use std::{
     fs,
@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Mode, Tracking};
 use olora_loggers::{Mlflow, MlflowOptions, Pace, Server, Status};
 use serde_json::{Value, json};
+use tracking::{Mode, Tracking};
 
 /// Impatient, so that tests are quick.
 const PACE: Pace = Pace {
@@ -240,7 +240,11 @@ fn a_server_that_accepts_and_never_answers_holds_up_nothing() {
         "{:?}",
         ending.elapsed()
     );
-    assert!(notes.last().unwrap().contains("200 values"), "{notes:?}");
+    let end = notes.last().unwrap();
+    assert!(
+        end.contains("200 values") && end.contains("not answered within 500ms"),
+        "{end}"
+    );
     assert_eq!(unsent(directory.path()).len(), 200);
 }
 

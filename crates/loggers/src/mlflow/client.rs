@@ -59,6 +59,7 @@ impl Failure {
 pub(super) struct Client {
     agent: Agent,
     server: Server,
+    timeout: Duration,
 }
 
 impl Client {
@@ -82,6 +83,7 @@ impl Client {
         Self {
             agent,
             server: server.clone(),
+            timeout,
         }
     }
 
@@ -119,7 +121,13 @@ impl Client {
     }
 
     fn answer(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
-        let away = |error: &dyn ToString| Failure::Away(self.shown(&error.to_string()));
+        let away = |error: &ureq::Error| {
+            Failure::Away(match error {
+                ureq::Error::Timeout(_) => format!("it has not answered within {:?}", self.timeout),
+                ureq::Error::Io(error) => self.shown(&error.to_string()),
+                error => self.shown(&error.to_string()),
+            })
+        };
         let mut answer = answer.map_err(|error| away(&error))?;
         let status = answer.status();
         let body = answer
@@ -131,7 +139,8 @@ impl Client {
         let body: Option<Value> = serde_json::from_slice(&body).ok();
         if status.is_success() {
             return body.ok_or_else(|| {
-                away(&"its answer is not JSON: something else than MLflow is there")
+                let reason = "its answer is not JSON: something else than MLflow is there";
+                Failure::Away(reason.to_owned())
             });
         }
         let text = |key: &str| {

@@ -1,5 +1,7 @@
 //! A tracking server that answers as MLflow does, and can be made to fail.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
