@@ -59,13 +59,15 @@ pub struct MlflowOptions {
 pub struct Pace {
     /// How long a request may take.
     pub request: Duration,
-    /// How long values are gathered after a request that was answered.
+    /// How long values are gathered after a request that was answered, unless
+    /// there are enough for another already.
     pub gather: Duration,
     /// How long to wait after a failure; twice as long after each in a row.
     pub first_wait: Duration,
     /// The longest such wait.
     pub longest_wait: Duration,
-    /// How long the end of a run may wait for what is left to be sent.
+    /// How long the end of a run may wait for an answer while something is left
+    /// to be sent, and six times as long in all.
     pub at_end: Duration,
     /// How many values are kept in memory. Further ones go into the file.
     pub capacity: usize,
@@ -182,8 +184,8 @@ impl Mlflow {
         self.shared.take_notes()
     }
 
-    /// Waits until everything is sent, the run's end too, for
-    /// [`Pace::at_end`] at most. Returns what there is to tell a user.
+    /// Waits until everything is sent, the run's end too, as long as
+    /// [`Pace::at_end`] says. Returns what there is to tell a user.
     pub fn finish(mut self, status: Status) -> Vec<String> {
         self.end(status);
         self.notes()

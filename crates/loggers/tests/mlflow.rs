@@ -248,6 +248,49 @@ fn a_server_that_accepts_and_never_answers_holds_up_nothing() {
     assert_eq!(unsent(directory.path()).len(), 200);
 }
 
+/// A run on a server that takes half of the patience for each answer, with so
+/// many values to send at its end.
+fn slow(server: &Tracking, directory: &Path, n: u32) -> (Duration, Vec<String>) {
+    server.state().mode = Mode::Slow(PACE.request / 2);
+    let pace = Pace {
+        capacity: 20_000,
+        at_end: PACE.request,
+        ..PACE
+    };
+    let mlflow = Mlflow::begin(MlflowOptions {
+        pace,
+        ..options(&server.address(), directory)
+    });
+    server.wait("a run", |state| !state.batches.is_empty());
+    let values = (0..n).map(|n| (format!("metric{n}"), f64::from(n)));
+    mlflow.log(1, &values.collect::<Vec<_>>());
+    let began = Instant::now();
+    let notes = mlflow.finish(Status::Finished);
+    (began.elapsed(), notes)
+}
+
+#[test]
+fn a_server_that_is_slow_is_waited_for_as_long_as_it_answers() {
+    let (server, directory) = (Tracking::start(), tempfile::tempdir().unwrap());
+    // Four requests and the end, which together take longer than an answer may.
+    let (waited, notes) = slow(&server, directory.path(), 4000);
+    assert_eq!(notes, Vec::<String>::new());
+    assert!(waited > PACE.request, "it was not slow: {waited:?}");
+    assert_eq!(server.run().metrics.len(), 4000);
+}
+
+#[test]
+fn a_server_that_is_slow_is_not_waited_for_without_end() {
+    let (server, directory) = (Tracking::start(), tempfile::tempdir().unwrap());
+    let (waited, notes) = slow(&server, directory.path(), 20_000);
+    assert!(waited < 6 * PACE.request + SLACK, "{waited:?}");
+    assert!(notes.last().unwrap().contains("not delivered"), "{notes:?}");
+    let (n_sent, n_kept) = (server.run().metrics.len(), unsent(directory.path()).len());
+    // The request that was under way may have arrived, too.
+    let both = 20_000..=21_000;
+    assert!(both.contains(&(n_sent + n_kept)), "{n_sent} and {n_kept}");
+}
+
 #[test]
 fn a_run_that_was_made_in_silence_is_found_and_not_made_twice() {
     let (server, directory) = (Tracking::start(), tempfile::tempdir().unwrap());

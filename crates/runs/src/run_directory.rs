@@ -11,6 +11,8 @@
 //!   loss.svg         training and validation loss
 //!   summary.json     final metrics, timing, versions
 //!   experiment.log   Burn's log
+//!   tensorboard/     event files, and mlflow.json, mlflow-unsent.jsonl, by
+//!                    `olora-loggers`, if the recipe asks for them
 //!   lock             while a process trains in it: which one
 //! ```
 

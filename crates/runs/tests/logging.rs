@@ -238,7 +238,13 @@ fn a_run_that_fails_is_failed_on_the_server() {
     let logging = format!("logging.mlflow=\"{}\"", server.address());
     let settings = [
         &SETTINGS[..],
-        &[logging.as_str(), "training.learning_rate=1e20"],
+        &[
+            logging.as_str(),
+            "training.optimizer=sgd",
+            "training.learning_rate=1e20",
+            "training.max_grad_norm=0",
+            "training.warmup_steps=0",
+        ],
     ]
     .concat();
     let (result, _) = run(&recipe(out.path(), "lost", &settings), false, None);

@@ -143,7 +143,9 @@ impl Server {
     pub fn with_token(mut self, token: &str) -> Result<Self, MlflowError> {
         let token = token.trim();
         self.authorize(&format!("Bearer {token}"), TOKEN)?;
-        self.secrets.push(token.to_owned());
+        if !token.is_empty() {
+            self.secrets.push(token.to_owned());
+        }
         Ok(self)
     }
 
@@ -179,7 +181,10 @@ impl Server {
         variable: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, MlflowError> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let text = |name: &str| set(name).map(|value| value.to_string_lossy().into_owned());
+        let text = |name: &str| {
+            let text = set(name)?.to_string_lossy().into_owned();
+            (!text.trim().is_empty()).then_some(text)
+        };
         let mut server = match (address, text(ADDRESS)) {
             (Some(address), _) => Self::at(address, "`logging.mlflow`")?,
             (None, Some(address)) => Self::at(address.trim(), ADDRESS)?,
@@ -360,6 +365,7 @@ mod tests {
         };
         let (name, password, token) = ((USERNAME, "zora"), (PASSWORD, "hush"), (TOKEN, " t0k \n"));
         assert_eq!(header(&[]), None);
+        assert_eq!(header(&[(TOKEN, " ")]), None);
         assert_eq!(header(&[token]).unwrap(), "Bearer t0k");
         // base64 of `zora:hush`.
         let basic = "Basic em9yYTpodXNo";

@@ -4,12 +4,16 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
 use super::{Status, client::MOST_METRICS, unsent::Unsent};
+
+/// How many times the patience with a single answer the end of a run has with
+/// a server that takes what is left, little by little.
+const IN_ALL: u32 = 6;
 
 /// What was logged at once.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +76,8 @@ struct State {
     n_values: usize,
     notes: Vec<String>,
     unsent: Unsent,
+    /// Single values that have left it.
+    n_done: usize,
     /// Why the last request came to nothing.
     reason: String,
     /// How the run ended, once it has.
@@ -92,6 +98,7 @@ impl Shared {
                 n_values,
                 notes: Vec::new(),
                 unsent,
+                n_done: 0,
                 reason: String::new(),
                 ended: None,
                 is_told: false,
@@ -163,6 +170,8 @@ impl Shared {
             .map(|values| values.pairs.len())
             .sum();
         state.n_values -= done;
+        state.n_done += done;
+        self.changed.notify_all();
     }
 
     /// Keeps values in the file that the server does not take.
@@ -194,13 +203,22 @@ impl Shared {
         self.state().ended.is_some()
     }
 
-    /// Waits, less long if the run ends meanwhile; after that, if `anyway`.
-    pub(super) fn pause(&self, pause: Duration, anyway: bool) {
+    /// Waits for more to send, until the run ends or a request is full.
+    pub(super) fn gather(&self, pause: Duration) {
+        let waits = |state: &mut State| {
+            !state.is_left && state.ended.is_none() && state.n_values < MOST_METRICS
+        };
+        drop(
+            self.changed
+                .wait_timeout_while(self.state(), pause, waits)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Waits after a failure, less long if the run ends meanwhile.
+    pub(super) fn pause(&self, pause: Duration) {
         let state = self.state();
         let had_ended = state.ended.is_some();
-        if had_ended && !anyway {
-            return;
-        }
         let goes_on = |state: &mut State| !state.is_left && (had_ended || state.ended.is_none());
         drop(
             self.changed
@@ -209,16 +227,27 @@ impl Shared {
         );
     }
 
-    /// Has the run end, waits until the server knows it, but not longer than
-    /// `patience`, and keeps what it does not know in the file.
+    /// Has the run end, waits until the server knows it, and keeps what it does
+    /// not know in the file. It is not waited for longer than `patience` while
+    /// nothing is sent, and [`IN_ALL`] times as long in all.
     pub(super) fn end(&self, status: Status, patience: Duration, address: &str) {
         let mut state = self.state();
         state.ended = Some(status);
         self.changed.notify_all();
-        let (mut state, _) = self
-            .changed
-            .wait_timeout_while(state, patience, |state| !state.is_told)
-            .unwrap_or_else(PoisonError::into_inner);
+        let began = Instant::now();
+        loop {
+            let n_done = state.n_done;
+            let left = (patience * IN_ALL).saturating_sub(began.elapsed());
+            let waits = |state: &mut State| !state.is_told && state.n_done == n_done;
+            let waited = self
+                .changed
+                .wait_timeout_while(state, patience.min(left), waits)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if state.is_told || waited.1.timed_out() {
+                break;
+            }
+        }
         state.is_left = true;
         self.changed.notify_all();
         let rest: Vec<Values> = state.buffer.drain(..).collect();

@@ -99,7 +99,7 @@ impl Worker {
     /// The server has answered.
     fn reached(&mut self) {
         self.back();
-        self.shared.pause(self.pace.gather, false);
+        self.shared.gather(self.pace.gather);
     }
 
     fn back(&mut self) {
@@ -132,7 +132,7 @@ impl Worker {
             let doubled = self.pace.first_wait * (1 << (self.n_failures - 1).min(16));
             doubled.min(self.pace.longest_wait)
         };
-        self.shared.pause(pause, true);
+        self.shared.pause(pause);
     }
 
     fn refused(&mut self, reason: &str) {

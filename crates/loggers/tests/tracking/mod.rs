@@ -25,6 +25,8 @@ pub enum Mode {
     Silent,
     /// The next run is made, and nothing is said of it.
     SilentAboutTheRun,
+    /// As usual, but not at once.
+    Slow(Duration),
     /// Nothing is done; a status and words.
     Say(u16, Value),
 }
@@ -180,6 +182,12 @@ fn meet(stream: &TcpStream, state: &Mutex<State>) {
             return until_gone(stream);
         }
         Mode::Say(status, words) => (status, words),
+        Mode::Slow(pause) => {
+            drop(locked);
+            thread::sleep(pause);
+            locked = state.lock().unwrap();
+            locked.answer(path, query, &body)
+        }
         Mode::Answer | Mode::SilentAboutTheRun => locked.answer(path, query, &body),
     };
     drop(locked);
