@@ -65,16 +65,21 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Values by tag and step.
+type Scalars = BTreeMap<(String, u64), f32>;
+/// Tag, step and words.
+type Texts = Vec<(String, u64, String)>;
+
 /// What TensorBoard makes of the files: scalars, rounded, and texts. The start of
 /// a session takes back what was said of its step and later ones.
-fn shown(directory: &Path) -> (BTreeMap<(String, u64), f32>, Vec<(String, u64, String)>) {
-    let (mut scalars, mut texts) = (BTreeMap::new(), Vec::new());
+fn shown(directory: &Path) -> (Scalars, Texts) {
+    let (mut scalars, mut texts) = (Scalars::new(), Texts::new());
     for file in files(directory) {
         for event in events(&file) {
             let at = step(&event);
             if field(&event, 7).is_some() {
                 scalars.retain(|(_, step), _| *step < at);
-                texts.retain(|(_, step, _): &(String, u64, String)| *step < at);
+                texts.retain(|(_, step, _)| *step < at);
             }
             if field(&event, 5).is_none() {
                 continue;
@@ -98,7 +103,7 @@ fn shown(directory: &Path) -> (BTreeMap<(String, u64), f32>, Vec<(String, u64, S
     (scalars, texts)
 }
 
-fn rounded(logged: BTreeMap<(String, u64), f64>) -> BTreeMap<(String, u64), f32> {
+fn rounded(logged: BTreeMap<(String, u64), f64>) -> Scalars {
     logged
         .into_iter()
         .map(|(key, value)| (key, value as f32))
