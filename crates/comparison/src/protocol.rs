@@ -9,7 +9,7 @@ use olora_adapter::Method;
 use olora_files::{DirectoryLock, LockError, remove_leftovers, write_atomically};
 use olora_runs::{
     Recipe, differences,
-    recipe::{Rate, SamplesSection},
+    recipe::{LoggingSection, Rate, SamplesSection},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -158,6 +158,7 @@ pub(crate) fn common(recipe: &Recipe, by_length: bool) -> Result<Recipe, Compari
     training.loraplus_ratio = None;
     training.keep_checkpoints = 1;
     recipe.samples = SamplesSection::default();
+    recipe.logging = LoggingSection::default();
     recipe.output.keep = Some(recipe.keep());
     recipe.output.directory = PathBuf::from(RUNS);
     as_read(&recipe)

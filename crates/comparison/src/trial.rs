@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use olora_runs::{Recipe, RunError, Summary};
+use olora_runs::{Recipe, RunError, Summary, recipe::LoggingSection};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -251,6 +251,8 @@ pub(crate) fn anywhere(recipe: &Recipe) -> Result<Recipe, ComparisonError> {
     let mut recipe = recipe.clone();
     recipe.output.keep = Some(recipe.keep());
     recipe.output.directory = PathBuf::from(RUNS);
+    // Who is told of a run is no part of what is compared.
+    recipe.logging = LoggingSection::default();
     as_read(&recipe)
 }
 

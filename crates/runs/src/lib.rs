@@ -44,6 +44,7 @@ mod finished;
 mod golden_tests;
 mod judge;
 mod learner;
+mod logging;
 mod measures;
 mod memory;
 mod options;

@@ -5,6 +5,7 @@ pub mod bounds;
 mod checks;
 mod data;
 mod differences;
+mod logging;
 mod objective;
 mod parse;
 mod rate;
@@ -24,13 +25,14 @@ pub use self::{
     adapter::{AdapterSection, Given, Trained},
     data::{DataSection, Located, Paths, Places, SourceSection},
     differences::differences,
+    logging::{LoggingSection, MlflowSection, TensorBoard},
     objective::{Method as ObjectiveMethod, ObjectiveSection, PairLoss},
     rate::Rate,
     resize::ResizeEmbeddings,
     tasks::{BestBy, TasksSection},
 };
 pub(crate) use self::{
-    differences::{Change, changes},
+    differences::{Change, changes, flat},
     resuming::MAY_CHANGE,
 };
 
@@ -69,6 +71,9 @@ pub struct Recipe {
     /// Where results go.
     #[serde(default)]
     pub output: OutputSection,
+    /// Programs that show the run.
+    #[serde(default, skip_serializing_if = "LoggingSection::is_default")]
+    pub logging: LoggingSection,
 }
 
 impl Recipe {

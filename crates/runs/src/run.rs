@@ -14,6 +14,7 @@ use crate::{
     claim::{Asked, Claim, Next},
     failure::failure_context,
     find_rate::find_rate,
+    logging::Logging,
     prepare::{Prepared, Resolved},
     recipe::Rate,
     run_directory::RunDirectory,
@@ -56,6 +57,9 @@ pub fn train(
                 ),
             });
         }
+        let logging = Logging::new(recipe, ranks.leads(), observer)?;
+        let told: Arc<dyn Observer> = logging.clone();
+        let observer = &told;
         // For this process alone, until the run has ended; of several, for the first.
         let claim = ranks
             .leads()
@@ -130,7 +134,10 @@ pub fn train(
             attached
         };
         let session = Session::new(attached, directory, &begin, fingerprint, &options)?;
-        session.run(began, device, options, &sampler, &failure, observer)
+        logging.begin(&prepared.recipe, &begin.next, options.commit.as_deref());
+        let result = session.run(began, device, options, &sampler, &failure, observer);
+        logging.end(&result);
+        result
     })
 }
 

@@ -14,6 +14,8 @@
 //!   rewards.*, accuracy.*   the same of an objective that compares answers
 //!   summary.json     final metrics, timing, versions
 //!   experiment.log   Burn's log
+//!   tensorboard/     event files, and mlflow.json, mlflow-unsent.jsonl, by
+//!                    `olora-loggers`, if the recipe asks for them
 //!   lock             while a process trains in it: which one
 //! ```
 

@@ -30,10 +30,9 @@ impl fmt::Display for Change {
 /// The keys that differ between two recipes as TOML, with both values, in order.
 pub(crate) fn changes(before: &str, now: &str) -> Vec<Change> {
     let (before, now) = (flat(before), flat(now));
-    let value = |values: &BTreeMap<String, String>, key: &str| {
-        values
-            .get(key)
-            .map_or_else(|| NOT_SET.to_owned(), Clone::clone)
+    let value = |values: &BTreeMap<String, toml::Value>, key: &str| {
+        let value = values.get(key);
+        value.map_or_else(|| NOT_SET.to_owned(), ToString::to_string)
     };
     let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
     keys.sort();
@@ -55,14 +54,14 @@ pub fn differences(before: &str, now: &str) -> Vec<String> {
 }
 
 /// Every value by its dotted key. A list is one value, whatever is in it.
-fn flat(text: &str) -> BTreeMap<String, String> {
-    fn add(prefix: &str, table: &toml::Table, all: &mut BTreeMap<String, String>) {
+pub(crate) fn flat(text: &str) -> BTreeMap<String, toml::Value> {
+    fn add(prefix: &str, table: &toml::Table, all: &mut BTreeMap<String, toml::Value>) {
         for (name, value) in table {
             let key = format!("{prefix}{name}");
             match value {
                 toml::Value::Table(inner) => add(&format!("{key}."), inner, all),
                 value => {
-                    all.insert(key, value.to_string());
+                    all.insert(key, value.clone());
                 }
             }
         }

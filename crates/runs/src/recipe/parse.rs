@@ -120,6 +120,7 @@ impl Recipe {
         self.check_together(&mut problems);
         self.check_rows(&mut problems);
         self.check_objective(&mut problems);
+        self.logging.check(&mut problems);
         let samples = &self.samples;
         problems.within(
             "samples.max_new_tokens",

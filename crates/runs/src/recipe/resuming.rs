@@ -32,10 +32,13 @@ const HARMLESS: [&str; 14] = [
 /// may lie elsewhere, but a run does not come to start from one, or cease to.
 const FROM: &str = "adapter.from";
 
+/// Who is told of the run while it goes on.
+const LOGGING: &str = "logging.";
+
 /// The rule, for people.
 pub(crate) const MAY_CHANGE: &str = "the length (training.max_steps or training.epochs, to more steps than are \
      made, and patience), log_every, evaluate_every, checkpoint_every, keep_checkpoints, recompute and pad_to_multiple_of of \
-     [training], [samples], tasks.data, device, model.path and adapter.from to where the same is, model.base_name and output.dtype";
+     [training], [samples], [logging], tasks.data, device, model.path and adapter.from to where the same is, model.base_name and output.dtype";
 
 impl Change {
     /// Whether it is of the run's length.
@@ -51,6 +54,7 @@ impl Change {
     /// Whether a run may go on with it.
     pub(crate) fn is_allowed(&self) -> bool {
         let moved = self.key == FROM && self.is_of_both();
-        self.is_length() || moved || HARMLESS.contains(&self.key.as_str())
+        let key = self.key.as_str();
+        self.is_length() || moved || key.starts_with(LOGGING) || HARMLESS.contains(&key)
     }
 }
