@@ -140,7 +140,7 @@ class Chart {
     const made = [];
     const label = (x, y, anchor, text, more = {}) =>
       made.push(drawing("text", { x, y, "text-anchor": anchor, class: "axis-text", ...more }, text));
-    const ticks = isLog ? logTicks(scale.low, scale.high, 6) : linearTicks(scale.low, scale.high, 5);
+    const ticks = isLog ? logTicks(scale.low, scale.high, 6) : linearTicks(scale.low, scale.high, 7);
     for (const tick of ticks) {
       const y = scale.y(tick);
       made.push(
@@ -148,7 +148,7 @@ class Chart {
       );
       label(MARGIN.left - 6, y + 4, "end", formatTick(tick));
     }
-    const room = Math.max(2, Math.floor((scale.width - MARGIN.left) / 90));
+    const room = Math.max(2, Math.floor((scale.width - MARGIN.left) / 65));
     for (const tick of linearTicks(scale.left, scale.right, room)) {
       const x = scale.x(tick);
       made.push(drawing("line", { x1: x, x2: x, y1: bottom, y2: bottom + 4, class: "axis" }));
@@ -221,7 +221,8 @@ class Chart {
     const rows = xs.map((x) => [
       formatNumber(x),
       ...shown.map(({ raw }) => {
-        const point = upTo(raw, x);
+        // A run that ended before has no value there.
+        const point = x > raw[raw.length - 1][0] ? null : upTo(raw, x);
         return formatNumber(point ? point[1] : null);
       }),
     ]);

@@ -65,22 +65,25 @@ function contentOf(content, name, show) {
 function overview(run) {
   const summary = run.summary?.value ?? {};
   const versions = Object.entries(summary.versions ?? {}).map((pair) => pair.join(" "));
+  const count = (value) => (value === undefined ? NONE : formatNumber(value));
+  const before = summary.validation_loss_before;
+  const after = summary.validation_loss ?? run.validation_loss;
   const rows = [
     ["state", summary.stopped_early ? `${run.state}, stopped early` : run.state],
     ["steps", formatNumber(run.steps)],
     ["training loss, last", formatNumber(run.loss)],
-    [
-      "validation loss, before and after",
-      `${formatNumber(summary.validation_loss_before)}, ${formatNumber(summary.validation_loss ?? run.validation_loss)}`,
-    ],
-    ["tokens", formatNumber(summary.tokens)],
+    ["validation loss before the first step", formatNumber(before)],
+    ["validation loss, last", formatNumber(after)],
+    ["tokens", count(summary.tokens)],
     ["time of training", formatSeconds(run.seconds)],
     ["started", formatTime(run.started)],
-    ["parameters, trained of all", `${formatNumber(summary.n_trained_params)} of ${formatNumber(summary.n_params)}`],
+    ["parameters", count(summary.n_params)],
+    ["parameters that are trained", count(summary.n_trained_params)],
     ["device", summary.device ?? NONE],
     ["versions", versions.join(", ") || NONE],
   ];
-  return table(`${run.path} in short`, null, rows);
+  const known = rows.filter(([, value]) => value !== NONE);
+  return table(`${run.path} in short`, null, known);
 }
 
 const MEMORY = {
@@ -119,7 +122,7 @@ function samples(run) {
     return element(
       "p",
       {},
-      "This run has kept no samples: there is no samples.json in its directory. A run keeps what it answers to the recipe's samples.prompts.",
+      "There is no samples.json in this run's directory: its recipe has no samples.prompts, or it was made before samples were kept.",
     );
   }
   return contentOf(run.samples, "samples.json", (list) => {
@@ -142,20 +145,38 @@ function dataReport(run) {
   });
 }
 
-/** One data set: each number of its report, then each list. */
+/** What of a report on data comes first; counts that are zero are left out of the rest. */
+const FIRST = [
+  "format",
+  "prompt_style",
+  "n_records",
+  "n_samples",
+  "n_tokens",
+  "n_trained_tokens",
+  "max_length",
+  "longest",
+  "n_truncated",
+  "n_dropped",
+  "n_empty",
+];
+
+/** One data set: the numbers of its report, then its lists. */
 function dataSet(run, set, index) {
   const report = set?.report ?? {};
   const name = `${set?.role ?? "data"}: ${set?.name ?? NONE}`;
   const caption = `${name} (${run.path}, data set ${index + 1})`;
   const all = { ...report.reading, ...report };
-  const rows = Object.entries(all)
-    .filter(([, value]) => value === null || typeof value !== "object")
-    .map(([key, value]) => [wordsOf(key), typeof value === "number" ? formatNumber(value) : String(value ?? NONE)]);
+  const isCount = (value) => value === null || typeof value !== "object";
+  const rest = Object.keys(all).filter((key) => !FIRST.includes(key) && all[key] !== 0);
+  const rows = [...FIRST, ...rest]
+    .filter((key) => all[key] !== undefined && isCount(all[key]))
+    .map((key) => [wordsOf(key), typeof all[key] === "number" ? formatNumber(all[key]) : String(all[key] ?? NONE)]);
   const lists = Object.entries(all).filter(([, value]) => Array.isArray(value) && value.length > 0);
   return element(
     "div",
     {},
     table(caption, null, rows, (column) => column === 1),
+    element("p", { class: "note" }, "All other counts of this report are 0."),
     lists.map(([key, value]) => listTable(`${wordsOf(key)}, ${caption}`, value)),
   );
 }

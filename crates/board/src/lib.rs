@@ -35,3 +35,8 @@ pub use board::Board;
 pub use error::BoardError;
 pub use report::report;
 pub use routes::router;
+
+/// Has the example of `README.md` compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,9 +1,11 @@
-//! `olora`: fine-tune, compare, evaluate, generate, merge, convert, push, inspect, examine devices.
+//! `olora`: fine-tune, compare, show, evaluate, generate, merge, convert, push, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
 //! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
 
 mod args;
+#[cfg(feature = "web")]
+mod board;
 mod commands;
 mod compare;
 mod convert;
@@ -76,6 +78,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(_) => Some("inspect"),
         Command::Report(_) => Some("report"),
         Command::Push(_) => Some("push"),
+        #[cfg(feature = "web")]
+        Command::Board(_) => Some("board"),
         _ => None,
     };
     if let Some(name) = without_device.filter(|_| kernels != KernelOptions::default()) {
@@ -97,7 +101,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => commands::train(&args, kernels),
         Command::Compare(args) => compare::compare(&args, kernels),
+        #[cfg(feature = "web")]
+        Command::Report(args) if args.html => board::report(&args),
         Command::Report(args) => compare::report(&args),
+        #[cfg(feature = "web")]
+        Command::Board(args) => board::board(&args),
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => commands::generate(&args, kernels),

@@ -1,6 +1,6 @@
-//! What ends a run from outside: Ctrl-C, and what schedulers and closing
-//! terminals send. The first finishes the step and writes a checkpoint, the
-//! second ends the process at once.
+//! What ends a run or a server from outside: Ctrl-C, and what schedulers and
+//! closing terminals send. The first finishes the step and writes a checkpoint,
+//! or answers what was asked; the second ends the process at once.
 
 use std::{
     process::ExitCode,
@@ -43,6 +43,20 @@ pub(crate) fn interrupter() -> Result<Interrupter> {
     })
     .context("listening to signals")?;
     Ok(interrupter)
+}
+
+/// Has a server stop at the first signal, and the process end at the second. To end is
+/// what a server is meant to do some day, so that the exit code is 0.
+#[cfg(feature = "web")]
+pub(crate) fn end_server(stop: &olora_web::Stop) -> Result<()> {
+    let stop = stop.clone();
+    listen(move |signal| {
+        if stop.is_stopped() {
+            end(128 + i32::from(signal));
+        }
+        stop.stop();
+    })
+    .context("listening to signals")
 }
 
 /// The exit code of a run that was interrupted: as shells count, 128 and the
