@@ -1,6 +1,6 @@
 //! `board`, and `report --html`.
 
-use std::{io::Write, process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result};
 use olora_board::{Board, router};

@@ -42,7 +42,13 @@ fn without_a_file_the_report_lies_in_the_directory() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_named() {
-    let output = olora(&["report", "--html", "fixtures/runs/first", "-o", "/proc/r.html"]);
+    let output = olora(&[
+        "report",
+        "--html",
+        "fixtures/runs/first",
+        "-o",
+        "/proc/r.html",
+    ]);
     assert!(refused(&output, 1).contains("/proc/r.html cannot be written"));
 }
 
