@@ -243,6 +243,9 @@ class Chart {
     const x = this.place.back(((event.clientX - box.left) * this.place.width) / box.width);
     const shown = this.model.series.filter((one) => one.raw.length > 0);
     const near = shown.map((one) => [one, nearest(one.smoothed ?? one.raw, x)]);
+    if (near.length === 0) {
+      return;
+    }
     const [, closest] = near.reduce((best, one) =>
       Math.abs(one[1][0] - x) < Math.abs(best[1][0] - x) ? one : best,
     );
@@ -256,7 +259,11 @@ class Chart {
     })) {
       cursor.setAttribute(name, value);
     }
-    const words = near.map(([one, [, y]]) => `${one.name} ${formatNumber(y)}`);
+    // What has ended before, or begins later, says nothing of this place.
+    const isThere = ({ raw }) => raw[0][0] <= closest[0] && closest[0] <= raw[raw.length - 1][0];
+    const words = near
+      .filter(([one]) => isThere(one))
+      .map(([one, [, y]]) => `${one.name} ${formatNumber(y)}`);
     this.readout.textContent = `${this.model.xName} ${formatNumber(closest[0])}: ${words.join("; ")}`;
   }
 

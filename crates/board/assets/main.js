@@ -18,6 +18,7 @@ class Report {
     byId("recipes").hidden = runs.length < 2;
     byId("runs").hidden = runs.length === 0;
     byId("comparisons").hidden = data.comparisons.length === 0;
+    byId("no-reports").hidden = true;
     curves.show(runs);
     byId("differences").replaceChildren(...differences(runs));
     byId("details").replaceChildren(...runs.map((run) => runDetails(run, true)));
