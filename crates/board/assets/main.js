@@ -6,6 +6,9 @@ const ANNOUNCE = 10_000;
 /** How long to wait before a server that went away is asked again. */
 const RETRY = 2_000;
 
+/** What is said while a server is away. */
+const AWAY = "The board does not answer. Trying again.";
+
 /** As many as the server watches for one page. */
 const MOST_RUNS = 64;
 
@@ -82,7 +85,7 @@ class Board {
   }
 
   retry() {
-    this.say("The board does not answer. Trying again.");
+    this.say(AWAY);
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.begin(), RETRY);
   }
@@ -236,9 +239,18 @@ class Board {
         this.listen(paths);
       }
     });
+    source.addEventListener("open", () => {
+      if (byId("live").textContent === AWAY) {
+        this.say("");
+      }
+    });
     source.addEventListener("error", () => {
+      if (this.source !== source) {
+        return;
+      }
+      this.say(AWAY);
       // A browser tries again by itself unless it was refused.
-      if (this.source === source && source.readyState === EventSource.CLOSED) {
+      if (source.readyState === EventSource.CLOSED) {
         this.retry();
       }
     });
@@ -268,7 +280,9 @@ class Board {
   }
 
   say(text) {
-    byId("live").textContent = text;
+    if (byId("live").textContent !== text) {
+      byId("live").textContent = text;
+    }
   }
 }
 
