@@ -196,7 +196,10 @@ fn a_file_that_is_written_anew_is_told_as_a_whole() {
     let served = Served::new(alder);
     let mut events = served.events("/api/events?run=alder");
     events.next("curves");
-    write(served.root.path(), "alder/metrics.jsonl", &line(1, 9.0));
+    // As a run does that goes on: under another name, then renamed.
+    let run = served.root.path().join("alder");
+    fs::write(run.join("new"), line(1, 9.0)).unwrap();
+    fs::rename(run.join("new"), run.join("metrics.jsonl")).unwrap();
     let told = events.next("curves");
     assert_eq!(
         told["curves"]["loss"]["points"],
