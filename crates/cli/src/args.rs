@@ -1,5 +1,7 @@
 //! The command line, as typed.
 
+#[cfg(feature = "web")]
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,6 +23,8 @@ pub(crate) use files::{Combine, ConvertArgs, Form, MergeArgs, MergedFormat, Push
 pub(crate) use look::{DevicesArgs, DoctorArgs, InspectArgs, What};
 pub(crate) use model::{EvaluateArgs, GenerateArgs, ModelArgs, TaskArgs};
 pub(crate) use train::{RecipeArgs, TrainArgs};
+#[cfg(feature = "web")]
+use values::output;
 pub(crate) use values::{parse_max_new_tokens, parse_temperature};
 
 /// What `olora --help` ends with.
@@ -50,8 +54,12 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Run several methods on one recipe, each at its own learning rate, and report on them
     Compare(CompareArgs),
-    /// Write a comparison's report and pictures again, from the files of its runs
+    /// Write a comparison's report and pictures again, from the files of its runs; or runs and
+    /// comparisons as one HTML file
     Report(ReportArgs),
+    /// Show runs and comparisons in a browser, finished and running: curves, samples, data, memory
+    #[cfg(feature = "web")]
+    Board(BoardArgs),
     /// Say what a recipe's run will take in memory and time, and write nothing
     Plan(PlanArgs),
     /// Loss over the trained tokens of a data file, or scores on multiple-choice tasks and GSM8K
@@ -205,9 +213,35 @@ impl From<KernelArgs> for KernelOptions {
 
 #[derive(Args)]
 pub(crate) struct ReportArgs {
-    /// Directories of comparisons
+    /// Directories of comparisons; with --html of runs too
     #[arg(required = true)]
     pub(crate) directories: Vec<PathBuf>,
+    /// Write one HTML file to look at or to send, with all that it needs in it
+    #[cfg(feature = "web")]
+    #[arg(long)]
+    pub(crate) html: bool,
+    /// The HTML file [default: report.html in the directory, if it is one]
+    #[cfg(feature = "web")]
+    #[arg(short, long, value_name = "FILE", requires = "html", value_parser = output())]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[cfg(feature = "web")]
+#[derive(Args)]
+pub(crate) struct BoardArgs {
+    /// The directory that runs and comparisons are below
+    #[arg(value_name = "DIR", default_value = "runs")]
+    pub(crate) directory: PathBuf,
+    /// The port; 0 is any that is free
+    #[arg(long, default_value_t = 6061)]
+    pub(crate) port: u16,
+    /// The address to listen on. One that other machines reach needs a key in `OLORA_API_KEY`, which
+    /// browsers ask for as the password
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// Another site whose pages may ask, such as http://localhost:3000; may be repeated
+    #[arg(long = "allow-origin", value_name = "ORIGIN")]
+    pub(crate) origins: Vec<String>,
 }
 
 #[derive(Args)]

@@ -1,4 +1,4 @@
-//! `olora`: fine-tune, compare, evaluate, generate, serve, merge, convert, push, inspect, examine devices.
+//! `olora`: fine-tune, compare, show, evaluate, generate, serve, merge, convert, push, inspect, examine devices.
 //!
 //! Results go to stdout, everything else to stderr. Exit code 0 is success, 1 a
 //! failure, 2 wrong usage, 128 and a signal's number an interrupted run.
@@ -6,6 +6,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod args;
+#[cfg(feature = "web")]
+mod board;
 mod commands;
 mod compare;
 mod convert;
@@ -83,6 +85,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(_) => Some("inspect"),
         Command::Report(_) => Some("report"),
         Command::Push(_) => Some("push"),
+        #[cfg(feature = "web")]
+        Command::Board(_) => Some("board"),
         _ => None,
     };
     if let Some(name) = without_device.filter(|_| kernels != KernelOptions::default()) {
@@ -104,7 +108,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let code = match cli.command {
         Command::Train(args) => commands::train(&args, kernels),
         Command::Compare(args) => compare::compare(&args, kernels),
+        #[cfg(feature = "web")]
+        Command::Report(args) if args.html => board::report(&args),
         Command::Report(args) => compare::report(&args),
+        #[cfg(feature = "web")]
+        Command::Board(args) => board::board(&args),
         Command::Plan(args) => commands::plan(&args, kernels),
         Command::Evaluate(args) => commands::evaluate(&args, kernels),
         Command::Generate(args) => generate::generate(&args, kernels),

@@ -26,7 +26,7 @@ use crate::{
         announce, attached, base_of, fitted, load_base, packing_of, tokenizer, tokenizer_beside,
     },
     parallel,
-    signals::on_end,
+    signals::end_server,
     terminal::{say, say_note},
 };
 
@@ -101,8 +101,7 @@ pub(crate) fn serve(args: &ServeArgs, kernels: KernelOptions) -> Result<ExitCode
         service.add(&name, model).map_err(anyhow::Error::msg)?;
     }
     say(&format!("models: {}", service.names().join(", ")));
-    let stop = service.stop();
-    on_end(move || stop.stop())?;
+    end_server(&service.stop())?;
     say(&format!("serving on {}", server.url()));
     service.run(server)?;
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
-//! What ends a run from outside: Ctrl-C, and what schedulers and closing
-//! terminals send. The first finishes the step and writes a checkpoint, the
-//! second ends the process at once.
+//! What ends a run or a server from outside: Ctrl-C, and what schedulers and
+//! closing terminals send. The first finishes the step and writes a checkpoint,
+//! or answers what was asked; the second ends the process at once.
 
 use std::{
     process::ExitCode,
@@ -48,16 +48,16 @@ pub(crate) fn interrupter() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Has `end_well` called by the first signal; the second ends the process at once.
+/// Has a server stop at the first signal, and the process end at the second. To end is
+/// what a server is meant to do some day, so that the exit code is 0.
 #[cfg(feature = "web")]
-pub(crate) fn on_end(end_well: impl Fn() + Send + 'static) -> Result<()> {
-    let mut told = false;
+pub(crate) fn end_server(stop: &olora_web::Stop) -> Result<()> {
+    let stop = stop.clone();
     listen(move |signal| {
-        if std::mem::replace(&mut told, true) {
+        if stop.is_stopped() {
             end(128 + i32::from(signal));
         }
-        answer(&format!("{}: stopping", name(signal)));
-        end_well();
+        stop.stop();
     })
     .context("listening to signals")
 }

@@ -76,6 +76,12 @@ const WRONG: &str = r#" => Usage:
     compare {recipe} --tasks arc_easy => --task-data
     compare {recipe} --output {out}/a{newline}b => control characters
     report => DIRECTORIES
+    report {out} {base} --html => say which with -o
+    report {out} -o {out}/r.html => --html
+    board {out} --port 70000 => 70000
+    board {out} --host 0.0.0.0 => OLORA_API_KEY
+    board {out} --allow-origin localhost => expected a scheme and a host
+    board {out} --no-fusion => uses no device
     evaluate --model {base} => --data
     evaluate --data {valid} => --model
     evaluate --model {base} --data {valid} --tasks gsm8k --task-data {out} => cannot be used with
@@ -178,6 +184,9 @@ const FOUND: &str = r#"train {recipe} --set model.path=no/such/model => no/such/
     train {recipe} --set output.directory={out} --resume => resume
     report {out} => no finished runs
     report {out}/nowhere => nowhere
+    report {out} --html => neither a run
+    report {out}/nowhere --html => nowhere
+    board {out}/nowhere => nowhere
     evaluate --model {base} --data {out}/none.jsonl => none.jsonl
     evaluate --model {base} --tasks piqa --task-data {out} => piqa
     evaluate --model {base} --tasks gsm8k --task-data {out} --max-length 60000 => 256 positions

@@ -7,7 +7,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::{Project, packed_of};
-use olora_operations::{Products, attention};
+use olora_operations::{Products, attention, is_host};
+use rayon::prelude::*;
 
 use crate::{
     ModelConfig, Norm, NormKind, QkNorm,
@@ -183,10 +184,20 @@ impl Attention {
             Caches::Each(held) => {
                 let rows = held.into_iter().enumerate().map(|(row, held)| {
                     let of_row = |x: &Tensor<4>| x.clone().narrow(0, row, 1);
-                    let [k, v] = Held::append(held, [of_row(&k), of_row(&v)]);
-                    attention(of_row(&q), k, v, &mask)
+                    (held, [of_row(&q), of_row(&k), of_row(&v)])
                 });
-                Tensor::cat(rows.collect(), 0)
+                let one = |(held, [q, k, v]): (&mut Option<Held>, [Tensor<4>; 3])| {
+                    let [k, v] = Held::append(held, [k, v]);
+                    attention(q, k, v, &mask)
+                };
+                // Each is small: a device has them one after the other, the CPU at once.
+                let rows: Vec<_> = rows.collect();
+                let mixed = if rows.len() > 2 && is_host(&q.device()) {
+                    rows.into_par_iter().map(one).collect()
+                } else {
+                    rows.into_iter().map(one).collect()
+                };
+                Tensor::cat(mixed, 0)
             }
         };
         let mixed = mixed.swap_dims(1, 2); // [batch, seq, n_heads, head_dim]

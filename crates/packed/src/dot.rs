@@ -9,8 +9,9 @@ impl Packed {
     /// the `i`th of `rows`.
     ///
     /// Values are unpacked a block at a time and never stored. The sum is kept in 32 parts,
-    /// by the column modulo 32, which are then added by halves: the same bits as from an
-    /// unpacked row added up so, on every processor and for every division of the rows.
+    /// by the column modulo 32, to which products are added before they are rounded; the
+    /// parts are then added by halves: the same bits as from an unpacked row added up so,
+    /// on every processor and for every division of the rows.
     ///
     /// # Errors
     ///

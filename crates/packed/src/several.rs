@@ -14,6 +14,10 @@ use crate::{
 /// cache until all vectors have been multiplied with them.
 const ROWS: usize = 16;
 
+/// How many rows ahead of what is multiplied memory is fetched.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8;
+
 impl Packed {
     /// Adds to the outputs the products of rows with vectors: `output[v][i] += Σ w·x` for
     /// the `i`th of `rows` and vector `v`. Vectors lie one after the other, each as long as
@@ -37,6 +41,7 @@ impl Packed {
         PackedError::check_length("the vectors", vectors.len(), n * width)?;
         PackedError::check_length("the output", output.len(), n * rows.len())?;
         let n_rows = rows.len();
+        let lines = Line::of(vectors, width);
         let mut panel = Vec::new();
         for first in (0..n_rows).step_by(ROWS) {
             let some = first..(first + ROWS).min(n_rows);
@@ -58,6 +63,7 @@ impl Packed {
                 bytes: &bytes,
                 width,
                 vectors,
+                lines: &lines,
                 output: &mut *output,
                 place: some,
                 stride: n_rows,
@@ -81,6 +87,25 @@ fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
     }
 }
 
+/// Sixteen values that lie in one line of a cache: of a load that reaches into two, a processor does
+/// half as many.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; 16]);
+
+impl Line {
+    /// Vectors in lines, the last of each filled up with zeros.
+    fn of(vectors: &[f32], width: usize) -> Vec<Self> {
+        let lines = vectors.chunks(width).flat_map(|vector| vector.chunks(16));
+        let line = |values: &[f32]| {
+            let mut line = [0.0; 16];
+            line[..values.len()].copy_from_slice(values);
+            Self(line)
+        };
+        lines.map(line).collect()
+    }
+}
+
 struct Several<'a> {
     /// `f32` or bfloat16.
     format: Format,
@@ -88,6 +113,8 @@ struct Several<'a> {
     bytes: &'a [u8],
     width: usize,
     vectors: &'a [f32],
+    /// The same.
+    lines: &'a [Line],
     output: &'a mut [f32],
     /// Where the rows' products are within those of a vector.
     place: Range<usize>,
@@ -154,9 +181,10 @@ impl Several<'_> {
             },
         );
         let (width, whole) = (self.width, self.width / LANES * LANES);
-        let vectors: [&[f32]; V] = std::array::from_fn(
+        let per_vector = width.div_ceil(16);
+        let vectors: [&[Line]; V] = std::array::from_fn(
             #[inline(always)]
-            |v| &self.vectors[(vector + v) * width..][..whole],
+            |v| &self.lines[(vector + v) * per_vector..][..whole / 16],
         );
         let rows: [&[u8]; R] = std::array::from_fn(
             #[inline(always)]
@@ -168,12 +196,12 @@ impl Several<'_> {
                 let at = at + 16 * half;
                 let right: [S::Values; V] = std::array::from_fn(
                     #[inline(always)]
-                    |v| simd.load(sixteen(vectors[v], at)),
+                    |v| simd.load(vectors[v][at / 16].0),
                 );
                 for r in 0..R {
                     let bytes = &rows[r][BYTES * at..BYTES * (at + 16)];
                     if vector == 0 {
-                        crate::x86::fetch(&bytes[0], BYTES * R * width);
+                        crate::x86::fetch(&bytes[0], BYTES * AHEAD * width);
                     }
                     let left = F::sixteen(simd, bytes);
                     for v in 0..V {
@@ -204,20 +232,27 @@ impl Several<'_> {
         }
     }
 
-    /// All rows with `V` vectors, two rows at a time.
+    /// All rows with `V` vectors, `R` rows at a time.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn columns<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize, const V: usize>(
+    fn columns<
+        S: crate::x86::Sixteen,
+        F: Float<BYTES>,
+        const BYTES: usize,
+        const R: usize,
+        const V: usize,
+    >(
         &mut self,
         simd: S,
         vector: usize,
     ) {
         let n_rows = self.place.len();
-        for row in (0..n_rows / 2 * 2).step_by(2) {
-            self.tile::<S, F, BYTES, 2, V>(simd, row, vector);
+        let whole = n_rows / R * R;
+        for row in (0..whole).step_by(R) {
+            self.tile::<S, F, BYTES, R, V>(simd, row, vector);
         }
-        if n_rows % 2 == 1 {
-            self.tile::<S, F, BYTES, 1, V>(simd, n_rows - 1, vector);
+        for row in whole..n_rows {
+            self.tile::<S, F, BYTES, 1, V>(simd, row, vector);
         }
     }
 
@@ -226,25 +261,22 @@ impl Several<'_> {
     fn all<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(&mut self, simd: S) {
         let n = self.n_vectors();
         let mut vector = 0;
+        while n - vector >= 8 {
+            self.columns::<S, F, BYTES, 1, 8>(simd, vector);
+            vector += 8;
+        }
         while n - vector >= 4 {
-            self.columns::<S, F, BYTES, 4>(simd, vector);
+            self.columns::<S, F, BYTES, 2, 4>(simd, vector);
             vector += 4;
         }
         if n - vector >= 2 {
-            self.columns::<S, F, BYTES, 2>(simd, vector);
+            self.columns::<S, F, BYTES, 4, 2>(simd, vector);
             vector += 2;
         }
         if n - vector == 1 {
-            self.columns::<S, F, BYTES, 1>(simd, vector);
+            self.columns::<S, F, BYTES, 4, 1>(simd, vector);
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn sixteen(values: &[f32], at: usize) -> [f32; 16] {
-    let some = values[at..at + 16].first_chunk::<16>();
-    some.copied().unwrap_or([0.0; 16])
 }
 
 impl Work for Several<'_> {
@@ -342,6 +374,7 @@ mod tests {
                     bytes: &as_bytes(self.0),
                     width: 99,
                     vectors: self.1,
+                    lines: &Line::of(self.1, 99),
                     output: &mut output,
                     place: 0..3,
                     stride: 3,

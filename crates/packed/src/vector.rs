@@ -95,7 +95,9 @@ const fn halves() -> [f32; 1 << 16] {
     all
 }
 
-/// Adds the products of whole blocks to the sums of their lanes.
+/// Adds the products of whole blocks to the sums of their lanes. A product is added before it is
+/// rounded, for which processors have had an instruction since 2013; older ones take many for the
+/// same bits.
 #[inline(always)]
 pub(crate) fn add_products<const N: usize>(
     sums: &mut [f32; LANES],
@@ -105,7 +107,7 @@ pub(crate) fn add_products<const N: usize>(
     let (left, right) = (left.as_chunks::<LANES>().0, right.as_chunks::<LANES>().0);
     for (left, right) in left.iter().zip(right) {
         for lane in 0..LANES {
-            sums[lane] += left[lane] * right[lane];
+            sums[lane] = left[lane].mul_add(right[lane], sums[lane]);
         }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) trait Sixteen: Copy {
     fn mul(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn add(self, a: Self::Values, b: Self::Values) -> Self::Values;
     fn sub(self, a: Self::Values, b: Self::Values) -> Self::Values;
+    /// `a·b + c`, rounded once.
+    fn mul_add(self, a: Self::Values, b: Self::Values, c: Self::Values) -> Self::Values;
     fn load(self, values: [f32; 16]) -> Self::Values;
     /// Values from their bytes, low byte first.
     fn load_bytes(self, bytes: [u8; 64]) -> Self::Values;
@@ -106,6 +108,11 @@ impl Sixteen for V4 {
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         self.avx512f._mm512_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        self.avx512f._mm512_fmadd_ps(a, b, c)
     }
 
     #[inline(always)]
@@ -213,6 +220,15 @@ impl Sixteen for V3 {
     }
 
     #[inline(always)]
+    fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        let fma = self.fma;
+        [
+            fma._mm256_fmadd_ps(a[0], b[0], c[0]),
+            fma._mm256_fmadd_ps(a[1], b[1], c[1]),
+        ]
+    }
+
+    #[inline(always)]
     fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         let avx = self.avx;
         [avx._mm256_sub_ps(a[0], b[0]), avx._mm256_sub_ps(a[1], b[1])]
@@ -306,15 +322,14 @@ impl<S: Sixteen> Sums<S> {
     pub(crate) fn add<const N: usize>(&mut self, simd: S, left: &[f32; N], right: &[f32; N]) {
         let (left, right) = (left.as_chunks::<16>().0, right.as_chunks::<16>().0);
         for (i, (left, right)) in left.iter().zip(right).enumerate() {
-            let product = simd.mul(simd.load(*left), simd.load(*right));
-            self.0[i % 2] = simd.add(self.0[i % 2], product);
+            self.0[i % 2] = simd.mul_add(simd.load(*left), simd.load(*right), self.0[i % 2]);
         }
     }
 
     /// The products of half the lanes.
     #[inline(always)]
     pub(crate) fn add_sixteen(&mut self, simd: S, half: usize, left: S::Values, right: S::Values) {
-        self.0[half] = simd.add(self.0[half], simd.mul(left, right));
+        self.0[half] = simd.mul_add(left, right, self.0[half]);
     }
 
     #[inline(always)]

@@ -508,7 +508,7 @@ fn gptq_with_groups_out_of_order_or_parts_cut_is_refused() {
 fn dot(row: &[f32], vector: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 32];
     for (i, (weight, value)) in row.iter().zip(vector).enumerate() {
-        sums[i % 32] += value * weight;
+        sums[i % 32] = value.mul_add(*weight, sums[i % 32]);
     }
     let mut width = 16;
     while width > 0 {

@@ -8,6 +8,7 @@
 //!   adapter/         the result, for PEFT (model/ if all weights were trained)
 //!   checkpoints/     step-000200/ …
 //!   metrics.jsonl    one line per logged step or evaluation
+//!   samples.json     how the recipe's prompts were answered before and after
 //!   loss.svg         training and validation loss; with each evaluation
 //!   loss.png         the same, when training ends
 //!   loss.csv         what it shows
@@ -37,11 +38,13 @@ use crate::{
     finished::SUMMARY,
     plot,
     recipe::{Change, changes},
+    sampler::Sample,
 };
 
 pub(crate) const RECIPE: &str = "recipe.toml";
 const RANKS: &str = "ranks.json";
 const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.json";
 
 /// One run's directory.
 #[derive(Clone, Debug)]
@@ -77,7 +80,7 @@ impl RunDirectory {
             return Ok(());
         }
         let text = recipe.to_toml()?;
-        for name in [METRICS, SUMMARY] {
+        for name in [METRICS, SUMMARY, SAMPLES] {
             self.remove(name)?;
         }
         self.write_whole(RECIPE, text.as_bytes())
@@ -224,6 +227,21 @@ impl RunDirectory {
             path,
             reason: error.to_string(),
         })
+    }
+
+    /// Notes how prompts were answered, beside what they were at another time. A
+    /// file of those that cannot be read is made anew.
+    pub(crate) fn write_samples(&self, samples: Vec<Sample>) -> Result<(), RunError> {
+        let Some(when) = samples.first().map(|sample| sample.when.clone()) else {
+            return Ok(());
+        };
+        let known = fs::read(self.path.join(SAMPLES)).ok();
+        let known = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut all: Vec<Sample> = known.unwrap_or_default();
+        all.retain(|sample| sample.when != when);
+        all.extend(samples);
+        let json = serde_json::to_vec_pretty(&all).map_err(|error| RunError::burn(&error))?;
+        self.write(SAMPLES, &json)
     }
 
     pub(crate) fn log_step(&self, report: &StepReport) -> Result<(), RunError> {

@@ -5,8 +5,18 @@ use std::{ops::ControlFlow, sync::Arc};
 use burn::module::Module;
 use olora_data::Tokenizer;
 use olora_model::{Llama, Sampling, generate};
+use serde::{Deserialize, Serialize};
 
 use crate::{Event, Observer, RunError, prepare::Prepared};
+
+/// What a prompt was continued with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// `before` or `after`.
+    pub(crate) when: String,
+    prompt: String,
+    text: String,
+}
 
 /// Answers the recipe's prompts.
 pub(crate) struct Sampler {
@@ -54,9 +64,10 @@ impl Sampler {
         })
     }
 
-    pub(crate) fn run(&self, when: &'static str, llama: &Llama) -> Result<(), RunError> {
+    pub(crate) fn run(&self, when: &'static str, llama: &Llama) -> Result<Vec<Sample>, RunError> {
+        let mut samples = Vec::with_capacity(self.prompts.len());
         if self.prompts.is_empty() {
-            return Ok(());
+            return Ok(samples);
         }
         let llama = llama.valid();
         for (prompt, ids) in &self.prompts {
@@ -66,9 +77,14 @@ impl Sampler {
                 generate(&llama, ids, self.max_new_tokens, &greedy, &self.stop, go_on)?;
             tokens.retain(|token| !self.stop.contains(token));
             let text = self.tokenizer.decode(&tokens, true)?;
+            samples.push(Sample {
+                when: when.to_owned(),
+                prompt: prompt.clone(),
+                text: text.clone(),
+            });
             let prompt = prompt.clone();
             self.observer.on(&Event::Sample { when, prompt, text });
         }
-        Ok(())
+        Ok(samples)
     }
 }

@@ -171,7 +171,8 @@ impl<'a> Session<'a> {
         let n_ranks = self.ranks.n();
         if self.state.step == 0 {
             if leads {
-                sampler.run("before", &self.trainee.llama)?;
+                let samples = sampler.run("before", &self.trainee.llama)?;
+                self.directory.write_samples(samples)?;
             }
         } else {
             observer.on(&Event::Resumed(self.state.step));
@@ -223,7 +224,7 @@ impl<'a> Session<'a> {
         }
         // What could not be removed after the last checkpoint has been told; it may go now.
         let _ = checkpoint::tidy(&directory.checkpoints(), recipe.training.keep_checkpoints);
-        // Last of all: with it the run is finished, and nothing is written any more.
+        // With it the run is finished. What is written after it, samples, no run needs.
         directory.write(SUMMARY, &json)?;
         if !full && recipe.adapter.config.modules_to_save.is_empty() && !has_moved(&llama)? {
             observer.on(&Event::Note(
@@ -232,7 +233,12 @@ impl<'a> Session<'a> {
                     .to_owned(),
             ));
         }
-        sampler.run("after", &llama)?;
+        let samples = sampler.run("after", &llama)?;
+        if let Err(error) = directory.write_samples(samples) {
+            observer.on(&Event::Note(format!(
+                "the samples after training are not kept: {error}. The run is finished without them"
+            )));
+        }
         observer.on(&Event::Finished(Box::new(summary.clone())));
         Ok(summary)
     }

@@ -196,6 +196,24 @@ fn the_run_directory_is_complete_and_says_what_happened() {
 }
 
 #[test]
+fn what_prompts_were_answered_before_and_after_is_kept() {
+    let out = tempfile::tempdir().unwrap();
+    let settings = [
+        "training.max_steps=2",
+        "samples.prompts=[\"Where does Alder live?\"]",
+        "samples.max_new_tokens=2",
+    ];
+    run(&recipe(out.path(), "run", &settings), false, None)
+        .0
+        .unwrap();
+    let samples = fs::read(out.path().join("run/samples.json")).unwrap();
+    let samples: Vec<Value> = serde_json::from_slice(&samples).unwrap();
+    let when: Vec<&Value> = samples.iter().map(|sample| &sample["when"]).collect();
+    assert_eq!(when, ["before", "after"]);
+    assert!(samples.iter().all(|sample| sample["text"].is_string()));
+}
+
+#[test]
 fn the_best_adapter_is_kept_where_asked() {
     let out = tempfile::tempdir().unwrap();
     // A rate that rises all the way and in the end wrecks what was learned.

@@ -126,6 +126,11 @@ impl<'a> Matrix<'a> {
 
     /// Every value, rows one after the other.
     pub(super) fn to_vec(self) -> Vec<f32> {
+        if self.has_dense_rows() {
+            let mut all = Vec::with_capacity(size(self.rows, self.columns));
+            (0..self.rows).for_each(|i| all.extend_from_slice(self.row(i)));
+            return all;
+        }
         let row = |i| (0..self.columns).map(move |j| i * self.row_stride + j * self.column_stride);
         (0..self.rows)
             .flat_map(row)
