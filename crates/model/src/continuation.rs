@@ -10,6 +10,10 @@ use crate::{
     sampling::choose,
 };
 
+/// Tokens that are read as single rows: to unpack all weights for a product of few takes longer than
+/// the product. On two cores of a Xeon with AVX-512 a prompt of 12 tokens took a 135M model 0.12 s so.
+const FEW: usize = 32;
+
 /// A prompt, what has been generated after it, and what the model keeps of both.
 ///
 /// Of its tokens the first are [read](Self::read), which puts them into the cache.
@@ -91,6 +95,9 @@ impl Continuation {
         let start = self.cache.len();
         let end = start.saturating_add(n).min(self.tokens.len());
         let ids = ids(&self.tokens[start..end], &model.device().inner());
+        if end - start <= FEW {
+            return rows_apart(|| model.hidden_after(ids, &mut self.cache));
+        }
         model.hidden_after(ids, &mut self.cache)
     }
 

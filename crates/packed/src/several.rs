@@ -18,30 +18,54 @@ const ROWS: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
+/// Vectors that rows are multiplied with, arranged once for all rows.
+pub struct Vectors<'a> {
+    values: &'a [f32],
+    width: usize,
+    lines: Vec<Line>,
+}
+
+impl<'a> Vectors<'a> {
+    /// Vectors of `width` values, one after the other; what is left over counts for nothing.
+    pub fn new(values: &'a [f32], width: usize) -> Self {
+        let width = width.max(1);
+        let values = &values[..values.len() / width * width];
+        Self {
+            values,
+            width,
+            lines: Line::of(values, width),
+        }
+    }
+
+    /// How many there are.
+    pub fn n(&self) -> usize {
+        self.values.len() / self.width
+    }
+}
+
 impl Packed {
     /// Adds to the outputs the products of rows with vectors: `output[v][i] += Σ w·x` for
-    /// the `i`th of `rows` and vector `v`. Vectors lie one after the other, each as long as
-    /// a row, and so do their outputs, each as long as `rows`.
+    /// the `i`th of `rows` and vector `v`. The outputs of a vector, as many as there are
+    /// `rows`, lie before those of the next.
     ///
     /// The same bits as from [`dot_rows`](Self::dot_rows) for one vector after the other.
     ///
     /// # Errors
     ///
     /// [`PackedError::Range`] for rows that are not there, [`PackedError::Length`] for
-    /// vectors that are not whole, or an output that has not a place for each product.
+    /// vectors that are not as long as a row, or an output that has not a place for each
+    /// product.
     pub fn dot_rows_of_several(
         &self,
         rows: Range<usize>,
-        vectors: &[f32],
+        vectors: &Vectors<'_>,
         output: &mut [f32],
     ) -> Result<(), PackedError> {
         self.check_rows(&rows)?;
-        let width = self.shape[1].max(1);
-        let n = vectors.len() / width;
-        PackedError::check_length("the vectors", vectors.len(), n * width)?;
-        PackedError::check_length("the output", output.len(), n * rows.len())?;
+        let width = vectors.width;
+        PackedError::check_length("a vector", width, self.shape[1].max(1))?;
+        PackedError::check_length("the output", output.len(), vectors.n() * rows.len())?;
         let n_rows = rows.len();
-        let lines = Line::of(vectors, width);
         let mut panel = Vec::new();
         for first in (0..n_rows).step_by(ROWS) {
             let some = first..(first + ROWS).min(n_rows);
@@ -62,8 +86,8 @@ impl Packed {
                 format,
                 bytes: &bytes,
                 width,
-                vectors,
-                lines: &lines,
+                vectors: vectors.values,
+                lines: &vectors.lines,
                 output: &mut *output,
                 place: some,
                 stride: n_rows,
@@ -94,15 +118,19 @@ fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
 struct Line([f32; 16]);
 
 impl Line {
-    /// Vectors in lines, the last of each filled up with zeros.
+    /// Vectors in lines, the last of each filled up with zeros: the first line of all vectors, then
+    /// the second, so that one place leads to all that a value is multiplied with.
     fn of(vectors: &[f32], width: usize) -> Vec<Self> {
-        let lines = vectors.chunks(width).flat_map(|vector| vector.chunks(16));
-        let line = |values: &[f32]| {
-            let mut line = [0.0; 16];
-            line[..values.len()].copy_from_slice(values);
-            Self(line)
-        };
-        lines.map(line).collect()
+        let mut lines = Vec::with_capacity(vectors.len().div_ceil(16));
+        for at in (0..width).step_by(16) {
+            let end = (at + 16).min(width);
+            for vector in vectors.chunks_exact(width) {
+                let mut line = [0.0; 16];
+                line[..end - at].copy_from_slice(&vector[at..end]);
+                lines.push(Self(line));
+            }
+        }
+        lines
     }
 }
 
@@ -181,31 +209,25 @@ impl Several<'_> {
             },
         );
         let (width, whole) = (self.width, self.width / LANES * LANES);
-        let per_vector = width.div_ceil(16);
-        let vectors: [&[Line]; V] = std::array::from_fn(
-            #[inline(always)]
-            |v| &self.lines[(vector + v) * per_vector..][..whole / 16],
-        );
         let rows: [&[u8]; R] = std::array::from_fn(
             #[inline(always)]
             |r| &self.bytes[BYTES * (row + r) * width..][..BYTES * whole],
         );
-        for at in (0..whole).step_by(LANES) {
+        let n = self.n_vectors();
+        for (i, lines) in self.lines.chunks_exact(2 * n).enumerate() {
             // Written out, so that sums stay in registers: an index that is computed takes them out.
             for half in 0..2 {
-                let at = at + 16 * half;
-                let right: [S::Values; V] = std::array::from_fn(
-                    #[inline(always)]
-                    |v| simd.load(vectors[v][at / 16].0),
-                );
+                let Some(right) = lines[half * n + vector..].first_chunk::<V>() else {
+                    return;
+                };
                 for r in 0..R {
-                    let bytes = &rows[r][BYTES * at..BYTES * (at + 16)];
+                    let bytes = &rows[r][BYTES * (LANES * i + 16 * half)..][..BYTES * 16];
                     if vector == 0 {
                         crate::x86::fetch(&bytes[0], BYTES * AHEAD * width);
                     }
                     let left = F::sixteen(simd, bytes);
                     for v in 0..V {
-                        sums[r][v].add_sixteen(simd, half, right[v], left);
+                        sums[r][v].add_sixteen(simd, half, simd.load(right[v].0), left);
                     }
                 }
             }
@@ -343,8 +365,9 @@ mod tests {
                         let vectors = some(n * width, 2);
                         let before = some(n * rows.len(), 3);
                         let mut together = before.clone();
+                        let several = Vectors::new(&vectors, width);
                         packed
-                            .dot_rows_of_several(rows.clone(), &vectors, &mut together)
+                            .dot_rows_of_several(rows.clone(), &several, &mut together)
                             .unwrap();
                         let mut alone = before.clone();
                         for (vector, output) in
@@ -398,22 +421,16 @@ mod tests {
     }
 
     #[test]
-    fn vectors_that_are_not_whole_are_refused() {
+    fn vectors_of_another_length_are_refused() {
         let packed = Packed::pack(Format::F32, [2, 4], &some(8, 1)).unwrap();
-        assert!(
-            packed
-                .dot_rows_of_several(0..2, &[0.0; 7], &mut [0.0; 2])
-                .is_err()
-        );
-        assert!(
-            packed
-                .dot_rows_of_several(0..2, &[0.0; 8], &mut [0.0; 3])
-                .is_err()
-        );
-        assert!(
-            packed
-                .dot_rows_of_several(0..3, &[0.0; 8], &mut [0.0; 6])
-                .is_err()
-        );
+        let dot = |width, rows, n_outputs: usize| {
+            let values = [0.0; 8];
+            let vectors = Vectors::new(&values, width);
+            packed.dot_rows_of_several(rows, &vectors, &mut vec![0.0; n_outputs])
+        };
+        assert!(dot(4, 0..2, 4).is_ok());
+        assert!(dot(2, 0..2, 8).is_err());
+        assert!(dot(4, 0..2, 3).is_err());
+        assert!(dot(4, 0..3, 6).is_err());
     }
 }

@@ -10,7 +10,7 @@
 use std::{borrow::Cow, cell::Cell, ops::Range};
 
 use gemm::Parallelism;
-use olora_packed::Packed;
+use olora_packed::{Packed, Vectors};
 use rayon::prelude::*;
 
 use super::{
@@ -177,11 +177,12 @@ fn rows_of_a_piece(packed: &Packed) -> usize {
 /// [`add_row`] of several rows, each with an output of its own and the bits that it has alone.
 fn add_rows(output: &mut [f32], rows: &[f32], n: usize, packed: &Packed) {
     let (d_out, piece) = (packed.shape()[0], rows_of_a_piece(packed));
+    let vectors = Vectors::new(rows, packed.shape()[1]);
     // Of each piece, the products of all rows, one row after the other.
     let mut products = vec![0.0; output.len()];
     hand_out_pieces(&mut products, piece * n, |i, products| {
         let some = i * piece..i * piece + products.len() / n;
-        if let Err(error) = packed.dot_rows_of_several(some, rows, products) {
+        if let Err(error) = packed.dot_rows_of_several(some, &vectors, products) {
             unreachable!("{error}");
         }
     });
