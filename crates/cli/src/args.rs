@@ -239,8 +239,11 @@ pub(crate) struct BoardArgs {
     /// browsers ask for as the password
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub(crate) host: IpAddr,
-    /// Another site whose pages may ask, such as http://localhost:3000; may be repeated
-    #[arg(long = "allow-origin", value_name = "ORIGIN")]
+    #[arg(
+        long = "allow-origin",
+        value_name = "ORIGIN",
+        help = "Another site whose pages may ask, such as http://localhost:3000; may be repeated"
+    )]
     pub(crate) origins: Vec<String>,
 }
 

@@ -28,7 +28,7 @@ pub(crate) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read(body, &shared).await?;
-    let request = ChatRequest::of(&body, &shared.limits)?;
+    let request = ChatRequest::of(&body)?;
     let card = shared.catalogue.find(&request.asked.model)?;
     let ticket = Shared::take(&shared)?;
     shared.note(|| format!("chat: {}", String::from_utf8_lossy(&body)));

@@ -33,7 +33,7 @@ pub(crate) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read(body, &shared).await?;
-    let request = CompletionRequest::of(&body, &shared.limits)?;
+    let request = CompletionRequest::of(&body)?;
     let card = shared.catalogue.find(&request.asked.model)?;
     let ticket = Shared::take(&shared)?;
     shared.note(|| format!("completion: {}", String::from_utf8_lossy(&body)));

@@ -40,6 +40,9 @@ const ABSENT: [&str; 9] = [
     "web_search_options",
 ];
 
+/// More tokens than can be meant.
+const MOST_TOKENS: usize = 1 << 32;
+
 /// What both kinds of request have.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -189,7 +192,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 impl Asked {
-    fn of(keys: &mut Keys, limits: &Limits) -> Result<Self, ApiError> {
+    fn of(keys: &mut Keys) -> Result<Self, ApiError> {
         let model = match keys.take("model") {
             Some(Value::String(model)) => model,
             Some(other) => return Keys::wrong("model", "a model's name", &other),
@@ -204,7 +207,7 @@ impl Asked {
         let stream = keys.boolean("stream")?.unwrap_or(false);
         Ok(Self {
             model,
-            max_tokens: keys.whole("max_tokens", 0, limits.max_tokens)?,
+            max_tokens: keys.whole("max_tokens", 0, MOST_TOKENS)?,
             sampling: sampling(keys)?,
             n: keys.whole("n", 1, 8)?.unwrap_or(1),
             stop: stop(keys)?,
@@ -229,6 +232,13 @@ impl Asked {
         };
         match self.max_tokens {
             Some(0) if n_prompt <= all => Ok(0),
+            Some(asked) if asked > limits.max_tokens && asked <= left => Err(ApiError::invalid(
+                "max_tokens",
+                format!(
+                    "this server's answers have at most {} tokens (--max-tokens), and {asked} are asked for",
+                    limits.max_tokens
+                ),
+            )),
             Some(asked) if asked > 0 && asked <= left => Ok(asked),
             None if left > 0 => Ok(usual.min(left).min(limits.max_tokens)),
             Some(asked) => too_long(format!(
@@ -335,7 +345,7 @@ fn bias(keys: &mut Keys) -> Result<BTreeMap<u32, f32>, ApiError> {
 
 fn stop(keys: &mut Keys) -> Result<Vec<String>, ApiError> {
     const KEY: &str = "stop";
-    const MOST: usize = 16;
+    const MOST: usize = 4;
     let given = match keys.take(KEY) {
         None => return Ok(Vec::new()),
         Some(Value::Array(list)) => list,
@@ -358,10 +368,10 @@ fn stop(keys: &mut Keys) -> Result<Vec<String>, ApiError> {
 }
 
 impl ChatRequest {
-    pub(crate) fn of(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+    pub(crate) fn of(body: &[u8]) -> Result<Self, ApiError> {
         let mut keys = Keys::of(body)?;
-        let mut asked = Asked::of(&mut keys, limits)?;
-        if let Some(most) = keys.whole("max_completion_tokens", 0, limits.max_tokens)? {
+        let mut asked = Asked::of(&mut keys)?;
+        if let Some(most) = keys.whole("max_completion_tokens", 0, MOST_TOKENS)? {
             if asked.max_tokens.is_some_and(|other| other != most) {
                 return Err(ApiError::invalid(
                     "max_completion_tokens",
@@ -478,9 +488,9 @@ fn message(i: usize, value: Value) -> Result<Message, ApiError> {
 }
 
 impl CompletionRequest {
-    pub(crate) fn of(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+    pub(crate) fn of(body: &[u8]) -> Result<Self, ApiError> {
         let mut keys = Keys::of(body)?;
-        let mut asked = Asked::of(&mut keys, limits)?;
+        let mut asked = Asked::of(&mut keys)?;
         asked.scores = keys.whole("logprobs", 0, 20)?;
         let echo = keys.boolean("echo")?.unwrap_or(false);
         let n = asked.n;
