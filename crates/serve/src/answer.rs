@@ -18,7 +18,7 @@ use olora_web::{
     pieces,
     tokio::{
         self,
-        sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, unbounded_channel},
     },
 };
 use serde_json::{Value, json};
@@ -33,6 +33,10 @@ use crate::{
 
 /// How long a stream is silent at most: proxies close what says nothing.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long a client may leave what it is sent unread before it counts as gone: what is
+/// computed for it holds up others.
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// An answer that is being made.
 pub(crate) struct Choice {
@@ -169,14 +173,9 @@ pub(crate) fn stream(
             tokio::spawn(pass_on(index, choice, events.clone()));
         }
         drop(events);
-        let send = |json: Value| {
-            pieces
-                .send(Bytes::from(format!("data: {json}\n\n")))
-                .is_ok()
-        };
         for index in 0..n_choices {
             if let Some(choice) = shape(index, Part::Begin)
-                && !send(envelope.with(&[choice], None))
+                && !send(&pieces, envelope.with(&[choice], None)).await
             {
                 return;
             }
@@ -190,10 +189,7 @@ pub(crate) fn stream(
             };
             let (index, update) = match next {
                 Err(_) => {
-                    if pieces
-                        .send(Bytes::from_static(b": still here\n\n"))
-                        .is_err()
-                    {
+                    if !put(&pieces, Bytes::from_static(b": still here\n\n")).await {
                         return;
                     }
                     continue;
@@ -212,25 +208,36 @@ pub(crate) fn stream(
                     Part::End(finish)
                 }
                 Update::Failed(error) => {
-                    send(error.body());
+                    send(&pieces, error.body()).await;
                     return;
                 }
             };
             if let Some(choice) = shape(index, part)
-                && !send(envelope.with(&[choice], None))
+                && !send(&pieces, envelope.with(&[choice], None)).await
             {
                 return;
             }
         }
         if include_usage {
-            send(envelope.with(&[], Some(usage(n_prompt, n_tokens))));
+            send(&pieces, envelope.with(&[], Some(usage(n_prompt, n_tokens)))).await;
         }
-        let _ = pieces.send(Bytes::from_static(b"data: [DONE]\n\n"));
+        put(&pieces, Bytes::from_static(b"data: [DONE]\n\n")).await;
     });
     let mut response = body.into_response();
     let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// Sends a piece; false if the client has gone, or reads nothing.
+async fn put(pieces: &Sender<Bytes>, piece: Bytes) -> bool {
+    let sent = tokio::time::timeout(UNREAD, pieces.send(piece));
+    matches!(sent.await, Ok(Ok(())))
+}
+
+/// Sends an event.
+async fn send(pieces: &Sender<Bytes>, json: Value) -> bool {
+    put(pieces, Bytes::from(format!("data: {json}\n\n"))).await
 }
 
 /// Hands on what becomes of one choice, to the end.

@@ -30,6 +30,7 @@ pub(crate) async fn complete(
     let body = read(body, &shared).await?;
     let request = ChatRequest::of(&body)?;
     let card = shared.catalogue.find(&request.asked.model)?;
+    request.asked.check_bias(&card)?;
     let ticket = Shared::take(&shared)?;
     shared.note(|| format!("chat: {}", String::from_utf8_lossy(&body)));
     let ChatRequest { asked, messages } = request;

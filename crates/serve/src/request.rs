@@ -49,6 +49,8 @@ pub(crate) struct Asked {
     pub(crate) model: String,
     /// As many as there is room for, if not given.
     pub(crate) max_tokens: Option<usize>,
+    /// The key that says so.
+    max_tokens_key: &'static str,
     /// Drawn afresh if no seed is given.
     pub(crate) sampling: Sampling,
     /// How many answers to each prompt.
@@ -208,6 +210,7 @@ impl Asked {
         Ok(Self {
             model,
             max_tokens: keys.whole("max_tokens", 0, MOST_TOKENS)?,
+            max_tokens_key: "max_tokens",
             sampling: sampling(keys)?,
             n: keys.whole("n", 1, 8)?.unwrap_or(1),
             stop: stop(keys)?,
@@ -215,6 +218,21 @@ impl Asked {
             stream,
             scores: None,
         })
+    }
+
+    /// Refuses biases on tokens that the model has not.
+    pub(crate) fn check_bias(&self, card: &Card) -> Result<(), ApiError> {
+        let beyond = |id: &&u32| **id as usize >= card.vocab_size;
+        match self.sampling.bias.keys().find(beyond) {
+            None => Ok(()),
+            Some(id) => Err(ApiError::invalid(
+                "logit_bias",
+                format!(
+                    "`logit_bias` has token {id}, and the model has {}",
+                    card.vocab_size
+                ),
+            )),
+        }
     }
 
     /// Tokens to generate at most after a prompt.
@@ -227,22 +245,23 @@ impl Asked {
     ) -> Result<usize, ApiError> {
         let all = card.positions.min(limits.cache_tokens);
         let left = all.saturating_sub(n_prompt);
+        let key = self.max_tokens_key;
         let too_long = |message: String| {
-            Err(ApiError::invalid("messages", message).with_code("context_length_exceeded"))
+            Err(ApiError::invalid(key, message).with_code("context_length_exceeded"))
         };
         match self.max_tokens {
             Some(0) if n_prompt <= all => Ok(0),
             Some(asked) if asked > limits.max_tokens && asked <= left => Err(ApiError::invalid(
-                "max_tokens",
+                key,
                 format!(
-                    "this server's answers have at most {} tokens (--max-tokens), and {asked} are asked for",
+                    "`{key}`: this server's answers have at most {} tokens (--max-tokens), and {asked} are asked for",
                     limits.max_tokens
                 ),
             )),
             Some(asked) if asked > 0 && asked <= left => Ok(asked),
             None if left > 0 => Ok(usual.min(left).min(limits.max_tokens)),
             Some(asked) => too_long(format!(
-                "the model has {all} positions: {n_prompt} tokens of the prompt and {asked} new ones are too many"
+                "`{key}`: the model has {all} positions, and {n_prompt} tokens of the prompt and {asked} new ones are too many"
             )),
             None => too_long(format!(
                 "the model has {all} positions, and the prompt takes {n_prompt} of them: there is no room for an answer"
@@ -379,6 +398,7 @@ impl ChatRequest {
                 ));
             }
             asked.max_tokens = Some(most);
+            asked.max_tokens_key = "max_completion_tokens";
         }
         let wanted = keys.boolean("logprobs")?.unwrap_or(false);
         let top = keys.whole("top_logprobs", 0, 20)?;

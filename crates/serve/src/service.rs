@@ -62,7 +62,7 @@ impl Default for Limits {
             queue: 256,
             max_tokens: 4096,
             cache_tokens: 65_536,
-            max_body: 4 << 20,
+            max_body: 1 << 20,
             max_time: Duration::from_mins(10),
         }
     }

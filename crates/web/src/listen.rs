@@ -82,6 +82,7 @@ impl Server {
         let bind = |source| WebError::Bind { address, source };
         let listener = TcpListener::bind(address).map_err(bind)?;
         listener.set_nonblocking(true)?;
+        let _ = lengthen_queue(&listener);
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
@@ -164,6 +165,19 @@ async fn converse(stream: TcpStream, router: Router, stop: &Stop) {
         () = stop.stopped() => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
+}
+
+/// Connections that wait to be accepted: of more than there is room for, clients try again a second
+/// later, and the library makes room for 128.
+#[cfg(unix)]
+fn lengthen_queue(listener: &TcpListener) -> Result<(), nix::Error> {
+    use nix::sys::socket::{Backlog, listen};
+    listen(listener, Backlog::new(4096)?)
+}
+
+#[cfg(not(unix))]
+fn lengthen_queue(_listener: &TcpListener) -> Result<(), io::Error> {
+    Ok(())
 }
 
 /// As many open files as the system allows, of which each connection is one.

@@ -10,14 +10,18 @@ use axum::body::{Body, Bytes};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
+/// Pieces that wait to be sent, beside those that the system has taken.
+const WAITING: usize = 64;
+
 /// A body that is sent while it is made, and where to put its pieces. Sending fails
-/// once the client has gone; the body ends when the sender is dropped.
-pub fn pieces() -> (mpsc::UnboundedSender<Bytes>, Body) {
-    let (sender, receiver) = mpsc::unbounded_channel();
+/// once the client has gone, and waits while it does not read; the body ends when the
+/// sender is dropped.
+pub fn pieces() -> (mpsc::Sender<Bytes>, Body) {
+    let (sender, receiver) = mpsc::channel(WAITING);
     (sender, Body::new(Pieces(receiver)))
 }
 
-struct Pieces(mpsc::UnboundedReceiver<Bytes>);
+struct Pieces(mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Pieces {
     type Data = Bytes;
@@ -44,13 +48,13 @@ mod tests {
         runtime.block_on(async {
             let (sender, body) = pieces();
             for piece in ["one ", "two"] {
-                sender.send(Bytes::from(piece)).unwrap();
+                sender.send(Bytes::from(piece)).await.unwrap();
             }
             drop(sender);
             assert_eq!(axum::body::to_bytes(body, 100).await.unwrap(), "one two");
             let (sender, body) = pieces();
             drop(body);
-            assert!(sender.send(Bytes::from("three")).is_err());
+            assert!(sender.send(Bytes::from("three")).await.is_err());
         });
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value_t = 65_536, value_parser = count(1 << 30))]
     pub(crate) cache_tokens: usize,
     /// Largest request, such as 4MiB
-    #[arg(long, default_value = "4MiB", value_parser = bytes)]
+    #[arg(long, default_value = "1MiB", value_parser = bytes)]
     pub(crate) max_body: u64,
     /// Seconds that an answer may take, waiting included
     #[arg(long, default_value_t = 600, value_parser = count(86_400))]
