@@ -100,16 +100,13 @@ impl Place {
     /// this machine's files.
     pub(crate) fn file(&self, name: &str) -> io::Result<(PathBuf, Metadata)> {
         let refused = |reason: String| Err(io::Error::new(ErrorKind::InvalidData, reason));
-        let mut path = self.path.join(name);
-        let mut about = fs::symlink_metadata(&path)?;
-        if about.is_symlink() {
-            path = fs::canonicalize(&path)?;
-            if !path.starts_with(&self.root) {
-                let root = self.root.display();
-                return refused(format!("it is a link that leads out of {root}"));
-            }
-            about = fs::metadata(&path)?;
+        // Any part of it may be a link.
+        let path = fs::canonicalize(self.path.join(name))?;
+        if !path.starts_with(&self.root) {
+            let root = self.root.display();
+            return refused(format!("it is a link that leads out of {root}"));
         }
+        let about = fs::metadata(&path)?;
         if !about.is_file() {
             return refused("it is no file".to_owned());
         }

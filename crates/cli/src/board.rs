@@ -26,14 +26,14 @@ pub(crate) fn board(args: &BoardArgs) -> Result<ExitCode> {
     let server = Server::bind(settings).map_err(told)?;
     let stop = Stop::default();
     signals::end_server(&stop)?;
-    say(&format!("board on {}", server.url()));
+    answer(&format!("board on {}", server.url()));
     server.run(router(&board, &stop), &stop)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// What was typed, or set in the environment, cannot be meant; a port that another
 /// process has can.
-fn told(error: WebError) -> anyhow::Error {
+pub(crate) fn told(error: WebError) -> anyhow::Error {
     match error {
         WebError::NoKey(_) | WebError::Key(_) | WebError::Origin(_) => {
             Usage::new(&error.to_string())

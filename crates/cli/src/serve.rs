@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::tensor::Device;
 use olora_adapter::PeftAdapter;
 use olora_devices::{KernelOptions, Opened};
@@ -19,7 +19,9 @@ use olora_serve::{Limits, Log, Model, Service, Shelf};
 use olora_web::{Server, Settings};
 
 use crate::{
+    Usage,
     args::serve::ServeArgs,
+    board::told,
     commands::read_adapter,
     devices,
     models::{
@@ -27,7 +29,7 @@ use crate::{
     },
     parallel,
     signals::end_server,
-    terminal::{say, say_note},
+    terminal::{answer, say, say_note},
 };
 
 pub(crate) fn serve(args: &ServeArgs, kernels: KernelOptions) -> Result<ExitCode> {
@@ -35,11 +37,12 @@ pub(crate) fn serve(args: &ServeArgs, kernels: KernelOptions) -> Result<ExitCode
     let server = Server::bind(Settings {
         host: args.host,
         port: args.port,
-        key: Settings::key_from_env()?,
+        key: Settings::key_from_env().map_err(told)?,
         origins: args.allow_origin.clone(),
         open: &["/health"],
         ..Settings::default()
-    })?;
+    })
+    .map_err(told)?;
     let named: Vec<(String, PathBuf)> = args
         .adapters
         .iter()
@@ -102,7 +105,7 @@ pub(crate) fn serve(args: &ServeArgs, kernels: KernelOptions) -> Result<ExitCode
     }
     say(&format!("models: {}", service.names().join(", ")));
     end_server(&service.stop())?;
-    say(&format!("serving on {}", server.url()));
+    answer(&format!("serving on {}", server.url()));
     service.run(server)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -151,7 +154,9 @@ fn named(given: &str) -> Result<(String, PathBuf)> {
     match split {
         Some((name, path)) if !Path::new(given).exists() => {
             if name.is_empty() || path.is_empty() {
-                bail!("--adapter {given}: expected a path, or NAME=PATH");
+                return Err(Usage::new(&format!(
+                    "--adapter {given}: expected a path, or NAME=PATH"
+                )));
             }
             Ok((name.to_owned(), PathBuf::from(path)))
         }
@@ -171,10 +176,10 @@ fn last_part(path: &Path) -> Result<String> {
     }
     match named.file_name().map(|name| name.to_string_lossy()) {
         Some(name) if !name.is_empty() => Ok(name.trim_end_matches(".gguf").to_owned()),
-        _ => bail!(
+        _ => Err(Usage::new(&format!(
             "{} has no name of its own: give one with --name, or as NAME=PATH for an adapter",
             path.display()
-        ),
+        ))),
     }
 }
 

@@ -263,6 +263,25 @@ impl Tokenizer {
         guarded(&self.dir, "decoding tokens", &mut step)
     }
 
+    /// What has been decoded where a text goes on after these tokens: with their last ones,
+    /// so that a token's space is not taken for that at the beginning of a text.
+    pub fn decoded_after(&self, ids: &[u32]) -> Decoded {
+        for n in [4, 8, 16] {
+            let last = &ids[ids.len().saturating_sub(n)..];
+            match self.decode(last, true) {
+                Ok(text) if !text.is_empty() && !text.ends_with('\u{fffd}') => {
+                    return Decoded {
+                        ids: last.to_vec(),
+                        prefix: text,
+                        prefix_index: last.len(),
+                    };
+                }
+                _ => (),
+            }
+        }
+        Decoded::default()
+    }
+
     /// The end-of-sequence token.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id

@@ -214,7 +214,9 @@ impl Several<'_> {
             |r| &self.bytes[BYTES * (row + r) * width..][..BYTES * whole],
         );
         let n = self.n_vectors();
-        for (i, lines) in self.lines.chunks_exact(2 * n).enumerate() {
+        // A vector may have a line beyond its last whole 32 values.
+        let pairs = self.lines.chunks_exact(2 * n).take(whole / LANES);
+        for (i, lines) in pairs.enumerate() {
             // Written out, so that sums stay in registers: an index that is computed takes them out.
             for half in 0..2 {
                 let Some(right) = lines[half * n + vector..].first_chunk::<V>() else {
@@ -353,7 +355,14 @@ mod tests {
         let others = [Format::Nf4, Format::Nf4Double, Format::Bf16, Format::F32];
         for format in blocks.into_iter().chain(others) {
             let unit = format.block_values().max(1);
-            for width in [unit, 3 * unit, unit.max(512), 37 * unit] {
+            for width in [
+                unit,
+                3 * unit,
+                24 * unit,
+                56 * unit,
+                unit.max(512),
+                37 * unit,
+            ] {
                 let n_rows = 35;
                 let Ok(packed) = Packed::pack(format, [n_rows, width], &some(n_rows * width, 1))
                 else {

@@ -113,6 +113,13 @@ impl Curves {
             .iter()
             .filter(|line| line.is_drawn())
             .cloned()
+            .map(|mut line| {
+                // As points are: what no axis reaches.
+                let reached = |value: f64| drawable(value);
+                line.band
+                    .retain(|&(x, low, high)| reached(x) && reached(low) && reached(high));
+                line
+            })
             .collect();
         let points = || lines.iter().flat_map(|line| &line.points);
         let bands = || lines.iter().flat_map(|line| &line.band);

@@ -258,8 +258,8 @@ async fn pass_on(index: usize, mut choice: Choice, events: UnboundedSender<(usiz
 /// A token and its score as chats have them.
 pub(crate) fn chat_score(tokenizer: &Tokenizer, score: &Score) -> Value {
     let one = |id: u32, logprob: f32| {
-        let text = token_text(tokenizer, id);
-        let bytes = text.as_bytes().to_vec();
+        let (text, is_whole) = token_text(tokenizer, id);
+        let bytes = is_whole.then(|| text.as_bytes().to_vec());
         json!({"token": text, "logprob": finite(logprob), "bytes": bytes})
     };
     let mut json = one(score.id, score.logprob);

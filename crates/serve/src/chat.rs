@@ -47,7 +47,7 @@ pub(crate) async fn complete(
             "`max_tokens` must be at least 1",
         ));
     }
-    let choices = shared.begin(&asked, vec![(prompt, room)], false);
+    let choices = shared.begin(&asked, vec![(prompt, room)], [false, false]);
     let wants_scores = asked.scores.is_some();
     if asked.stream {
         let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &card.name);

@@ -66,7 +66,7 @@ pub(crate) async fn complete(
     }
     let n_prompt = encoded.iter().map(Vec::len).sum();
     let score_prompt = echo && asked.scores.is_some();
-    let choices = shared.begin(&asked, with_room, score_prompt);
+    let choices = shared.begin(&asked, with_room, [true, score_prompt]);
     let wants_scores = asked.scores.is_some();
     if asked.stream {
         let envelope = Envelope::new("cmpl", "text_completion", &card.name);
@@ -185,13 +185,13 @@ impl Lines {
             at: 0,
         };
         if let Some(first) = prompt.first() {
-            lines.add(token_text(tokenizer, *first), Value::Null, Value::Null);
+            lines.add(token_text(tokenizer, *first).0, Value::Null, Value::Null);
         }
         for score in of_prompt.unwrap_or_default().iter().chain(scores) {
             let mut top = Map::new();
             let own = (score.id, score.logprob);
             for (id, logprob) in score.top.iter().copied().chain([own]) {
-                let text = token_text(tokenizer, id);
+                let (text, _) = token_text(tokenizer, id);
                 // Two tokens may read alike: what is left is told by its spelling.
                 let is_other = top.contains_key(&text) && id != score.id;
                 let key = match tokenizer.token(id).filter(|_| is_other) {
@@ -200,7 +200,7 @@ impl Lines {
                 };
                 top.entry(key).or_insert(json!(finite(logprob)));
             }
-            let text = token_text(tokenizer, score.id);
+            let (text, _) = token_text(tokenizer, score.id);
             lines.add(text, json!(finite(score.logprob)), Value::Object(top));
         }
         lines

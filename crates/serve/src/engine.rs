@@ -16,6 +16,7 @@ use std::{
 };
 
 use burn::tensor::{DType, Tensor};
+use olora_data::Decoded;
 use olora_model::{Continuation, ModelError, next_logits_of_all};
 use olora_training::caught;
 use olora_web::axum::http::StatusCode;
@@ -48,7 +49,6 @@ struct Active {
     /// Scores of tokens whose text has not been given out.
     scores: Vec<Score>,
     prompt_scores: Vec<Score>,
-    began: Instant,
 }
 
 /// Whether a text goes on.
@@ -225,7 +225,12 @@ impl Engine {
                 Ok((model, text)) => {
                     let n = job.prompt.len() as u64;
                     self.metrics.prompt_tokens.fetch_add(n, Relaxed);
-                    let stream = TextStream::new(std::mem::take(&mut job.stop));
+                    let decoded = if job.continues {
+                        model.tokenizer.decoded_after(&job.prompt)
+                    } else {
+                        Decoded::default()
+                    };
+                    let stream = TextStream::new(decoded, std::mem::take(&mut job.stop));
                     let of_model = &model.config.eos_token_ids;
                     self.active.push(Active {
                         stop_ids: model.tokenizer.stop_ids_with(of_model),
@@ -235,7 +240,6 @@ impl Engine {
                         stream,
                         scores: Vec::new(),
                         prompt_scores: Vec::new(),
-                        began: Instant::now(),
                     });
                 }
             }
@@ -321,7 +325,7 @@ impl Engine {
                 let ended = self.active.remove(place);
                 let n = ended.text.generated().len() as u64;
                 self.metrics.generated_tokens.fetch_add(n, Relaxed);
-                self.metrics.request.observe(ended.began.elapsed());
+                self.metrics.request.observe(ended.job.asked_at.elapsed());
             }
             Err(error) => {
                 let failed = self.active.remove(place);
@@ -370,6 +374,17 @@ fn choose(
 }
 
 impl Active {
+    /// Tokens of the prompt to read at once: all where a longer text rotates its earlier tokens
+    /// otherwise, which parts would not know of.
+    fn part(&self) -> usize {
+        let changes = self.model.llama.rotation_changes_beyond();
+        if changes.is_some_and(|end| self.job.prompt.len() > end) {
+            usize::MAX
+        } else {
+            PART
+        }
+    }
+
     /// Reads the next part of the prompt.
     fn read_a_part(&mut self, metrics: &Metrics) -> Result<State, ApiError> {
         let model = Arc::clone(&self.model);
@@ -379,7 +394,7 @@ impl Active {
             // With nothing to be generated, the last token's logits are of no use.
             let rest = self.text.n_unread() - 1;
             if rest > 0 {
-                let hidden = self.text.read(llama, rest.min(PART));
+                let hidden = self.text.read(llama, rest.min(self.part()));
                 self.score(from, &hidden)?;
                 if self.text.n_unread() > 1 {
                     return Ok(State::Going);
@@ -387,7 +402,7 @@ impl Active {
             }
             let scores = std::mem::take(&mut self.prompt_scores);
             let _ = self.job.updates.send(Update::Prompt(scores));
-        } else if self.text.n_unread() > PART {
+        } else if self.text.n_unread() > self.part() {
             self.text.read(llama, PART);
             return Ok(State::Going);
         }
@@ -398,7 +413,7 @@ impl Active {
             .text
             .next_logits(llama)
             .map_err(|error| of_model(&error))?;
-        metrics.first_token.observe(self.began.elapsed());
+        metrics.first_token.observe(self.job.asked_at.elapsed());
         let (id, score) = choose(&mut self.text, self.job.scores, logits);
         self.add(id, score)
     }

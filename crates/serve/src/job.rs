@@ -22,6 +22,9 @@ pub(crate) struct Job {
     pub(crate) scores: Option<usize>,
     /// Whether the prompt's tokens are scored too.
     pub(crate) score_prompt: bool,
+    /// Whether the answer is more of the prompt's text, whose space it may begin with.
+    pub(crate) continues: bool,
+    pub(crate) asked_at: Instant,
     pub(crate) deadline: Instant,
     pub(crate) updates: UnboundedSender<Update>,
 }

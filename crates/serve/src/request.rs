@@ -158,8 +158,13 @@ impl Keys {
         for key in ABSENT {
             let asks = match self.0.remove(key) {
                 None | Some(Value::Null) => false,
-                Some(Value::Array(list)) => !list.is_empty() && list != ["text"],
-                Some(Value::String(text)) => !text.is_empty() && text != "none" && text != "auto",
+                Some(Value::Array(list)) => {
+                    !list.is_empty() && (key != "modalities" || list != ["text"])
+                }
+                Some(Value::String(text)) => {
+                    let is_choice = ["tool_choice", "function_call"].contains(&key);
+                    !text.is_empty() && !(is_choice && (text == "none" || text == "auto"))
+                }
                 Some(_) => true,
             };
             if asks {
@@ -350,14 +355,16 @@ fn bias(keys: &mut Keys) -> Result<BTreeMap<u32, f32>, ApiError> {
     };
     match keys.take(KEY) {
         None => Ok(BTreeMap::new()),
-        Some(Value::Object(biases)) => match biases.iter().map(of).collect() {
-            Some(biases) => Ok(biases),
-            None => Keys::wrong(
-                KEY,
-                "an object of tokens with numbers between -100 and 100",
-                &Value::Object(biases),
-            ),
-        },
+        Some(Value::Object(biases)) if biases.len() <= 1024 => {
+            match biases.iter().map(of).collect() {
+                Some(biases) => Ok(biases),
+                None => Keys::wrong(
+                    KEY,
+                    "an object of tokens with numbers between -100 and 100",
+                    &Value::Object(biases),
+                ),
+            }
+        }
         Some(other) => Keys::wrong(KEY, "an object of tokens with numbers", &other),
     }
 }
@@ -365,6 +372,7 @@ fn bias(keys: &mut Keys) -> Result<BTreeMap<u32, f32>, ApiError> {
 fn stop(keys: &mut Keys) -> Result<Vec<String>, ApiError> {
     const KEY: &str = "stop";
     const MOST: usize = 4;
+    const LONGEST: usize = 1024;
     let given = match keys.take(KEY) {
         None => return Ok(Vec::new()),
         Some(Value::Array(list)) => list,
@@ -373,7 +381,7 @@ fn stop(keys: &mut Keys) -> Result<Vec<String>, ApiError> {
     let text = |value: &Value| {
         value
             .as_str()
-            .filter(|text| !text.is_empty())
+            .filter(|text| !text.is_empty() && text.len() <= LONGEST)
             .map(str::to_owned)
     };
     match given.iter().map(text).collect::<Option<Vec<_>>>() {
@@ -524,6 +532,12 @@ impl CompletionRequest {
             ));
         }
         let prompts = prompts(&mut keys)?;
+        if prompts.len() * n > 1024 {
+            return Err(ApiError::invalid(
+                "n",
+                "a request has at most 1024 answers: `n` for each prompt",
+            ));
+        }
         if echo && asked.stream {
             return Err(ApiError::invalid(
                 "echo",

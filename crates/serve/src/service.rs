@@ -166,15 +166,28 @@ impl Service {
     /// If the system gives no threads.
     pub fn run(self, server: Server) -> Result<(), WebError> {
         let Self { shared, engine } = self;
-        let thinking = thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || engine.run())?;
+        let thinking = thread::Builder::new().name("engine".to_owned()).spawn({
+            let end = StopsWithIt(shared.stop.clone());
+            move || {
+                let _end = end;
+                engine.run();
+            }
+        })?;
         let stop = shared.stop.clone();
         let result = server.run(router(&shared), &stop);
         shared.tell(Command::Stop);
         // What it does last is a step at most.
         let _ = thinking.join();
         result
+    }
+}
+
+/// Has a server stop that has nobody left who computes, however that came.
+struct StopsWithIt(Stop);
+
+impl Drop for StopsWithIt {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -344,14 +357,15 @@ impl Shared {
     }
 
     /// Has each prompt, with the tokens that it may be continued by, continued as often
-    /// as is asked.
+    /// as is asked: as a text that goes on, or not; scored, or not.
     pub(crate) fn begin(
         &self,
         asked: &Asked,
         prompts: Vec<(Vec<u32>, usize)>,
-        score_prompt: bool,
+        [continues, score_prompt]: [bool; 2],
     ) -> Vec<Choice> {
-        let deadline = Instant::now() + self.limits.max_time;
+        let asked_at = Instant::now();
+        let deadline = asked_at + self.limits.max_time;
         let (mut jobs, mut choices) = (Vec::new(), Vec::new());
         for (prompt, max_new) in prompts {
             for i in 0..asked.n {
@@ -370,6 +384,8 @@ impl Shared {
                     stop: asked.stop.clone(),
                     scores: asked.scores,
                     score_prompt,
+                    continues,
+                    asked_at,
                     deadline,
                     updates,
                 });

@@ -23,9 +23,10 @@ pub(crate) enum Piece {
 }
 
 impl TextStream {
-    pub(crate) fn new(stop: Vec<String>) -> Self {
+    /// After what has been decoded, which is not part of it.
+    pub(crate) fn new(decoded: Decoded, stop: Vec<String>) -> Self {
         Self {
-            decoded: Decoded::default(),
+            decoded,
             held: String::new(),
             stop,
         }
@@ -33,7 +34,14 @@ impl TextStream {
 
     /// Takes the next token.
     pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<Piece, DataError> {
-        let more = tokenizer.decode_next(&mut self.decoded, id)?;
+        let more = match tokenizer.decode_next(&mut self.decoded, id) {
+            // Bytes that are no text may read otherwise with those after them: begin anew.
+            Err(_) => {
+                self.decoded = Decoded::default();
+                tokenizer.decode_next(&mut self.decoded, id)?
+            }
+            Ok(more) => more,
+        };
         Ok(self.add(&more.unwrap_or_default()))
     }
 
@@ -66,15 +74,16 @@ impl TextStream {
 }
 
 /// A token as a text of its own: with the space that it begins with, which decoding it
-/// alone may leave out, and as the tokenizer spells it where it is no whole character.
-pub(crate) fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
+/// alone may leave out, and as the tokenizer spells it where it is no whole character,
+/// which is told.
+pub(crate) fn token_text(tokenizer: &Tokenizer, id: u32) -> (String, bool) {
     let spelled = tokenizer.token(id).unwrap_or_default();
     if let Some(rest) = spelled.strip_prefix('▁') {
-        return format!(" {}", rest.replace('▁', " "));
+        return (format!(" {}", rest.replace('▁', " ")), true);
     }
     match tokenizer.decode(&[id], false) {
-        Ok(text) if !text.contains('\u{fffd}') && !text.is_empty() => text,
-        _ => spelled,
+        Ok(text) if !text.contains('\u{fffd}') && !text.is_empty() => (text, true),
+        _ => (spelled, false),
     }
 }
 
@@ -83,7 +92,10 @@ mod tests {
     use super::*;
 
     fn with(stop: &[&str]) -> TextStream {
-        TextStream::new(stop.iter().map(|&stop| stop.to_owned()).collect())
+        TextStream::new(
+            Decoded::default(),
+            stop.iter().map(|&stop| stop.to_owned()).collect(),
+        )
     }
 
     fn text(text: &str) -> Piece {

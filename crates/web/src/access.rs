@@ -234,8 +234,13 @@ pub(crate) async fn guard(
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         let methods = HeaderValue::from_static("GET, POST, DELETE");
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        let names = HeaderValue::from_static("authorization, content-type");
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+        // Libraries send headers of their own, and the site is one that may ask.
+        if let Some(names) = request
+            .headers()
+            .get(header::ACCESS_CONTROL_REQUEST_HEADERS)
+        {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+        }
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
         return secured(response);
     }

@@ -1,7 +1,7 @@
 //! Connections.
 
 use std::{
-    io,
+    io::{self, Write},
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
@@ -135,8 +135,12 @@ impl Server {
                         });
                     }
                     Err(_) => {
-                        // Into the socket's empty buffer, which never waits.
-                        let _ = stream.try_write(FULL);
+                        // Into the socket's empty buffer, which never waits; tokio itself does not
+                        // know yet that it is.
+                        if let Ok(mut stream) = stream.into_std() {
+                            let _ = stream.write(FULL);
+                            let _ = stream.shutdown(std::net::Shutdown::Write);
+                        }
                     }
                 },
                 // Out of sockets: those who wait are taken when others leave.
@@ -198,7 +202,7 @@ fn raise_open_files() -> Result<(), io::Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Read;
 
     use axum::routing::get;
 
@@ -280,6 +284,25 @@ mod tests {
             text.contains("access-control-allow-origin: http://other.example"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_client_without_a_slot_is_told_so() {
+        let server = Server::bind(Settings {
+            connections: 1,
+            ..Settings::default()
+        });
+        let (server, stop) = (server.unwrap(), Stop::default());
+        let address = server.address;
+        std::thread::scope(|scope| {
+            scope.spawn(|| server.run(Router::new(), &stop).unwrap());
+            let _first = std::net::TcpStream::connect(address).unwrap();
+            let mut text = String::new();
+            let mut second = std::net::TcpStream::connect(address).unwrap();
+            second.read_to_string(&mut text).unwrap();
+            stop.stop();
+            assert!(text.starts_with("HTTP/1.1 503"), "{text}");
+        });
     }
 
     #[test]

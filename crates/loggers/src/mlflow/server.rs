@@ -210,7 +210,9 @@ impl Server {
             }
         }
         for from in [CERTIFICATES, "SSL_CERT_FILE"] {
+            // Without TLS there are none to look at.
             if server.certificates.is_none()
+                && server.address.starts_with("https://")
                 && let Some(path) = set(from)
             {
                 server.certificates = Some(certificates(from, Path::new(&path))?);
