@@ -11,7 +11,7 @@ use crate::{
     Usage,
     args::{BoardArgs, ReportArgs},
     signals,
-    terminal::say,
+    terminal::{answer, say},
 };
 
 pub(crate) fn board(args: &BoardArgs) -> Result<ExitCode> {
