@@ -3,7 +3,7 @@
 
     apt-get install chromium
     pip install playwright axe-playwright-python
-    python3 tools/pages/pages.py --olora target/release/olora --screenshots /tmp/pages       # a minute or two
+    python3 tools/pages/pages.py --olora target/release/olora --screenshots DIR       # a minute or two
 
 - **board**: a training run is watched while it goes on: curves grow, new values are read out; two runs in one chart,
   logarithmic axis, smoothing, other x axes; texts of files are never markup.
