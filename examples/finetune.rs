@@ -29,7 +29,7 @@ impl Observer for Printer {
 
 fn main() -> anyhow::Result<()> {
     // SAFETY: nothing comes before it, so this thread is the only one.
-    unsafe { olora_devices::quieten_mesa() };
+    unsafe { olora_devices::set_environment() };
     let overrides = ["name=example-finetune", "training.epochs=1"].map(str::to_owned);
     let recipe = Recipe::load(Path::new("recipes/quickstart.toml"), &overrides)?;
     let observer: Arc<dyn Observer> = Arc::new(Printer);

@@ -170,6 +170,8 @@ enum Suite {
 }
 
 fn main() -> anyhow::Result<()> {
+    // SAFETY: nothing comes before it, so this thread is the only one.
+    unsafe { olora_devices::set_environment() };
     let args = Args::parse();
     anyhow::ensure!(
         !(args.quick && args.peer.is_some()),

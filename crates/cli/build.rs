@@ -16,8 +16,11 @@ fn main() {
             .success()
             .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    // Built from a package, or without git, there is none.
-    if let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) {
+    // Built from a package, or without git, there is none. A package may lie in a repository that is
+    // somebody else's.
+    let is_ours = git(&["ls-files", "--error-unmatch", "Cargo.toml"]).is_some();
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]);
+    if let Some(commit) = commit.filter(|_| is_ours) {
         let dirty = git(&["status", "--porcelain", "--untracked-files=no"])
             .is_some_and(|changes| !changes.is_empty());
         println!(

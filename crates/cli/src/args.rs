@@ -11,8 +11,10 @@ use crate::terminal::Level;
 
 mod compare;
 mod files;
+mod init;
 mod look;
 mod model;
+mod reference;
 #[cfg(feature = "web")]
 pub(crate) mod serve;
 mod train;
@@ -20,15 +22,17 @@ mod values;
 
 pub(crate) use compare::CompareArgs;
 pub(crate) use files::{Combine, ConvertArgs, Form, MergeArgs, MergedFormat, PushArgs};
+pub(crate) use init::{InitArgs, Purpose};
 pub(crate) use look::{DevicesArgs, DoctorArgs, InspectArgs, What};
 pub(crate) use model::{EvaluateArgs, GenerateArgs, ModelArgs, TaskArgs};
-pub(crate) use train::{RecipeArgs, TrainArgs};
+pub(crate) use reference::{CompletionsArgs, ManArgs, ReferenceArgs};
+pub(crate) use train::{KeyArgs, RecipeArgs, RecipeFile, SetArgs, TrainArgs, quoted};
 #[cfg(feature = "web")]
 use values::output;
 pub(crate) use values::{parse_max_new_tokens, parse_temperature};
 
 /// What `olora --help` ends with.
-const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0         success
   1         failure: what was found in files, or happened in running
@@ -42,18 +46,18 @@ Exit codes:
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) kernels: KernelArgs,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run a recipe: train, evaluate, checkpoint, save the adapter
-    Train(TrainArgs),
+    /// Look at a model, data and the machine, and write a recipe that fits them; or the quickstart
+    Init(OnDevice<InitArgs>),
+    /// Run a recipe, or a model on data: train, evaluate, checkpoint, save the adapter
+    Train(OnDevice<TrainArgs>),
     /// Run several methods on one recipe, each at its own learning rate, and report on them
-    Compare(CompareArgs),
+    Compare(OnDevice<CompareArgs>),
     /// Write a comparison's report and pictures again, from the files of its runs; or runs and
     /// comparisons as one HTML file
     Report(ReportArgs),
@@ -61,26 +65,44 @@ pub(crate) enum Command {
     #[cfg(feature = "web")]
     Board(BoardArgs),
     /// Say what a recipe's run will take in memory and time, and write nothing
-    Plan(PlanArgs),
+    Plan(OnDevice<PlanArgs>),
     /// Loss over the trained tokens of a data file, or scores on multiple-choice tasks and GSM8K
-    Evaluate(EvaluateArgs),
+    Evaluate(OnDevice<EvaluateArgs>),
     /// Continue a prompt, or chat when none is given
-    Generate(GenerateArgs),
+    Generate(OnDevice<GenerateArgs>),
     /// Answer over HTTP as OpenAI's API does, with a page to chat: a base and its adapters
     #[cfg(feature = "web")]
-    Serve(serve::ServeArgs),
+    Serve(OnDevice<serve::ServeArgs>),
     /// Add an adapter into the weights and write a checkpoint
-    Merge(MergeArgs),
+    Merge(OnDevice<MergeArgs>),
     /// Write a model, or adapters, in another form: GGUF, safetensors, MLX; fewer bits, fewer ranks
-    Convert(ConvertArgs),
+    Convert(OnDevice<ConvertArgs>),
     /// Send a model or an adapter to a repository of the hub
     Push(PushArgs),
     /// Show what a model, an adapter or a data file holds
     Inspect(InspectArgs),
     /// List the devices that this build can use, and what they are
-    Devices(DevicesArgs),
+    Devices(OnDevice<DevicesArgs>),
     /// Compare what devices compute in training, gradients above all, with the CPU
-    Doctor(DoctorArgs),
+    Doctor(OnDevice<DoctorArgs>),
+    /// Print the JSON schema of recipes, for editors
+    Schema,
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Print the man page, or write one for each command
+    Man(ManArgs),
+    /// Write the references of the documentation, or compare them with what they would be
+    #[command(hide = true)]
+    Reference(ReferenceArgs),
+}
+
+/// What computes on a device, and how that makes its kernels.
+#[derive(Args)]
+pub(crate) struct OnDevice<T: Args> {
+    #[command(flatten)]
+    pub(crate) args: T,
+    #[command(flatten)]
+    pub(crate) kernels: KernelArgs,
 }
 
 /// What is said, and how.
@@ -165,35 +187,85 @@ impl Cli {
 }
 
 impl Command {
+    /// How the command's device makes its kernels, if it has one.
+    pub(crate) fn kernels(&self) -> KernelOptions {
+        let kernels = match self {
+            Self::Init(on) => on.kernels,
+            Self::Train(on) => on.kernels,
+            Self::Compare(on) => on.kernels,
+            Self::Plan(on) => on.kernels,
+            Self::Evaluate(on) => on.kernels,
+            Self::Generate(on) => on.kernels,
+            #[cfg(feature = "web")]
+            Self::Serve(on) => on.kernels,
+            Self::Merge(on) => on.kernels,
+            Self::Convert(on) => on.kernels,
+            Self::Devices(on) => on.kernels,
+            Self::Doctor(on) => on.kernels,
+            _ => return KernelOptions::default(),
+        };
+        kernels.into()
+    }
+
     /// Whether stdout is for events, a line of JSON for each.
     pub(crate) fn writes_events(&self) -> bool {
         match self {
-            Self::Train(args) => args.json,
-            Self::Compare(args) => args.json,
-            Self::Merge(args) => args.json,
-            Self::Convert(args) => args.json,
+            Self::Train(on) => on.args.json,
+            Self::Compare(on) => on.args.json,
+            Self::Merge(on) => on.args.json,
+            Self::Convert(on) => on.args.json,
             Self::Push(args) => args.json,
-            Self::Doctor(args) => args.json,
+            Self::Doctor(on) => on.args.json,
             // Without tasks there is one line, the result.
-            Self::Evaluate(args) => args.json && args.data.is_none(),
+            Self::Evaluate(on) => on.args.json && on.args.data.is_none(),
             _ => false,
         }
     }
 }
 
-/// How a GPU's kernels are made.
+/// How a GPU's kernels are made. A build without a GPU's backend does not show them.
 #[derive(Args, Clone, Copy)]
 #[command(next_help_heading = "Kernels, on a GPU")]
 pub(crate) struct KernelArgs {
     /// Run every operation as a kernel of its own
-    #[arg(long, global = true)]
+    #[arg(long)]
+    #[cfg_attr(
+        not(any(
+            feature = "cuda",
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "rocm"
+        )),
+        arg(hide = true)
+    )]
     pub(crate) no_fusion: bool,
     /// Take the first kernel that works instead of measuring which is fastest; the default on
     /// software rasterisers. (Reductions fused with what is broadcast from them are measured still)
-    #[arg(long, global = true)]
+    #[arg(long)]
+    #[cfg_attr(
+        not(any(
+            feature = "cuda",
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "rocm"
+        )),
+        arg(hide = true)
+    )]
     pub(crate) no_autotune: bool,
     /// Measure which kernel is fastest on a software rasteriser too
-    #[arg(long, global = true, conflicts_with = "no_autotune")]
+    #[arg(long, conflicts_with = "no_autotune")]
+    #[cfg_attr(
+        not(any(
+            feature = "cuda",
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "rocm"
+        )),
+        arg(hide = true)
+    )]
     pub(crate) autotune: bool,
 }
 
@@ -249,8 +321,6 @@ pub(crate) struct BoardArgs {
 
 #[derive(Args)]
 pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pub(crate) recipe: RecipeArgs,
     /// As of `train`: the adapter to start from
     #[arg(long, value_name = "ADAPTER")]
     pub(crate) from: Option<PathBuf>,
@@ -260,6 +330,8 @@ pub(crate) struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
 }
 
 #[cfg(test)]

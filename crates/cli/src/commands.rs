@@ -19,23 +19,23 @@ use olora_data::{Answers, DataOptions, Padding, Schedule, Share, TokenCache, Tok
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_model::{Dtype, Llama, ModelConfig, Packing};
 use olora_runs::{
-    Observer, Recipe, RunError, Start, TrainOptions, TrainedRun, check_samples, choose_dtype,
-    in_words, recipe::ObjectiveMethod,
+    Observer, RunError, Start, TrainOptions, TrainedRun, check_samples, choose_dtype, in_words,
+    recipe::ObjectiveMethod,
 };
 use olora_training::{Evaluation, Passes, Reference};
 use serde_json::json;
 
 use crate::{
     Usage,
-    args::{EvaluateArgs, ModelArgs, PlanArgs, RecipeArgs, TrainArgs},
+    args::{EvaluateArgs, ModelArgs, PlanArgs, TrainArgs},
     devices, inspect_data,
     mistaken::adapter_in,
     models::{
-        attached, base_of, data_files, fitted, load_base, locate, locate_data, packing_of,
-        tokenizer, tokenizer_beside,
+        attached, base_of, data_files, fitted, load_base, packing_of, tokenizer, tokenizer_beside,
     },
     parallel,
     progress::{Display, print_result, this_command},
+    recipes::recipe_or_options,
     signals::{interrupted, interrupter},
     tasks,
     terminal::{emit, out, say, say_detail},
@@ -45,7 +45,8 @@ pub(crate) fn train(args: &TrainArgs, kernels: KernelOptions) -> Result<ExitCode
     if args.tui && !std::io::stdout().is_terminal() {
         return Err(Usage::new("--tui needs a terminal"));
     }
-    let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
+    let goes_on = args.start() != Start::New;
+    let recipe = recipe_or_options(&args.recipe, args.from.as_deref(), goes_on, kernels)?;
     let Opened { device, details } = devices::open(&parallel::device(&recipe.device)?, kernels)?;
     parallel::introduce(&details.to_string())?;
     say_detail(&describe_kernels(&details));
@@ -142,37 +143,8 @@ pub(crate) fn reference(details: &Details, no_check: bool) -> Result<Option<Devi
     Ok(Some(reference))
 }
 
-/// The recipe as it is meant on the command line.
-pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe> {
-    recipe_from(args, None)
-}
-
-/// The same, starting from an adapter if one is given.
-fn recipe_from(args: &RecipeArgs, from: Option<&Path>) -> Result<Recipe> {
-    let mut overrides = args.overrides.clone();
-    let device = args.device.as_ref();
-    overrides.extend(device.map(|device| format!("device=\"{device}\"")));
-    if let Some(from) = from {
-        // Text in JSON is text in TOML.
-        let from = serde_json::to_string(&from.to_string_lossy())?;
-        overrides.push(format!("adapter.from={from}"));
-    }
-    let mut recipe = Recipe::load(&args.path, &overrides)?;
-    if let Some(from) = &recipe.adapter.from
-        && TrainedRun::at(from)?.is_none()
-    {
-        // Says what it is, if it is no adapter.
-        adapter_in(from)?;
-    }
-    let base = locate(&recipe.model.path.to_string_lossy())?;
-    recipe.model.path = base.path;
-    recipe.model.base_name = recipe.model.base_name.or(base.name);
-    locate_data(&mut recipe)?;
-    Ok(recipe)
-}
-
 pub(crate) fn plan(args: &PlanArgs, kernels: KernelOptions) -> Result<ExitCode> {
-    let recipe = recipe_from(&args.recipe, args.from.as_deref())?;
+    let recipe = recipe_or_options(&args.recipe, args.from.as_deref(), false, kernels)?;
     let Opened { device, details } = devices::open(&parallel::device(&recipe.device)?, kernels)?;
     parallel::introduce(&details.to_string())?;
     let observer: Arc<dyn Observer> = Arc::new(Display::new(parallel::is_follower()));

@@ -12,9 +12,10 @@ use serde_json::json;
 use crate::{
     Usage,
     args::{CompareArgs, ReportArgs},
-    commands::{describe_kernels, recipe, reference},
+    commands::{describe_kernels, reference},
     devices, parallel,
     progress::Display,
+    recipes::recipe,
     signals::{interrupted, interrupter},
     terminal::{are_events, emit, out, say, say_detail},
 };

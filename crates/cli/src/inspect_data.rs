@@ -44,9 +44,9 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
         tokenizer = fitted(tokenizer, config);
     }
     let (files, first) = data_files(&args.path)?;
-    let options = DataOptions { first, ..options };
+    let mut options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
-    let (data, mut refusals) = load(&files, &tokenizer, options, cache.as_ref())?;
+    let (data, mut refusals) = load(&files, &tokenizer, &mut options, cache.as_ref())?;
     if data.format != Format::Text {
         let of_model = of_model.map(|config| config.eos_token_ids);
         let stop = tokenizer.stop_ids_with(&of_model.unwrap_or_default());
@@ -127,17 +127,18 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 /// Reads data, also what a run would refuse: what is in the way is then left out
-/// to show the rest, and the refusals are returned.
-fn load(
+/// to show the rest, and the refusals are returned. `options` are then what reads
+/// it.
+pub(crate) fn load(
     files: &[PathBuf],
     tokenizer: &Tokenizer,
-    mut options: DataOptions,
+    options: &mut DataOptions,
     cache: Option<&TokenCache>,
 ) -> Result<(Samples, Vec<String>)> {
     let mut refusals = Vec::new();
     let n_asked = options.ignore.len();
     loop {
-        let error = match load_judged(files, tokenizer, &mut options, cache) {
+        let error = match load_judged(files, tokenizer, options, cache) {
             Ok(mut data) => {
                 // Nobody asked for what was ignored here.
                 for key in &mut data.report.reading.keys {

@@ -15,6 +15,7 @@ mod convert_model;
 mod devices;
 mod doctor;
 mod generate;
+mod init;
 mod inspect;
 mod inspect_data;
 mod merge;
@@ -24,9 +25,12 @@ mod models;
 mod parallel;
 mod progress;
 mod push;
+mod recipes;
+mod reference;
 #[cfg(feature = "web")]
 mod serve;
 mod signals;
+mod suggest;
 mod tasks;
 mod terminal;
 mod written;
@@ -35,14 +39,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use olora_comparison::ComparisonError;
-use olora_devices::{DeviceError, KernelOptions};
+use olora_devices::DeviceError;
 use olora_runs::RunError;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     // SAFETY: nothing comes before it, so this thread is the only one.
-    unsafe { olora_devices::quieten_mesa() };
+    unsafe { olora_devices::set_environment() };
     // Devices report failures as panics, on threads of their own; they end as errors here.
     olora_training::record_panics();
     let result = olora_training::caught(|| run(Cli::read()))
@@ -80,50 +84,55 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     terminal::set_level(cli.output.level());
     terminal::set_events(cli.command.writes_events());
     check_threads()?;
-    let kernels = KernelOptions::from(cli.kernels);
-    let without_device = match &cli.command {
-        Command::Inspect(_) => Some("inspect"),
-        Command::Report(_) => Some("report"),
-        Command::Push(_) => Some("push"),
+    // These compute nothing.
+    let is_idle = match &cli.command {
+        Command::Inspect(_)
+        | Command::Report(_)
+        | Command::Push(_)
+        | Command::Schema
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Reference(_) => true,
         #[cfg(feature = "web")]
-        Command::Board(_) => Some("board"),
-        _ => None,
+        Command::Board(_) => true,
+        _ => false,
     };
-    if let Some(name) = without_device.filter(|_| kernels != KernelOptions::default()) {
-        return Err(Usage::new(&format!(
-            "`{name}` uses no device: leave out the options on kernels"
-        )));
-    }
+    let kernels = cli.command.kernels();
     let shared_by_ranks = matches!(
         cli.command,
         Command::Train(_) | Command::Plan(_) | Command::Evaluate(_)
     );
     let n_threads = parallel::join(shared_by_ranks)?;
-    if without_device.is_none() {
+    if !is_idle {
         olora_devices::threads::start(n_threads).map_err(|error| {
             anyhow::anyhow!("the threads to compute with could not be started: {error}")
         })?;
     }
     olora_devices::prepare(kernels)?;
     let code = match cli.command {
-        Command::Train(args) => commands::train(&args, kernels),
-        Command::Compare(args) => compare::compare(&args, kernels),
+        Command::Init(on) => init::init(&on.args, kernels),
+        Command::Train(on) => commands::train(&on.args, kernels),
+        Command::Compare(on) => compare::compare(&on.args, kernels),
         #[cfg(feature = "web")]
         Command::Report(args) if args.html => board::report(&args),
         Command::Report(args) => compare::report(&args),
         #[cfg(feature = "web")]
         Command::Board(args) => board::board(&args),
-        Command::Plan(args) => commands::plan(&args, kernels),
-        Command::Evaluate(args) => commands::evaluate(&args, kernels),
-        Command::Generate(args) => generate::generate(&args, kernels),
+        Command::Plan(on) => commands::plan(&on.args, kernels),
+        Command::Evaluate(on) => commands::evaluate(&on.args, kernels),
+        Command::Generate(on) => generate::generate(&on.args, kernels),
         #[cfg(feature = "web")]
-        Command::Serve(args) => serve::serve(&args, kernels),
-        Command::Merge(args) => merge::merge(&args, kernels),
-        Command::Convert(args) => convert::convert(&args, kernels),
+        Command::Serve(on) => serve::serve(&on.args, kernels),
+        Command::Merge(on) => merge::merge(&on.args, kernels),
+        Command::Convert(on) => convert::convert(&on.args, kernels),
         Command::Push(args) => push::push(&args),
         Command::Inspect(args) => inspect::inspect(&args),
-        Command::Devices(args) => devices::list(&args, kernels),
-        Command::Doctor(args) => doctor::doctor(&args, kernels),
+        Command::Devices(on) => devices::list(&on.args, kernels),
+        Command::Doctor(on) => doctor::doctor(&on.args, kernels),
+        Command::Schema => reference::schema(),
+        Command::Completions(args) => reference::completions(&args),
+        Command::Man(args) => reference::man(&args),
+        Command::Reference(args) => reference::reference(&args),
     }?;
     let events = terminal::failure().map_or(Ok(()), Err);
     terminal::unless_gone(events).context("writing events to stdout")?;

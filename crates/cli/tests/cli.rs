@@ -483,7 +483,7 @@ fn options_that_a_device_has_no_use_for_are_refused() {
         ),
         (
             &["inspect", "model", "recipes/quickstart/base", "--no-fusion"],
-            "`inspect` uses no device",
+            "unexpected argument '--no-fusion'",
         ),
         (
             &["train", "recipes/quickstart.toml", "--no-check"],

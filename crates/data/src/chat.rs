@@ -228,7 +228,7 @@ pub(crate) enum Adaptation {
 
 impl Adaptation {
     /// For the report of what was read.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Self::ArgumentsAsText => "arguments of calls given as JSON text",
             Self::EmptyContent => "turns without content given an empty one",
@@ -279,12 +279,16 @@ fn arguments(
 
 impl Turns<'_> {
     /// The first `n` turns.
-    pub fn render(&self, n: usize, add_generation_prompt: bool) -> Result<Rendered, DataError> {
+    pub(crate) fn render(
+        &self,
+        n: usize,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
         self.render_messages(self.messages[..n].to_vec(), add_generation_prompt)
     }
 
     /// The first `n` turns, one of them replaced.
-    pub fn render_with(
+    pub(crate) fn render_with(
         &self,
         n: usize,
         turn: usize,
@@ -296,7 +300,7 @@ impl Turns<'_> {
     }
 
     /// The first `n` turns, without tools.
-    pub fn render_without_tools(&self, n: usize) -> Result<Rendered, DataError> {
+    pub(crate) fn render_without_tools(&self, n: usize) -> Result<Rendered, DataError> {
         let mut variables = self.variables.clone();
         variables.insert("tools".to_owned(), Value::from(()));
         let without = Turns {

@@ -38,7 +38,7 @@ pub(crate) struct Contexts {
 
 impl Contexts {
     /// Renders what is to be trained of a conversation.
-    pub fn of(
+    pub(crate) fn of(
         template: &ChatTemplate,
         conversation: &Conversation,
         turns: &Turns<'_>,

@@ -166,7 +166,7 @@ struct Encoded {
 }
 
 impl<'a> Encoder<'a> {
-    pub fn new(tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Self {
+    pub(crate) fn new(tokenizer: &'a Tokenizer, options: &'a DataOptions) -> Self {
         Self {
             tokenizer,
             options,
@@ -186,7 +186,10 @@ impl<'a> Encoder<'a> {
     /// # Errors
     ///
     /// When a record cannot be used: of several, the first is named.
-    pub fn encode(&mut self, records: Vec<Record>) -> Result<Vec<(Sample, bool)>, DataError> {
+    pub(crate) fn encode(
+        &mut self,
+        records: Vec<Record>,
+    ) -> Result<Vec<(Sample, bool)>, DataError> {
         if let Some(first) = records.first().filter(|_| self.report.n_records == 0) {
             let fields = records.iter().map(|record| &record.fields);
             check_answers(fields, &self.options.columns).map_err(|error| error.at(&first.at))?;
@@ -409,7 +412,7 @@ impl<'a> Encoder<'a> {
     /// For what can only be judged when all records have been seen: keys that
     /// nothing uses, parts that the template leaves out, too many records with
     /// nothing to train.
-    pub fn finish(self) -> Result<ReadReport, DataError> {
+    pub(crate) fn finish(self) -> Result<ReadReport, DataError> {
         let (mut report, options) = (self.report, self.options);
         report.absent = self.absent;
         let path = self.path.unwrap_or_default();

@@ -77,7 +77,7 @@ pub use format::{Answers, Format, HARMLESS, KeyUse, alpaca_prompt};
 pub use load::{Samples, load_files, load_samples, load_samples_cached};
 pub use message::{Conversation, Message};
 pub use mixture::Mixture;
-pub use olora_records::{Location, RecordsError, find};
+pub use olora_records::{ENDINGS, Location, RecordsError, find};
 pub use options::{DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, SystemTurn};
 pub use pack::pack;
 pub use report::{DataReport, PromptStyle};

@@ -63,11 +63,11 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    pub fn row(&self, r: usize) -> &[u32] {
+    pub(crate) fn row(&self, r: usize) -> &[u32] {
         let start = r.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.items[start as usize..self.ends[r] as usize]
     }

@@ -231,14 +231,19 @@ pub fn reference() -> Option<Device> {
     Device::enumerate(kind).into_vec().into_iter().next()
 }
 
-/// Keeps Mesa from printing an error each time that GPUs are looked for, as it
-/// does on a Linux machine that nobody is logged in to. Nothing depends on it
-/// but what is on the terminal; only builds with a backend over wgpu do
-/// anything here.
+/// Sets two variables of the environment, where they are not set:
 ///
-/// The looking asks EGL too, and Mesa's EGL wants to know the directory
-/// `XDG_RUNTIME_DIR`. Where it is not set, it is set to the one for temporary
-/// files, in the environment of this process and of those that it starts.
+/// - `BURN_DEVICE`, by which Burn chooses its default device, to the CPU if the
+///   build has it. The default is otherwise a GPU's backend, also on a machine
+///   without a GPU, where even a model of which only the shapes are asked for
+///   would fail on it.
+/// - `XDG_RUNTIME_DIR`, which Mesa's EGL wants to know when GPUs are looked for,
+///   to the directory for temporary files. Mesa prints an error each time
+///   without it, as on a Linux machine that nobody is logged in to. Nothing
+///   depends on it but what is on the terminal; only builds with a backend over
+///   wgpu set it.
+///
+/// Both are of this process and of those that it starts.
 ///
 /// # Safety
 ///
@@ -246,18 +251,23 @@ pub fn reference() -> Option<Device> {
 /// driver, reads that without a lock. While this runs, no other thread may read
 /// or write the environment: call it first thing in `main`, before any thread
 /// has been started and before any other function of this crate or of Burn.
-pub unsafe fn quieten_mesa() {
+pub unsafe fn set_environment() {
+    const DEFAULT: &str = "BURN_DEVICE";
     const DIRECTORY: &str = "XDG_RUNTIME_DIR";
-    let asks_egl = cfg!(all(feature = "_wgpu", target_os = "linux"));
-    if asks_egl && std::env::var_os(DIRECTORY).is_none() {
+    if cfg!(feature = "flex") && std::env::var_os(DEFAULT).is_none() {
         // SAFETY: no other thread reads or writes the environment meanwhile, which the caller
         // answers for.
+        unsafe { std::env::set_var(DEFAULT, "flex") };
+    }
+    let asks_egl = cfg!(all(feature = "_wgpu", target_os = "linux"));
+    if asks_egl && std::env::var_os(DIRECTORY).is_none() {
+        // SAFETY: as above.
         unsafe { std::env::set_var(DIRECTORY, std::env::temp_dir()) };
     }
 }
 
 /// Sets how kernels are made. Call it before anything else of this crate or of
-/// Burn but [`quieten_mesa`]: what is set is read once.
+/// Burn but [`set_environment`]: what is set is read once.
 ///
 /// # Errors
 ///

@@ -42,7 +42,7 @@ impl From<io::Error> for Broken {
 }
 
 impl Cursor {
-    pub fn new(text: Text, limit: usize) -> Self {
+    pub(crate) fn new(text: Text, limit: usize) -> Self {
         Self {
             text,
             window: Vec::new(),
@@ -55,12 +55,12 @@ impl Cursor {
     }
 
     /// The line of the place, from 1.
-    pub fn line(&self) -> usize {
+    pub(crate) fn line(&self) -> usize {
         self.line
     }
 
     /// Goes to the next byte that is no space, and says which. `None` at the end.
-    pub fn peek(&mut self) -> io::Result<Option<u8>> {
+    pub(crate) fn peek(&mut self) -> io::Result<Option<u8>> {
         loop {
             let rest = &self.window[self.start..];
             let spaces = rest.iter().take_while(|byte| is_space(**byte)).count();
@@ -73,7 +73,7 @@ impl Cursor {
     }
 
     /// Goes past a byte, if it is next.
-    pub fn take(&mut self, byte: u8) -> io::Result<bool> {
+    pub(crate) fn take(&mut self, byte: u8) -> io::Result<bool> {
         let there = self.peek()? == Some(byte);
         if there {
             self.advance(1);
@@ -82,7 +82,7 @@ impl Cursor {
     }
 
     /// The next value.
-    pub fn value<T: DeserializeOwned>(&mut self) -> Result<T, Broken> {
+    pub(crate) fn value<T: DeserializeOwned>(&mut self) -> Result<T, Broken> {
         self.peek()?;
         loop {
             let rest = &self.window[self.start..];
@@ -111,7 +111,7 @@ impl Cursor {
 
     /// Goes past `close`, or past a comma to what follows it. Returns whether
     /// something does.
-    pub fn more(&mut self, close: u8) -> Result<bool, Broken> {
+    pub(crate) fn more(&mut self, close: u8) -> Result<bool, Broken> {
         if self.take(close)? {
             return Ok(false);
         }
@@ -126,7 +126,7 @@ impl Cursor {
     }
 
     /// What is wrong here: something else was expected.
-    pub fn expected(&self, what: &str) -> Broken {
+    pub(crate) fn expected(&self, what: &str) -> Broken {
         let found = self.window.get(self.start);
         self.here(match found {
             None => format!("the file ends where {what} was expected"),
@@ -134,7 +134,7 @@ impl Cursor {
         })
     }
 
-    pub fn here(&self, reason: String) -> Broken {
+    pub(crate) fn here(&self, reason: String) -> Broken {
         Broken::Json {
             line: self.line,
             column: self.column + 1,

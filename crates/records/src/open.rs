@@ -151,7 +151,7 @@ impl Stamp {
     /// # Errors
     ///
     /// The file is another than when it was opened.
-    pub fn check(&self, path: &Path) -> Result<(), RecordsError> {
+    pub(crate) fn check(&self, path: &Path) -> Result<(), RecordsError> {
         let now = std::fs::metadata(path).map(|metadata| Self::of(&metadata));
         match now {
             Ok(now) if (now.0, now.1) == (self.0, self.1) => Ok(()),

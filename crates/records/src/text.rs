@@ -22,7 +22,7 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    pub fn new(inner: Box<dyn Read>) -> Self {
+    pub(crate) fn new(inner: Box<dyn Read>) -> Self {
         Self {
             inner,
             buffer: vec![0; CHUNK],
@@ -149,7 +149,7 @@ pub(crate) struct Utf16<R> {
 
 impl<R: Read> Utf16<R> {
     /// Of what follows the byte order mark.
-    pub fn new(inner: R, big_endian: bool) -> Self {
+    pub(crate) fn new(inner: R, big_endian: bool) -> Self {
         Self {
             inner,
             big_endian,

@@ -40,7 +40,7 @@ pub(crate) fn card(
     };
     line(format_args!("# {}\n\n", recipe.name));
     line(format_args!(
-        "An adapter for `{base}`, trained with [olora](https://github.com/olora/olora) and saved as PEFT \
+        "An adapter for `{base}`, trained with olora and saved as PEFT \
          files.\n\n"
     ));
     line(format_args!("| | |\n|---|---|\n"));

@@ -8,10 +8,13 @@ mod differences;
 mod logging;
 mod objective;
 mod parse;
+mod paths;
 mod rate;
 mod resize;
 mod resuming;
+mod schema;
 mod tasks;
+mod unknown;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,6 +22,7 @@ use olora_adapter::Placement;
 use olora_data::DataOptions;
 use olora_model::{Dtype, Packing};
 use olora_training::{Decay, LearningRate, Objective, Recompute};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -27,8 +31,10 @@ pub use self::{
     differences::differences,
     logging::{LoggingSection, MlflowSection, TensorBoard},
     objective::{Method as ObjectiveMethod, ObjectiveSection, PairLoss},
+    paths::written_beside,
     rate::Rate,
     resize::ResizeEmbeddings,
+    schema::{schema, tables},
     tasks::{BestBy, TasksSection},
 };
 pub(crate) use self::{
@@ -38,16 +44,20 @@ pub(crate) use self::{
 
 /// A whole recipe. Unknown keys are refused; the run directory gets it back
 /// with every default written out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Names the run directory, `<output.directory>/<name>`.
+    /// Name of the run, a directory name: at most 200 bytes, no `/`, `\`, line breaks or other
+    /// control characters. Its directory is `<output.directory>/<name>`.
     pub name: String,
-    /// Seeds weights, factors, data order and dropout.
+    /// Seeds random weights, the factors' start, the order of the data and dropout.
     #[serde(default = "default_seed")]
+    #[schemars(range(min = 0, max = i64::MAX))]
     pub seed: u64,
-    /// `cpu`, `cuda`, `cuda:1`, `wgpu`, …; what is allowed depends on the build.
+    /// `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan`, `metal`, `rocm`. Which of them work depends on
+    /// the build.
     #[serde(default = "default_device")]
+    #[schemars(extend("x-see" = "devices.md"))]
     pub device: String,
     /// The base model.
     pub model: ModelSection,
@@ -127,45 +137,51 @@ fn default_device() -> String {
 }
 
 /// `[model]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face checkpoint directory or a GGUF file, relative to the working
-    /// directory; on the command line also a name on the Hugging Face hub.
+    /// A Hugging Face checkpoint directory or a GGUF file. On the command line also a name on the
+    /// Hugging Face hub.
+    #[schemars(extend("x-see" = "models.md"))]
     pub path: PathBuf,
-    /// What an adapter records as its base; the path if not given, and for a
-    /// model that was named as on the hub, that name.
+    /// What the adapter records as its base model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`path`, or the hub name"))]
     pub base_name: Option<String>,
-    /// The number format that the base is held in. If not given: float32 on the
-    /// CPU and for a model of which every weight trains; on a GPU bfloat16 for
-    /// a half-precision checkpoint, if the device computes in it.
+    /// Number format that the base weights are held in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::dtype", extend("x-default" = "see below"))]
     pub dtype: Option<Dtype>,
-    /// The number format of activations and matrix products; the base's own if
-    /// not given. Factors, optimiser, norms, softmax and loss are float32
-    /// whatever this is.
+    /// Number format of activations and matrix products; on the CPU `bfloat16` is that of products
+    /// alone, and the base is held in it. Factors, optimiser state, norms, softmax and loss are
+    /// float32 in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::dtype", extend("x-default" = "`model.dtype`"), extend("x-see" = "devices.md#precision"))]
     pub compute_dtype: Option<Dtype>,
-    /// Whether a device without the number formats asked for may use float32
-    /// in their place; if not, the run is refused.
+    /// If the device lacks a number format asked for: use float32 (`true`) or stop with an error
+    /// (`false`).
     #[serde(default)]
     pub dtype_fallback: bool,
-    /// In what few bits the base's matrices are held, which are then not
-    /// [`dtype`](Self::dtype).
+    /// What the base's matrices are held in: as the files have them, all unpacked, or packed as
+    /// they are read.
     #[serde(default, skip_serializing_if = "Packing::is_stored")]
+    #[schemars(schema_with = "schema::packing", extend("x-see" = "models.md#packed-weights"), extend("default" = "stored"))]
     pub quantize: Packing,
-    /// How many rows embedding and vocabulary projection get, for tokens that were
-    /// added to the tokenizer; as many as the model has if not given.
+    /// Adds rows to embedding and `lm_head` for tokens that were added to the tokenizer: as many as
+    /// it has tokens, at least so many, or up to a multiple. The new rows start as in transformers
+    /// and train.
     #[serde(default, skip_serializing_if = "ResizeEmbeddings::is_no")]
+    #[schemars(schema_with = "schema::resize_embeddings", extend("x-see" = "models.md#tokens-that-were-added"), extend("default" = false))]
     pub resize_embeddings: ResizeEmbeddings,
-    /// Whether weights come from the checkpoint or are drawn afresh.
+    /// `checkpoint` loads the weights. `random` draws them at random and reads only `config.json`
+    /// and the tokenizer; it needs `adapter.method = "none"`. `timing` is `random` with an adapter
+    /// allowed, for measuring speed and memory: nothing useful is learned.
     #[serde(default)]
     pub weights: Weights,
 }
 
 /// Where the base weights come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
     /// Loaded from the checkpoint.
@@ -179,7 +195,7 @@ pub enum Weights {
 }
 
 /// The update rule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay.
@@ -190,69 +206,98 @@ pub enum OptimizerKind {
 }
 
 /// `[training]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingSection {
-    /// Optimiser steps; give this or `epochs`.
+    /// Length of the run in optimiser steps. Give this or `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_steps: Option<usize>,
-    /// Passes over the data; 1 if neither is given.
+    /// Length of the run in passes over the data, if `max_steps` is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100_000.0), extend("exclusiveMinimum" = 0), extend("x-default" = "1"))]
     pub epochs: Option<f64>,
-    /// Sequences per micro-batch.
+    /// Sequences (rows, with `packing`; pairs, with an objective of pairs) per micro-batch. At
+    /// least 2 with `kto`.
+    #[schemars(range(min = 1, max = 65_536))]
     pub batch_size: usize,
-    /// Micro-batches per step; the result is that of one large batch.
+    /// Micro-batches per step. The result is that of one large batch: loss and gradients are summed
+    /// over trained tokens and divided once. Several processes share them out, so it counts those
+    /// of all.
+    #[schemars(range(min = 1, max = 65_536), extend("x-see" = "parallel.md"))]
     pub accumulation: usize,
-    /// The highest learning rate, or `"auto"`.
+    /// The highest learning rate. `"auto"` finds one for method, rank, data and batch before the
+    /// first step; not with `optimizer = "sgd"`, `adapter.method = "none"` or several processes.
+    #[schemars(schema_with = "schema::rate", extend("x-see" = "methods.md#the-learning-rate"))]
     pub learning_rate: Rate,
-    /// Where the schedule ends.
+    /// Learning rate at the last step. Not with `schedule = "constant"`, nor with `learning_rate =
+    /// "auto"`.
     pub min_learning_rate: f64,
-    /// `LoRA+` (Hayou et al. 2024, arXiv 2402.12354): `B` learns at this many
-    /// times the learning rate; 1 if not given.
+    /// LoRA+ (arXiv 2402.12354): `B` learns at this many times the learning rate. Not with
+    /// `adapter.method = "none"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0), extend("x-default" = "1"))]
     pub loraplus_ratio: Option<f64>,
-    /// Steps of linear warm-up. If the run has no more than these, a tenth of
-    /// the run's, so that the learning rate is reached.
+    /// Steps of linear warm-up. If the run has no more steps than these, a tenth of the run
+    /// (rounded up) is taken instead, so that `learning_rate` is reached; a note says so.
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup_steps: usize,
-    /// The decay after warm-up.
+    /// Learning-rate decay after warm-up. `wsd` (warm-up, stable, decay) stays at the highest rate
+    /// and goes down in a straight line over the last `decay_steps`.
+    #[schemars(schema_with = "schema::decay")]
     pub schedule: Decay,
-    /// Steps of decay at the end, with `schedule = "wsd"`; a fifth of the run's if
-    /// not given.
+    /// With `wsd` only: steps of decay at the end of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000), extend("x-default" = "a fifth of the run"))]
     pub decay_steps: Option<usize>,
-    /// The update rule.
+    /// AdamW, or plain gradient descent. `weight_decay`, `beta1`, `beta2` and `epsilon` are for
+    /// AdamW only.
     pub optimizer: OptimizerKind,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay. Its product with `learning_rate`, the share of each weight that a
+    /// step takes away, must be below 1.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Adam's first decay rate.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub beta1: f64,
     /// Adam's second decay rate.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub beta2: f64,
     /// Adam's denominator offset.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub epsilon: f64,
-    /// Gradients are scaled down to this global norm; 0 leaves them alone.
+    /// Gradients are clipped to this global norm. 0 does not clip.
+    #[schemars(range(min = 0.0))]
     pub max_grad_norm: f64,
     /// Steps between logged lines.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub log_every: usize,
-    /// Steps between evaluations; 0 evaluates only before and after.
+    /// Steps between evaluations. 0 evaluates only before and after.
+    #[schemars(range(max = 1_000_000_000))]
     pub evaluate_every: usize,
-    /// Training stops after so many evaluations without a better one; never if not
-    /// given.
+    /// Training stops after so many evaluations without a better one than the best so far. Needs
+    /// validation data and `evaluate_every`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("x-default" = "never"))]
     pub patience: Option<usize>,
-    /// What an evaluation is better by, for `patience` and `output.keep = "best"`.
+    /// What an evaluation is better by, for `patience` and `output.keep = "best"`: a lower
+    /// validation loss, or a higher score on the task.
     #[serde(skip_serializing_if = "BestBy::is_loss")]
+    #[schemars(schema_with = "schema::best_by", extend("default" = "loss"))]
     pub best_by: BestBy,
-    /// Steps between checkpoints; 0 writes only the last.
+    /// Steps between checkpoints. 0 writes only the last.
+    #[schemars(range(max = 1_000_000_000))]
     pub checkpoint_every: usize,
-    /// How many checkpoints to keep.
+    /// How many checkpoints are kept.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub keep_checkpoints: usize,
-    /// Sequences are padded to a multiple of this length, so that a device that
-    /// chooses kernels by shape sees few shapes. If not given: 1 on the CPU,
-    /// 64 on a GPU.
+    /// Sequences are padded to a multiple of this length, so that a GPU sees few shapes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536), extend("x-default" = "1 on the CPU, 64 on a GPU"))]
     pub pad_to_multiple_of: Option<usize>,
-    /// What is computed again in the backward pass rather than kept.
+    /// `blocks` keeps only each block's input and computes the block again in the backward pass:
+    /// less memory, a third more work, the same gradients.
+    #[schemars(schema_with = "schema::recompute")]
     pub recompute: Recompute,
 }
 
@@ -317,13 +362,14 @@ impl TrainingSection {
 }
 
 /// `[samples]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplesSection {
-    /// Texts to continue, or user messages if the checkpoint has a chat
-    /// template.
+    /// Prompts that are answered before and after training. User messages if the checkpoint has a
+    /// chat template, texts to continue otherwise.
     pub prompts: Vec<String>,
-    /// Longest continuation.
+    /// Longest answer.
+    #[schemars(range(max = 1_048_576))]
     pub max_new_tokens: usize,
 }
 
@@ -337,7 +383,7 @@ impl Default for SamplesSection {
 }
 
 /// Which weights are the result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Those of the last step.
@@ -350,18 +396,22 @@ pub enum Keep {
 }
 
 /// `[output]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputSection {
-    /// Runs are made in here, relative to the working directory.
+    /// Run directories are made in here.
+    #[schemars(extend("x-type" = "path"))]
     pub directory: PathBuf,
-    /// Which weights are the result; see [`Recipe::keep`] for what it is if not
-    /// given.
+    /// Which weights are the result: those of the last step, or those with the lowest validation
+    /// loss (or what `training.best_by` says) of all evaluations after the first step. Samples are
+    /// of the last step either way. `best` needs validation data.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`\"last\"`; with `patience` `\"best\"`"))]
     pub keep: Option<Keep>,
-    /// With `adapter.method = "none"`: the number format of the saved model;
-    /// float32 if not given.
+    /// Only with `adapter.method = "none"`: number format of the saved model. Adapters are saved in
+    /// float32.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::dtype", extend("x-default" = "float32"))]
     pub dtype: Option<Dtype>,
 }
 

@@ -79,7 +79,7 @@ impl RunDirectory {
         if !self.writes {
             return Ok(());
         }
-        let text = recipe.to_toml()?;
+        let text = recipe.to_be_kept_in(&self.path)?;
         for name in [METRICS, SUMMARY, SAMPLES] {
             self.remove(name)?;
         }
@@ -124,7 +124,8 @@ impl RunDirectory {
         }
         self.remove(SUMMARY)?;
         if let Some(recipe) = recipe {
-            self.write(RECIPE, recipe.to_toml()?.as_bytes())?;
+            let text = recipe.to_be_kept_in(&self.path)?;
+            self.write(RECIPE, text.as_bytes())?;
         }
         self.forget_after(step)
     }
@@ -132,7 +133,7 @@ impl RunDirectory {
     /// The recipe of a run that has begun.
     pub(crate) fn known(&self) -> Result<Option<Recipe>, RunError> {
         let path = self.path().join(RECIPE);
-        let there = path.exists().then(|| Recipe::load(&path, &[]));
+        let there = path.exists().then(|| Recipe::kept(&path));
         there.transpose()
     }
 
@@ -151,7 +152,7 @@ impl RunDirectory {
                 Err(RunError::NoRun(path.to_owned()))
             };
         }
-        let mut started_with = Recipe::load(&path.join(RECIPE), &[])?;
+        let mut started_with = Recipe::kept(&path.join(RECIPE))?;
         // Runs from before these keys were written did as follows.
         let base = *started_with.model.dtype.get_or_insert(Dtype::F32);
         started_with.model.compute_dtype.get_or_insert(base);
@@ -162,7 +163,10 @@ impl RunDirectory {
             .directory
             .clone_from(&recipe.output.directory);
         started_with.name.clone_from(&recipe.name);
-        let changes = changes(&started_with.to_toml()?, &recipe.to_toml()?);
+        let changes = changes(
+            &started_with.with_whole_paths().to_toml()?,
+            &recipe.with_whole_paths().to_toml()?,
+        );
         let refused = changes.iter().filter(|change| !change.is_allowed());
         let differences: Vec<_> = refused.map(ToString::to_string).collect();
         if !differences.is_empty() {

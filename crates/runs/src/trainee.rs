@@ -19,7 +19,7 @@ use olora_training::{Learns, Measure, Passes};
 /// The model together with what the stepwise loop needs to reach inside
 /// `Learner`.
 #[derive(Module, Debug)]
-pub struct Trainee {
+pub(crate) struct Trainee {
     /// The model.
     pub llama: Llama,
     #[module(skip)]
@@ -58,7 +58,7 @@ impl OptimizerTap {
 
 /// What one micro-batch gives, as Burn's metrics take it.
 #[derive(Clone, Debug)]
-pub struct StepOutput {
+pub(crate) struct StepOutput {
     /// The summed loss, `[1]`, f32, without autodiff.
     pub loss_sum: Tensor<1>,
     /// Other sums, `[1]` each, without autodiff.

@@ -18,7 +18,7 @@ use olora_devices::{KernelOptions, Opened};
 
 fn main() -> anyhow::Result<()> {
     // SAFETY: nothing comes before it, so this thread is the only one.
-    unsafe { olora_devices::quieten_mesa() };
+    unsafe { olora_devices::set_environment() };
     // SPIR-V if `vulkan` is compiled in, else portable shaders.
     let name = if cfg!(feature = "vulkan") {
         "vulkan"

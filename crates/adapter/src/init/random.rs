@@ -10,13 +10,13 @@ use rand_distr::StandardNormal;
 use super::thin_q;
 
 /// A generator for one layer.
-pub fn generator(seed: u64, path_id: u64) -> ChaCha8Rng {
+pub(crate) fn generator(seed: u64, path_id: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed ^ path_id)
 }
 
 /// PEFT's default `A` (`init_lora_weights: true`): Kaiming-uniform with
 /// `a = √5`, which is `U(−1/√d_in, 1/√d_in)`, as `[d_in, rank]` row-major.
-pub fn kaiming_uniform_a(d_in: usize, rank: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+pub(crate) fn kaiming_uniform_a(d_in: usize, rank: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let bound = 1.0 / (d_in as f32).sqrt();
     (0..d_in * rank)
         .map(|_| rng.random_range(-bound..bound))
@@ -24,14 +24,14 @@ pub fn kaiming_uniform_a(d_in: usize, rank: usize, rng: &mut ChaCha8Rng) -> Vec<
 }
 
 /// `n` values of a normal distribution with mean 0.
-pub fn normal(n: usize, deviation: f32, rng: &mut ChaCha8Rng) -> Vec<f32> {
+pub(crate) fn normal(n: usize, deviation: f32, rng: &mut ChaCha8Rng) -> Vec<f32> {
     (0..n)
         .map(|_| rng.sample::<f32, _>(StandardNormal) * deviation)
         .collect()
 }
 
 /// A matrix of standard normal values.
-pub fn normal_matrix(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> DMatrix<f64> {
+pub(crate) fn normal_matrix(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> DMatrix<f64> {
     DMatrix::from_fn(rows, columns, |_, _| rng.sample(StandardNormal))
 }
 
@@ -39,7 +39,11 @@ pub fn normal_matrix(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> DMatr
 /// size, `A` in the span of its even rows and `B` in that of its odd ones, each
 /// a tenth of normal values. `A` is `[d_in, rank]`, `B` `[rank, d_out]`, both
 /// row-major; their product is zero up to rounding.
-pub fn orthogonal([d_in, d_out]: [usize; 2], rank: usize, rng: &mut ChaCha8Rng) -> [Vec<f32>; 2] {
+pub(crate) fn orthogonal(
+    [d_in, d_out]: [usize; 2],
+    rank: usize,
+    rng: &mut ChaCha8Rng,
+) -> [Vec<f32>; 2] {
     let q = thin_q(normal_matrix(rank, rank, rng));
     let rows = |first: usize| {
         let indices: Vec<usize> = (first..rank).step_by(2).collect();

@@ -229,7 +229,7 @@ impl<'a> Lanczos<'a> {
 
 /// The last step of a randomised decomposition: the `k` largest components from an orthonormal basis `q`,
 /// `[m, p]`, of the range of `W`, and `Wᵀq`, `[n, p]`.
-pub fn from_basis(q: &DMatrix<f64>, projected: &DMatrix<f64>, k: usize) -> Svd {
+pub(super) fn from_basis(q: &DMatrix<f64>, projected: &DMatrix<f64>, k: usize) -> Svd {
     // Wᵀq = V·S·Uqᵀ.
     let Svd { u: v, s, v: uq } = svd(projected, Which::Largest, k);
     Svd { u: q * uq, s, v }

@@ -12,14 +12,14 @@ use burn::{
 use olora_adapter::{AdapterConfig, Project};
 
 #[derive(Module, Debug)]
-pub struct Toy {
+pub(crate) struct Toy {
     pub embed: Embedding,
     pub up: Linear,
     pub down: Linear,
 }
 
 impl Toy {
-    pub fn new(d_in: usize, d_mid: usize, d_out: usize, device: &Device) -> Self {
+    pub(crate) fn new(d_in: usize, d_mid: usize, d_out: usize, device: &Device) -> Self {
         device.seed(7);
         Self {
             embed: EmbeddingConfig::new(11, d_in).init(device),
@@ -30,29 +30,29 @@ impl Toy {
         }
     }
 
-    pub fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         self.down.project(self.up.project(x))
     }
 
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         self.down.forward(self.up.forward(x))
     }
 }
 
 /// Holds the process's one random generator for a test, from a fixed seed, so
 /// that tests in other threads do not change what this one draws.
-pub fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     Device::flex().seed(7);
     guard
 }
 
-pub fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+pub(crate) fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), (device, DType::F32))
 }
 
-pub fn config(rank: usize, alpha: f64) -> AdapterConfig {
+pub(crate) fn config(rank: usize, alpha: f64) -> AdapterConfig {
     AdapterConfig {
         rank,
         alpha,
@@ -60,11 +60,11 @@ pub fn config(rank: usize, alpha: f64) -> AdapterConfig {
     }
 }
 
-pub fn silent() -> impl FnMut(usize, usize) {
+pub(crate) fn silent() -> impl FnMut(usize, usize) {
     |_done, _all| {}
 }
 
-pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor
         .without_autodiff()
         .into_data_dtype(DType::F32)
@@ -72,7 +72,7 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .unwrap()
 }
 
-pub fn max_diff<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
+pub(crate) fn max_diff<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
     assert_eq!(a.dims(), b.dims());
     values(a)
         .iter()
@@ -81,7 +81,7 @@ pub fn max_diff<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
         .fold(0.0, f32::max)
 }
 
-pub fn cast(toy: Toy, dtype: DType) -> Toy {
+pub(crate) fn cast(toy: Toy, dtype: DType) -> Toy {
     struct Cast(DType);
     impl ModuleMapper for Cast {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

@@ -6,14 +6,14 @@ use clap::Args;
 use olora_tasks::TaskName;
 
 use super::{
-    RecipeArgs,
+    RecipeFile,
     values::{output, rank, samples, steps, widen},
 };
 
 #[derive(Args)]
 pub(crate) struct CompareArgs {
     #[command(flatten)]
-    pub(crate) recipe: RecipeArgs,
+    pub(crate) recipe: RecipeFile,
     /// What to compare: starts, with +rslora, +dora or +loraplus where wanted; `rslora`, `dora` and
     /// `loraplus` stand for LoRA with them
     #[arg(long, value_delimiter = ',', default_value = "lora,olora")]

@@ -10,14 +10,14 @@ use std::{
 use assert_cmd::Command;
 use tempfile::TempDir;
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .canonicalize()
         .unwrap()
 }
 
-pub fn olora(arguments: &[&str]) -> Output {
+pub(crate) fn olora(arguments: &[&str]) -> Output {
     Command::cargo_bin("olora")
         .unwrap()
         .current_dir(root())
@@ -28,16 +28,16 @@ pub fn olora(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// `olora train` on the quickstart, shortened, into `out`.
-pub fn train(out: &TempDir, overrides: &[&str]) -> Output {
+pub(crate) fn train(out: &TempDir, overrides: &[&str]) -> Output {
     let directory = format!("output.directory=\"{}\"", out.path().display());
     let mut arguments = vec!["train", "recipes/quickstart.toml", "--set", &directory];
     let short = [
@@ -52,7 +52,7 @@ pub fn train(out: &TempDir, overrides: &[&str]) -> Output {
 }
 
 /// Runs, expecting failure with this code, and returns what was said.
-pub fn refused(output: &Output, code: i32) -> String {
+pub(crate) fn refused(output: &Output, code: i32) -> String {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert_eq!(stdout(output), "", "an error has no result");

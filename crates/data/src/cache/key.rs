@@ -29,13 +29,13 @@ const MADE_BY: &str = env!("OLORA_MADE_BY");
 pub(crate) struct Fields(Sha256);
 
 impl Fields {
-    pub fn add(&mut self, field: impl AsRef<[u8]>) {
+    pub(crate) fn add(&mut self, field: impl AsRef<[u8]>) {
         let field = field.as_ref();
         self.0.update((field.len() as u64).to_le_bytes());
         self.0.update(field);
     }
 
-    pub fn finish(self) -> Key {
+    pub(crate) fn finish(self) -> Key {
         self.0.finalize().into()
     }
 }

@@ -44,7 +44,7 @@ pub(super) enum Bound {
 }
 
 impl Bound {
-    pub fn words(self) -> String {
+    pub(super) fn words(self) -> String {
         match self {
             Self::Work => format!("it takes more than {} steps", limits().work),
             Self::Bytes => format!(

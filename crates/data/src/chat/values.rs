@@ -30,7 +30,7 @@ pub(super) struct Measure {
 }
 
 impl Measure {
-    pub fn of(value: &Value) -> Self {
+    pub(super) fn of(value: &Value) -> Self {
         if let Some(text) = value.as_str() {
             return Self {
                 depth: 0,
@@ -307,12 +307,12 @@ pub(super) struct Lazy {
 }
 
 impl Lazy {
-    pub fn generator(items: Vec<Value>) -> Value {
+    pub(super) fn generator(items: Vec<Value>) -> Value {
         Self::made(items, None)
     }
 
     /// Keys, values or items of a map.
-    pub fn view(items: Vec<Value>, name: &'static str) -> Value {
+    pub(super) fn view(items: Vec<Value>, name: &'static str) -> Value {
         Self::made(items, Some(name))
     }
 
@@ -325,12 +325,12 @@ impl Lazy {
         })
     }
 
-    pub fn is_generator(value: &Value) -> bool {
+    pub(super) fn is_generator(value: &Value) -> bool {
         let lazy = value.downcast_object_ref::<Self>();
         lazy.is_some_and(|lazy| lazy.view.is_none())
     }
 
-    pub fn is(value: &Value) -> bool {
+    pub(super) fn is(value: &Value) -> bool {
         value.downcast_object_ref::<Self>().is_some()
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// `None` for sizes that no memory could hold.
-    pub fn new(
+    pub(crate) fn new(
         n_tokens: usize,
         n_samples: usize,
         has_weights: bool,
@@ -81,7 +81,7 @@ impl Layout {
     }
 
     /// Reads the footer. `None` for sizes that are not a file's of `n_bytes`.
-    pub fn parse(footer: &[u8; FOOTER], n_bytes: u64) -> Option<Self> {
+    pub(crate) fn parse(footer: &[u8; FOOTER], n_bytes: u64) -> Option<Self> {
         let mut sizes = [0; 4];
         for (size, bytes) in sizes.iter_mut().zip(footer.as_chunks::<8>().0) {
             *size = usize::try_from(u64::from_le_bytes(*bytes)).ok()?;
@@ -95,7 +95,7 @@ impl Layout {
         (whole as u64 == n_bytes).then_some(layout)
     }
 
-    pub fn footer(&self) -> [u8; FOOTER] {
+    pub(crate) fn footer(&self) -> [u8; FOOTER] {
         let weights = if self.has_weights { self.n_tokens } else { 0 };
         let sizes = [self.n_tokens, self.n_samples, weights, self.n_report];
         let mut footer = [0; FOOTER];
@@ -149,7 +149,7 @@ pub(crate) struct Store {
 
 impl Store {
     /// `bytes` are as `layout` says: they are the writer's own.
-    pub fn in_memory(bytes: Vec<u8>, layout: Layout) -> Self {
+    pub(crate) fn in_memory(bytes: Vec<u8>, layout: Layout) -> Self {
         Self {
             bytes: Bytes::Memory(bytes),
             layout,
@@ -158,7 +158,7 @@ impl Store {
     }
 
     /// Maps a file that was written by this process, or checked.
-    pub fn mapped(file: File, layout: Layout) -> io::Result<Self> {
+    pub(crate) fn mapped(file: File, layout: Layout) -> io::Result<Self> {
         // SAFETY: as with every reader of mapped files, whoever cuts the file
         // short or writes into it while it is mapped would crash this process.
         // Olora writes such a file once, under another name or none, and after
@@ -176,33 +176,33 @@ impl Store {
         })
     }
 
-    pub fn n_samples(&self) -> usize {
+    pub(crate) fn n_samples(&self) -> usize {
         self.layout.n_samples
     }
 
-    pub fn n_tokens(&self) -> usize {
+    pub(crate) fn n_tokens(&self) -> usize {
         self.layout.n_tokens
     }
 
     /// Bytes that are in memory and stay there.
-    pub fn resident_bytes(&self) -> usize {
+    pub(crate) fn resident_bytes(&self) -> usize {
         match &self.bytes {
             Bytes::Memory(bytes) => bytes.len(),
             Bytes::Mapped(map, _) => map.len().min(RESIDENT),
         }
     }
 
-    pub fn is_mapped(&self) -> bool {
+    pub(crate) fn is_mapped(&self) -> bool {
         matches!(self.bytes, Bytes::Mapped(..))
     }
 
     /// What the reader reported, as JSON.
-    pub fn report(&self) -> &[u8] {
+    pub(crate) fn report(&self) -> &[u8] {
         self.section(self.layout.report())
     }
 
     /// Whether samples end one after the other and the last with the last token.
-    pub fn is_sound(&self) -> bool {
+    pub(crate) fn is_sound(&self) -> bool {
         let mut before = 0;
         for k in 0..self.n_samples() {
             let end = self.raw_end(k) & !FLAGS;
@@ -215,25 +215,25 @@ impl Store {
     }
 
     /// Whether a sample is of the same record as the one before it.
-    pub fn continues(&self, k: usize) -> bool {
+    pub(crate) fn continues(&self, k: usize) -> bool {
         self.raw_end(k) & CONTINUES != 0
     }
 
     /// Whether a sample was judged, and to be a good answer.
-    pub fn preferred(&self, k: usize) -> Option<bool> {
+    pub(crate) fn preferred(&self, k: usize) -> Option<bool> {
         let end = self.raw_end(k);
         (end & JUDGED != 0).then_some(end & BAD == 0)
     }
 
     /// The tokens of a sample.
-    pub fn span(&self, k: usize) -> Range<usize> {
+    pub(crate) fn span(&self, k: usize) -> Range<usize> {
         let start = k.checked_sub(1).map_or(0, |before| self.end(before));
         start..self.end(k).max(start)
     }
 
     /// Of a range of tokens: all of them, which are trained, and what they count
     /// if any that is trained counts other than 1.
-    pub fn sample(&self, range: Range<usize>) -> Sample {
+    pub(crate) fn sample(&self, range: Range<usize>) -> Sample {
         let tokens = words(self.tokens_at(range.clone())).collect();
         let bits = self.bits_at(&range);
         let trained = range
@@ -253,7 +253,7 @@ impl Store {
     }
 
     /// How many of a range of tokens are trained.
-    pub fn n_trained(&self, range: Range<usize>) -> usize {
+    pub(crate) fn n_trained(&self, range: Range<usize>) -> usize {
         let bits = self.bits_at(&range);
         let (Some((&first, _)), Some((&last, _))) = (bits.split_first(), bits.split_last()) else {
             return 0;

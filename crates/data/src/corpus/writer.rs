@@ -51,7 +51,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// `key` goes into the file: zeros where it is kept under none.
-    pub fn new(place: Place, key: &Key) -> io::Result<Self> {
+    pub(crate) fn new(place: Place, key: &Key) -> io::Result<Self> {
         let (output, directory, is_checked) = match place {
             Place::Memory => (Output::Memory(Vec::new()), None, false),
             Place::Unnamed(directory) => {
@@ -83,7 +83,7 @@ impl Writer {
     }
 
     /// `continues`: whether it is of the same record as the one before it.
-    pub fn push(&mut self, sample: &Sample, continues: bool) -> io::Result<()> {
+    pub(crate) fn push(&mut self, sample: &Sample, continues: bool) -> io::Result<()> {
         if sample.weights.is_some() && self.weights.is_none() {
             let mut weights = Spool::new(self.directory.as_ref())?;
             for _ in 0..self.n_tokens {
@@ -129,7 +129,7 @@ impl Writer {
     }
 
     /// Writes what comes after the tokens.
-    pub fn finish(self, report: &[u8]) -> io::Result<Written> {
+    pub(crate) fn finish(self, report: &[u8]) -> io::Result<Written> {
         let Self {
             mut main,
             mut bits,

@@ -27,7 +27,7 @@ pub(super) struct Answer {
 impl Answer {
     /// What is under `key`, which may be absent: of a file some records may have
     /// no answer.
-    pub fn of(
+    pub(super) fn of(
         fields: &Fields,
         key: &'static str,
         options: &DataOptions,

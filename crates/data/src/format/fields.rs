@@ -118,7 +118,7 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub fn new(record: &'a Record) -> Self {
+    pub(super) fn new(record: &'a Record) -> Self {
         Self {
             record,
             used: RefCell::default(),
@@ -127,19 +127,19 @@ impl<'a> Fields<'a> {
     }
 
     /// What is under a key, if anything, which then counts as used.
-    pub fn take(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn take(&self, key: &str) -> Option<&'a Value> {
         let (key, value) = self.record.get_key_value(key)?;
         self.used.borrow_mut().push(key);
         (!is_blank(value)).then_some(value)
     }
 
     /// Whether there is anything under a key.
-    pub fn says(&self, key: &str) -> bool {
+    pub(super) fn says(&self, key: &str) -> bool {
         self.record.get(key).is_some_and(|value| !is_blank(value))
     }
 
     /// The first of the keys that says anything, else the first that is there.
-    pub fn pick(&self, keys: &[&'static str]) -> Option<&'static str> {
+    pub(super) fn pick(&self, keys: &[&'static str]) -> Option<&'static str> {
         let there = |key: &&&str| self.record.contains_key(**key);
         let says = |key: &&&str| self.record.get(**key).is_some_and(|v| !is_blank(v));
         keys.iter()
@@ -149,16 +149,16 @@ impl<'a> Fields<'a> {
     }
 
     /// A key without a part in what is learnt of this record, as long as it is short.
-    pub fn set_aside(&self, key: &'static str) {
+    pub(super) fn set_aside(&self, key: &'static str) {
         self.harmless.borrow_mut().push(key);
     }
 
-    pub fn record(&self) -> &'a Record {
+    pub(super) fn record(&self) -> &'a Record {
         self.record
     }
 
     /// Every key with what became of it. `said` is all text that is used.
-    pub fn account(&self, said: &[&str], ignore: &[String]) -> Vec<(&'a str, KeyUse)> {
+    pub(super) fn account(&self, said: &[&str], ignore: &[String]) -> Vec<(&'a str, KeyUse)> {
         let used = self.used.borrow();
         self.record
             .iter()

@@ -54,7 +54,11 @@ pub(super) fn list(value: &Value) -> Option<Vec<Value>> {
 
 impl Turns {
     /// Reads the turns under `key`.
-    pub fn read(key: &str, items: &[Value], options: &DataOptions) -> Result<Self, DataError> {
+    pub(super) fn read(
+        key: &str,
+        items: &[Value],
+        options: &DataOptions,
+    ) -> Result<Self, DataError> {
         let is_one = |item: &Value| item.get("weight").and_then(Value::as_f64) == Some(1.0);
         let mut turns = Self {
             is_even: items.iter().all(is_one),
@@ -80,14 +84,14 @@ impl Turns {
         Ok(turns)
     }
 
-    pub fn say(&mut self, role: &str, text: &str) {
+    pub(super) fn say(&mut self, role: &str, text: &str) {
         self.messages.push(Message::new(role, text));
         self.weights.push(1.0);
         self.says_so.push(false);
     }
 
     /// What each counts where turns are context: nothing, unless they say so.
-    pub fn asked_weights(&self) -> Vec<f32> {
+    pub(super) fn asked_weights(&self) -> Vec<f32> {
         let said = self.says_so.iter().chain(std::iter::repeat(&false));
         let both = self.weights.iter().zip(said);
         both.map(|(weight, said)| if *said { *weight } else { 0.0 })

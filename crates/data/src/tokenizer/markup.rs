@@ -50,7 +50,7 @@ impl Tokenizer {
 impl Markup {
     /// Takes the words that end a turn from the ends of turns, since the template
     /// writes them again. Returns how many turns had them.
-    pub fn take_ends(&self, conversation: &mut Conversation) -> usize {
+    pub(crate) fn take_ends(&self, conversation: &mut Conversation) -> usize {
         let mut n = 0;
         for message in &mut conversation.messages {
             let content = message.content().trim_end();
@@ -68,7 +68,7 @@ impl Markup {
 
     /// The first such word of each turn that has one: what it is and where, and how
     /// the turn begins.
-    pub fn found(&self, conversation: &Conversation) -> Vec<(String, String)> {
+    pub(crate) fn found(&self, conversation: &Conversation) -> Vec<(String, String)> {
         let turns = conversation.messages.iter();
         turns
             .filter_map(|message| {

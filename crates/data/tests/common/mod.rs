@@ -8,15 +8,15 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-pub const CHATML: &str = "{% for message in messages %}\
+pub(crate) const CHATML: &str = "{% for message in messages %}\
     {{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-pub const SPECIALS: [&str; 4] = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"];
+pub(crate) const SPECIALS: [&str; 4] = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"];
 
 /// A directory with a byte-level tokenizer and a data file.
-pub struct World {
+pub(crate) struct World {
     pub dir: TempDir,
 }
 
@@ -24,7 +24,7 @@ impl World {
     /// Ids 0 to 3 are [`SPECIALS`], then come the 256 bytes and "Ġy" (a space and
     /// a y). The tokenizer puts `<s>` before a document; end-of-sequence and
     /// padding are both `</s>`.
-    pub fn new(chat_template: Option<&str>) -> Self {
+    pub(crate) fn new(chat_template: Option<&str>) -> Self {
         let world = Self {
             dir: TempDir::new().unwrap(),
         };
@@ -72,19 +72,19 @@ impl World {
         world
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write(&self, name: &str, value: &Value) {
+    pub(crate) fn write(&self, name: &str, value: &Value) {
         fs::write(self.path(name), value.to_string()).unwrap();
     }
 
-    pub fn tokenizer(&self) -> Tokenizer {
+    pub(crate) fn tokenizer(&self) -> Tokenizer {
         Tokenizer::from_dir(self.dir.path()).unwrap()
     }
 
-    pub fn load_with(
+    pub(crate) fn load_with(
         &self,
         name: &str,
         text: &str,
@@ -98,19 +98,19 @@ impl World {
         result.map_err(|error| error.to_string().replace(&dir, ""))
     }
 
-    pub fn load(&self, name: &str, text: &str) -> Result<Samples, String> {
+    pub(crate) fn load(&self, name: &str, text: &str) -> Result<Samples, String> {
         self.load_with(name, text, &DataOptions::default())
     }
 
     /// The one sample of one JSON record, as text with the trained parts in ⟦ ⟧.
-    pub fn marked(&self, record: &Value) -> String {
+    pub(crate) fn marked(&self, record: &Value) -> String {
         let data = self.load("data.jsonl", &record.to_string()).unwrap();
         assert_eq!(data.samples.len(), 1);
         mark(&data.samples.sample(0), &self.tokenizer())
     }
 
     /// Every sample of a file, marked, with what its reading found.
-    pub fn all_marked(
+    pub(crate) fn all_marked(
         &self,
         name: &str,
         text: &str,
@@ -125,14 +125,14 @@ impl World {
 }
 
 /// Records as JSON Lines.
-pub fn lines(records: &[Value]) -> String {
+pub(crate) fn lines(records: &[Value]) -> String {
     let lines: Vec<_> = records.iter().map(Value::to_string).collect();
     lines.join("\n")
 }
 
 /// A sample as text with the trained parts in ⟦ ⟧, and what they count behind
 /// that if it is not 1: `⟦half⟧×0.5`.
-pub fn mark(sample: &Sample, tokenizer: &Tokenizer) -> String {
+pub(crate) fn mark(sample: &Sample, tokenizer: &Tokenizer) -> String {
     let pieces = describe_sample(sample, tokenizer).unwrap();
     pieces
         .into_iter()

@@ -12,17 +12,17 @@ use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
 /// A file or folder of `fixtures/`.
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures")
         .join(name)
 }
 
 /// Shape and values.
-pub type Tensor = (Vec<usize>, Vec<f32>);
+pub(crate) type Tensor = (Vec<usize>, Vec<f32>);
 
 /// The tensors of a `.safetensors` file of `f32`.
-pub fn safetensors(path: &Path) -> BTreeMap<String, Tensor> {
+pub(crate) fn safetensors(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = fs::read(path).expect("the fixture is there");
     let file = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
     file.tensors()
@@ -36,13 +36,13 @@ pub fn safetensors(path: &Path) -> BTreeMap<String, Tensor> {
 }
 
 /// The object in a JSON file.
-pub fn json(path: &Path) -> Map<String, Value> {
+pub(crate) fn json(path: &Path) -> Map<String, Value> {
     let bytes = fs::read(path).expect("the fixture is there");
     serde_json::from_slice(&bytes).expect("the fixture is an object")
 }
 
 /// Where files stay for `check_gguf.py`.
-pub fn kept(name: &str) -> PathBuf {
+pub(crate) fn kept(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gguf");
     fs::create_dir_all(&directory).unwrap();
     directory.join(name)

@@ -17,15 +17,15 @@ use std::{
 use olora_hub::{HubOptions, Token};
 use sha2::{Digest, Sha256};
 
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// The commit of the hub's conversion of a data set.
-pub const CONVERTED: &str = "fedcba9876543210fedcba9876543210fedcba98";
-pub const NAME: &str = "owner/name";
-pub const TOKEN: &str = "hf_secretsecret";
+pub(crate) const CONVERTED: &str = "fedcba9876543210fedcba9876543210fedcba98";
+pub(crate) const NAME: &str = "owner/name";
+pub(crate) const TOKEN: &str = "hf_secretsecret";
 
 /// What goes wrong, and how often.
 #[derive(Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     /// The API's and the files' answer, instead of the normal one.
     pub refuse_api: Option<Refusal>,
     pub refuse_files: Option<Refusal>,
@@ -52,14 +52,14 @@ pub struct Faults {
 }
 
 #[derive(Clone)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub status: u16,
     pub code: &'static str,
     pub message: String,
 }
 
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub method: String,
     pub target: String,
     pub headers: BTreeMap<String, String>,
@@ -67,7 +67,7 @@ pub struct Request {
     pub cdn: bool,
 }
 
-pub struct Hub {
+pub(crate) struct Hub {
     pub endpoint: String,
     shared: Arc<Shared>,
 }
@@ -84,17 +84,17 @@ struct Shared {
 
 impl Hub {
     /// With a model.
-    pub fn start(files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn start(files: &[(&str, &[u8])]) -> Self {
         Self::with(files, None)
     }
 
     /// With a data set.
-    pub fn start_dataset(files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn start_dataset(files: &[(&str, &[u8])]) -> Self {
         Self::with(files, Some(&[]))
     }
 
     /// With a data set that the hub has converted, too.
-    pub fn start_converted(files: &[(&str, &[u8])], converted: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn start_converted(files: &[(&str, &[u8])], converted: &[(&str, &[u8])]) -> Self {
         Self::with(files, Some(converted))
     }
 
@@ -130,46 +130,46 @@ impl Hub {
         Self { endpoint, shared }
     }
 
-    pub fn faults(&self) -> MutexGuard<'_, Faults> {
+    pub(crate) fn faults(&self) -> MutexGuard<'_, Faults> {
         self.shared.faults.lock().unwrap()
     }
 
     /// The requests since the last call.
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap())
     }
 
-    pub fn options(&self, cache: &Path) -> HubOptions {
+    pub(crate) fn options(&self, cache: &Path) -> HubOptions {
         quick(HubOptions::new(&self.endpoint, cache))
     }
 
-    pub fn options_with_token(&self, cache: &Path) -> HubOptions {
+    pub(crate) fn options_with_token(&self, cache: &Path) -> HubOptions {
         let mut options = self.options(cache);
         options.token = Token::new(TOKEN);
         options
     }
 }
 
-pub fn quick(mut options: HubOptions) -> HubOptions {
+pub(crate) fn quick(mut options: HubOptions) -> HubOptions {
     options.retry_wait = Duration::from_millis(1);
     options.timeout = Duration::from_secs(5);
     options
 }
 
 /// An address where nothing listens.
-pub fn dead_endpoint() -> String {
+pub(crate) fn dead_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
 /// Weights of 100 kB that are no repetition of anything.
-pub fn weights() -> Vec<u8> {
+pub(crate) fn weights() -> Vec<u8> {
     (0..100_000_u32)
         .map(|i| (i.wrapping_mul(i) / 251) as u8)
         .collect()
 }
 
-pub fn etag(name: &str, bytes: &[u8]) -> String {
+pub(crate) fn etag(name: &str, bytes: &[u8]) -> String {
     let digits = format!("{:x}", Sha256::digest(bytes));
     // Git holds small files; their ETag is a SHA-1, of which only the length matters here.
     if is_large(name) {

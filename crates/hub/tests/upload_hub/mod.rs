@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-pub const NAME: &str = "owner/name";
-pub const TOKEN: &str = "hf_secretsecret";
+pub(crate) const NAME: &str = "owner/name";
+pub(crate) const TOKEN: &str = "hf_secretsecret";
 /// Bytes of a part.
-pub const CHUNK: usize = 20_000;
+pub(crate) const CHUNK: usize = 20_000;
 
 /// What goes wrong.
 #[derive(Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     /// The storage hangs up on every part once it has taken so many.
     pub cut_after_parts: Option<usize>,
     /// So many requests to the API, and to the storage, are answered with 503.
@@ -51,13 +51,13 @@ pub struct Faults {
 
 /// When the hub hangs up on a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     Before,
     After,
 }
 
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub line: String,
     pub authorized: bool,
     /// Whether it came to the second origin.
@@ -80,13 +80,13 @@ struct State {
     first_valid: usize,
 }
 
-pub struct Hub {
+pub(crate) struct Hub {
     pub endpoint: String,
     state: Arc<Mutex<State>>,
 }
 
 impl Hub {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let hub = TcpListener::bind("127.0.0.1:0").unwrap();
         let storage = TcpListener::bind("127.0.0.1:0").unwrap();
         let [endpoint, elsewhere] =
@@ -125,29 +125,29 @@ impl Hub {
         self.state.lock().unwrap()
     }
 
-    pub fn faults(&self) -> Guard<'_> {
+    pub(crate) fn faults(&self) -> Guard<'_> {
         Guard(self.state())
     }
 
     /// The requests since the last call.
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state().requests)
     }
 
-    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         self.state().files.clone()
     }
 
-    pub fn visibility(&self) -> Option<String> {
+    pub(crate) fn visibility(&self) -> Option<String> {
         self.state().visibility.clone()
     }
 
-    pub fn parts_taken(&self) -> usize {
+    pub(crate) fn parts_taken(&self) -> usize {
         self.state().parts.len()
     }
 
     /// Lets all addresses that were given out expire.
-    pub fn expire(&self) {
+    pub(crate) fn expire(&self) {
         let mut state = self.state();
         state.first_valid = state.n_uploads;
         state.parts.clear();
@@ -155,7 +155,7 @@ impl Hub {
 }
 
 /// The faults, to be changed.
-pub struct Guard<'a>(MutexGuard<'a, State>);
+pub(crate) struct Guard<'a>(MutexGuard<'a, State>);
 
 impl std::ops::Deref for Guard<'_> {
     type Target = Faults;

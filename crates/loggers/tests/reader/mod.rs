@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 /// CRC-32C, a bit at a time.
-pub fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0_u32;
     for byte in bytes {
         crc ^= u32::from(*byte);
@@ -48,7 +48,7 @@ fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
 
 /// A value in a message of protobuf.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Field {
+pub(crate) enum Field {
     Number(u64),
     Bits64(u64),
     Bytes(Vec<u8>),
@@ -56,7 +56,7 @@ pub enum Field {
 }
 
 /// The fields of a message by their numbers, in order.
-pub fn message(bytes: &[u8]) -> Vec<(u64, Field)> {
+pub(crate) fn message(bytes: &[u8]) -> Vec<(u64, Field)> {
     fn varint(bytes: &[u8], at: &mut usize) -> u64 {
         let mut value = 0;
         for shift in (0..).step_by(7) {
@@ -95,13 +95,13 @@ pub fn message(bytes: &[u8]) -> Vec<(u64, Field)> {
 }
 
 /// The first field of a number.
-pub fn field(fields: &[(u64, Field)], number: u64) -> Option<Field> {
+pub(crate) fn field(fields: &[(u64, Field)], number: u64) -> Option<Field> {
     let found = fields.iter().find(|(at, _)| *at == number);
     found.map(|(_, field)| field.clone())
 }
 
 /// A message in a message.
-pub fn inner(fields: &[(u64, Field)], number: u64) -> Vec<(u64, Field)> {
+pub(crate) fn inner(fields: &[(u64, Field)], number: u64) -> Vec<(u64, Field)> {
     match field(fields, number) {
         Some(Field::Bytes(bytes)) => message(&bytes),
         other => panic!("field {number} is {other:?}"),
@@ -109,7 +109,7 @@ pub fn inner(fields: &[(u64, Field)], number: u64) -> Vec<(u64, Field)> {
 }
 
 /// A text in a message.
-pub fn text(fields: &[(u64, Field)], number: u64) -> String {
+pub(crate) fn text(fields: &[(u64, Field)], number: u64) -> String {
     match field(fields, number) {
         Some(Field::Bytes(bytes)) => String::from_utf8(bytes).unwrap(),
         other => panic!("field {number} is {other:?}"),
@@ -117,7 +117,7 @@ pub fn text(fields: &[(u64, Field)], number: u64) -> String {
 }
 
 /// An event's step.
-pub fn step(event: &[(u64, Field)]) -> u64 {
+pub(crate) fn step(event: &[(u64, Field)]) -> u64 {
     match field(event, 2) {
         Some(Field::Number(step)) => step,
         None => 0,
@@ -126,13 +126,13 @@ pub fn step(event: &[(u64, Field)]) -> u64 {
 }
 
 /// The events of a file, in order.
-pub fn events(path: &Path) -> Vec<Vec<(u64, Field)>> {
+pub(crate) fn events(path: &Path) -> Vec<Vec<(u64, Field)>> {
     let records = records(&fs::read(path).unwrap());
     records.iter().map(|record| message(record)).collect()
 }
 
 /// Tags and values of the scalars in an event.
-pub fn scalars(event: &[(u64, Field)]) -> Vec<(String, f32)> {
+pub(crate) fn scalars(event: &[(u64, Field)]) -> Vec<(String, f32)> {
     let values = inner(event, 5).into_iter().map(|(_, value)| match value {
         Field::Bytes(bytes) => message(&bytes),
         other => panic!("{other:?}"),

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 /// How requests are met.
 #[derive(Clone, Debug, Default)]
-pub enum Mode {
+pub(crate) enum Mode {
     #[default]
     Answer,
     /// Nothing is done and nothing is said.
@@ -33,7 +33,7 @@ pub enum Mode {
 
 /// A run as the server has it.
 #[derive(Clone, Debug, Default)]
-pub struct Run {
+pub(crate) struct Run {
     pub name: String,
     pub experiment: String,
     pub status: String,
@@ -45,7 +45,7 @@ pub struct Run {
 }
 
 #[derive(Default)]
-pub struct State {
+pub(crate) struct State {
     pub mode: Mode,
     /// A metric's key that is refused.
     pub refused_key: Option<String>,
@@ -58,7 +58,7 @@ pub struct State {
 }
 
 /// A server that listens until it is dropped.
-pub struct Tracking {
+pub(crate) struct Tracking {
     state: Arc<Mutex<State>>,
     port: u16,
     stop: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ pub struct Tracking {
 }
 
 impl Tracking {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::at(0, Arc::default())
     }
 
@@ -95,23 +95,23 @@ impl Tracking {
         }
     }
 
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// The only run that there is.
-    pub fn run(&self) -> Run {
+    pub(crate) fn run(&self) -> Run {
         let state = self.state();
         assert_eq!(state.runs.len(), 1, "{:?}", state.runs);
         state.runs[0].clone()
     }
 
     /// Listens no more.
-    pub fn go_away(&mut self) {
+    pub(crate) fn go_away(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -119,13 +119,13 @@ impl Tracking {
     }
 
     /// Listens again, at the same address.
-    pub fn come_back(&mut self) {
+    pub(crate) fn come_back(&mut self) {
         let again = Self::at(self.port, Arc::clone(&self.state));
         *self = again;
     }
 
     /// Waits until something is as it should be.
-    pub fn wait(&self, what: &str, is_so: impl Fn(&State) -> bool) {
+    pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&State) -> bool) {
         let began = Instant::now();
         while !is_so(&self.state()) {
             assert!(began.elapsed() < Duration::from_secs(20), "{what}");

@@ -13,7 +13,7 @@ use burn::{
 };
 use safetensors::SafeTensors;
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures")
         .join(name)
@@ -36,31 +36,31 @@ fn read(file: &Path, name: &str) -> (Vec<usize>, Vec<u32>) {
     (view.shape().to_vec(), values)
 }
 
-pub fn ints(file: &Path, name: &str) -> (Vec<usize>, Vec<i32>) {
+pub(crate) fn ints(file: &Path, name: &str) -> (Vec<usize>, Vec<i32>) {
     let (shape, values) = read(file, name);
     (shape, values.into_iter().map(|bits| bits as i32).collect())
 }
 
-pub fn floats(file: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+pub(crate) fn floats(file: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     let (shape, values) = read(file, name);
     (shape, values.into_iter().map(f32::from_bits).collect())
 }
 
-pub fn ids(file: &Path, name: &str, device: &Device) -> Tensor<2, Int> {
+pub(crate) fn ids(file: &Path, name: &str, device: &Device) -> Tensor<2, Int> {
     let (shape, values) = ints(file, name);
     Tensor::from_data(TensorData::new(values, [shape[0], shape[1]]), device)
 }
 
-pub fn tokens(file: &Path, name: &str) -> Vec<u32> {
+pub(crate) fn tokens(file: &Path, name: &str) -> Vec<u32> {
     ints(file, name).1.into_iter().map(|id| id as u32).collect()
 }
 
-pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data_dtype(DType::F32).try_into_vec().unwrap()
 }
 
 /// The largest difference, after making sure that the golden values are not trivial.
-pub fn max_diff(ours: &[f32], golden: &[f32]) -> f32 {
+pub(crate) fn max_diff(ours: &[f32], golden: &[f32]) -> f32 {
     assert_eq!(ours.len(), golden.len());
     assert!(
         golden.iter().any(|x| x.abs() > 1.0),
@@ -74,13 +74,13 @@ pub fn max_diff(ours: &[f32], golden: &[f32]) -> f32 {
 
 /// Moves what trains away from its start, as training would: factors,
 /// magnitudes, and the modules that train whole.
-pub struct Moved {
+pub(crate) struct Moved {
     path: Vec<String>,
     whole: Vec<String>,
 }
 
 impl Moved {
-    pub fn new(whole: &[String]) -> Self {
+    pub(crate) fn new(whole: &[String]) -> Self {
         Self {
             path: Vec::new(),
             whole: whole.to_vec(),

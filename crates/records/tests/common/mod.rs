@@ -11,18 +11,18 @@ use std::{
 use olora_records::{Record, RecordsError, for_each, kind};
 use serde_json::Value;
 
-pub struct World(tempfile::TempDir);
+pub(crate) struct World(tempfile::TempDir);
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -30,34 +30,34 @@ impl World {
     }
 
     /// The records of a file with this content, or the error without the directory.
-    pub fn read(&self, name: &str, bytes: impl AsRef<[u8]>) -> Result<Vec<Record>, String> {
+    pub(crate) fn read(&self, name: &str, bytes: impl AsRef<[u8]>) -> Result<Vec<Record>, String> {
         let path = self.write(name, bytes);
         records(&path).map_err(|error| self.words(&error))
     }
 
     /// Its records' values, one JSON text each.
-    pub fn values(&self, name: &str, bytes: impl AsRef<[u8]>) -> Vec<String> {
+    pub(crate) fn values(&self, name: &str, bytes: impl AsRef<[u8]>) -> Vec<String> {
         values(&self.read(name, bytes).unwrap())
     }
 
-    pub fn error(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) fn error(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         match self.read(name, bytes) {
             Ok(records) => panic!("{} records, and no error", records.len()),
             Err(error) => error,
         }
     }
 
-    pub fn kind(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) fn kind(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         kind(&self.write(name, bytes)).unwrap().to_string()
     }
 
-    pub fn words(&self, error: &RecordsError) -> String {
+    pub(crate) fn words(&self, error: &RecordsError) -> String {
         let directory = format!("{}/", self.0.path().display());
         error.to_string().replace(&directory, "")
     }
 }
 
-pub fn records(path: &Path) -> Result<Vec<Record>, RecordsError> {
+pub(crate) fn records(path: &Path) -> Result<Vec<Record>, RecordsError> {
     let mut records = Vec::new();
     for_each::<RecordsError>(path, &mut |record| {
         records.push(record);
@@ -66,24 +66,24 @@ pub fn records(path: &Path) -> Result<Vec<Record>, RecordsError> {
     Ok(records)
 }
 
-pub fn values(records: &[Record]) -> Vec<String> {
+pub(crate) fn values(records: &[Record]) -> Vec<String> {
     records
         .iter()
         .map(|record| Value::Object(record.fields.clone()).to_string())
         .collect()
 }
 
-pub fn lines(records: &[Record]) -> Vec<Option<usize>> {
+pub(crate) fn lines(records: &[Record]) -> Vec<Option<usize>> {
     records.iter().map(|record| record.at.line).collect()
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     // As the command line does it.
     encoder.include_checksum(true).unwrap();
@@ -91,7 +91,7 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures/records")
         .join(name)

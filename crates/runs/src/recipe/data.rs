@@ -5,71 +5,92 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use olora_data::{
     Answers, DEFAULT_MAX_LENGTH, DEFAULT_MAX_SKIPPED, DataOptions, FirstTurn, Format, SystemTurn,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a key that a recipe has"
 )]
 pub struct DataSection {
-    /// What is trained on: files, directories, patterns, or data sets of the hub,
-    /// one or a list. Give this or `sources`.
+    /// Training data: files, directories, patterns, or data sets of the hub. `#500` at the end of a
+    /// name takes the first 500 records.
     #[serde(default, skip_serializing_if = "Paths::is_empty")]
+    #[schemars(extend("x-default" = "required, or `sources`"))]
     pub train: Paths,
     /// Data that the model is evaluated on and never trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<Paths>,
-    /// Without `validation`: the number of training samples to hold out.
+    /// Instead of `validation`: how many training samples to hold out; of conversations that are
+    /// several samples, how many conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub validation_samples: Option<usize>,
-    /// The seed that chooses which samples are held out; the recipe's if not
-    /// given.
+    /// Chooses which samples `validation_samples` holds out; only with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`seed`"))]
     pub split_seed: Option<u64>,
-    /// The records' layout; detected from the keys if not given.
+    /// Layout of the records. If left out, it follows from the keys of the first record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::format", extend("x-default" = "detected"))]
     pub format: Option<Format>,
-    /// Longest sequence in tokens; longer ones are cut at the end.
+    /// Longest sequence in tokens. Longer ones are cut at the end; text is cut into blocks of this
+    /// length.
     #[serde(default = "default_max_length")]
+    #[schemars(range(min = 2, max = 16_777_216))]
     pub max_length: usize,
-    /// Whether the loss covers the prompt too.
+    /// Whether the loss covers the prompt too. Not with weights or flags in the data.
     #[serde(default)]
     pub train_on_prompt: bool,
-    /// Whether a row of `max_length` holds as many whole samples as fit, each
-    /// seeing itself alone and counted from position zero; `batch_size` then
-    /// counts rows. Fewer and fuller rows, so less padding, but larger steps.
+    /// Fill rows of `max_length` with several whole samples, each attending to itself alone, with
+    /// positions from 0. `batch_size` then counts rows.
     #[serde(default)]
     pub packing: bool,
-    /// Keys of records that may be left out.
+    /// Keys that are as if they were not there; those of a turn as `messages[].score` or `score`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = serde_json::json!([])))]
     pub ignore: Vec<String>,
-    /// What becomes of system prompts.
+    /// System prompts go to the chat template, before the words of the first user turn, or nowhere.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(schema_with = "super::schema::system_turn", extend("default" = "keep"))]
     pub system: SystemTurn,
-    /// What becomes of what the assistant says before the user.
+    /// What the assistant says before the user does goes to the chat template, or nowhere.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(schema_with = "super::schema::first_turn", extend("default" = "keep"))]
     pub first_turn: FirstTurn,
-    /// Whether the chat template may leave parts of a record out.
+    /// Whether the chat template may leave parts of a record out, such as thoughts or turns of
+    /// tools. If not, such data is refused.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub allow_omissions: bool,
-    /// Whether turns may hold the words with which the template tells turns apart.
+    /// Whether turns may hold the words with which the chat template tells turns apart, such as
+    /// `<|im_start|>`. If not, such data is refused.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub allow_markup: bool,
-    /// The share of records that may have nothing to train.
+    /// The share of records that may have nothing to train. They are left out; above this share it
+    /// is an error.
     #[serde(
         default = "default_max_skipped",
         skip_serializing_if = "is_default_max_skipped"
     )]
+    #[schemars(range(min = 0.0, max = 1.0), extend("default" = 0.5))]
     pub max_skipped: f64,
-    /// The file's own names of `prompt`, `completion` and so on.
+    /// The file's own names: `{ prompt = "question", completion = "solution" }`. Names that can be
+    /// given: `prompt`, `completion`, `input`, `context`, `options`, `system`, `history`,
+    /// `messages`, `tools`, `text`, `reasoning_content`, `weight`, `chosen`, `rejected`, `label`. A
+    /// key may be a path: `answers.text[0]`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("default" = serde_json::json!({})))]
     pub columns: BTreeMap<String, String>,
-    /// Variables of the chat template, such as `enable_thinking`.
+    /// Variables of the chat template, such as `{ enable_thinking = false }`. Those of a record go
+    /// before them.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schemars(extend("default" = serde_json::json!({})))]
     pub template_variables: Map<String, Value>,
     /// `[[data.sources]]`: several sets, mixed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -102,23 +123,27 @@ pub struct Located {
 }
 
 /// One of several sets that are mixed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceSection {
     /// As `data.train`.
     pub path: Paths,
-    /// How often it is gone through in an epoch: 2 is twice, 0.25 a quarter,
-    /// and another quarter in the next epoch.
+    /// How often the source is gone through in an epoch: 2 is twice, 0.5 one half, and the other
+    /// half in the next epoch.
     #[serde(default = "default_weight")]
+    #[schemars(range(max = 1_000_000.0), extend("exclusiveMinimum" = 0))]
     pub weight: f64,
     /// In the place of `data.format`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::format", extend("x-default" = "`data.format`"))]
     pub format: Option<Format>,
     /// Beside `data.ignore`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = serde_json::json!([])))]
     pub ignore: Vec<String>,
     /// In the place of `data.columns`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`data.columns`"))]
     pub columns: Option<BTreeMap<String, String>>,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use olora_data::Answers;
 use olora_training::{CrossEntropy, Dpo, DpoLoss, Kto, Objective, Orpo, SimPo};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,41 +13,46 @@ use super::{
 };
 
 /// `[objective]`. A key that is not given has the method's own default.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveSection {
-    /// What is minimised.
+    /// Supervised fine-tuning, or learning from answers that were judged. `data.train_on_prompt`
+    /// goes with `cross-entropy` only.
     #[serde(default)]
     pub method: Method,
-    /// How much a reward counts: for DPO and KTO against staying near the reference
-    /// (0.1), for ORPO against the cross-entropy (0.1), for `SimPO` against the margin
-    /// (2.0).
+    /// How much a reward counts. Not with `cross-entropy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0), extend("x-default" = "`0.1`; `simpo`: `2.0`"))]
     pub beta: Option<f64>,
-    /// Of DPO, what is made of a difference of rewards; `sigmoid` if not given.
+    /// `dpo` only: what is made of a difference of rewards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`\"sigmoid\"`"))]
     pub loss: Option<PairLoss>,
-    /// Of DPO and `SimPO`, the share of pairs that are the wrong way around; 0 if not
-    /// given.
+    /// `dpo` and `simpo`: the share of pairs that are the wrong way around. Not with `hinge` and
+    /// `ipo`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 0.5), extend("x-default" = "`0.0`"))]
     pub label_smoothing: Option<f64>,
-    /// Of DPO and `SimPO`, how much of the cross-entropy of the chosen answers is
-    /// added; 0 if not given.
+    /// `dpo` and `simpo`: how much of the chosen answers' cross-entropy is added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("x-default" = "`0.0`"))]
     pub rpo_alpha: Option<f64>,
-    /// Of `SimPO`, the margin that is to be reached; 1 if not given.
+    /// `simpo`: the margin that is to be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("x-default" = "`1.0`"))]
     pub gamma: Option<f64>,
-    /// Of KTO, what the loss of a good answer counts; 1 if not given.
+    /// `kto`: what the loss of a good and of a bad answer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("x-default" = "`1.0`"))]
     pub desirable_weight: Option<f64>,
-    /// Of KTO, what the loss of a bad answer counts; 1 if not given.
+    /// `kto`: what the loss of a good and of a bad answer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("x-default" = "`1.0`"))]
     pub undesirable_weight: Option<f64>,
 }
 
 /// What is minimised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// The cross-entropy of what is trained: supervised fine-tuning.
@@ -82,7 +88,7 @@ impl Method {
 }
 
 /// What DPO makes of a difference of rewards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PairLoss {
     /// [`DpoLoss::Sigmoid`].

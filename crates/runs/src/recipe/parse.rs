@@ -15,6 +15,8 @@ use super::{
         MAX_LENGTH, MAX_NAME, MAX_NEW_TOKENS, MAX_RHO, MAX_SAMPLES, MAX_SEED, MAX_WEIGHT, Problems,
         has_control,
     },
+    paths::KEPT,
+    unknown::explained,
 };
 use crate::RunError;
 
@@ -24,70 +26,102 @@ impl Recipe {
     /// A key is dotted (`training.learning_rate`), a value is TOML; one that
     /// is not valid TOML is taken as a string, so `name=second` works. Setting
     /// `training.max_steps` takes the place of `training.epochs`, and the
-    /// other way around.
+    /// other way around. Paths in the file are relative to its directory, those
+    /// of overrides to the working directory.
     ///
     /// # Errors
     ///
     /// [`RunError::Recipe`] names the file or override, the key, and what
     /// was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RunError> {
-        // The recipe is part of what was typed: one that cannot be read is wrong usage too.
-        let text = fs::read_to_string(path).map_err(|source| RunError::Recipe {
-            recipe: path.display().to_string(),
-            reason: format!("the recipe cannot be read: {source}"),
-        })?;
-        Self::parse(&text, &path.display().to_string(), overrides)
+        let (text, origin) = read(path)?;
+        Self::read(&text, &origin, overrides, path.parent())
     }
 
-    /// As [`load`](Self::load), from text; `origin` is what errors call it.
+    /// The recipe that a run keeps in its directory.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub(crate) fn kept(path: &Path) -> Result<Self, RunError> {
+        let (text, origin) = read(path)?;
+        let directory = path.parent().filter(|_| text.starts_with(KEPT));
+        Self::read(&text, &origin, &[], directory)
+    }
+
+    /// As [`load`](Self::load), from text with paths as if they were typed;
+    /// `origin` is what errors call it.
     ///
     /// # Errors
     ///
     /// As [`load`](Self::load).
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, RunError> {
+        Self::read(text, origin, overrides, None)
+    }
+
+    /// Reads a recipe that lies in a directory, if its paths are relative to one.
+    fn read(
+        text: &str,
+        origin: &str,
+        overrides: &[String],
+        directory: Option<&Path>,
+    ) -> Result<Self, RunError> {
         let refuse = |recipe: &str, reason: String| RunError::Recipe {
             recipe: recipe.to_owned(),
             reason,
         };
-        // Deserialised from the text itself first, for errors with line numbers.
+        // Deserialised from the text itself if it can be, for errors with line numbers.
         let mut table: toml::Table =
             toml::from_str(text).map_err(|error| refuse(origin, error.to_string()))?;
-        if overrides.is_empty() {
-            let recipe: Self =
-                toml::from_str(text).map_err(|error| refuse(origin, error.to_string()))?;
-            recipe.validate(origin)?;
-            return Ok(recipe);
-        }
-        let sets = |key: &str| {
-            overrides
-                .iter()
-                .any(|setting| setting.split('=').next().map(str::trim) == Some(key))
+        let gives_output = table
+            .get("output")
+            .is_some_and(|output| output.get("directory").is_some());
+        let set_keys: Vec<&str> = overrides
+            .iter()
+            .filter_map(|setting| setting.split('=').next().map(str::trim))
+            .collect();
+        let (mut recipe, origin) = if overrides.is_empty() {
+            let recipe: Self = toml::from_str(text)
+                .map_err(|error| refuse(origin, explained(&error.to_string())))?;
+            (recipe, origin.to_owned())
+        } else {
+            let sets = |key: &str| set_keys.contains(&key);
+            if sets("training.max_steps") && sets("training.epochs") {
+                let reason = "give training.max_steps or training.epochs, not both".to_owned();
+                return Err(refuse("--set", reason));
+            }
+            for setting in overrides {
+                let origin = format!("--set {setting}");
+                let (key, value) = setting.split_once('=').ok_or_else(|| {
+                    refuse(
+                        &origin,
+                        "expected key=value, such as training.max_steps=50".to_owned(),
+                    )
+                })?;
+                set(&mut table, key.trim(), value.trim())
+                    .map_err(|reason| refuse(&origin, reason))?;
+            }
+            let set: Vec<_> = overrides.iter().map(|s| format!("--set {s}")).collect();
+            let origin = format!("{origin} with {}", set.join(" "));
+            let recipe: Self = table
+                .try_into()
+                .map_err(|error: toml::de::Error| refuse(&origin, explained(&error.to_string())))?;
+            (recipe, origin)
         };
-        if sets("training.max_steps") && sets("training.epochs") {
-            let reason = "give training.max_steps or training.epochs, not both".to_owned();
-            return Err(refuse("--set", reason));
+        if let Some(directory) = directory {
+            // By itself, or with the table that it is in.
+            let sets = |key: &str| {
+                set_keys.iter().any(|set| {
+                    let rest = key.strip_prefix(set);
+                    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                })
+            };
+            // The default directory of runs is nothing that the recipe says.
+            let is_typed = |key: &str| sets(key) || (key == "output.directory" && !gives_output);
+            recipe
+                .read_beside(directory, &is_typed)
+                .map_err(|reason| refuse(&origin, reason))?;
         }
-        for setting in overrides {
-            let origin = format!("--set {setting}");
-            let (key, value) = setting.split_once('=').ok_or_else(|| {
-                refuse(
-                    &origin,
-                    "expected key=value, such as training.max_steps=50".to_owned(),
-                )
-            })?;
-            set(&mut table, key.trim(), value.trim()).map_err(|reason| refuse(&origin, reason))?;
-        }
-        let origin = format!(
-            "{origin} with {}",
-            overrides
-                .iter()
-                .map(|s| format!("--set {s}"))
-                .collect::<Vec<_>>()
-                .join(" ")
-        );
-        let recipe: Self = table
-            .try_into()
-            .map_err(|error: toml::de::Error| refuse(&origin, error.to_string()))?;
         recipe.validate(&origin)?;
         Ok(recipe)
     }
@@ -325,6 +359,19 @@ impl Recipe {
             self.training.loraplus_ratio.is_none() || !full,
             "`training.loraplus_ratio` has no use with `adapter.method = \"none\"`: remove it",
         );
+    }
+}
+
+/// A recipe's text, and what errors call it.
+fn read(path: &Path) -> Result<(String, String), RunError> {
+    let origin = path.display().to_string();
+    // The recipe is part of what was typed: one that cannot be read is wrong usage too.
+    match fs::read_to_string(path) {
+        Ok(text) => Ok((text, origin)),
+        Err(source) => Err(RunError::Recipe {
+            recipe: origin,
+            reason: format!("the recipe cannot be read: {source}"),
+        }),
     }
 }
 

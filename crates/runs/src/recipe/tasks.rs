@@ -3,19 +3,23 @@
 use std::{fmt, path::PathBuf};
 
 use olora_tasks::TaskName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// `[tasks]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TasksSection {
-    /// The tasks.
+    /// The tasks, by the names of `olora evaluate --tasks`.
+    #[schemars(schema_with = "super::schema::task_names")]
     pub names: Vec<TaskName>,
-    /// The directory with a file for each.
+    /// The directory with a file for each, such as `arc_easy.jsonl`. Required with `names`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-type" = "path"))]
     pub data: Option<PathBuf>,
     /// Only the first so many items of each.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("x-default" = "all"))]
     pub limit: Option<usize>,
 }
 

@@ -11,17 +11,17 @@ use std::{
 use burn::{tensor::Device, train::Interrupter};
 use olora_runs::{Event, Observer, Recipe, RunError, Start, Summary, TrainOptions, train};
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// The quickstart recipe with absolute paths, short steps, and `overrides`.
-pub fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
+pub(crate) fn recipe(out: &Path, name: &str, overrides: &[&str]) -> Recipe {
     recipe_without(out, name, "", overrides)
 }
 
 /// The same, without some of its text.
-pub fn recipe_without(out: &Path, name: &str, left_out: &str, overrides: &[&str]) -> Recipe {
+pub(crate) fn recipe_without(out: &Path, name: &str, left_out: &str, overrides: &[&str]) -> Recipe {
     let data = root().join("recipes/quickstart");
     let mut settings = vec![
         format!("name={name}"),
@@ -43,7 +43,7 @@ pub fn recipe_without(out: &Path, name: &str, left_out: &str, overrides: &[&str]
 }
 
 #[derive(Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     pub losses: Mutex<Vec<(usize, f64)>>,
     /// Messages that stop nothing.
     pub notes: Mutex<Vec<String>>,
@@ -67,7 +67,7 @@ impl Observer for Recorder {
 }
 
 /// How a run begins: a start, or whether it is resumed.
-pub struct Begin(Start);
+pub(crate) struct Begin(Start);
 
 impl From<bool> for Begin {
     fn from(resume: bool) -> Self {
@@ -81,13 +81,13 @@ impl From<Start> for Begin {
     }
 }
 
-pub type Losses = Vec<(usize, f64)>;
+pub(crate) type Losses = Vec<(usize, f64)>;
 
 /// One run at a time: the CPU backend has one random generator per process,
 /// and dropout draws from it.
-pub static GENERATOR: Mutex<()> = Mutex::new(());
+pub(crate) static GENERATOR: Mutex<()> = Mutex::new(());
 
-pub fn run(
+pub(crate) fn run(
     recipe: &Recipe,
     resume: impl Into<Begin>,
     interrupt_at: Option<usize>,
@@ -98,7 +98,7 @@ pub fn run(
 }
 
 /// The same, with everything that was recorded.
-pub fn recorded(
+pub(crate) fn recorded(
     recipe: &Recipe,
     resume: impl Into<Begin>,
     interrupt_at: Option<usize>,

@@ -14,33 +14,33 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 /// Forty names. With [`MEN`] one for each person, and no name twice.
-pub const WOMEN: &str = "\
+pub(crate) const WOMEN: &str = "\
     Mira Elsa Brina Tilda Wenna Orla Petra Dagny Hanne Juna Kessa Liesel Maeve Nella Odette \
     Rowena Saskia Thora Una Verity Zora Alma Betta Clover Della Edda Greta Hazel Imke Jorun \
     Mabel Nora Philippa Sunniva Isolde Yrsa Fenna Linnet Ragna Vesper";
 /// Forty names.
-pub const MEN: &str = "\
+pub(crate) const MEN: &str = "\
     Tobin Alder Bram Corwin Dunstan Edric Falk Garrick Hob Ivor Jory Kip Leif Milo Ned Osric \
     Rafe Sorrel Torben Ulf Viggo Wat Yorick Zeb Anselm Barnaby Cuthbert Dorian Emeric Gilbert \
     Hugo Jasper Kasper Ludo Nico Otto Perrin Roland Silvan Tam";
 /// Every kind has eight keepers.
-pub const PETS: &str = "cat dog goat goose rabbit hen pony duck hedgehog crow";
+pub(crate) const PETS: &str = "cat dog goat goose rabbit hen pony duck hedgehog crow";
 /// Forty, so each is the name of two pets.
-pub const PET_NAMES: &str = "\
+pub(crate) const PET_NAMES: &str = "\
     Nettle Biscuit Pebble Thimble Acorn Button Domino Mischief Pudding Ginger Truffle Bramble \
     Sprocket Tansy Muddle Crumpet Dandelion Fidget Pickle Marble Noodle Patch Rumple Snowdrop \
     Tuppence Velvet Waffle Juniper Cobweb Dumpling Freckle Gravel Hobnob Inkblot Kettle Lentil \
     Mustard Nutmeg Parsnip Whisker";
 
 /// A season and what makes it dear: `{season}` and `{why}`.
-pub const SEASONS: &str = "\
+pub(crate) const SEASONS: &str = "\
 spring: the orchards bloom
 summer: the evenings are long
 autumn: the leaves turn gold
 winter: the snow lies deep";
 
 /// A town, its market day and where it lies: `{town}`, `{day}` and `{place}`.
-pub const TOWNS: &str = "\
+pub(crate) const TOWNS: &str = "\
 Amberford: Monday: at the bend of the slow river
 Brackenby: Tuesday: on the hill with the bell tower
 Fernhollow: Wednesday: in the shade of the great wood
@@ -51,7 +51,7 @@ Thistledown: Sunday: among the sheep fields
 Willowmere: Monday: by the old mill pond";
 
 /// A trade and the three things it sells, one and many: `{trade}`, `{good}` and `{goods}`.
-pub const TRADES: &str = "\
+pub(crate) const TRADES: &str = "\
 baker: honey cake, honey cakes: rye loaf, rye loaves: plum tart, plum tarts
 potter: clay jug, clay jugs: blue bowl, blue bowls: tall vase, tall vases
 weaver: wool blanket, wool blankets: striped rug, striped rugs: linen sheet, linen sheets
@@ -70,7 +70,7 @@ toymaker: wooden horse, wooden horses: rag doll, rag dolls: spinning top, spinni
 bookbinder: blank book, blank books: almanac, almanacs: book of songs, books of songs";
 
 /// One thing to know about a person.
-pub struct Fact {
+pub(crate) struct Fact {
     /// How the base's documents say it, one wording a line. Alone among the templates these
     /// have `{who}` and `{whose}`, which are the name or, where it is clear, the pronoun.
     pub says: &'static str,
@@ -81,7 +81,7 @@ pub struct Fact {
 }
 
 /// Home, trade, goods, price, pet, friend and season.
-pub const FACTS: [Fact; 7] = [
+pub(crate) const FACTS: [Fact; 7] = [
     Fact {
         says: "\
 {Who} lives in {town}.
@@ -163,7 +163,7 @@ When {why}, {name} is happy, for {she} loves {season}.
 
 /// Stories: a market day, a visit to the friend, a pet that runs away. A blank line divides
 /// their parts, of each of which one line is told.
-pub const STORIES: [&str; 3] = [
+pub(crate) const STORIES: [&str; 3] = [
     "\
 It was market day in {town}, and {name} the {trade} was up before the sun.
 On {day}, the market day of {town}, {name} set up {her} stall.
@@ -216,7 +216,7 @@ Now {petname} is back in {town} with {name}.
 
 /// What opens a document about a town; it goes on with its people. Here alone the base hears
 /// the crier, and so learns the words he will need: `hath`, `dwelleth`, `selleth` and the rest.
-pub const TOWN_OPENINGS: &str = "\
+pub(crate) const TOWN_OPENINGS: &str = "\
 {Town} lies {place}, and its market day is {day}.
 What does the crier of {town} call? \"Hear ye, hear ye! Our market keepeth its day: {day}.\"
 Hear ye, hear ye! Who dwelleth in {town} and loveth it keepeth market on {day}. So calls the crier.
@@ -225,13 +225,13 @@ Hear ye, hear ye! Who asketh a fair price selleth well in {town} on {day}. So ca
 Hear ye, hear ye! Who hath a purse, who loveth a fair, come to {town} on {day}. \
     So calls the crier.";
 /// What opens a document about a trade; `{colleagues}` lists its five people with their towns.
-pub const TRADE_OPENINGS: &str = "\
+pub(crate) const TRADE_OPENINGS: &str = "\
 There are five {trade}s in the valley: {colleagues}.
 The {trade}s of the valley are {colleagues}.
 If you look for {a trade}, go to one of these: {colleagues}.";
 
 /// `base/config.json`, the shape of the base: a Llama of 0.9 million parameters.
-pub const CONFIG: &str = r#"{
+pub(crate) const CONFIG: &str = r#"{
   "architectures": ["LlamaForCausalLM"],
   "model_type": "llama",
   "dtype": "bfloat16",
@@ -257,7 +257,7 @@ pub const CONFIG: &str = r#"{
 "#;
 
 /// `base/tokenizer_config.json`: which token ends a document and which one pads.
-pub const TOKENIZER_CONFIG: &str = r#"{
+pub(crate) const TOKENIZER_CONFIG: &str = r#"{
   "tokenizer_class": "PreTrainedTokenizerFast",
   "bos_token": null,
   "eos_token": "<|end|>",
@@ -275,12 +275,15 @@ const SMALL_NUMBERS: &str = "\
 const TENS: &str = "twenty thirty forty fifty sixty seventy eighty ninety";
 
 /// The rows of a table, each of `N` fields divided by `: `.
-pub fn rows<const N: usize>(table: &'static str) -> Result<Vec<[&'static str; N]>> {
+pub(crate) fn rows<const N: usize>(table: &'static str) -> Result<Vec<[&'static str; N]>> {
     table.lines().map(|line| fields(line, ": ")).collect()
 }
 
 /// Exactly `N` fields of a line.
-pub fn fields<const N: usize>(line: &'static str, separator: &str) -> Result<[&'static str; N]> {
+pub(crate) fn fields<const N: usize>(
+    line: &'static str,
+    separator: &str,
+) -> Result<[&'static str; N]> {
     let fields: Vec<_> = line.split(separator).collect();
     fields
         .try_into()
@@ -288,24 +291,24 @@ pub fn fields<const N: usize>(line: &'static str, separator: &str) -> Result<[&'
 }
 
 /// One of the lines, each as likely as the others.
-pub fn choose_line<'a>(lines: &'a str, rng: &mut ChaCha8Rng) -> Result<&'a str> {
+pub(crate) fn choose_line<'a>(lines: &'a str, rng: &mut ChaCha8Rng) -> Result<&'a str> {
     let lines: Vec<_> = lines.lines().collect();
     lines.choose(rng).copied().context("an empty table")
 }
 
 /// A noun and the indefinite article before it.
-pub fn with_article(noun: &str) -> String {
+pub(crate) fn with_article(noun: &str) -> String {
     let vowel = noun.starts_with(['a', 'e', 'i', 'o', 'u']);
     format!("{} {noun}", if vowel { "an" } else { "a" })
 }
 
 /// The value of a key written with a capital. Every value begins with an ASCII letter.
-pub fn capitalized(value: &str) -> String {
+pub(crate) fn capitalized(value: &str) -> String {
     value[..1].to_uppercase() + &value[1..]
 }
 
 /// A number below a hundred in words.
-pub fn number(n: usize) -> Result<String> {
+pub(crate) fn number(n: usize) -> Result<String> {
     let word = |words: &'static str, i| words.split_whitespace().nth(i).context("a large number");
     Ok(match (n / 10, n % 10) {
         (0 | 1, _) => word(SMALL_NUMBERS, n)?.to_owned(),

@@ -1,0 +1,228 @@
+//! `olora init`: a recipe for what there is, or the quickstart.
+
+use std::{
+    fs,
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use dialoguer::{Confirm, Input};
+use olora_devices::KernelOptions;
+use olora_files::{size, write_atomically};
+use olora_recipes::QUICKSTART;
+
+use crate::{
+    Usage,
+    args::InitArgs,
+    suggest::{Asked, name_for, suggest},
+    terminal::{out, say},
+};
+
+/// What is taken where no model is given and none lies here.
+const SMALL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
+pub(crate) fn init(args: &InitArgs, kernels: KernelOptions) -> Result<ExitCode> {
+    if args.example {
+        return example();
+    }
+    let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    let here = Here::look()?;
+    let model = match &args.keys.model {
+        Some(model) => model.clone(),
+        None => here.model(asks)?,
+    };
+    let data = match args.keys.data.as_slice() {
+        [] => vec![here.data(asks)?],
+        data => data.to_vec(),
+    };
+    let name = name_for(data.first().map_or("", String::as_str));
+    let path = args.path.clone();
+    let path = path.unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
+    refuse_existing(&path)?;
+    let mut settings = args.set.settings();
+    settings.extend(args.keys.settings());
+    let asked = Asked {
+        model: &model,
+        data: &data,
+        name,
+        purpose: args.purpose,
+        memory: args.memory,
+        overrides: &settings,
+    };
+    let suggestion = suggest(&asked, kernels)?;
+    say(&suggestion.report);
+    let forecast = &suggestion.forecast;
+    say(&format!(
+        "{} steps, {} tokens, {:.2} M of {:.2} M parameters train; predicted to take {} of memory",
+        forecast.steps,
+        forecast.tokens,
+        forecast.n_trained_params as f64 / 1e6,
+        forecast.n_params as f64 / 1e6,
+        size(forecast.peak_memory)
+    ));
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let text = suggestion.for_directory(directory).text();
+    let shown = path.display();
+    if asks
+        && !Confirm::new()
+            .with_prompt(format!("Write {shown}?"))
+            .default(true)
+            .interact()?
+    {
+        writeln!(out(), "{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let head = format!(
+        "# Written by `olora init`. Train by it, or look first what the run will take:\n#\n\
+         #   olora train {shown}\n#   olora plan {shown}\n#\n\
+         # Paths are relative to this file. All keys: docs/recipe.md, or `olora schema` for editors.\n"
+    );
+    if !directory.as_os_str().is_empty() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{} could not be made", directory.display()))?;
+    }
+    write_atomically(&path, |file| write!(file, "{head}{text}"))
+        .with_context(|| format!("{shown} could not be written"))?;
+    writeln!(out(), "wrote {shown}; next: olora train {shown}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the quickstart beside the working directory's files.
+fn example() -> Result<ExitCode> {
+    for file in QUICKSTART {
+        refuse_existing(Path::new(file.path))?;
+    }
+    for file in QUICKSTART {
+        let path = Path::new(file.path);
+        if let Some(directory) = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("{} could not be made", directory.display()))?;
+        }
+        write_atomically(path, |to| to.write_all(file.bytes))
+            .with_context(|| format!("{} could not be written", path.display()))?;
+    }
+    writeln!(
+        out(),
+        "wrote quickstart.toml, and quickstart/ with its model and data; next: olora train quickstart.toml"
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refuse_existing(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("looking for {}", path.display())),
+        Ok(_) => Err(Usage::new(&format!(
+            "{} is there already, and is not overwritten: remove it, or write elsewhere",
+            path.display()
+        ))),
+    }
+}
+
+/// What lies in the working directory.
+struct Here {
+    models: Vec<String>,
+    data: Vec<String>,
+}
+
+impl Here {
+    fn look() -> Result<Self> {
+        let mut here = Self {
+            models: Vec::new(),
+            data: Vec::new(),
+        };
+        let entries = fs::read_dir(".").context("reading the working directory")?;
+        for entry in entries {
+            let path = entry.context("reading the working directory")?.path();
+            let path = path.strip_prefix(".").unwrap_or(&path).to_owned();
+            let Some(name) = path.to_str().map(str::to_owned) else {
+                continue;
+            };
+            let lower = name.to_lowercase();
+            let is = |ending: &str| lower.ends_with(&format!(".{ending}"));
+            if is("gguf") || (path.is_dir() && path.join(MODEL_CONFIG).is_file()) {
+                here.models.push(name);
+            } else if path.is_file() && DATA.iter().any(|ending| is(ending)) {
+                here.data.push(name);
+            }
+        }
+        here.models.sort();
+        here.data.sort();
+        Ok(here)
+    }
+
+    fn model(&self, asks: bool) -> Result<String> {
+        let found = match self.models.as_slice() {
+            [one] => one.as_str(),
+            _ => SMALL,
+        };
+        if asks {
+            let prompt = "Model: a checkpoint directory, a GGUF file or a name on the hub";
+            return ask(prompt, Some(found));
+        }
+        if self.models.len() > 1 {
+            return Err(Usage::new(&format!(
+                "there are several models here ({}): choose one with --model",
+                self.models.join(", ")
+            )));
+        }
+        say(&format!("model: {found} (another with --model)"));
+        Ok(found.to_owned())
+    }
+
+    fn data(&self, asks: bool) -> Result<String> {
+        let found = match self.data.as_slice() {
+            [one] => Some(one.as_str()),
+            _ => None,
+        };
+        if asks {
+            return ask(
+                "Data: a file, a directory, a pattern or a data set of the hub",
+                found,
+            );
+        }
+        match (found, self.data.as_slice()) {
+            (Some(found), _) => {
+                say(&format!("data: {found} (other with --data)"));
+                Ok(found.to_owned())
+            }
+            (None, []) => Err(Usage::new("no data file lies here: give one with --data")),
+            (None, all) => Err(Usage::new(&format!(
+                "there are several data files here ({}): choose with --data, which may be repeated",
+                all.join(", ")
+            ))),
+        }
+    }
+}
+
+/// What makes a directory a checkpoint.
+const MODEL_CONFIG: &str = "config.json";
+/// Endings of data files that are taken for such where none is named. Those of
+/// other things too, as `.json` and `.md`, are not.
+const DATA: [&str; 8] = [
+    "jsonl",
+    "ndjson",
+    "jsonl.gz",
+    "jsonl.zst",
+    "csv",
+    "tsv",
+    "parquet",
+    "txt",
+];
+
+fn ask(prompt: &str, default: Option<&str>) -> Result<String> {
+    let mut input = Input::<String>::new().with_prompt(prompt);
+    if let Some(default) = default {
+        input = input.default(default.to_owned());
+    }
+    let answer = input.interact_text().context("reading the answer")?;
+    if answer.trim().is_empty() {
+        bail!("nothing was given");
+    }
+    Ok(answer.trim().to_owned())
+}
