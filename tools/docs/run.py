@@ -391,8 +391,9 @@ class Documentation:
         elif re.fullmatch(r"python3?", words[0]) or words[0].endswith(".py"):
             script = next(word for word in words if word.endswith(".py"))
             expect((ROOT / script).exists(), f"there is no {script}")
-            # Options that several programs share are in a file beside them.
-            text = "".join(file.read_text() for file in {ROOT / script, *(ROOT / script).parent.glob("common.py")})
+            # Options that several programs share are in a file beside them, or where those of the server have theirs.
+            shared = {*(ROOT / script).parent.glob("common.py"), ROOT / "tools/serve/common.py"}
+            text = "".join(file.read_text() for file in {ROOT / script, *shared})
             for option in options:
                 expect(f'"{option}"' in text or f"`{option}" in text, f"{script} has no {option}")
         elif words[0].startswith("target/release/"):

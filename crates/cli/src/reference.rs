@@ -160,7 +160,7 @@ fn commands() -> String {
         }
         let usage = command.clone().render_usage().to_string();
         let usage = usage.trim_start_matches("Usage: ");
-        text.push_str(&format!("```text\n{usage}\n```\n"));
+        text.push_str(&format!("`{}`\n", one_line(usage)));
         let mut shown: Vec<&Arg> = command
             .get_arguments()
             .filter(|arg| !arg.is_hide_set() && !is_of_all(arg) && !is_of_kernels(arg))
@@ -191,7 +191,7 @@ fn commands() -> String {
         text.push_str(&row(arg));
     }
     text.push_str(&format!(
-        "\n## Exit codes\n\n```text\n{}\n```\n",
+        "\n## Exit codes\n\n<!-- not run: the end of what `olora --help` says -->\n```text\n{}\n```\n",
         crate::args::EXIT_CODES
     ));
     text
