@@ -8,15 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use dialoguer::{Confirm, Input};
+use dialoguer::Input;
 use olora_devices::KernelOptions;
 use olora_files::{size, write_atomically};
 use olora_recipes::QUICKSTART;
+use olora_runs::Recipe;
 
 use crate::{
     Usage,
-    args::InitArgs,
-    suggest::{Asked, name_for, suggest},
+    args::{InitArgs, quoted},
+    progress::quoted as shell_quoted,
+    suggest::{Asked, name_for, named_in, suggest},
     terminal::{out, say},
 };
 
@@ -27,26 +29,33 @@ pub(crate) fn init(args: &InitArgs, kernels: KernelOptions) -> Result<ExitCode> 
     if args.example {
         return example();
     }
+    if let Some(path) = &args.path {
+        refuse_existing(path)?;
+        if path.to_string_lossy().ends_with(['/', '\\']) {
+            return Err(Usage::new(
+                "the recipe to write must be a file, such as mine.toml",
+            ));
+        }
+    }
     let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    let mut settings = args.set.settings(args.keys.options())?;
+    let (given, _) = Recipe::of_overrides(&settings)?;
     let here = Here::look()?;
-    let model = match &args.keys.model {
-        Some(model) => model.clone(),
-        None => here.model(asks)?,
+    if !given.contains_key("model.path") {
+        settings.push(format!("model.path={}", quoted(&here.model(asks)?)));
+    }
+    let data = match named_in(given.get("data.train")).first() {
+        Some(data) => data.clone(),
+        None => {
+            let data = here.data(asks)?;
+            settings.push(format!("data.train={}", quoted(&data)));
+            data
+        }
     };
-    let data = match args.keys.data.as_slice() {
-        [] => vec![here.data(asks)?],
-        data => data.to_vec(),
-    };
-    let name = name_for(data.first().map_or("", String::as_str));
     let path = args.path.clone();
-    let path = path.unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
+    let path = path.unwrap_or_else(|| PathBuf::from(format!("{}.toml", name_for(&data))));
     refuse_existing(&path)?;
-    let mut settings = args.set.settings();
-    settings.extend(args.keys.settings());
     let asked = Asked {
-        model: &model,
-        data: &data,
-        name,
         purpose: args.purpose,
         memory: args.memory,
         overrides: &settings,
@@ -65,18 +74,14 @@ pub(crate) fn init(args: &InitArgs, kernels: KernelOptions) -> Result<ExitCode> 
     let directory = path.parent().unwrap_or(Path::new(""));
     let text = suggestion.for_directory(directory).text();
     let shown = path.display();
-    if asks
-        && !Confirm::new()
-            .with_prompt(format!("Write {shown}?"))
-            .default(true)
-            .interact()?
-    {
+    let typed = shell_quoted(&path.to_string_lossy());
+    if asks && !is_yes(&format!("Write {shown}? (y/n)"))? {
         writeln!(out(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let head = format!(
         "# Written by `olora init`. Train by it, or look first what the run will take:\n#\n\
-         #   olora train {shown}\n#   olora plan {shown}\n#\n\
+         #   olora train {typed}\n#   olora plan {typed}\n#\n\
          # Paths are relative to this file. All keys: docs/recipe.md, or `olora schema` for editors.\n"
     );
     if !directory.as_os_str().is_empty() {
@@ -85,7 +90,7 @@ pub(crate) fn init(args: &InitArgs, kernels: KernelOptions) -> Result<ExitCode> 
     }
     write_atomically(&path, |file| write!(file, "{head}{text}"))
         .with_context(|| format!("{shown} could not be written"))?;
-    writeln!(out(), "wrote {shown}; next: olora train {shown}")?;
+    writeln!(out(), "wrote {shown}; next: olora train {typed}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,7 +99,8 @@ fn example() -> Result<ExitCode> {
     for file in QUICKSTART {
         refuse_existing(Path::new(file.path))?;
     }
-    for file in QUICKSTART {
+    // The recipe last: what is there without it says nothing of being whole.
+    for file in QUICKSTART.iter().rev() {
         let path = Path::new(file.path);
         if let Some(directory) = path
             .parent()
@@ -214,6 +220,13 @@ const DATA: [&str; 8] = [
     "parquet",
     "txt",
 ];
+
+/// Whether the answer is yes, as it is by itself.
+fn is_yes(prompt: &str) -> Result<bool> {
+    // Of its questions, this one hides no cursor, which Ctrl-C would leave hidden.
+    let answer = ask(prompt, Some("y"))?;
+    Ok(answer.to_lowercase().starts_with('y'))
+}
 
 fn ask(prompt: &str, default: Option<&str>) -> Result<String> {
     let mut input = Input::<String>::new().with_prompt(prompt);

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use olora_data::{
     Answers, Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Piece, Sample, Samples,
-    TokenCache, Tokenizer, describe_sample, load_files,
+    TokenCache, Tokenizer, UnusedKey, describe_sample, load_files,
 };
 use olora_model::ModelConfig;
 use olora_runs::{Recipe, check_ends, recipe::ObjectiveSection};
@@ -46,7 +46,17 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     let (files, first) = data_files(&args.path)?;
     let mut options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
-    let (data, mut refusals) = load(&files, &tokenizer, &mut options, cache.as_ref())?;
+    let Read {
+        samples: data,
+        mut refusals,
+        ..
+    } = load(
+        &files,
+        &tokenizer,
+        &mut options,
+        cache.as_ref(),
+        Told::First,
+    )?;
     if data.format != Format::Text {
         let of_model = of_model.map(|config| config.eos_token_ids);
         let stop = tokenizer.stop_ids_with(&of_model.unwrap_or_default());
@@ -126,6 +136,24 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// What was read, whatever a run would say to it.
+pub(crate) struct Read {
+    pub(crate) samples: Samples,
+    /// Why a run would refuse it.
+    pub(crate) refusals: Vec<String>,
+    /// The refusal of a key that is known for changing what is learnt, and was left out.
+    pub(crate) matters: Option<String>,
+}
+
+/// Which of several refusals is told where nothing can be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// What a run says.
+    First,
+    /// What is in the way when all else is out of it.
+    Last,
+}
+
 /// Reads data, also what a run would refuse: what is in the way is then left out
 /// to show the rest, and the refusals are returned. `options` are then what reads
 /// it.
@@ -134,8 +162,10 @@ pub(crate) fn load(
     tokenizer: &Tokenizer,
     options: &mut DataOptions,
     cache: Option<&TokenCache>,
-) -> Result<(Samples, Vec<String>)> {
+    told: Told,
+) -> Result<Read> {
     let mut refusals = Vec::new();
+    let mut matters = None;
     let n_asked = options.ignore.len();
     loop {
         let error = match load_judged(files, tokenizer, options, cache) {
@@ -146,7 +176,11 @@ pub(crate) fn load(
                         key.use_ = KeyUse::Unknown;
                     }
                 }
-                return Ok((data, refusals));
+                return Ok(Read {
+                    samples: data,
+                    refusals,
+                    matters,
+                });
             }
             Err(error) => error,
         };
@@ -161,6 +195,9 @@ pub(crate) fn load(
                 if options.ignore.len() == known {
                     return Err(error.into());
                 }
+                if keys.iter().any(UnusedKey::is_known_to_matter) {
+                    matters.get_or_insert_with(|| error.to_string());
+                }
             }
             DataError::Omitted { .. } if !options.allow_omissions => options.allow_omissions = true,
             DataError::Markup { .. } if !options.allow_markup => options.allow_markup = true,
@@ -169,9 +206,8 @@ pub(crate) fn load(
                 n_records,
                 ..
             } if n_skipped < n_records && options.max_skipped < 1.0 => options.max_skipped = 1.0,
-            // What a run says first is what is told.
             _ => {
-                let first = refusals.into_iter().next();
+                let first = refusals.into_iter().next().filter(|_| told == Told::First);
                 return Err(first.map_or_else(|| error.into(), anyhow::Error::msg));
             }
         }

@@ -23,7 +23,7 @@ use olora_runs::{Event, Observer, RunPlan};
 
 use crate::terminal::{self, Line, are_events, draws_bars, emit};
 
-pub(crate) use result::{print_result, this_command};
+pub(crate) use result::{print_result, quoted, this_command};
 pub(crate) use words::parameters;
 
 use clock::Clock;

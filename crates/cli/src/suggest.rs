@@ -13,19 +13,26 @@
     reason = "writing to text returns an error that there is not"
 )]
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use burn::tensor::Device;
 use olora_data::{Answers, DataOptions, Format, TokenCache};
 use olora_devices::{Details, KernelOptions, Opened};
 use olora_files::size;
 use olora_model::ModelConfig;
 use olora_runs::{Event, Forecast, Observer, Recipe};
+use toml::Value;
 
 use crate::{
     Usage,
-    args::{Purpose, quoted},
-    devices, inspect_data,
+    args::Purpose,
+    devices,
+    inspect_data::{self, Told},
     models::{data_files, fitted, locate, locate_data, tokenizer},
     parallel,
 };
@@ -39,17 +46,14 @@ const LONGEST: usize = 2048;
 const BLOCK: usize = 512;
 /// Lengths are rounded up to a multiple, so that a few longer samples more change nothing.
 const MULTIPLE: usize = 64;
-const RANK: usize = 16;
+const RANK: i64 = 16;
 
 /// What a recipe is asked for.
 pub(crate) struct Asked<'a> {
-    pub(crate) model: &'a str,
-    pub(crate) data: &'a [String],
-    pub(crate) name: String,
     pub(crate) purpose: Option<Purpose>,
     /// The most memory, in bytes.
     pub(crate) memory: Option<u64>,
-    /// As of `--set`.
+    /// Model, data, and all else that is set, as of `--set`.
     pub(crate) overrides: &'a [String],
 }
 
@@ -67,22 +71,22 @@ pub(crate) struct Suggestion {
 struct Key {
     /// Dotted.
     name: String,
-    /// As in TOML.
-    value: String,
+    value: Value,
     why: String,
 }
 
 /// The recipe's keys in the making.
-struct Keys<'a> {
+struct Keys {
     keys: Vec<Key>,
-    overrides: &'a [String],
+    /// What the user has set.
+    given: BTreeMap<String, Value>,
 }
 
-impl Keys<'_> {
+impl Keys {
     /// Sets a key, unless the user has.
-    fn set(&mut self, key: &str, value: impl Into<String>, why: impl Into<String>) {
-        let (value, why) = match self.given(key) {
-            Some(given) => (given, String::new()),
+    fn set(&mut self, key: &str, value: impl Into<Value>, why: impl Into<String>) {
+        let (value, why) = match self.given.get(key) {
+            Some(given) => (given.clone(), String::new()),
             None => (value.into(), why.into()),
         };
         self.keys.retain(|known| known.name != key);
@@ -93,31 +97,27 @@ impl Keys<'_> {
         });
     }
 
-    /// What the user has set a key to, as TOML: the last that was said.
-    fn given(&self, key: &str) -> Option<String> {
-        let all = self.overrides.iter().rev();
-        let mut values = all.filter_map(|set| {
-            let (name, value) = set.split_once('=')?;
-            (name.trim() == key).then(|| value.trim())
-        });
-        values.next().map(as_toml)
+    fn is_given(&self, key: &str) -> bool {
+        self.given.contains_key(key)
     }
 
-    fn is_given(&self, key: &str) -> bool {
-        self.given(key).is_some()
+    /// Text that the user has set.
+    fn text(&self, key: &str) -> Option<&str> {
+        self.given.get(key).and_then(Value::as_str)
+    }
+
+    fn trains_everything(&self) -> bool {
+        self.text("adapter.method") == Some("none")
     }
 
     /// With what the user has set besides.
     fn whole(&self) -> Vec<Key> {
         let mut all = self.keys.clone();
-        for set in self.overrides {
-            if let Some((key, _)) = set.split_once('=')
-                && all.iter().all(|known| known.name != key.trim())
-                && let Some(value) = self.given(key.trim())
-            {
+        for (key, value) in &self.given {
+            if all.iter().all(|known| known.name != *key) {
                 all.push(Key {
-                    name: key.trim().to_owned(),
-                    value,
+                    name: key.clone(),
+                    value: value.clone(),
                     why: String::new(),
                 });
             }
@@ -126,13 +126,10 @@ impl Keys<'_> {
     }
 }
 
-/// A value of `--set` as TOML: text where it is nothing else.
-fn as_toml(value: &str) -> String {
-    let is_toml = toml::from_str::<toml::Table>(&format!("value = {value}")).is_ok();
-    if is_toml {
-        value.to_owned()
-    } else {
-        quoted(value)
+fn list(names: &[String]) -> Value {
+    match names {
+        [one] => Value::String(one.clone()),
+        all => Value::Array(all.iter().cloned().map(Value::String).collect()),
     }
 }
 
@@ -153,35 +150,57 @@ struct Seen {
 ///
 /// Model or data that cannot be read, and a run that fits no memory.
 pub(crate) fn suggest(asked: &Asked<'_>, kernels: KernelOptions) -> Result<Suggestion> {
-    let base = locate(asked.model)?.path;
-    let config = ModelConfig::from_path(&base)?;
+    let (mut given, alone) = Recipe::of_overrides(asked.overrides)?;
+    // A name is text, whatever it looks like.
+    if let Some(name) = given.get_mut("name").filter(|name| !name.is_str()) {
+        *name = Value::String(name.to_string());
+    }
+    let names = |key: &str| named_in(given.get(key));
+    let (model, data) = (names("model.path"), names("data.train"));
+    let model = model.first().cloned();
+    let model = model.ok_or_else(|| Usage::new("no model was given: --model"))?;
+    if data.is_empty() {
+        return Err(Usage::new(
+            "no data was given: --data (`data.sources` is for a recipe of your own)",
+        ));
+    }
     let mut keys = Keys {
         keys: Vec::new(),
-        overrides: asked.overrides,
+        given,
     };
-    let device = keys.given("device").unwrap_or_else(|| quoted("cpu"));
-    let device = device.trim_matches('"').to_owned();
-    let Opened { device, details } = devices::open(&parallel::device(&device)?, kernels)?;
-    let seen = look(asked, &base, &config)?;
+    if keys.text("training.optimizer") == Some("sgd") && !keys.is_given("training.learning_rate") {
+        return Err(Usage::new(
+            "a rate for `training.optimizer = \"sgd\"` cannot be looked for: give one with --lr",
+        ));
+    }
+    let base = locate(&model)?.path;
+    let config = ModelConfig::from_path(&base)?;
+    let Opened { device, details } = devices::open(&parallel::device(&alone.device)?, kernels)?;
+    let seen = look(&data, asked.purpose, &keys, &alone, &base, &config)?;
 
-    keys.set(
-        "name",
-        quoted(&asked.name),
-        "The run's directory is runs/NAME.",
-    );
-    if details.accelerator {
-        keys.set("device", quoted(&details.device), "");
-    }
-    keys.set("model.path", quoted(asked.model), "");
+    let name = name_for(data.first().map_or("", String::as_str));
+    keys.set("name", name, "The run's directory is runs/NAME.");
+    keys.set("model.path", model, "");
     of_adapter(&mut keys);
-    of_data(&mut keys, asked, &seen, &config);
+    of_data(&mut keys, &data, &seen, &config);
     let per_step = of_training(&mut keys, &seen);
-    let forecast = fit(&mut keys, asked, &seen, per_step, &device, &details, &base)?;
-    if !keys.is_given("training.evaluate_every") {
-        let every = (forecast.steps / 8).max(1);
-        let why = "About eight times in the run.";
-        keys.set("training.evaluate_every", every.to_string(), why);
-    }
+    let forecast = fit(
+        &mut keys,
+        asked,
+        &seen,
+        per_step,
+        &Place {
+            device,
+            details,
+            base,
+        },
+    )?;
+    let every = (forecast.steps / 8).max(1);
+    keys.set(
+        "training.evaluate_every",
+        i64::try_from(every)?,
+        "About eight times in the run.",
+    );
     Ok(Suggestion {
         keys: keys.whole(),
         report: seen.report,
@@ -189,107 +208,157 @@ pub(crate) fn suggest(asked: &Asked<'_>, kernels: KernelOptions) -> Result<Sugge
     })
 }
 
+/// A name or several of a value.
+pub(crate) fn named_in(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(all)) => {
+            let all = all.iter().filter_map(Value::as_str);
+            all.map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Reads the data.
-fn look(asked: &Asked<'_>, base: &Path, config: &ModelConfig) -> Result<Seen> {
-    let of_data = asked.overrides.iter().filter(|set| {
-        let set = set.trim_start();
-        set.starts_with("data.") || set.starts_with("objective.")
-    });
-    // Where data lies is another matter than how it is read.
-    let of_data = of_data.filter(|set| !set.trim_start().starts_with("data.train="));
-    let of_data: Vec<_> = of_data.cloned().collect();
-    let minimal = "name = \"x\"\n[model]\npath = \".\"\n[data]\ntrain = \".\"\n";
-    let recipe = Recipe::parse(minimal, "--set", &of_data)?;
-    let mut options = recipe.data_options(None);
-    if asked.purpose == Some(Purpose::Prefer) && options.answers == Answers::One {
+fn look(
+    data: &[String],
+    purpose: Option<Purpose>,
+    keys: &Keys,
+    alone: &Recipe,
+    base: &Path,
+    config: &ModelConfig,
+) -> Result<Seen> {
+    let mut options = alone.data_options(None);
+    let limit = config.longest_sequence().min(LONGEST);
+    if !keys.is_given("data.max_length") {
+        options.max_length = limit;
+    }
+    if purpose == Some(Purpose::Prefer) && options.answers == Answers::One {
         options.answers = Answers::Pair;
     }
+    let may_prefer = matches!(purpose, None | Some(Purpose::Prefer));
     let tokenizer = fitted(tokenizer(base, None)?, config);
     let cache = TokenCache::from_env();
-    let mut n_samples = 0;
-    let mut longest = 0;
-    let mut format = None;
-    let mut reports = Vec::new();
-    for name in asked.data {
+    let read = |files: &[PathBuf], options: &mut DataOptions| {
+        inspect_data::load(files, &tokenizer, options, cache.as_ref(), Told::Last)
+    };
+    let mut seen: Option<Seen> = None;
+    for name in data {
         let (files, first) = data_files(Path::new(name))?;
         options.first = first;
         let n_ignored = options.ignore.len();
         let mut tried = options.clone();
-        let mut read = inspect_data::load(&files, &tokenizer, &mut tried, cache.as_ref());
-        // A label that nothing would use is what to learn from.
+        let mut found = read(&files, &mut tried);
         let new = tried.ignore.get(n_ignored..).unwrap_or_default();
-        let has_label = new.iter().any(|key| key == "label");
-        let may_be_labelled = has_label && asked.purpose != Some(Purpose::Answer);
-        if may_be_labelled || (read.is_err() && asked.purpose == Some(Purpose::Prefer)) {
-            let mut labelled = DataOptions {
-                answers: Answers::Labelled,
-                ..options.clone()
-            };
-            let again = inspect_data::load(&files, &tokenizer, &mut labelled, cache.as_ref());
-            if again.is_ok() {
-                (read, tried) = (again, labelled);
+        let has = |key: &str| new.iter().any(|ignored| ignored == key);
+        // What nothing would use may be what to learn from: labels, or pairs that lie in another way.
+        let others = [
+            (Answers::Labelled, has("label")),
+            (Answers::Pair, has("chosen") && has("rejected")),
+        ];
+        for (answers, is_there) in others {
+            if !may_prefer || options.answers == answers {
+                continue;
+            }
+            if is_there || (found.is_err() && purpose == Some(Purpose::Prefer)) {
+                let mut otherwise = DataOptions {
+                    answers,
+                    ..options.clone()
+                };
+                let again = read(&files, &mut otherwise);
+                if again.as_ref().is_ok_and(|again| again.matters.is_none()) {
+                    (found, tried) = (again, otherwise);
+                    break;
+                }
             }
         }
-        let (samples, _) = read.with_context(|| format!("reading {name}"))?;
+        let mut found = found.with_context(|| format!("reading {name}"))?;
+        if let Some(refusal) = found
+            .matters
+            .take()
+            .filter(|_| purpose != Some(Purpose::Continue))
+        {
+            return Err(anyhow!("{refusal}").context(format!("reading {name}")));
+        }
+        if found.samples.format == Format::Text && !keys.is_given("data.max_length") {
+            tried.max_length = BLOCK.min(limit);
+            found = read(&files, &mut tried)?;
+        }
+        let samples = found.samples;
+        let (answers, format) = (tried.answers, samples.format);
+        let n_samples = samples.samples.len() / samples.samples.unit();
+        match &mut seen {
+            Some(seen) if seen.options.answers != answers => bail!(
+                "{name} and the data before it are not of one kind: some have answers to prefer, and some have not. Train \
+                 on one kind at a time"
+            ),
+            Some(seen) => {
+                seen.n_samples += n_samples;
+                seen.longest = seen.longest.max(samples.report.longest);
+                seen.report = format!("{}\n{}", seen.report, samples.report);
+                seen.options = tried.clone();
+            }
+            None => {
+                seen = Some(Seen {
+                    options: tried.clone(),
+                    n_samples,
+                    format,
+                    longest: samples.report.longest,
+                    report: samples.report.to_string(),
+                });
+            }
+        }
         options = tried;
-        n_samples += samples.samples.len() / samples.samples.unit();
-        longest = longest.max(samples.report.longest);
-        format = format.or(Some(samples.format));
-        reports.push(samples.report.to_string());
     }
-    let format = format.ok_or_else(|| Usage::new("no data was given"))?;
-    let is_text = format == Format::Text;
-    match asked.purpose {
+    let seen = seen.context("no data was given")?;
+    let is_text = seen.format == Format::Text;
+    match purpose {
         Some(Purpose::Continue) if !is_text => bail!(
-            "the data is laid out as {format:?}, and to go on as texts do takes text: give text, or leave out \
-             --purpose"
+            "the data is laid out as {}, and to go on as texts do takes text: give text, or leave out --purpose",
+            named(seen.format)
         ),
         Some(Purpose::Answer) if is_text => bail!(
             "the data is text, which has no answers: a model learns to go on as it does (--purpose continue)"
         ),
+        Some(Purpose::Answer) if seen.options.answers == Answers::Pair => bail!(
+            "the data has pairs of a chosen and a rejected answer (--purpose prefer). To train on the better answer \
+             alone: --set data.columns='{{ completion = \"chosen\" }}' --set data.ignore='[\"rejected\"]'"
+        ),
         _ => {}
     }
-    Ok(Seen {
-        options,
-        n_samples,
-        format,
-        longest,
-        report: reports.join("\n"),
-    })
+    Ok(seen)
 }
 
-fn of_adapter(keys: &mut Keys<'_>) {
+fn of_adapter(keys: &mut Keys) {
     // The keys of an adapter to start from are its own.
     if keys.is_given("adapter.from") {
         return;
     }
     let why = "How the low-rank factors start. `lora` is plain LoRA, `none` trains every weight.";
-    keys.set("adapter.method", quoted("olora"), why);
-    if keys.given("adapter.method") == Some(quoted("none")) {
+    keys.set("adapter.method", "olora", why);
+    if keys.trains_everything() {
         return;
     }
-    let why = "How much the adapter can hold.";
-    keys.set("adapter.rank", RANK.to_string(), why);
-    let rank = keys.given("adapter.rank");
-    let alpha = rank.unwrap_or_else(|| RANK.to_string());
-    let why = "The update is scaled by alpha / rank.";
-    keys.set("adapter.alpha", format!("{alpha}.0"), why);
+    keys.set("adapter.rank", RANK, "How much the adapter can hold.");
+    let rank = keys.given.get("adapter.rank").and_then(Value::as_integer);
+    let alpha = rank.unwrap_or(RANK) as f64;
+    keys.set(
+        "adapter.alpha",
+        alpha,
+        "The update is scaled by alpha / rank.",
+    );
 }
 
-fn of_data(keys: &mut Keys<'_>, asked: &Asked<'_>, seen: &Seen, config: &ModelConfig) {
-    let train = match asked.data {
-        [one] => quoted(one),
-        all => {
-            let all: Vec<_> = all.iter().map(|one| quoted(one)).collect();
-            format!("[{}]", all.join(", "))
-        }
-    };
+fn of_data(keys: &mut Keys, data: &[String], seen: &Seen, config: &ModelConfig) {
     let counted = format!(
         "{} samples, laid out as {}.",
         seen.n_samples,
         named(seen.format)
     );
-    keys.set("data.train", train, counted);
+    // Given it is, and told nevertheless.
+    keys.given.remove("data.train");
+    keys.set("data.train", list(data), counted);
     let objective = match seen.options.answers {
         Answers::One => None,
         Answers::Pair => Some((
@@ -299,16 +368,13 @@ fn of_data(keys: &mut Keys<'_>, asked: &Asked<'_>, seen: &Seen, config: &ModelCo
         Answers::Labelled => Some(("kto", "The data has answers that are labelled good or bad.")),
     };
     if let Some((method, why)) = objective {
-        keys.set("objective.method", quoted(method), why);
+        keys.set("objective.method", method, why);
     }
-    if !keys.is_given("data.validation") {
-        // Half of few samples says little, and takes what there is to learn from.
-        let held_out = (seen.n_samples / 20).clamp(2, 200);
-        if seen.n_samples >= 20 {
-            let why =
-                "Held out of the training data, to see the loss on. Other files: `validation`.";
-            keys.set("data.validation_samples", held_out.to_string(), why);
-        }
+    // Half of few samples says little, and takes what there is to learn from.
+    if !keys.is_given("data.validation") && seen.n_samples >= 20 {
+        let held_out = (seen.n_samples / 20).clamp(2, 200) as i64;
+        let why = "Held out of the training data, to see the loss on. Other files: `validation`.";
+        keys.set("data.validation_samples", held_out, why);
     }
     let limit = config.longest_sequence().min(LONGEST);
     let (length, why) = if seen.format == Format::Text {
@@ -324,12 +390,14 @@ fn of_data(keys: &mut Keys<'_>, asked: &Asked<'_>, seen: &Seen, config: &ModelCo
         let why = format!("In tokens. The longest sample has {}{cut}.", seen.longest);
         (needed.min(limit), why)
     };
-    keys.set("data.max_length", length.to_string(), why);
+    keys.set("data.max_length", length as i64, why);
     let options = &seen.options;
     if !options.ignore.is_empty() {
-        let ignored: Vec<_> = options.ignore.iter().map(|key| quoted(key)).collect();
+        let ignored = options.ignore.iter().cloned().map(Value::String).collect();
         let why = "Keys of the data that nothing uses.";
-        keys.set("data.ignore", format!("[{}]", ignored.join(", ")), why);
+        // With those that the user has named.
+        keys.given.remove("data.ignore");
+        keys.set("data.ignore", Value::Array(ignored), why);
     }
     for (key, is_on, why) in [
         (
@@ -344,12 +412,12 @@ fn of_data(keys: &mut Keys<'_>, asked: &Asked<'_>, seen: &Seen, config: &ModelCo
         ),
     ] {
         if is_on {
-            keys.set(key, "true", why);
+            keys.set(key, true, why);
         }
     }
     if options.max_skipped >= 1.0 {
         let why = "More than half of the records have nothing to train on, and are left out.";
-        keys.set("data.max_skipped", "1.0", why);
+        keys.set("data.max_skipped", 1.0, why);
     }
 }
 
@@ -359,52 +427,67 @@ fn named(format: Format) -> String {
 }
 
 /// How long, how large and at which rate; returns the sequences of a step.
-fn of_training(keys: &mut Keys<'_>, seen: &Seen) -> usize {
+fn of_training(keys: &mut Keys, seen: &Seen) -> usize {
     let (epochs, per_step) = match seen.n_samples {
-        ..200 => ("3.0", 4),
-        200..500 => ("3.0", 8),
-        500..2000 => ("2.0", 8),
-        2000..5000 => ("2.0", 16),
-        _ => ("1.0", 16),
+        ..200 => (3.0, 4),
+        200..500 => (3.0, 8),
+        500..2000 => (2.0, 8),
+        2000..5000 => (2.0, 16),
+        _ => (1.0, 16),
     };
     if !keys.is_given("training.max_steps") {
         let why = "Passes over the data: more for less data.";
         keys.set("training.epochs", epochs, why);
     }
-    let everything = keys.given("adapter.method") == Some(quoted("none"));
-    let sgd = keys.given("training.optimizer") == Some(quoted("sgd"));
-    if everything || sgd || parallel::is_one_of_several() {
-        let rate = if everything { "2e-5" } else { "2e-4" };
-        keys.set("training.learning_rate", rate, "A usual one.");
+    if keys.trains_everything() {
+        let why = "A usual one where every weight trains.";
+        keys.set("training.learning_rate", 2e-5, why);
+    } else if parallel::is_one_of_several() {
+        keys.set("training.learning_rate", 2e-4, "A usual one.");
     } else {
         let why = "Looked for before the first step, by at most 5 % of the run: for this model, method, rank and data.";
-        keys.set("training.learning_rate", quoted("auto"), why);
+        keys.set("training.learning_rate", "auto", why);
     }
     per_step
 }
 
+/// Where the run is to be made.
+struct Place {
+    device: Device,
+    details: Details,
+    base: PathBuf,
+}
+
+/// What else than smaller micro-batches makes a step fit.
+#[derive(Clone, Copy)]
+struct Way {
+    recompute: bool,
+    packing: Option<&'static str>,
+}
+
 /// Chooses how the step is computed so that it fits the memory.
 fn fit(
-    keys: &mut Keys<'_>,
+    keys: &mut Keys,
     asked: &Asked<'_>,
     seen: &Seen,
     per_step: usize,
-    device: &burn::tensor::Device,
-    details: &Details,
-    base: &Path,
+    place: &Place,
 ) -> Result<Forecast> {
-    let limit = asked.memory.or_else(|| free(details));
+    let limit = asked.memory.or_else(|| free(&place.details));
     // Answers are compared with those beside them.
     let fewest = if seen.options.answers == Answers::Labelled {
         2
     } else {
         1
     };
-    let sizes: Vec<usize> = if keys.is_given("training.batch_size") {
-        vec![0]
+    let sizes: Vec<Option<usize>> = if keys.is_given("training.batch_size") {
+        vec![None]
     } else {
         let halved = std::iter::successors(Some(per_step), |size| Some(size / 2));
-        halved.take_while(|size| *size >= fewest).collect()
+        halved
+            .take_while(|size| *size >= fewest)
+            .map(Some)
+            .collect()
     };
     let mut ways = vec![
         (false, None),
@@ -412,97 +495,94 @@ fn fit(
         (true, Some("q8_0")),
         (true, Some("nf4")),
     ];
-    let everything = keys.given("adapter.method") == Some(quoted("none"));
+    // Only weights of a checkpoint that stay as they are can be packed.
+    let is_fixed = !keys.trains_everything()
+        && keys.text("adapter.placement") != Some("residual")
+        && !keys.is_given("model.weights")
+        && !keys.is_given("model.quantize");
     ways.retain(|(recompute, packing)| {
-        (!*recompute || !keys.is_given("training.recompute"))
-            && (packing.is_none() || !(everything || keys.is_given("model.quantize")))
+        (!*recompute || !keys.is_given("training.recompute")) && (packing.is_none() || is_fixed)
     });
-    let mut least: Option<Forecast> = None;
+    let mut least: Option<(Forecast, String)> = None;
     for (recompute, packing) in ways {
-        let forecast_of = |size: usize| -> Result<(Vec<Key>, Forecast)> {
+        for size in &sizes {
             let mut tried = Keys {
                 keys: keys.keys.clone(),
-                overrides: keys.overrides,
+                given: keys.given.clone(),
             };
-            of_step(&mut tried, size, per_step);
-            if recompute {
-                let why = "Blocks are computed again in the backward pass: less memory, a third more work.";
-                tried.set("training.recompute", quoted("blocks"), why);
-            }
-            if let Some(packing) = packing {
-                let why = "The base's matrices are packed as they are read, to fit the memory.";
-                tried.set("model.quantize", quoted(packing), why);
-            }
-            let forecast = predict(&tried.whole(), device, details, base)?;
-            Ok((tried.keys, forecast))
-        };
-        let fits = |forecast: &Forecast| limit.is_none_or(|limit| forecast.peak_memory <= limit);
-        // If the smallest does not fit, none does.
-        let Some(smallest) = sizes.last() else {
-            continue;
-        };
-        let (chosen, forecast) = forecast_of(*smallest)?;
-        if !fits(&forecast) {
-            let less = least
-                .as_ref()
-                .is_none_or(|least| forecast.peak_memory < least.peak_memory);
-            if less {
-                least = Some(forecast);
-            }
-            continue;
-        }
-        for size in sizes.iter().take(sizes.len() - 1) {
-            let (chosen, forecast) = forecast_of(*size)?;
-            if fits(&forecast) {
-                keys.keys = chosen;
+            let way = Way { recompute, packing };
+            let said = of_step(&mut tried, *size, per_step, way);
+            let forecast = predict(&tried.whole(), place)?;
+            if limit.is_none_or(|limit| forecast.peak_memory <= limit) {
+                keys.keys = tried.keys;
                 return Ok(forecast);
             }
+            let is_less =
+                |(least, _): &(Forecast, String)| forecast.peak_memory < least.peak_memory;
+            if least.as_ref().is_none_or(is_less) {
+                least = Some((forecast, said));
+            }
         }
-        keys.keys = chosen;
-        return Ok(forecast);
     }
-    let least = least.map_or(0, |least| least.peak_memory);
+    let (least, said) = least.map_or((0, String::new()), |(least, said)| {
+        (least.peak_memory, said)
+    });
+    let length = keys.keys.iter().find(|key| key.name == "data.max_length");
+    let length = length.map_or_else(String::new, |key| key.value.to_string());
+    let more = if asked.memory.is_some() {
+        ", or more --memory"
+    } else {
+        ""
+    };
     bail!(
-        "the run fits no {}: with micro-batches of {fewest}, blocks computed again and the base packed in 4 bits it is \
-         predicted to take {}. Give a smaller model, a shorter --max-length than {}, a lower --rank, or more --memory",
+        "the run does not fit into {}: {said} it is predicted to take {}. Give a smaller model, a shorter --max-length \
+         than {length}, or a lower --rank{more}",
         size(limit.unwrap_or_default()),
         size(least),
-        keys.keys
-            .iter()
-            .find(|key| key.name == "data.max_length")
-            .map_or("512", |key| key.value.as_str()),
     )
 }
 
-/// The micro-batches of a step; a `size` of 0 is the user's.
-fn of_step(keys: &mut Keys<'_>, size: usize, per_step: usize) {
-    if size == 0 {
-        keys.set("training.batch_size", "4", "");
-        return;
+/// The micro-batches of a step and how they are computed; returns it in words. No
+/// `size` is the user's.
+fn of_step(keys: &mut Keys, size: Option<usize>, per_step: usize, way: Way) -> String {
+    let mut said = "with the micro-batches that were asked for".to_owned();
+    if let Some(size) = size {
+        said = format!("with micro-batches of {size}");
+        if keys.is_given("training.accumulation") {
+            let why = "Sequences that are computed at once.";
+            keys.set("training.batch_size", size as i64, why);
+        } else {
+            let why = format!("Sequences that are computed at once; {per_step} make a step.");
+            keys.set("training.batch_size", size as i64, why);
+            if size < per_step {
+                let why = "Micro-batches of a step: the result is that of one large batch.";
+                keys.set("training.accumulation", (per_step / size) as i64, why);
+            }
+        }
     }
-    let count = per_step / size;
-    let why = format!("Sequences that are computed at once; {per_step} make a step.");
-    keys.set("training.batch_size", size.to_string(), why);
-    if count > 1 {
-        let why = "Micro-batches of a step: the result is that of one large batch.";
-        keys.set("training.accumulation", count.to_string(), why);
+    if way.recompute {
+        let why = "Blocks are computed again in the backward pass: less memory, a third more work.";
+        keys.set("training.recompute", "blocks", why);
+        said.push_str(", blocks computed again");
     }
+    if let Some(packing) = way.packing {
+        let why = "The base's matrices are packed as they are read, to fit the memory.";
+        keys.set("model.quantize", packing, why);
+        said.push_str(&format!(" and the base packed as {packing}"));
+    }
+    said
 }
 
-fn predict(
-    keys: &[Key],
-    device: &burn::tensor::Device,
-    details: &Details,
-    base: &Path,
-) -> Result<Forecast> {
+fn predict(keys: &[Key], place: &Place) -> Result<Forecast> {
     struct Silent;
     impl Observer for Silent {
         fn on(&self, _: &Event) {}
     }
-    let mut recipe = Recipe::parse(&text_of(keys, false), "the suggested recipe", &[])?;
-    base.clone_into(&mut recipe.model.path);
+    let mut recipe = Recipe::parse(&text_of(keys, false), "what was given", &[])?;
+    place.base.clone_into(&mut recipe.model.path);
     locate_data(&mut recipe)?;
-    let observer: std::sync::Arc<dyn Observer> = std::sync::Arc::new(Silent);
+    let observer: Arc<dyn Observer> = Arc::new(Silent);
+    let (device, details) = (&place.device, &place.details);
     Ok(olora_runs::plan(
         &recipe, device, details, false, &observer,
     )?)
@@ -516,8 +596,9 @@ fn free(details: &Details) -> Option<u64> {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         let free = system.available_memory();
-        // Of a container, what it may take.
-        let group = system.cgroup_limits().map(|limits| limits.free_memory);
+        // Of a container, what it may take. What it has cached of files is given back when needed.
+        let group = system.cgroup_limits();
+        let group = group.map(|limits| limits.total_memory.saturating_sub(limits.rss));
         group.map_or(free, |group| group.min(free))
     };
     (free > 0).then_some((free as f64 * SHARE) as u64)
@@ -537,33 +618,27 @@ impl Suggestion {
     /// The recipe with its paths for a file in another directory than the working
     /// directory.
     pub(crate) fn for_directory(mut self, directory: &Path) -> Self {
-        for key in &mut self.keys {
-            let is_path = [
-                "model.path",
-                "data.train",
-                "data.validation",
-                "adapter.from",
-                "tasks.data",
-            ];
-            if !is_path.contains(&key.name.as_str()) {
-                continue;
-            }
-            let Ok(mut table) = toml::from_str::<toml::Table>(&format!("value = {}", key.value))
-            else {
-                continue;
-            };
-            let beside = |value: &mut toml::Value| {
-                if let toml::Value::String(path) = value {
-                    *path = olora_runs::recipe::written_beside(&key.name, path, directory);
+        for Key { name, value, .. } in &mut self.keys {
+            let beside = |value: &mut Value| {
+                if let Value::String(path) = value {
+                    *path = olora_runs::recipe::written_beside(name, path, directory);
                 }
             };
-            match table.get_mut("value") {
-                Some(toml::Value::Array(all)) => all.iter_mut().for_each(beside),
-                Some(value) => beside(value),
-                None => {}
-            }
-            if let Some(value) = table.get("value") {
-                key.value = value.to_string();
+            match (name.as_str(), value) {
+                (
+                    "model.path"
+                    | "data.train"
+                    | "data.validation"
+                    | "adapter.from"
+                    | "tasks.data"
+                    | "output.directory"
+                    | "logging.tensorboard",
+                    value,
+                ) => match value {
+                    Value::Array(all) => all.iter_mut().for_each(beside),
+                    one => beside(one),
+                },
+                _ => {}
             }
         }
         self
@@ -595,10 +670,18 @@ fn text_of(keys: &[Key], with_reasons: bool) -> String {
             if with_reasons && !key.why.is_empty() {
                 text.push_str(&format!("# {}\n", key.why));
             }
-            text.push_str(&format!("{name} = {}\n", key.value));
+            text.push_str(&format!("{name} = {}\n", written(&key.value)));
         }
     }
     text
+}
+
+/// A value as TOML, small numbers as people write them.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Float(number) if *number != 0.0 && number.abs() < 1e-2 => format!("{number:e}"),
+        other => other.to_string(),
+    }
 }
 
 /// A name for a run on data: that of its file, without what names do not have.
@@ -646,17 +729,22 @@ mod tests {
 
     #[test]
     fn what_the_user_has_set_stays() {
-        let overrides = ["adapter.rank=4", "data.system=merge"].map(str::to_owned);
+        let given = [
+            ("adapter.rank".to_owned(), Value::from(4)),
+            ("data.system".to_owned(), Value::from("merge")),
+            ("training.min_learning_rate".to_owned(), Value::from(1e-5)),
+        ];
         let mut keys = Keys {
             keys: Vec::new(),
-            overrides: &overrides,
+            given: given.into(),
         };
-        keys.set("adapter.rank", "16", "Why.");
-        keys.set("adapter.alpha", "16.0", "Why.");
+        keys.set("adapter.rank", 16, "Why.");
+        keys.set("adapter.alpha", 16.0, "Why.");
         let text = text_of(&keys.whole(), true);
         assert_eq!(
             text,
-            "\n[adapter]\nrank = 4\n# Why.\nalpha = 16.0\n\n[data]\nsystem = \"merge\"\n"
+            "\n[adapter]\nrank = 4\n# Why.\nalpha = 16.0\n\n[data]\nsystem = \"merge\"\n\n[training]\n\
+             min_learning_rate = 1e-5\n"
         );
     }
 }

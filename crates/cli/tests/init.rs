@@ -142,8 +142,8 @@ const DATA: [(&str, &str, &str); 10] = [
     ),
     (
         "prompts.jsonl",
-        r#"{"prompt": "Who is N?", "completion": "A baker.", "source": "N"}"#,
-        r#"ignore = ["source"]"#,
+        r#"{"prompt": "Who is N?", "completion": "A baker.", "score": 3}"#,
+        r#"ignore = ["score"]"#,
     ),
     (
         "questions.csv",
@@ -187,6 +187,21 @@ const DATA: [(&str, &str, &str); 10] = [
     ),
 ];
 
+/// The quickstart's base with a chat template, without which chats cannot be read.
+fn chatting(directory: &Path) -> String {
+    const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\
+        {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}\
+        {% if add_generation_prompt %}assistant: {% endif %}";
+    let copy = directory.join("base");
+    fs::create_dir(&copy).unwrap();
+    for file in fs::read_dir(base()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    fs::write(copy.join("chat_template.jinja"), TEMPLATE).unwrap();
+    copy.to_str().unwrap().to_owned()
+}
+
 /// Thirty records after the first one's form.
 fn thirty(name: &str, contents: &str) -> String {
     let numbered = |text: &str, n: usize| {
@@ -218,7 +233,7 @@ fn thirty(name: &str, contents: &str) -> String {
 #[test]
 fn a_recipe_for_each_layout_of_data_and_size_of_memory_trains_without_a_change() {
     let out = TempDir::new().unwrap();
-    let base = base();
+    let base = chatting(out.path());
     for (at, (name, contents, expected)) in DATA.into_iter().enumerate() {
         fs::write(out.path().join(name), thirty(name, contents)).unwrap();
         let memory = ["60MB", "100MB", "8GB"][at % 3];
@@ -317,6 +332,132 @@ fn a_run_without_a_recipe_keeps_one_and_goes_on_by_it() {
     let output = olora_in(out.path(), &again);
     let said = stderr(&output) + &done(&output);
     assert!(said.contains("4 of 4 steps"), "{said}");
+}
+
+/// What a run would refuse to leave out in silence is not left out by a recipe that nobody wrote.
+#[test]
+fn what_is_known_to_matter_is_not_ignored_unasked() {
+    let out = TempDir::new().unwrap();
+    let base = base();
+    let init = |data: &str, more: &[&str]| {
+        let recipe = format!("{}.toml", fs::read_dir(out.path()).unwrap().count());
+        let mut arguments = vec!["init", &recipe, "--model", &base, "--data", data];
+        arguments.extend(more);
+        olora_in(out.path(), &arguments)
+    };
+    for (name, record, said) in [
+        (
+            "correct.jsonl",
+            r#"{"prompt": "Who is N?", "completion": "A baker.", "is_correct": true}"#,
+            "`is_correct`",
+        ),
+        (
+            "numbers.jsonl",
+            r#"{"prompt": "Who is N?", "completion": "A baker.", "label": 1}"#,
+            "`label`",
+        ),
+        (
+            "seen.jsonl",
+            r#"{"prompt": "Who is N?", "completion": "A baker.", "images": ["n.png"]}"#,
+            "`images`",
+        ),
+    ] {
+        fs::write(out.path().join(name), thirty(name, record)).unwrap();
+        let output = init(name, &[]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(
+            stderr(&output).contains(said),
+            "{name}: {}",
+            stderr(&output)
+        );
+        // Unless the user says so.
+        let key = said.trim_matches('`');
+        let ignore = format!("data.ignore=[\"{key}\"]");
+        done(&init(name, &["--set", &ignore]));
+    }
+    // Of pairs, nothing but pairs is learnt unasked.
+    let pairs = DATA
+        .iter()
+        .find(|(name, ..)| *name == "pairs.jsonl")
+        .unwrap();
+    fs::write(out.path().join(pairs.0), thirty(pairs.0, pairs.1)).unwrap();
+    let text = stderr(&init(pairs.0, &["--purpose", "answer"]));
+    assert!(text.contains("--purpose prefer"), "{text}");
+    fs::write(out.path().join("sft.jsonl"), thirty("sft.jsonl", DATA[1].1)).unwrap();
+    let text = stderr(&init("sft.jsonl", &["--data", pairs.0]));
+    assert!(text.contains("not of one kind"), "{text}");
+}
+
+#[test]
+fn a_key_is_set_once_and_what_is_set_stays() {
+    let out = TempDir::new().unwrap();
+    done(&olora_in(out.path(), &["init", "--example"]));
+    let data = [
+        "--model",
+        "quickstart/base",
+        "--data",
+        "quickstart/train.jsonl",
+    ];
+    for (more, said) in [
+        (&["--set", "foo"][..], "expected key=value"),
+        (
+            &["--lr", "1e-3", "--set", "training.learning_rate=2e-3"],
+            "both set",
+        ),
+        (&["--device", "cpu", "--set", "device=cpu"], "both set"),
+        (&["--rank", "4", "--set", "adapter={rank=8}"], "both set"),
+        (
+            &["--set", "training.lerning_rate=1"],
+            "--set training.lerning_rate=1",
+        ),
+        (&["--set", "training.optimizer=sgd"], "--lr"),
+    ] {
+        let output = olora_in(out.path(), &[&["train"][..], &data, more].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{more:?}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(said),
+            "{more:?}: {}",
+            stderr(&output)
+        );
+    }
+    let set = [
+        "--set",
+        "adapter={rank=4}",
+        "--set",
+        "data.split_seed=3",
+        "--set",
+        "name=7",
+        "--method",
+        "lora",
+    ];
+    done(&olora_in(
+        out.path(),
+        &[&["init", "mine.toml"][..], &data, &set].concat(),
+    ));
+    let text = fs::read_to_string(out.path().join("mine.toml")).unwrap();
+    for line in [
+        "name = \"7\"",
+        "rank = 4",
+        "alpha = 4.0",
+        "split_seed = 3",
+        "method = \"lora\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    // A rate in the place of the one that is looked for.
+    let rate = ["plan", "mine.toml", "--no-probe", "--lr", "1e-3"];
+    done(&olora_in(out.path(), &rate));
+    let output = olora_in(out.path(), &["train", "--output", "nowhere", "--resume"]);
+    assert!(
+        stderr(&output).contains("there is no run in"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn errors() {
     let text: Vec<_> = lines.iter().map(|line| said(line)).collect();
     with_settings!({filters => vec![
         (r"cpu \(.*\)", "cpu (PROCESSOR)"),
-        (r"\d+(\.\d+)? [kM]B\. Give", "[SIZE]. Give"),
+        (r"take \d+(\.\d+)? [kM]B", "take [SIZE]"),
     ]}, {
         assert_snapshot!("errors", text.join("\n"));
     });

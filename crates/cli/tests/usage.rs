@@ -211,7 +211,7 @@ const FOUND: &str = r#"train {recipe} --set model.path=no/such/model => no/such/
     merge --adapter {out}/none --output {out}/merged => none
     merge --adapter {adapter} --model no/such/model --output {out}/merged => no/such/model
     inspect data {valid} --model {base} --sample 4000000000 => there is no sample
-    init {out}/new.toml --model {base} --data {valid} --memory 1MB => the run fits no 1.0 MB
+    init {out}/new.toml --model {base} --data {valid} --memory 1MB => the run does not fit into 1.0 MB
     init {out}/new.toml --model {base} --data {out}/none.jsonl => none.jsonl
     init {out}/new.toml --model no/such/model --data {valid} => no/such/model
     inspect adapter {out} => adapter_config.json"#;

@@ -113,8 +113,13 @@ impl Protocol {
                 "its runs are {was}, and are {now} now: compare in another directory (--output)"
             ));
         }
-        if there.recipe != self.recipe {
-            let differences = differences(&there.recipe.to_toml()?, &self.recipe.to_toml()?);
+        // The same files, however they are named.
+        let (was, now) = (
+            there.recipe.with_whole_paths(),
+            self.recipe.with_whole_paths(),
+        );
+        if was != now {
+            let differences = differences(&was.to_toml()?, &now.to_toml()?);
             return refuse(format!(
                 "its runs are of another recipe: {}. Compare in another directory (--output)",
                 differences.join("; ")

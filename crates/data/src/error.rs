@@ -528,6 +528,14 @@ pub struct UnusedKey {
     pub first: String,
 }
 
+impl UnusedKey {
+    /// Whether the key is known for changing what is learnt: a label of an answer, a
+    /// picture, a rejected answer. It is nothing to leave out unasked.
+    pub fn is_known_to_matter(&self) -> bool {
+        !why(&self.name).is_empty()
+    }
+}
+
 /// What a template leaves out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OmittedPart {

@@ -49,6 +49,7 @@ pub(crate) use self::{
 pub struct Recipe {
     /// Name of the run, a directory name: at most 200 bytes, no `/`, `\`, line breaks or other
     /// control characters. Its directory is `<output.directory>/<name>`.
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[^/\\\x00-\x1f\x7f]*$"))]
     pub name: String,
     /// Seeds random weights, the factors' start, the order of the data and dropout.
     #[serde(default = "default_seed")]
@@ -278,7 +279,7 @@ pub struct TrainingSection {
     /// Training stops after so many evaluations without a better one than the best so far. Needs
     /// validation data and `evaluate_every`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1), extend("x-default" = "never"))]
+    #[schemars(range(min = 1, max = 1_000_000_000), extend("x-default" = "never"))]
     pub patience: Option<usize>,
     /// What an evaluation is better by, for `patience` and `output.keep = "best"`: a lower
     /// validation loss, or a higher score on the task.

@@ -133,7 +133,7 @@ impl RunDirectory {
     /// The recipe of a run that has begun.
     pub(crate) fn known(&self) -> Result<Option<Recipe>, RunError> {
         let path = self.path().join(RECIPE);
-        let there = path.exists().then(|| Recipe::kept(&path));
+        let there = path.exists().then(|| Recipe::kept(&path, &[]));
         there.transpose()
     }
 
@@ -152,7 +152,7 @@ impl RunDirectory {
                 Err(RunError::NoRun(path.to_owned()))
             };
         }
-        let mut started_with = Recipe::kept(&path.join(RECIPE))?;
+        let mut started_with = Recipe::kept(&path.join(RECIPE), &[])?;
         // Runs from before these keys were written did as follows.
         let base = *started_with.model.dtype.get_or_insert(Dtype::F32);
         started_with.model.compute_dtype.get_or_insert(base);

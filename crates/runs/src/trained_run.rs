@@ -220,7 +220,7 @@ impl TrainedRun {
     }
 
     fn recipe(&self) -> Result<Recipe, RunError> {
-        Recipe::kept(&self.directory.join(RECIPE))
+        Recipe::kept(&self.directory.join(RECIPE), &[])
     }
 
     /// A summary that cannot be read is that of no end.

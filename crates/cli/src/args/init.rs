@@ -15,7 +15,10 @@ pub(crate) struct InitArgs {
     #[arg(value_name = "RECIPE", value_parser = output())]
     pub(crate) path: Option<PathBuf>,
     /// Write the quickstart into the working directory instead: a tiny model, data and a recipe
-    #[arg(long, conflicts_with_all = ["path", "model", "data", "purpose", "memory"])]
+    #[arg(long, conflicts_with_all = [
+        "path", "purpose", "memory", "overrides", "device", "model", "data", "validation", "method", "rank", "alpha",
+        "lr", "epochs", "max_steps", "batch_size", "max_length", "seed",
+    ])]
     pub(crate) example: bool,
     /// What is to be learned; what the data is laid out for, if not given
     #[arg(long)]

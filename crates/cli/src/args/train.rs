@@ -94,8 +94,8 @@ pub(crate) struct KeyArgs {
 }
 
 impl KeyArgs {
-    /// What is given, as `--set` would have it.
-    pub(crate) fn settings(&self) -> Vec<String> {
+    /// What is given, by its option, as `--set` would have it.
+    pub(crate) fn options(&self) -> Vec<(&'static str, String)> {
         let list = |all: &[String]| match all {
             [] => None,
             [one] => Some(quoted(one)),
@@ -109,32 +109,33 @@ impl KeyArgs {
             Ok(number) => float(number),
             Err(_) => quoted(rate),
         };
-        [
-            ("model.path", self.model.as_deref().map(quoted)),
-            ("data.train", list(&self.data)),
-            ("data.validation", list(&self.validation)),
-            ("adapter.method", self.method.as_deref().map(quoted)),
-            ("adapter.rank", self.rank.map(|rank| rank.to_string())),
-            ("adapter.alpha", self.alpha.map(float)),
-            ("training.learning_rate", self.lr.as_ref().map(rate)),
-            ("training.epochs", self.epochs.map(float)),
+        let number = |number: Option<usize>| number.map(|number| number.to_string());
+        let all = [
+            ("--model", "model.path", self.model.as_deref().map(quoted)),
+            ("--data", "data.train", list(&self.data)),
+            ("--validation", "data.validation", list(&self.validation)),
             (
-                "training.max_steps",
-                self.max_steps.map(|steps| steps.to_string()),
+                "--method",
+                "adapter.method",
+                self.method.as_deref().map(quoted),
             ),
+            ("--rank", "adapter.rank", number(self.rank)),
+            ("--alpha", "adapter.alpha", self.alpha.map(float)),
+            ("--lr", "training.learning_rate", self.lr.as_ref().map(rate)),
+            ("--epochs", "training.epochs", self.epochs.map(float)),
+            ("--max-steps", "training.max_steps", number(self.max_steps)),
             (
+                "--batch-size",
                 "training.batch_size",
-                self.batch_size.map(|size| size.to_string()),
+                number(self.batch_size),
             ),
-            (
-                "data.max_length",
-                self.max_length.map(|length| length.to_string()),
-            ),
-            ("seed", self.seed.map(|seed| seed.to_string())),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some(format!("{key}={}", value?)))
-        .collect()
+            ("--max-length", "data.max_length", number(self.max_length)),
+            ("--seed", "seed", self.seed.map(|seed| seed.to_string())),
+        ];
+        let given = all.into_iter();
+        given
+            .filter_map(|(option, key, value)| Some((option, format!("{key}={}", value?))))
+            .collect()
     }
 }
 

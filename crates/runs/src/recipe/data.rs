@@ -28,7 +28,7 @@ pub struct DataSection {
     /// Instead of `validation`: how many training samples to hold out; of conversations that are
     /// several samples, how many conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub validation_samples: Option<usize>,
     /// Chooses which samples `validation_samples` holds out; only with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

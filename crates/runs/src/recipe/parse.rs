@@ -2,6 +2,7 @@
 //! model is in memory.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -38,15 +39,69 @@ impl Recipe {
         Self::read(&text, &origin, overrides, path.parent())
     }
 
-    /// The recipe that a run keeps in its directory.
+    /// The recipe that a run keeps in its directory, with overrides.
     ///
     /// # Errors
     ///
     /// As [`load`](Self::load).
-    pub(crate) fn kept(path: &Path) -> Result<Self, RunError> {
+    pub fn kept(path: &Path, overrides: &[String]) -> Result<Self, RunError> {
         let (text, origin) = read(path)?;
-        let directory = path.parent().filter(|_| text.starts_with(KEPT));
-        Self::read(&text, &origin, &[], directory)
+        // Of versions before, paths are as if typed. A user may have put comments above.
+        let mut comments = text.lines().take_while(|line| line.starts_with('#'));
+        let says_so = comments.any(|line| line.trim_end() == KEPT.trim_end());
+        Self::read(&text, &origin, overrides, path.parent().filter(|_| says_so))
+    }
+
+    /// What overrides set, by dotted key, a table of a section spread out; and a
+    /// recipe of them alone, for what depends on no other key.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Recipe`] for an override that is none, an unknown key, and a value
+    /// of another type.
+    pub fn of_overrides(
+        overrides: &[String],
+    ) -> Result<(BTreeMap<String, toml::Value>, Self), RunError> {
+        let mut given = toml::Table::new();
+        set_all(&mut given, overrides)?;
+        let mut values = BTreeMap::new();
+        for (name, value) in &given {
+            match value {
+                toml::Value::Table(section) => {
+                    let keys = section.iter();
+                    values
+                        .extend(keys.map(|(key, value)| (format!("{name}.{key}"), value.clone())));
+                }
+                value => {
+                    values.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        // What a recipe cannot be without.
+        let whole = [
+            ("name", None),
+            ("model", Some("path")),
+            ("data", Some("train")),
+        ];
+        for (section, key) in whole {
+            let text = toml::Value::String("x".to_owned());
+            match key {
+                None => given.insert(section.to_owned(), text),
+                Some(key) => {
+                    let table = toml::Value::Table(toml::Table::new());
+                    let table = given.entry(section).or_insert(table).as_table_mut();
+                    table.and_then(|table| table.insert(key.to_owned(), text))
+                }
+            };
+        }
+        let recipe = given.try_into().map_err(|error: toml::de::Error| {
+            let set: Vec<_> = overrides.iter().map(|set| format!("--set {set}")).collect();
+            RunError::Recipe {
+                recipe: set.join(" "),
+                reason: explained(&error.to_string()),
+            }
+        })?;
+        Ok((values, recipe))
     }
 
     /// As [`load`](Self::load), from text with paths as if they were typed;
@@ -85,22 +140,7 @@ impl Recipe {
                 .map_err(|error| refuse(origin, explained(&error.to_string())))?;
             (recipe, origin.to_owned())
         } else {
-            let sets = |key: &str| set_keys.contains(&key);
-            if sets("training.max_steps") && sets("training.epochs") {
-                let reason = "give training.max_steps or training.epochs, not both".to_owned();
-                return Err(refuse("--set", reason));
-            }
-            for setting in overrides {
-                let origin = format!("--set {setting}");
-                let (key, value) = setting.split_once('=').ok_or_else(|| {
-                    refuse(
-                        &origin,
-                        "expected key=value, such as training.max_steps=50".to_owned(),
-                    )
-                })?;
-                set(&mut table, key.trim(), value.trim())
-                    .map_err(|reason| refuse(&origin, reason))?;
-            }
+            set_all(&mut table, overrides)?;
             let set: Vec<_> = overrides.iter().map(|s| format!("--set {s}")).collect();
             let origin = format!("{origin} with {}", set.join(" "));
             let recipe: Self = table
@@ -375,6 +415,40 @@ fn read(path: &Path) -> Result<(String, String), RunError> {
     }
 }
 
+/// Sets what overrides say.
+fn set_all(table: &mut toml::Table, overrides: &[String]) -> Result<(), RunError> {
+    let refuse = |recipe: &str, reason: String| {
+        Err(RunError::Recipe {
+            recipe: recipe.to_owned(),
+            reason,
+        })
+    };
+    let sets = |key: &str| {
+        let mut keys = overrides
+            .iter()
+            .filter_map(|setting| setting.split('=').next());
+        keys.any(|set| set.trim() == key)
+    };
+    if sets("training.max_steps") && sets("training.epochs") {
+        let reason = "give training.max_steps or training.epochs, not both".to_owned();
+        return refuse("--set", reason);
+    }
+    for setting in overrides {
+        let origin = format!("--set {setting}");
+        let Some((key, value)) = setting.split_once('=') else {
+            let reason = "expected key=value, such as training.max_steps=50".to_owned();
+            return refuse(&origin, reason);
+        };
+        if let Err(reason) = set(table, key.trim(), value.trim()) {
+            return refuse(&origin, reason);
+        }
+    }
+    Ok(())
+}
+
+/// Keys that may be text or a number.
+const TEXT_OR_NUMBER: [&str; 1] = ["training.learning_rate"];
+
 /// Sets a dotted key, making tables on the way.
 fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
@@ -406,7 +480,9 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), String> {
     }
     // Where the recipe has a string, `name=7` means "7"; a list is meant as one, as of data files.
     let is_text = parsed.is_str() || parsed.is_array();
-    let expects_text = inner.get(last).is_some_and(toml::Value::is_str) && !is_text;
+    let expects_text = inner.get(last).is_some_and(toml::Value::is_str)
+        && !is_text
+        && !TEXT_OR_NUMBER.contains(&key);
     let parsed = if expects_text {
         toml::Value::String(value.to_owned())
     } else {

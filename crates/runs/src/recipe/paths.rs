@@ -137,7 +137,7 @@ impl Recipe {
 
     /// The recipe with each path from the root of the file system, so that two can
     /// be compared that were read from different places.
-    pub(crate) fn with_whole_paths(&self) -> Self {
+    pub fn with_whole_paths(&self) -> Self {
         let mut whole = self.clone();
         let done = whole.each_path::<std::convert::Infallible>(&mut |_, kind, path| {
             let named = !is_there(path, kind) && may_be_of_hub(path, kind);
@@ -154,7 +154,7 @@ impl Recipe {
 pub fn written_beside(key: &str, path: &str, directory: &Path) -> String {
     let kind = match key {
         "model.path" => Kind::Model,
-        "data.train" | "data.validation" => Kind::Data,
+        "data.train" | "data.validation" | "data.sources" => Kind::Data,
         _ => Kind::Path,
     };
     let is_here = directory.as_os_str().is_empty();
@@ -162,7 +162,13 @@ pub fn written_beside(key: &str, path: &str, directory: &Path) -> String {
     if is_here || is_name || !is_relative(path) {
         return path.to_owned();
     }
-    relative(path, directory)
+    // The directory may be still to be made.
+    let there = directory.ancestors().find(|ancestor| ancestor.exists());
+    if there.is_none_or(|there| there.as_os_str().is_empty() || is_plain(there)) {
+        relative(path, directory)
+    } else {
+        absolute(path)
+    }
 }
 
 /// Whether a path is relative to something: neither whole, nor of a home, nor an

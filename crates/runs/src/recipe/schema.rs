@@ -70,6 +70,7 @@ struct AdapterKeys {
     /// a glob over the whole path in which `*` stops at a dot and `**` does not
     /// (`model.layers.{0,1}.*.q_proj`). An embedding is a target only by its name or path. A
     /// pattern that matches nothing is an error.
+    #[schemars(length(min = 1))]
     targets: Vec<String>,
     /// Layers to leave out, by the same rules. If left out, `all-linear` leaves out `lm_head`, as
     /// in PEFT, unless `lm_head` is named in `targets`.
@@ -142,13 +143,14 @@ struct LoggingKeys {
     /// `true` writes event files of TensorBoard into `tensorboard/` in the run's directory. A path
     /// writes them into a directory of the run's name in that one, beside those of other runs.
     #[schemars(
+        default,
         schema_with = "tensorboard",
         extend("default" = false, "x-type" = "boolean or path")
     )]
     tensorboard: Option<bool>,
     /// A run on a tracking server of MLflow: its address, as `"http://127.0.0.1:5000"`; `true` for
     /// that of `MLFLOW_TRACKING_URI`; or a table of the keys below.
-    #[schemars(schema_with = "mlflow", extend("default" = false, "x-type" = "boolean, text or table"))]
+    #[schemars(default, schema_with = "mlflow", extend("default" = false, "x-type" = "boolean, text or table"))]
     mlflow: Option<bool>,
 }
 
@@ -267,10 +269,12 @@ pub(super) fn resize_embeddings(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "anyOf": [
             { "type": "boolean" },
-            { "type": "integer", "minimum": 1 },
+            { "type": "integer", "minimum": 1, "maximum": super::bounds::MAX_ROWS },
             {
                 "type": "object",
-                "properties": { "pad_to_multiple_of": { "type": "integer", "minimum": 1 } },
+                "properties": {
+                    "pad_to_multiple_of": { "type": "integer", "minimum": 1, "maximum": super::bounds::MAX_PADDING },
+                },
                 "required": ["pad_to_multiple_of"],
                 "additionalProperties": false,
             },
@@ -641,6 +645,19 @@ mod tests {
             assert_eq!(keys, taken(&heading), "{heading}");
             for (key, property) in members(section) {
                 assert!(property["description"].is_string(), "{heading} {key}");
+                let dotted = format!("{heading} {key}");
+                let needed = [
+                    " name",
+                    " model",
+                    " data",
+                    "[model] path",
+                    "[[data.sources]] path",
+                ];
+                assert_eq!(
+                    is_required(section, key),
+                    needed.contains(&&*dotted),
+                    "{dotted}"
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 
 /// Keys of other tools, and what they are called here. Their own docs name them
 /// so: PEFT, transformers' trainer, TRL, axolotl, mlx-lm, Unsloth.
-const ELSEWHERE: [(&str, &str); 49] = [
+const ELSEWHERE: [(&str, &str); 77] = [
     ("lr", "training.learning_rate"),
     ("learning-rate", "training.learning_rate"),
     ("num_epochs", "training.epochs"),
@@ -52,11 +52,53 @@ const ELSEWHERE: [(&str, &str); 49] = [
     ("sequence_len", "data.max_length"),
     ("sample_packing", "data.packing"),
     ("output_dir", "output.directory"),
+    ("grad_clip", "training.max_grad_norm"),
+    ("clip_grad_norm", "training.max_grad_norm"),
+    ("max_seq_len", "data.max_length"),
+    ("seq_len", "data.max_length"),
+    ("max_len", "data.max_length"),
+    ("cutoff_len", "data.max_length"),
+    ("context_length", "data.max_length"),
+    ("dataset", "data.train"),
+    ("datasets", "data.train"),
+    ("train_file", "data.train"),
+    ("train_dataset", "data.train"),
+    ("eval_dataset", "data.validation"),
+    ("validation_file", "data.validation"),
+    ("val_set_size", "data.validation_samples"),
+    ("test_size", "data.validation_samples"),
+    ("eval", "data.validation"),
+    ("data_seed", "data.split_seed"),
+    ("load_in_4bit", "model.quantize"),
+    ("load_in_8bit", "model.quantize"),
+    ("quantization", "model.quantize"),
+    ("bf16", "model.compute_dtype"),
+    ("torch_dtype", "model.dtype"),
+    ("model_name", "model.path"),
+    ("model_name_or_path", "model.path"),
+    ("lora_layers", "adapter.layers"),
+    ("layers_to_transform", "adapter.layers"),
+    ("num_layers", "adapter.layers"),
+    ("init_lora_weights", "adapter.method"),
 ];
 
-/// How far apart two words may be that are one with a slip in it, by
+/// Values of other tools, and how they are had here.
+const VALUES: [(&str, &str); 4] = [
+    ("dora", "`dora = true` of `[adapter]`, beside a method"),
+    ("rslora", "`rslora = true` of `[adapter]`, beside a method"),
+    (
+        "qlora",
+        "`quantize = \"nf4\"` of `[model]`, beside a method",
+    ),
+    ("full", "`method = \"none\"`, which trains every weight"),
+];
+
+/// How alike two words are at least that are one with a slip in it, by
 /// Jaro and Winkler, as clap has it for options.
 const ALIKE: f64 = 0.8;
+
+/// The same for a key of another section, which is a longer way.
+const ALIKE_ELSEWHERE: f64 = 0.9;
 
 /// An error of reading a recipe, with what may have been meant by a key or a value
 /// that there is not.
@@ -70,11 +112,17 @@ pub(super) fn explained(error: &str) -> String {
         let Some((found, after)) = rest.split_once('`') else {
             continue;
         };
-        let here: Vec<&str> = after.split('`').skip(1).step_by(2).collect();
-        let meant = nearest(found, here.iter().copied()).map(|near| format!("`{near}`"));
-        let meant = match meant {
-            None if is_key => of_elsewhere(found),
-            near => near,
+        // The next line says where it is.
+        let list = after.lines().next().unwrap_or_default();
+        let here: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        let near = nearest(found, here.iter().copied(), ALIKE).map(|near| format!("`{near}`"));
+        let meant = if is_key {
+            known(found, &here)
+                .or(near)
+                .or_else(|| like_elsewhere(found))
+        } else {
+            let known = VALUES.iter().find(|(name, _)| *name == found);
+            known.map(|(_, how)| (*how).to_owned()).or(near)
         };
         if let Some(meant) = meant {
             return format!(
@@ -96,37 +144,60 @@ fn others(after: &str) -> String {
     }
 }
 
-/// A key of another section, or of another tool.
-fn of_elsewhere(found: &str) -> Option<String> {
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+/// A dotted key in words.
+fn told(key: &str) -> String {
+    match key.rsplit_once('.') {
+        Some((section, name)) => format!("`{name}` of `[{section}]`"),
+        None => format!("`{key}`, before the first section"),
+    }
+}
+
+/// A key that another tool calls so, or that another section has.
+fn known(found: &str, here: &[&str]) -> Option<String> {
+    if let Some((_, key)) = ELSEWHERE.iter().find(|(name, _)| *name == found) {
+        let name = last(key);
+        return Some(if here.contains(&name) {
+            format!("`{name}`")
+        } else {
+            told(key)
+        });
+    }
     let keys = super::schema::keys();
-    let last = |key: &'_ str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == found);
-    let key = elsewhere.map(|(_, key)| (*key).to_owned());
-    let same = || {
-        keys.iter()
-            .find(|key| key.contains('.') && last(key) == found)
-            .cloned()
-    };
-    let near = || {
-        let all = keys.iter().filter(|key| key.contains('.'));
-        let names: Vec<_> = all.map(|key| (last(key), key)).collect();
-        let near = nearest(found, names.iter().map(|(name, _)| name.as_str()))?;
-        let (_, key) = names.iter().find(|(name, _)| name == near)?;
-        Some((*key).clone())
-    };
-    let key = key.or_else(same).or_else(near)?;
-    let (section, name) = key.rsplit_once('.')?;
-    Some(format!("`{name}` of `[{section}]`"))
+    let mut same = keys.iter().filter(|key| last(key) == found);
+    // Of a word that several sections have, nobody knows which was meant.
+    let first = same.next()?;
+    same.next().is_none().then(|| told(first))
+}
+
+/// A key of another section that is much like it.
+fn like_elsewhere(found: &str) -> Option<String> {
+    let keys = super::schema::keys();
+    let words = keys
+        .iter()
+        .filter(|key| key.contains('.'))
+        .map(|key| last(key));
+    let near = nearest(found, words, ALIKE_ELSEWHERE)?;
+    let key = keys
+        .iter()
+        .find(|key| key.contains('.') && last(key) == near)?;
+    Some(told(key))
 }
 
 /// The word that is most like the one that was found, if one is like it.
-fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let alike = known
+fn nearest<'a>(
+    found: &str,
+    known: impl IntoIterator<Item = &'a str>,
+    alike: f64,
+) -> Option<&'a str> {
+    let near = known
         .into_iter()
         .map(|word| (strsim::jaro_winkler(found, word), word))
-        .filter(|(alike, _)| *alike > ALIKE);
-    alike
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .filter(|(likeness, _)| *likeness > alike);
+    near.max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, word)| word)
 }
 
@@ -150,6 +221,9 @@ mod tests {
             ("num_train_epochs", "`epochs` of `[training]`"),
             ("lora_r", "`rank` of `[adapter]`"),
             ("batchsize", "`batch_size` of `[training]`"),
+            ("seed", "`seed`, before the first section"),
+            ("gamma", "`gamma` of `[objective]`"),
+            ("grad_clip", "`max_grad_norm` of `[training]`"),
         ] {
             assert!(said(found).contains(meant), "{}", said(found));
         }
@@ -157,6 +231,11 @@ mod tests {
         assert_eq!(explained(strange), strange);
         let variant = explained("unknown variant `olra`, expected one of `lora`, `olora`\n");
         assert!(variant.contains("did you mean `olora`?"), "{variant}");
+        let other = explained("unknown variant `qlora`, expected one of `lora`, `olora`\n");
+        assert!(other.contains("did you mean `quantize"), "{other}");
+        // The words of the line that says where it is are no keys.
+        let placed = explained("unknown field `date`, expected `rank`\nin `data`\n");
+        assert!(!placed.contains("did you mean `data`"), "{placed}");
     }
 
     #[test]
