@@ -46,17 +46,14 @@ pub(crate) fn data(args: &InspectArgs) -> Result<ExitCode> {
     let (files, first) = data_files(&args.path)?;
     let mut options = DataOptions { first, ..options };
     let cache = TokenCache::from_env();
-    let Read {
-        samples: data,
-        mut refusals,
-        ..
-    } = load(
+    let read = load(
         &files,
         &tokenizer,
         &mut options,
         cache.as_ref(),
         Told::First,
     )?;
+    let (data, mut refusals) = (read.samples, read.refusals);
     if data.format != Format::Text {
         let of_model = of_model.map(|config| config.eos_token_ids);
         let stop = tokenizer.stop_ids_with(&of_model.unwrap_or_default());

@@ -618,27 +618,28 @@ impl Suggestion {
     /// The recipe with its paths for a file in another directory than the working
     /// directory.
     pub(crate) fn for_directory(mut self, directory: &Path) -> Self {
-        for Key { name, value, .. } in &mut self.keys {
+        const PATHS: [&str; 7] = [
+            "model.path",
+            "data.train",
+            "data.validation",
+            "adapter.from",
+            "tasks.data",
+            "output.directory",
+            "logging.tensorboard",
+        ];
+        for key in &mut self.keys {
+            if !PATHS.contains(&key.name.as_str()) {
+                continue;
+            }
+            let name = &key.name;
             let beside = |value: &mut Value| {
                 if let Value::String(path) = value {
                     *path = olora_runs::recipe::written_beside(name, path, directory);
                 }
             };
-            match (name.as_str(), value) {
-                (
-                    "model.path"
-                    | "data.train"
-                    | "data.validation"
-                    | "adapter.from"
-                    | "tasks.data"
-                    | "output.directory"
-                    | "logging.tensorboard",
-                    value,
-                ) => match value {
-                    Value::Array(all) => all.iter_mut().for_each(beside),
-                    one => beside(one),
-                },
-                _ => {}
+            match &mut key.value {
+                Value::Array(all) => all.iter_mut().for_each(beside),
+                one => beside(one),
             }
         }
         self

@@ -137,6 +137,7 @@ impl Recipe {
 
     /// The recipe with each path from the root of the file system, so that two can
     /// be compared that were read from different places.
+    #[must_use]
     pub fn with_whole_paths(&self) -> Self {
         let mut whole = self.clone();
         let done = whole.each_path::<std::convert::Infallible>(&mut |_, kind, path| {
