@@ -81,8 +81,9 @@ impl Logging {
             Next::Begin => None,
             Next::GoOn { from, .. } => Some(from.state.step),
         };
-        let text = recipe.to_toml().unwrap_or_default();
         let directory = recipe.run_directory();
+        // As it is kept there.
+        let text = recipe.to_be_kept_in(&directory).unwrap_or_default();
         let mut loggers = Loggers {
             step: after.unwrap_or(0),
             ..Loggers::default()
