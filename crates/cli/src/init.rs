@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use dialoguer::Input;
 use olora_devices::KernelOptions;
 use olora_files::{size, write_atomically};
@@ -16,7 +17,7 @@ use olora_runs::Recipe;
 
 use crate::{
     Usage,
-    args::{InitArgs, quoted},
+    args::{InitArgs, Purpose, quoted},
     progress::quoted as shell_quoted,
     suggest::{Asked, name_for, named_in, suggest},
     terminal::{out, say},
@@ -55,8 +56,12 @@ pub(crate) fn init(args: &InitArgs, kernels: KernelOptions) -> Result<ExitCode> 
     let path = args.path.clone();
     let path = path.unwrap_or_else(|| PathBuf::from(format!("{}.toml", name_for(&data))));
     refuse_existing(&path)?;
+    let purpose = match args.purpose {
+        None if asks => ask_purpose()?,
+        purpose => purpose,
+    };
     let asked = Asked {
-        purpose: args.purpose,
+        purpose,
         memory: args.memory,
         overrides: &settings,
     };
@@ -220,6 +225,31 @@ const DATA: [&str; 8] = [
     "parquet",
     "txt",
 ];
+
+/// What is to be learned; nothing is what the data is laid out for.
+fn ask_purpose() -> Result<Option<Purpose>> {
+    const BY_DATA: &str = "data";
+    let names: Vec<_> = Purpose::value_variants()
+        .iter()
+        .filter_map(|purpose| purpose.to_possible_value())
+        .map(|value| value.get_name().to_owned())
+        .collect();
+    let prompt = format!(
+        "To be learned: {}, or what the {BY_DATA} is laid out for",
+        names.join(", ")
+    );
+    let answer = ask(&prompt, Some(BY_DATA))?;
+    if answer == BY_DATA {
+        return Ok(None);
+    }
+    let purpose = Purpose::from_str(&answer, true);
+    purpose.map(Some).map_err(|_| {
+        Usage::new(&format!(
+            "there is no purpose {answer:?}: {}, or {BY_DATA}",
+            names.join(", ")
+        ))
+    })
+}
 
 /// Whether the answer is yes, as it is by itself.
 fn is_yes(prompt: &str) -> Result<bool> {

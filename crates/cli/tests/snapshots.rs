@@ -105,9 +105,8 @@ fn errors() {
 fn plan() {
     let filters = vec![
         (r"cpu \(.*\)", "cpu (PROCESSOR)"),
-        // The program's own, of this moment.
-        (r"program, data  .*", "program, data  [SIZE]"),
-        (r"peak           .*", "peak           [SIZE]"),
+        // The program's own is of this moment, and others follow from the number of threads.
+        (r"\d+(\.\d+)? [kMG]?B\b", "[SIZE]"),
     ];
     with_settings!({filters => filters}, {
         assert_snapshot!("plan", said("plan recipes/quickstart.toml --no-probe"));

@@ -23,6 +23,8 @@ pub(crate) fn olora(arguments: &[&str]) -> Output {
         .current_dir(root())
         // Nothing is asked of the hub.
         .env("HF_HUB_OFFLINE", "1")
+        // Help is as wide as where nothing says how wide.
+        .env_remove("COLUMNS")
         .args(arguments)
         .output()
         .unwrap()

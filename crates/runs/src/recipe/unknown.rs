@@ -219,7 +219,8 @@ mod tests {
         for (found, meant) in [
             ("learning_rate", "`learning_rate` of `[training]`"),
             ("num_train_epochs", "`epochs` of `[training]`"),
-            ("lora_r", "`rank` of `[adapter]`"),
+            ("lora_r", "did you mean `rank`?"),
+            ("lora_dropout", "`dropout` of `[adapter]`"),
             ("batchsize", "`batch_size` of `[training]`"),
             ("seed", "`seed`, before the first section"),
             ("gamma", "`gamma` of `[objective]`"),
