@@ -231,7 +231,7 @@ fn ask_purpose() -> Result<Option<Purpose>> {
     const BY_DATA: &str = "data";
     let names: Vec<_> = Purpose::value_variants()
         .iter()
-        .filter_map(|purpose| purpose.to_possible_value())
+        .filter_map(ValueEnum::to_possible_value)
         .map(|value| value.get_name().to_owned())
         .collect();
     let prompt = format!(
