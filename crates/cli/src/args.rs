@@ -223,49 +223,28 @@ impl Command {
     }
 }
 
+/// Whether the build has a GPU's backend.
+const HAS_GPU: bool = cfg!(any(
+    feature = "cuda",
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "rocm"
+));
+
 /// How a GPU's kernels are made. A build without a GPU's backend does not show them.
 #[derive(Args, Clone, Copy)]
 #[command(next_help_heading = "Kernels, on a GPU")]
 pub(crate) struct KernelArgs {
     /// Run every operation as a kernel of its own
-    #[arg(long)]
-    #[cfg_attr(
-        not(any(
-            feature = "cuda",
-            feature = "wgpu",
-            feature = "vulkan",
-            feature = "metal",
-            feature = "rocm"
-        )),
-        arg(hide = true)
-    )]
+    #[arg(long, hide = !HAS_GPU)]
     pub(crate) no_fusion: bool,
     /// Take the first kernel that works instead of measuring which is fastest; the default on
     /// software rasterisers. (Reductions fused with what is broadcast from them are measured still)
-    #[arg(long)]
-    #[cfg_attr(
-        not(any(
-            feature = "cuda",
-            feature = "wgpu",
-            feature = "vulkan",
-            feature = "metal",
-            feature = "rocm"
-        )),
-        arg(hide = true)
-    )]
+    #[arg(long, hide = !HAS_GPU)]
     pub(crate) no_autotune: bool,
     /// Measure which kernel is fastest on a software rasteriser too
-    #[arg(long, conflicts_with = "no_autotune")]
-    #[cfg_attr(
-        not(any(
-            feature = "cuda",
-            feature = "wgpu",
-            feature = "vulkan",
-            feature = "metal",
-            feature = "rocm"
-        )),
-        arg(hide = true)
-    )]
+    #[arg(long, conflicts_with = "no_autotune", hide = !HAS_GPU)]
     pub(crate) autotune: bool,
 }
 
