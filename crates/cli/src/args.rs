@@ -328,6 +328,37 @@ mod tests {
     }
 
     #[test]
+    fn the_example_takes_no_option_that_it_would_not_use() {
+        use clap::CommandFactory;
+        let mut command = Cli::command();
+        command.build();
+        let init = command.find_subcommand("init").unwrap();
+        let example = init
+            .get_arguments()
+            .find(|arg| arg.get_id() == "example")
+            .unwrap();
+        let refused: Vec<_> = init.get_arg_conflicts_with(example);
+        let refused: Vec<_> = refused.iter().map(|arg| arg.get_id().as_str()).collect();
+        let taken = init.get_arguments().map(|arg| arg.get_id().as_str());
+        let taken = taken.filter(|id| !refused.contains(id));
+        let taken: Vec<_> = taken.collect();
+        // What is said, and kernels, which no file depends on.
+        let harmless = [
+            "example",
+            "quiet",
+            "verbose",
+            "color",
+            "help",
+            "version",
+            "no_fusion",
+            "no_autotune",
+            "autotune",
+        ];
+        let unused: Vec<_> = taken.iter().filter(|id| !harmless.contains(id)).collect();
+        assert!(unused.is_empty(), "{unused:?}");
+    }
+
+    #[test]
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use dialoguer::Input;
+use olora_data::ENDINGS;
 use olora_devices::KernelOptions;
 use olora_files::{size, write_atomically};
 use olora_recipes::QUICKSTART;
@@ -128,10 +129,10 @@ fn refuse_existing(path: &Path) -> Result<()> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("looking for {}", path.display())),
-        Ok(_) => Err(Usage::new(&format!(
+        Ok(_) => bail!(
             "{} is there already, and is not overwritten: remove it, or write elsewhere",
             path.display()
-        ))),
+        ),
     }
 }
 
@@ -155,10 +156,12 @@ impl Here {
                 continue;
             };
             let lower = name.to_lowercase();
-            let is = |ending: &str| lower.ends_with(&format!(".{ending}"));
-            if is("gguf") || (path.is_dir() && path.join(MODEL_CONFIG).is_file()) {
+            let ending = Path::new(&lower).extension();
+            if ending.is_some_and(|ending| ending == "gguf")
+                || (path.is_dir() && path.join(MODEL_CONFIG).is_file())
+            {
                 here.models.push(name);
-            } else if path.is_file() && DATA.iter().any(|ending| is(ending)) {
+            } else if path.is_file() && ends_as_data(&lower) {
                 here.data.push(name);
             }
         }
@@ -213,18 +216,19 @@ impl Here {
 
 /// What makes a directory a checkpoint.
 const MODEL_CONFIG: &str = "config.json";
-/// Endings of data files that are taken for such where none is named. Those of
-/// other things too, as `.json` and `.md`, are not.
-const DATA: [&str; 8] = [
-    "jsonl",
-    "ndjson",
-    "jsonl.gz",
-    "jsonl.zst",
-    "csv",
-    "tsv",
-    "parquet",
-    "txt",
-];
+/// Whether a name ends as data does, with `.gz` or `.zst` after it or without. Other
+/// things end in `.json` and `.md` too, and are taken for data only where they are
+/// named.
+fn ends_as_data(name: &str) -> bool {
+    let plain = [".gz", ".zst"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end));
+    let ending = plain
+        .unwrap_or(name)
+        .rsplit_once('.')
+        .map(|(_, ending)| ending);
+    ending.is_some_and(|ending| ENDINGS.contains(&ending) && !["json", "md"].contains(&ending))
+}
 
 /// What is to be learned; nothing is what the data is laid out for.
 fn ask_purpose() -> Result<Option<Purpose>> {
@@ -268,4 +272,19 @@ fn ask(prompt: &str, default: Option<&str>) -> Result<String> {
         bail!("nothing was given");
     }
     Ok(answer.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_known_by_its_ending() {
+        for name in ["a.jsonl", "a.csv.gz", "a.tsv.zst", "a.parquet", "a.b.txt"] {
+            assert!(ends_as_data(name), "{name}");
+        }
+        for name in ["package.json", "readme.md", "jsonl", "a.gguf", "a.gz"] {
+            assert!(!ends_as_data(name), "{name}");
+        }
+    }
 }

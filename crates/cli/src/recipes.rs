@@ -93,14 +93,7 @@ impl RecipeArgs {
 /// themselves rather than by the data.
 fn run_directory(settings: &[String]) -> Result<Option<(PathBuf, bool)>> {
     let (given, _) = Recipe::of_overrides(settings)?;
-    let text = |key: &str| {
-        let value = given.get(key)?;
-        Some(
-            value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned),
-        )
-    };
+    let text = |key: &str| given.get(key)?.as_str().map(str::to_owned);
     let named = text("name");
     let is_named = named.is_some();
     let data = || {

@@ -236,8 +236,9 @@ fn row(arg: &Arg) -> String {
     if takes && !values.is_empty() && values.len() <= 16 {
         help.push_str(&format!(". One of {}", values.join(", ")));
     }
-    let help = one_line(&help).replace('|', "\\|");
-    format!("| `{name}` | {default} | {help} |\n")
+    let cells = [format!("`{name}`"), default, one_line(&help)];
+    let cells = cells.map(|cell| cell.replace('|', "\\|"));
+    format!("| {} |\n", cells.join(" | "))
 }
 
 fn one_line(text: &str) -> String {

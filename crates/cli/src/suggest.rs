@@ -61,11 +61,7 @@ pub(crate) struct Suggestion {
 ///
 /// Model or data that cannot be read, and a run that fits no memory.
 pub(crate) fn suggest(asked: &Asked<'_>, kernels: KernelOptions) -> Result<Suggestion> {
-    let (mut given, alone) = Recipe::of_overrides(asked.overrides)?;
-    // A name is text, whatever it looks like.
-    if let Some(name) = given.get_mut("name").filter(|name| !name.is_str()) {
-        *name = Value::String(name.to_string());
-    }
+    let (given, alone) = Recipe::of_overrides(asked.overrides)?;
     let names = |key: &str| named_in(given.get(key));
     let (model, data) = (names("model.path"), names("data.train"));
     let model = model.first().cloned();
@@ -268,26 +264,13 @@ impl Suggestion {
     /// The recipe with its paths for a file in another directory than the working
     /// directory.
     pub(crate) fn for_directory(mut self, directory: &Path) -> Self {
-        const PATHS: [&str; 7] = [
-            "model.path",
-            "data.train",
-            "data.validation",
-            "adapter.from",
-            "tasks.data",
-            "output.directory",
-            "logging.tensorboard",
-        ];
-        for key in &mut self.keys {
-            if !PATHS.contains(&key.name.as_str()) {
-                continue;
-            }
-            let name = &key.name;
+        for Key { name, value, .. } in &mut self.keys {
             let beside = |value: &mut Value| {
-                if let Value::String(path) = value {
-                    *path = olora_runs::recipe::written_beside(name, path, directory);
+                if let Value::String(text) = value {
+                    *text = olora_runs::recipe::written_beside(name, text, directory);
                 }
             };
-            match &mut key.value {
+            match value {
                 Value::Array(all) => all.iter_mut().for_each(beside),
                 one => beside(one),
             }

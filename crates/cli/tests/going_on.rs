@@ -89,13 +89,8 @@ fn training_from_an_adapter_starts_at_its_loss() {
     let run = out.path().join("quickstart");
     let directory = format!("output.directory=\"{}\"", out.path().display());
     let recipe = out.path().join("recipe.toml");
-    let recipes = root().join("recipes");
-    let whole = fs::read_to_string(recipes.join("quickstart.toml")).unwrap();
-    // Its paths are relative to where it lay.
-    let whole = whole.replace(
-        "\"quickstart/",
-        &format!("\"{}/quickstart/", text(&recipes)),
-    );
+    let whole = fs::read_to_string(root().join("recipes/quickstart.toml")).unwrap();
+    let whole = common::moved(&whole);
     let (before, rest) = whole.split_once("[adapter]").unwrap();
     let (_, after) = rest.split_once("[data]").unwrap();
     fs::write(&recipe, format!("{before}[data]{after}")).unwrap();

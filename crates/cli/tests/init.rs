@@ -60,7 +60,7 @@ fn the_example_is_written_once_and_trains_from_anywhere() {
         );
     }
     let again = olora_in(&place, &["init", "--example"]);
-    assert_eq!(again.status.code(), Some(2));
+    assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("not overwritten"));
     // Its paths are its own directory's, the runs go to where it is run.
     let mut arguments = vec!["train", "place/quickstart.toml"];

@@ -39,7 +39,6 @@ const WRONG: &str = r#" => Usage:
     train {recipe} --set lora_r=8 => did you mean `rank` of `[adapter]`?
     train {recipe} --learning-rte 1 => a similar argument exists: '--learning-rate'
     init --model {base} => no data file lies here
-    init {out}/broken.toml --model {base} --data {valid} => is not overwritten
     init --example --model {base} => cannot be used with
     init --model {base} --data {valid} --purpose chat => invalid value 'chat'
     init --model {base} --data {valid} --memory lots => must be a size
@@ -211,6 +210,7 @@ const FOUND: &str = r#"train {recipe} --set model.path=no/such/model => no/such/
     merge --adapter {out}/none --output {out}/merged => none
     merge --adapter {adapter} --model no/such/model --output {out}/merged => no/such/model
     inspect data {valid} --model {base} --sample 4000000000 => there is no sample
+    init {out}/broken.toml --model {base} --data {valid} => is not overwritten
     init {out}/new.toml --model {base} --data {valid} --memory 1MB => the run does not fit into 1.0 MB
     init {out}/new.toml --model {base} --data {out}/none.jsonl => none.jsonl
     init {out}/new.toml --model no/such/model --data {valid} => no/such/model
@@ -321,18 +321,10 @@ fn what_is_found_in_files_is_1() {
         "validation = \"quickstart/valid.jsonl\"",
         "validation_samples = 1000000",
     );
-    // Its paths are relative to where it lay.
-    let quickstart = root().join("recipes/quickstart");
-    let recipe = recipe.replace("\"quickstart", &format!("\"{}", quickstart.display()));
-    let recipe = recipe.replacen(
-        &format!("name = \"{}", quickstart.display()),
-        "name = \"quickstart",
-        1,
-    );
-    fs::write(out.path().join("held.toml"), recipe).unwrap();
+    fs::write(out.path().join("held.toml"), common::moved(&recipe)).unwrap();
     let text = refused(&run("train {out}/held.toml", &out), 1);
     assert!(
-        text.contains("validation split") && text.contains("1000000"),
+        text.contains("`data.validation_samples` is") && text.contains("1000000"),
         "{text}"
     );
 }

@@ -54,7 +54,7 @@ pub(crate) fn held_out(
             _ => "conversations",
         };
         return Err(DataError::OutOfRange {
-            key: "validation split",
+            key: "data.validation_samples",
             found,
             expected: format!("at least one of the {n} {what} and not all of them"),
         });
@@ -112,7 +112,10 @@ mod tests {
         ] {
             let error = split(samples(3), validation, 1).unwrap_err().to_string();
             let expected = "but must be at least one of the 3 samples and not all of them";
-            assert_eq!(error, format!("`validation split` is {found}, {expected}"));
+            assert_eq!(
+                error,
+                format!("`data.validation_samples` is {found}, {expected}")
+            );
         }
     }
 

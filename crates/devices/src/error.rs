@@ -25,7 +25,7 @@ pub enum DeviceError {
     /// The backend is not in this build.
     #[error(
         "`{name}` is not compiled into this build, which has {}. Add it with:\n  \
-         cargo install --path crates/cli --features {features}",
+         cargo install --locked --path crates/cli --features {features}",
         .compiled_in.join(", ")
     )]
     NotCompiledIn {

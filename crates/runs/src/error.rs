@@ -26,7 +26,7 @@ pub enum RunError {
     /// A run of this name exists.
     #[error(
         "the run directory {0} exists already. Continue it with --resume, \
-         give another name with --set name=…, or remove it"
+         give another with --output or --set name=…, or remove it"
     )]
     RunExists(PathBuf),
     /// There is nothing to resume.

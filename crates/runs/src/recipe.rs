@@ -49,11 +49,11 @@ pub(crate) use self::{
 pub struct Recipe {
     /// Name of the run, a directory name: at most 200 bytes, no `/`, `\`, line breaks or other
     /// control characters. Its directory is `<output.directory>/<name>`.
-    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[^/\\\x00-\x1f\x7f]*$"))]
+    #[schemars(length(min = 1, max = bounds::MAX_NAME), regex(pattern = r"^[^/\\\x00-\x1f\x7f]*$"))]
     pub name: String,
     /// Seeds random weights, the factors' start, the order of the data and dropout.
     #[serde(default = "default_seed")]
-    #[schemars(range(min = 0, max = i64::MAX))]
+    #[schemars(range(min = 0, max = bounds::MAX_SEED))]
     pub seed: u64,
     /// `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan`, `metal`, `rocm`. Which of them work depends on
     /// the build.
@@ -212,20 +212,20 @@ pub enum OptimizerKind {
 pub struct TrainingSection {
     /// Length of the run in optimiser steps. Give this or `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000_000))]
+    #[schemars(range(min = 1, max = bounds::MAX_STEPS))]
     pub max_steps: Option<usize>,
     /// Length of the run in passes over the data, if `max_steps` is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 100_000.0), extend("exclusiveMinimum" = 0), extend("x-default" = "1"))]
+    #[schemars(range(max = bounds::MAX_EPOCHS), extend("exclusiveMinimum" = 0), extend("x-default" = "1"))]
     pub epochs: Option<f64>,
     /// Sequences (rows, with `packing`; pairs, with an objective of pairs) per micro-batch. At
     /// least 2 with `kto`.
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = bounds::MAX_BATCH_SIZE))]
     pub batch_size: usize,
     /// Micro-batches per step. The result is that of one large batch: loss and gradients are summed
     /// over trained tokens and divided once. Several processes share them out, so it counts those
     /// of all.
-    #[schemars(range(min = 1, max = 65_536), extend("x-see" = "parallel.md"))]
+    #[schemars(range(min = 1, max = bounds::MAX_ACCUMULATION), extend("x-see" = "parallel.md"))]
     pub accumulation: usize,
     /// The highest learning rate. `"auto"` finds one for method, rank, data and batch before the
     /// first step; not with `optimizer = "sgd"`, `adapter.method = "none"` or several processes.
@@ -241,7 +241,7 @@ pub struct TrainingSection {
     pub loraplus_ratio: Option<f64>,
     /// Steps of linear warm-up. If the run has no more steps than these, a tenth of the run
     /// (rounded up) is taken instead, so that `learning_rate` is reached; a note says so.
-    #[schemars(range(max = 1_000_000_000))]
+    #[schemars(range(max = bounds::MAX_STEPS))]
     pub warmup_steps: usize,
     /// Learning-rate decay after warm-up. `wsd` (warm-up, stable, decay) stays at the highest rate
     /// and goes down in a straight line over the last `decay_steps`.
@@ -249,7 +249,7 @@ pub struct TrainingSection {
     pub schedule: Decay,
     /// With `wsd` only: steps of decay at the end of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000_000), extend("x-default" = "a fifth of the run"))]
+    #[schemars(range(min = 1, max = bounds::MAX_STEPS), extend("x-default" = "a fifth of the run"))]
     pub decay_steps: Option<usize>,
     /// AdamW, or plain gradient descent. `weight_decay`, `beta1`, `beta2` and `epsilon` are for
     /// AdamW only.
@@ -271,15 +271,15 @@ pub struct TrainingSection {
     #[schemars(range(min = 0.0))]
     pub max_grad_norm: f64,
     /// Steps between logged lines.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
+    #[schemars(range(min = 1, max = bounds::MAX_STEPS))]
     pub log_every: usize,
     /// Steps between evaluations. 0 evaluates only before and after.
-    #[schemars(range(max = 1_000_000_000))]
+    #[schemars(range(max = bounds::MAX_STEPS))]
     pub evaluate_every: usize,
     /// Training stops after so many evaluations without a better one than the best so far. Needs
     /// validation data and `evaluate_every`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000_000), extend("x-default" = "never"))]
+    #[schemars(range(min = 1, max = bounds::MAX_STEPS), extend("x-default" = "never"))]
     pub patience: Option<usize>,
     /// What an evaluation is better by, for `patience` and `output.keep = "best"`: a lower
     /// validation loss, or a higher score on the task.
@@ -287,14 +287,14 @@ pub struct TrainingSection {
     #[schemars(schema_with = "schema::best_by", extend("default" = "loss"))]
     pub best_by: BestBy,
     /// Steps between checkpoints. 0 writes only the last.
-    #[schemars(range(max = 1_000_000_000))]
+    #[schemars(range(max = bounds::MAX_STEPS))]
     pub checkpoint_every: usize,
     /// How many checkpoints are kept.
-    #[schemars(range(min = 1, max = 1_000_000_000))]
+    #[schemars(range(min = 1, max = bounds::MAX_STEPS))]
     pub keep_checkpoints: usize,
     /// Sequences are padded to a multiple of this length, so that a GPU sees few shapes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536), extend("x-default" = "1 on the CPU, 64 on a GPU"))]
+    #[schemars(range(min = 1, max = bounds::MAX_PADDING), extend("x-default" = "1 on the CPU, 64 on a GPU"))]
     pub pad_to_multiple_of: Option<usize>,
     /// `blocks` keeps only each block's input and computes the block again in the backward pass:
     /// less memory, a third more work, the same gradients.
@@ -370,7 +370,7 @@ pub struct SamplesSection {
     /// chat template, texts to continue otherwise.
     pub prompts: Vec<String>,
     /// Longest answer.
-    #[schemars(range(max = 1_048_576))]
+    #[schemars(range(max = bounds::MAX_NEW_TOKENS))]
     pub max_new_tokens: usize,
 }
 

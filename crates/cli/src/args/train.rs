@@ -35,8 +35,8 @@ pub(crate) struct RecipeArgs {
     pub(crate) path: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) set: SetArgs,
-    /// The run's directory, which must not exist: what is above it is the recipe's
-    /// `output.directory`, its own name the recipe's `name`
+    /// The run's directory, which must not exist unless the run is gone on with: what is above it
+    /// is the recipe's `output.directory`, its own name the recipe's `name`
     #[arg(long, value_name = "DIR", value_parser = output())]
     pub(crate) output: Option<PathBuf>,
     // Last, since the heading is for all that follows.
@@ -139,14 +139,13 @@ impl KeyArgs {
     }
 }
 
-/// Text in JSON is text in TOML.
+/// Text as TOML.
 pub(crate) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    toml::Value::from(text).to_string()
 }
 
 fn float(number: f64) -> String {
-    // As TOML has it: with a point or an exponent.
-    format!("{number:?}").to_lowercase()
+    toml::Value::from(number).to_string()
 }
 
 #[derive(Args)]

@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use olora_data::Answers;
 use olora_devices::Details;
 use olora_files::size;
-use olora_runs::{Event, Forecast, Observer, Recipe};
+use olora_runs::{Event, Forecast, Observer, Recipe, recipe::Places};
 
 use super::{
     Asked,
@@ -73,9 +73,13 @@ pub(super) fn fit(
         && keys.text("adapter.placement") != Some("residual")
         && !keys.is_given("model.weights")
         && !keys.is_given("model.quantize");
-    ways.retain(|(recompute, packing)| {
-        (!*recompute || !keys.is_given("training.recompute")) && (packing.is_none() || is_fixed)
+    // What the user has set of recomputation stays, and is no way of its own.
+    let recomputes_by_choice = !keys.is_given("training.recompute");
+    ways.retain(|(recompute, packing)| match packing {
+        None => !recompute || recomputes_by_choice,
+        Some(_) => is_fixed,
     });
+    let located = located(keys)?;
     let mut least: Option<(Forecast, String)> = None;
     for (recompute, packing) in ways {
         for size in &sizes {
@@ -85,7 +89,11 @@ pub(super) fn fit(
             };
             let way = Way { recompute, packing };
             let said = of_step(&mut tried, *size, per_step, way);
-            let forecast = predict(&tried.whole(), place)?;
+            let forecast = match predict(&tried.whole(), &located, place) {
+                // A base may have no matrix of a width that this format packs.
+                Err(_) if packing.is_some() => continue,
+                forecast => forecast?,
+            };
             if limit.is_none_or(|limit| forecast.peak_memory <= limit) {
                 keys.keys = tried.keys;
                 return Ok(forecast);
@@ -133,7 +141,7 @@ fn of_step(keys: &mut Keys, size: Option<usize>, per_step: usize, way: Way) -> S
             }
         }
     }
-    if way.recompute {
+    if way.recompute && !keys.is_given("training.recompute") {
         let why = "Blocks are computed again in the backward pass: less memory, a third more work.";
         keys.set("training.recompute", "blocks", why);
         said.push_str(", blocks computed again");
@@ -146,14 +154,25 @@ fn of_step(keys: &mut Keys, size: Option<usize>, per_step: usize, way: Way) -> S
     said
 }
 
-fn predict(keys: &[Key], place: &Place) -> Result<Forecast> {
+/// The recipe's data sets of the hub, where they are: looked for once, and not for each forecast.
+fn located(keys: &Keys) -> Result<Places> {
+    let mut recipe = recipe_of(&keys.whole())?;
+    locate_data(&mut recipe)?;
+    Ok(recipe.data.located)
+}
+
+fn recipe_of(keys: &[Key]) -> Result<Recipe> {
+    Ok(Recipe::parse(&text_of(keys, false), "what was given", &[])?)
+}
+
+fn predict(keys: &[Key], located: &Places, place: &Place) -> Result<Forecast> {
     struct Silent;
     impl Observer for Silent {
         fn on(&self, _: &Event) {}
     }
-    let mut recipe = Recipe::parse(&text_of(keys, false), "what was given", &[])?;
+    let mut recipe = recipe_of(keys)?;
     place.base.clone_into(&mut recipe.model.path);
-    locate_data(&mut recipe)?;
+    recipe.data.located.clone_from(located);
     let observer: Arc<dyn Observer> = Arc::new(Silent);
     let (device, details) = (&place.device, &place.details);
     Ok(olora_runs::plan(

@@ -10,7 +10,7 @@ use olora_runs::Recipe;
 use super::{BLOCK, LONGEST, keys::Keys};
 use crate::{
     args::Purpose,
-    inspect_data::{self, Told},
+    inspect_data::{self, Read, Told},
     models::{data_files, fitted, tokenizer},
 };
 
@@ -42,7 +42,6 @@ pub(super) fn look(
     if purpose == Some(Purpose::Prefer) && options.answers == Answers::One {
         options.answers = Answers::Pair;
     }
-    let may_prefer = matches!(purpose, None | Some(Purpose::Prefer));
     let tokenizer = fitted(tokenizer(base, None)?, config);
     let cache = TokenCache::from_env();
     let read = |files: &[PathBuf], options: &mut DataOptions| {
@@ -52,40 +51,7 @@ pub(super) fn look(
     for name in data {
         let (files, first) = data_files(Path::new(name))?;
         options.first = first;
-        let n_ignored = options.ignore.len();
-        let mut tried = options.clone();
-        let mut found = read(&files, &mut tried);
-        let new = tried.ignore.get(n_ignored..).unwrap_or_default();
-        let has = |key: &str| new.iter().any(|ignored| ignored == key);
-        // What nothing would use may be what to learn from: labels, or pairs that lie in another way.
-        let others = [
-            (Answers::Labelled, has("label")),
-            (Answers::Pair, has("chosen") && has("rejected")),
-        ];
-        for (answers, is_there) in others {
-            if !may_prefer || options.answers == answers {
-                continue;
-            }
-            if is_there || (found.is_err() && purpose == Some(Purpose::Prefer)) {
-                let mut otherwise = DataOptions {
-                    answers,
-                    ..options.clone()
-                };
-                let again = read(&files, &mut otherwise);
-                if again.as_ref().is_ok_and(|again| again.matters.is_none()) {
-                    (found, tried) = (again, otherwise);
-                    break;
-                }
-            }
-        }
-        let mut found = found.with_context(|| format!("reading {name}"))?;
-        if let Some(refusal) = found
-            .matters
-            .take()
-            .filter(|_| purpose != Some(Purpose::Continue))
-        {
-            return Err(anyhow!("{refusal}").context(format!("reading {name}")));
-        }
+        let (mut found, mut tried) = as_meant(&options, purpose, |options| read(&files, options))?;
         if found.samples.format == Format::Text && !keys.is_given("data.max_length") {
             tried.max_length = BLOCK.min(limit);
             found = read(&files, &mut tried)?;
@@ -94,10 +60,16 @@ pub(super) fn look(
         let (answers, format) = (tried.answers, samples.format);
         let n_samples = samples.samples.len() / samples.samples.unit();
         match &mut seen {
-            Some(seen) if seen.options.answers != answers => bail!(
-                "{name} and the data before it are not of one kind: some have answers to prefer, and some have not. Train \
-                 on one kind at a time"
-            ),
+            Some(seen)
+                if seen.options.answers != answers
+                    || (seen.format == Format::Text) != (format == Format::Text) =>
+            {
+                bail!(
+                    "{name} and the data before it are not of one kind: text, answers, and answers to prefer are each \
+                     learnt by themselves. Train on one kind at a time, or mix them in a recipe of your own \
+                     ([[data.sources]])"
+                )
+            }
             Some(seen) => {
                 seen.n_samples += n_samples;
                 seen.longest = seen.longest.max(samples.report.longest);
@@ -114,6 +86,8 @@ pub(super) fn look(
                 });
             }
         }
+        // Blocks of text are short, and are no limit of what comes after.
+        tried.max_length = options.max_length;
         options = tried;
     }
     let seen = seen.context("no data was given")?;
@@ -133,6 +107,48 @@ pub(super) fn look(
         _ => {}
     }
     Ok(seen)
+}
+
+/// Reads one of the data as what it is for, and says how it is read then: as answers
+/// that are labelled or lie in pairs too, where nothing was said against it.
+fn as_meant(
+    options: &DataOptions,
+    purpose: Option<Purpose>,
+    read: impl Fn(&mut DataOptions) -> Result<Read>,
+) -> Result<(Read, DataOptions)> {
+    let n_ignored = options.ignore.len();
+    let mut tried = options.clone();
+    let mut found = read(&mut tried);
+    let new = tried.ignore.get(n_ignored..).unwrap_or_default();
+    let has = |key: &str| new.iter().any(|ignored| ignored == key);
+    // What nothing would use may be what to learn from: labels, or pairs that lie in another way.
+    let others = [
+        (Answers::Labelled, has("label")),
+        (Answers::Pair, has("chosen") && has("rejected")),
+    ];
+    let may_prefer = matches!(purpose, None | Some(Purpose::Prefer));
+    for (answers, is_there) in others {
+        if !may_prefer || options.answers == answers {
+            continue;
+        }
+        if is_there || (found.is_err() && purpose == Some(Purpose::Prefer)) {
+            let mut otherwise = DataOptions {
+                answers,
+                ..options.clone()
+            };
+            let again = read(&mut otherwise);
+            if again.as_ref().is_ok_and(|again| again.matters.is_none()) {
+                (found, tried) = (again, otherwise);
+                break;
+            }
+        }
+    }
+    let mut found = found?;
+    let matters = found.matters.take();
+    match matters.filter(|_| purpose != Some(Purpose::Continue)) {
+        Some(refusal) => Err(anyhow!("{refusal}")),
+        None => Ok((found, tried)),
+    }
 }
 
 pub(super) fn named(format: Format) -> String {

@@ -61,3 +61,9 @@ pub(crate) fn refused(output: &Output, code: i32) -> String {
     assert!(!text.contains("panicked"), "{text}");
     text
 }
+
+/// The quickstart's recipe to be written elsewhere: its paths are relative to where it lies.
+pub(crate) fn moved(recipe: &str) -> String {
+    let quickstart = root().join("recipes/quickstart");
+    recipe.replace("\"quickstart/", &format!("\"{}/", quickstart.display()))
+}

@@ -158,12 +158,15 @@ impl TrainingSection {
     fn check_rate(&self, problems: &mut Problems) {
         // What a rate that is to be found would do is not known yet: the usual one stands for it.
         let rate = self.learning_rate.or_usual();
+        let holds = rate > 0.0 && is_single(rate);
         problems.number(
             "training.learning_rate",
             rate,
-            rate > 0.0 && is_single(rate),
-            "above 0, and so in 32 bits, in which devices compute",
+            holds,
+            "above 0 and finite, and so in 32 bits, in which devices compute",
         );
+        // What goes with a rate that cannot be meant is no fault of its own.
+        let rate = if holds { rate } else { Rate::Auto.or_usual() };
         if self.learning_rate == Rate::Auto {
             problems.check(
                 self.min_learning_rate == 0.0,
@@ -178,7 +181,7 @@ impl TrainingSection {
             problems.number(
                 "training.min_learning_rate",
                 self.min_learning_rate,
-                (0.0..=rate).contains(&self.min_learning_rate),
+                !holds || (0.0..=rate).contains(&self.min_learning_rate),
                 "between 0 and `training.learning_rate`",
             );
         }

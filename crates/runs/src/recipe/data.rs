@@ -28,7 +28,7 @@ pub struct DataSection {
     /// Instead of `validation`: how many training samples to hold out; of conversations that are
     /// several samples, how many conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = u32::MAX))]
+    #[schemars(range(min = 1, max = super::bounds::MAX_SAMPLES))]
     pub validation_samples: Option<usize>,
     /// Chooses which samples `validation_samples` holds out; only with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,7 +41,7 @@ pub struct DataSection {
     /// Longest sequence in tokens. Longer ones are cut at the end; text is cut into blocks of this
     /// length.
     #[serde(default = "default_max_length")]
-    #[schemars(range(min = 2, max = 16_777_216))]
+    #[schemars(range(min = 2, max = super::bounds::MAX_LENGTH))]
     pub max_length: usize,
     /// Whether the loss covers the prompt too. Not with weights or flags in the data.
     #[serde(default)]
@@ -131,7 +131,7 @@ pub struct SourceSection {
     /// How often the source is gone through in an epoch: 2 is twice, 0.5 one half, and the other
     /// half in the next epoch.
     #[serde(default = "default_weight")]
-    #[schemars(range(max = 1_000_000.0), extend("exclusiveMinimum" = 0))]
+    #[schemars(range(max = super::bounds::MAX_WEIGHT), extend("exclusiveMinimum" = 0))]
     pub weight: f64,
     /// In the place of `data.format`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -77,6 +77,10 @@ impl Recipe {
                 }
             }
         }
+        // A name is text, whatever it looks like.
+        if let Some(name) = values.get_mut("name").filter(|name| !name.is_str()) {
+            *name = toml::Value::String(name.to_string());
+        }
         // What a recipe cannot be without.
         let whole = [
             ("name", None),

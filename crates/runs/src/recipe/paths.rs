@@ -22,7 +22,7 @@ use super::{Recipe, TensorBoard};
 pub(super) const KEPT: &str = "# Paths are relative to this file's directory.\n";
 
 /// What may be written in a path's place.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A path.
     Path,
@@ -120,16 +120,8 @@ impl Recipe {
     /// As [`to_toml`](Self::to_toml).
     pub(crate) fn to_be_kept_in(&self, directory: &Path) -> Result<String, crate::RunError> {
         let mut kept = self.clone();
-        let is_plain = is_plain(directory);
         let done = kept.each_path::<std::convert::Infallible>(&mut |_, kind, path| {
-            if !is_relative(path) || (!is_there(path, kind) && may_be_of_hub(path, kind)) {
-                return Ok(None);
-            }
-            Ok(Some(if is_plain {
-                relative(path, directory)
-            } else {
-                absolute(path)
-            }))
+            Ok(Some(written_in(directory, kind, path)))
         });
         let Ok(()) = done;
         Ok(format!("{KEPT}{}", kept.to_toml()?))
@@ -141,35 +133,52 @@ impl Recipe {
     pub fn with_whole_paths(&self) -> Self {
         let mut whole = self.clone();
         let done = whole.each_path::<std::convert::Infallible>(&mut |_, kind, path| {
-            let named = !is_there(path, kind) && may_be_of_hub(path, kind);
-            Ok((is_relative(path) && !named).then(|| absolute(path)))
+            Ok(is_of_here(path, kind).then(|| absolute(path)))
         });
         let Ok(()) = done;
         whole
     }
 }
 
-/// What a path that was typed in the working directory is in a recipe in another
-/// directory: `key` is the recipe's, by which a name of the hub is told from a
-/// path.
-pub fn written_beside(key: &str, path: &str, directory: &Path) -> String {
-    let kind = match key {
-        "model.path" => Kind::Model,
-        "data.train" | "data.validation" | "data.sources" => Kind::Data,
-        _ => Kind::Path,
-    };
-    let is_here = directory.as_os_str().is_empty();
-    let is_name = !is_there(path, kind) && may_be_of_hub(path, kind);
-    if is_here || is_name || !is_relative(path) {
+/// The keys that are paths, but for those of `data.sources`.
+const PATHS: [(&str, Kind); 7] = [
+    ("model.path", Kind::Model),
+    ("data.train", Kind::Data),
+    ("data.validation", Kind::Data),
+    ("adapter.from", Kind::Path),
+    ("tasks.data", Kind::Path),
+    ("output.directory", Kind::Output),
+    ("logging.tensorboard", Kind::Output),
+];
+
+/// The value of a recipe's key, typed in the working directory, as a recipe in
+/// another directory has it: paths are relative to that, and all else stays, names
+/// of the hub among it. The directory may be still to be made.
+pub fn written_beside(key: &str, value: &str, directory: &Path) -> String {
+    match PATHS.iter().find(|(path, _)| *path == key) {
+        Some((_, kind)) if !directory.as_os_str().is_empty() => written_in(directory, *kind, value),
+        _ => value.to_owned(),
+    }
+}
+
+/// A path of the working directory as a file in another directory names it: from
+/// there, unless a link in the directory makes steps up lead elsewhere.
+fn written_in(directory: &Path, kind: Kind, path: &str) -> String {
+    if !is_of_here(path, kind) {
         return path.to_owned();
     }
-    // The directory may be still to be made.
     let there = directory.ancestors().find(|ancestor| ancestor.exists());
     if there.is_none_or(|there| there.as_os_str().is_empty() || is_plain(there)) {
         relative(path, directory)
     } else {
         absolute(path)
     }
+}
+
+/// Whether this is a path from the working directory: neither a whole one, nor a
+/// name of the hub that no file has.
+fn is_of_here(path: &str, kind: Kind) -> bool {
+    is_relative(path) && (is_there(path, kind) || !may_be_of_hub(path, kind))
 }
 
 /// Whether a path is relative to something: neither whole, nor of a home, nor an
@@ -207,11 +216,12 @@ fn is_there(path: &str, kind: Kind) -> bool {
 }
 
 fn is_wild(letter: char) -> bool {
-    ['*', '?', '['].contains(&letter)
+    ['*', '?', '[', '{'].contains(&letter)
 }
 
-/// Whether a name that no file has could be one of the hub, by `olora-hub`'s
-/// rules: two or three words with slashes between them.
+/// Whether a name that no file has could be one of the hub: two or three words
+/// with slashes between them, that do not end as data files do. What `olora-hub`
+/// tells apart more finely it refuses by name later.
 fn may_be_of_hub(name: &str, kind: Kind) -> bool {
     let most = match kind {
         Kind::Path | Kind::Output => return false,
@@ -330,6 +340,24 @@ mod tests {
         }
         assert!(Path::new(&relative("../data", Path::new("recipes"))).is_absolute());
         assert!(Path::new(&relative("data", Path::new("../runs"))).is_absolute());
+    }
+
+    #[test]
+    fn every_path_of_a_recipe_is_known_by_its_key() {
+        let text = "name = \"x\"\n[model]\npath = \"m\"\n[adapter]\nfrom = \"a\"\n[data]\ntrain = \"d\"\n\
+                    validation = \"v\"\n[tasks]\nnames = [\"piqa\"]\ndata = \"t\"\n[output]\ndirectory = \"o\"\n\
+                    [logging]\ntensorboard = \"l\"\n";
+        let mut recipe = Recipe::parse(text, "x", &[]).unwrap();
+        let mut found = Vec::new();
+        let done = recipe.each_path::<std::convert::Infallible>(&mut |key, kind, _| {
+            found.push((key.to_owned(), kind));
+            Ok(None)
+        });
+        let Ok(()) = done;
+        let mut listed = PATHS.map(|(key, kind)| (key.to_owned(), kind)).to_vec();
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        listed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        assert_eq!(found, listed);
     }
 
     #[test]

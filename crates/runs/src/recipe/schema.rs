@@ -9,7 +9,7 @@ mod tables;
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use olora_adapter::{AdapterConfig, Method, PeftForm, Placement};
+use olora_adapter::{AdapterConfig, MAX_ITERATIONS, MAX_RANK, Method, PeftForm, Placement};
 use olora_model::{Dtype, Packing, Quantize};
 use olora_tasks::TaskName;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
@@ -35,7 +35,7 @@ struct AdapterKeys {
     #[schemars(schema_with = "placement")]
     placement: Placement,
     /// Rank of the update. For `lora-orthogonal` it must be even.
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = MAX_RANK))]
     rank: usize,
     /// The update is scaled by alpha / rank.
     #[schemars(extend("exclusiveMinimum" = 0))]
@@ -46,16 +46,16 @@ struct AdapterKeys {
     dora: bool,
     /// For `pissa` only: power iterations of a randomised decomposition.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1000), extend("x-default" = "exact"))]
+    #[schemars(range(max = MAX_ITERATIONS), extend("x-default" = "exact"))]
     iterations: Option<usize>,
     /// For `eva` only: a layer gets at most this many times the rank.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1.0, max = 1000.0), extend("x-default" = "2"))]
+    #[schemars(range(min = 1.0, max = super::bounds::MAX_RHO), extend("x-default" = "2"))]
     rho: Option<f64>,
     /// For `olora-gradient` and `lora-gradient`: the run's first micro-batches, whose gradient the
     /// start is along.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536), extend("x-default" = "those of a step, 8 at most"))]
+    #[schemars(range(min = 1, max = super::bounds::MAX_ACCUMULATION), extend("x-default" = "those of a step, 8 at most"))]
     gradient_batches: Option<usize>,
     /// For the same: the length of each column of `A` and each row of `B`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -459,26 +459,66 @@ mod tests {
         }
     }
 
+    /// A recipe with what it cannot be without, and a key of a section or of the top.
+    fn with(section: &str, key: &str, value: &Value) -> Result<Recipe, toml::de::Error> {
+        let mut recipe = json!({ "name": "x", "model": { "path": "m" }, "data": { "train": "d" } });
+        if section.is_empty() {
+            recipe[key] = value.clone();
+        } else {
+            recipe[section][key] = value.clone();
+        }
+        toml::from_str(&toml::to_string(&recipe).unwrap())
+    }
+
     #[test]
-    fn defaults_are_those_of_a_recipe_that_gives_none() {
-        let recipe = Recipe::parse(
-            "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = \"d\"\n",
-            "x",
-            &[],
-        )
-        .unwrap();
-        let recipe = serde_json::to_value(recipe).unwrap();
+    fn a_default_that_is_given_changes_nothing() {
+        let without = with("", "name", &json!("x")).unwrap();
         let schema = schema();
         let mut compared = 0;
-        for (name, section) in members(&schema) {
-            for (key, property) in members(section) {
-                let written = &recipe[name][key];
-                if !property["default"].is_null() && !written.is_null() {
-                    assert_eq!(&property["default"], written, "{name}.{key}");
-                    compared += 1;
+        for (section, property) in members(&schema) {
+            let inner = members(property).map(|(key, property)| (section, key, property));
+            for (section, key, property) in [("", section, property)].into_iter().chain(inner) {
+                let default = &property["default"];
+                if property["properties"].is_object() || default.is_null() {
+                    continue;
                 }
+                assert_eq!(
+                    with(section, key, default).unwrap(),
+                    without,
+                    "{section}.{key}"
+                );
+                compared += 1;
             }
         }
-        assert!(compared > 30, "{compared}");
+        assert!(compared > 45, "{compared}");
+    }
+
+    #[test]
+    fn every_name_that_is_read_is_in_the_schema() {
+        let schema = schema();
+        let mut compared = 0;
+        for (section, property) in members(&schema) {
+            for (key, property) in members(property) {
+                let listed: Vec<_> = match (&property["enum"], &property["oneOf"]) {
+                    (Value::Array(names), _) => names.iter().collect(),
+                    (_, Value::Array(forms)) => forms.iter().map(|form| &form["const"]).collect(),
+                    _ => continue,
+                };
+                let error = with(section, key, &json!("zzz")).unwrap_err().to_string();
+                // What of it serde lists: the rest of the formats says its names in words.
+                let Some((_, said)) = error.split_once("expected one of ") else {
+                    continue;
+                };
+                let mut read: Vec<_> = said.split('`').skip(1).step_by(2).collect();
+                let mut listed: Vec<_> = listed.into_iter().filter_map(Value::as_str).collect();
+                read.sort_unstable();
+                listed.sort_unstable();
+                // The line that says where it is ends with the section's name.
+                read.retain(|name| !name.starts_with(section) || listed.contains(name));
+                assert_eq!(read, listed, "{section}.{key}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 6, "{compared}");
     }
 }

@@ -93,8 +93,8 @@ const VALUES: [(&str, &str); 4] = [
     ("full", "`method = \"none\"`, which trains every weight"),
 ];
 
-/// How alike two words are at least that are one with a slip in it, by
-/// Jaro and Winkler, as clap has it for options.
+/// How alike two words are at least that are one with a slip in it, by Jaro and
+/// Winkler: a beginning that is the same counts more.
 const ALIKE: f64 = 0.8;
 
 /// The same for a key of another section, which is a longer way.
