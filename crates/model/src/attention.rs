@@ -7,8 +7,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use olora_adapter::{Project, packed_of};
-use olora_operations::{Products, attention, is_host};
-use rayon::prelude::*;
+use olora_operations::{Products, at_once, attention, is_host};
 
 use crate::{
     ModelConfig, Norm, NormKind, QkNorm,
@@ -182,18 +181,15 @@ impl Attention {
                 attention(q, k, v, &mask)
             }
             Caches::Each(held) => {
-                let rows = held.into_iter().enumerate().map(|(row, held)| {
-                    let of_row = |x: &Tensor<4>| x.clone().narrow(0, row, 1);
-                    (held, [of_row(&q), of_row(&k), of_row(&v)])
-                });
-                let one = |(held, [q, k, v]): (&mut Option<Held>, [Tensor<4>; 3])| {
+                let one = |(row, held): (usize, &mut Option<Held>)| {
+                    let [q, k, v] = [&q, &k, &v].map(|x| x.clone().narrow(0, row, 1));
                     let [k, v] = Held::append(held, [k, v]);
                     attention(q, k, v, &mask)
                 };
                 // Each is small: a device has them one after the other, the CPU at once.
-                let rows: Vec<_> = rows.collect();
-                let mixed = if rows.len() > 2 && is_host(&q.device()) {
-                    rows.into_par_iter().map(one).collect()
+                let rows: Vec<_> = held.into_iter().enumerate().collect();
+                let mixed = if is_host(&q.device()) {
+                    at_once(rows, one)
                 } else {
                     rows.into_iter().map(one).collect()
                 };

@@ -31,7 +31,7 @@ pub(crate) enum Caches<'a> {
 impl Held {
     /// Positions that there is room for beyond those that there are, at least, where
     /// tokens come one by one.
-    const ROOM: usize = 256;
+    const ROOM: usize = 128;
 
     /// Puts new keys and values, `[batch, kv_heads, n, head_dim]`, behind those that
     /// are held, and returns all.

@@ -1,7 +1,7 @@
 //! A text that is being continued, by itself or together with others.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use olora_operations::rows_apart;
+use olora_operations::{at_once, rows_apart};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -197,12 +197,10 @@ pub fn next_logits_of_all(
         }
     };
     let of_each = all.chunks_exact(all.len() / n).zip(texts.iter());
-    of_each
-        .map(|(logits, text)| {
-            text.check_finite(model, logits)?;
-            Ok(logits.to_vec())
-        })
-        .collect()
+    at_once(of_each.collect(), |(logits, text)| {
+        text.check_finite(model, logits)?;
+        Ok(logits.to_vec())
+    })
 }
 
 /// A tensor's values on the host, as f32.

@@ -26,6 +26,11 @@ use burn::backend::{
     flex::{FlexTensor, Layout},
 };
 
+/// See [`at_once`](crate::at_once).
+pub(crate) fn at_once<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    team::at_once(items, work)
+}
+
 /// See [`limit_threads`](crate::limit_threads).
 pub(crate) fn limit_threads(n: usize) {
     team::limit(n);

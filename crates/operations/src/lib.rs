@@ -100,6 +100,16 @@ pub fn limit_threads(n: usize) {
     let _ = n;
 }
 
+/// What `work` makes of each item, in their order, several at once on the threads that compute a
+/// token's products: for work that comes between those, as `rayon`'s threads would first have to
+/// wake. In a build without the CPU's kernels, one after the other.
+pub fn at_once<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    #[cfg(feature = "flex")]
+    return cpu::at_once(items, work);
+    #[cfg(not(feature = "flex"))]
+    items.into_iter().map(work).collect()
+}
+
 pub use apart::rows_apart;
 pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};

@@ -18,11 +18,26 @@ const ROWS: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
+/// How many vectors a row is multiplied with at once: as many as their sums, and what they are
+/// made of, have registers.
+const TOGETHER: [usize; 4] = [8, 4, 2, 1];
+
 /// Vectors that rows are multiplied with, arranged once for all rows.
 pub struct Vectors<'a> {
     values: &'a [f32],
     width: usize,
     lines: Vec<Line>,
+}
+
+/// Vectors, by number, in groups of as many as are multiplied at once.
+fn groups(n: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let start = end;
+        let size = TOGETHER.into_iter().find(|size| *size <= n - start)?;
+        end = start + size;
+        Some(start..end)
+    })
 }
 
 impl<'a> Vectors<'a> {
@@ -118,16 +133,19 @@ fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
 struct Line([f32; 16]);
 
 impl Line {
-    /// Vectors in lines, the last of each filled up with zeros: the first line of all vectors, then
-    /// the second, so that one place leads to all that a value is multiplied with.
+    /// Vectors in lines, the last of each filled up with zeros. Of each group the first line of all
+    /// its vectors, then the second, so that what a value is multiplied with lies together.
     fn of(vectors: &[f32], width: usize) -> Vec<Self> {
-        let mut lines = Vec::with_capacity(vectors.len().div_ceil(16));
-        for at in (0..width).step_by(16) {
-            let end = (at + 16).min(width);
-            for vector in vectors.chunks_exact(width) {
-                let mut line = [0.0; 16];
-                line[..end - at].copy_from_slice(&vector[at..end]);
-                lines.push(Self(line));
+        let mut lines = Vec::with_capacity(vectors.len() / width * width.div_ceil(16));
+        for group in groups(vectors.len() / width) {
+            let group = &vectors[group.start * width..group.end * width];
+            for at in (0..width).step_by(16) {
+                let end = (at + 16).min(width);
+                for vector in group.chunks_exact(width) {
+                    let mut line = [0.0; 16];
+                    line[..end - at].copy_from_slice(&vector[at..end]);
+                    lines.push(Self(line));
+                }
             }
         }
         lines
@@ -184,7 +202,7 @@ impl Several<'_> {
         self.vectors.len() / self.width
     }
 
-    /// `R` rows with `V` vectors: the sums of all of them stay in registers.
+    /// `R` rows with `V` vectors, eight products at most: the sums of all stay in registers.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn tile<
@@ -209,27 +227,31 @@ impl Several<'_> {
             },
         );
         let (width, whole) = (self.width, self.width / LANES * LANES);
-        let rows: [&[u8]; R] = std::array::from_fn(
+        let mut rows: [_; R] = std::array::from_fn(
             #[inline(always)]
-            |r| &self.bytes[BYTES * (row + r) * width..][..BYTES * whole],
+            |r| {
+                self.bytes[BYTES * (row + r) * width..][..BYTES * whole].chunks_exact(BYTES * LANES)
+            },
         );
-        let n = self.n_vectors();
-        // A vector may have a line beyond its last whole 32 values.
-        let pairs = self.lines.chunks_exact(2 * n).take(whole / LANES);
-        for (i, lines) in pairs.enumerate() {
-            // Written out, so that sums stay in registers: an index that is computed takes them out.
-            for half in 0..2 {
-                let Some(right) = lines[half * n + vector..].first_chunk::<V>() else {
-                    return;
+        let per_vector = width.div_ceil(16);
+        let lines = &self.lines[vector * per_vector..][..V * per_vector];
+        // A vector may have a line beyond its last whole 32 values, which comes in no pair.
+        for pair in lines.as_chunks::<V>().0.as_chunks::<2>().0 {
+            for r in 0..R {
+                let Some(bytes) = rows[r].next() else {
+                    break;
                 };
-                for r in 0..R {
-                    let bytes = &rows[r][BYTES * (LANES * i + 16 * half)..][..BYTES * 16];
-                    if vector == 0 {
-                        crate::x86::fetch(&bytes[0], BYTES * AHEAD * width);
+                if vector == 0 {
+                    for line in (0..BYTES * LANES).step_by(64) {
+                        crate::x86::fetch(&bytes[line], BYTES * AHEAD * width);
                     }
-                    let left = F::sixteen(simd, bytes);
+                }
+                // Written out, so that sums stay in registers: an index that is computed takes
+                // them out.
+                for half in 0..2 {
+                    let left = F::sixteen(simd, &bytes[BYTES * 16 * half..][..BYTES * 16]);
                     for v in 0..V {
-                        sums[r][v].add_sixteen(simd, half, simd.load(right[v].0), left);
+                        sums[r][v].add_sixteen(simd, half, simd.load(pair[half][v].0), left);
                     }
                 }
             }
@@ -243,15 +265,16 @@ impl Several<'_> {
                 }
             }
         }
-        let mut totals = [[0.0; V]; R];
-        for (totals, sums) in totals.iter_mut().zip(sums) {
-            for (total, sums) in totals.iter_mut().zip(sums) {
-                *total = sums.total(simd);
+        let mut of_all = [simd.splat(0.0); 8];
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (v, sums) in sums.into_iter().enumerate() {
+                of_all[r * V + v] = sums.sixteen(simd);
             }
         }
-        for (r, totals) in totals.iter().enumerate() {
-            for (v, sum) in totals.iter().enumerate() {
-                self.add(vector + v, row + r, *sum);
+        let totals = simd.totals(&of_all);
+        for r in 0..R {
+            for v in 0..V {
+                self.add(vector + v, row + r, totals[r * V + v]);
             }
         }
     }
@@ -283,22 +306,13 @@ impl Several<'_> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn all<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(&mut self, simd: S) {
-        let n = self.n_vectors();
-        let mut vector = 0;
-        while n - vector >= 8 {
-            self.columns::<S, F, BYTES, 1, 8>(simd, vector);
-            vector += 8;
-        }
-        while n - vector >= 4 {
-            self.columns::<S, F, BYTES, 2, 4>(simd, vector);
-            vector += 4;
-        }
-        if n - vector >= 2 {
-            self.columns::<S, F, BYTES, 4, 2>(simd, vector);
-            vector += 2;
-        }
-        if n - vector == 1 {
-            self.columns::<S, F, BYTES, 4, 1>(simd, vector);
+        for group in groups(self.n_vectors()) {
+            match group.len() {
+                8 => self.columns::<S, F, BYTES, 1, 8>(simd, group.start),
+                4 => self.columns::<S, F, BYTES, 2, 4>(simd, group.start),
+                2 => self.columns::<S, F, BYTES, 4, 2>(simd, group.start),
+                _ => self.columns::<S, F, BYTES, 4, 1>(simd, group.start),
+            }
         }
     }
 }

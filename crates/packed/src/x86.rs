@@ -1,6 +1,6 @@
 //! All formats but the rare by AVX2 and AVX-512: the loops of [`crate::kernels`] with
 //! the instructions named. The compiler finds vectors in those too, but shuffles values
-//! about; named, they are two to four times as fast (`examples/speed.rs`).
+//! about; named, they are two to four times as fast.
 //!
 //! Sixteen quants are worked on as bytes, then widened to `f32`, scaled and stored.
 
@@ -45,6 +45,21 @@ pub(crate) trait Sixteen: Copy {
     /// Values from their bytes, low byte first.
     fn load_bytes(self, bytes: [u8; 64]) -> Self::Values;
     fn store(self, values: Self::Values) -> [f32; 16];
+    /// The sum of each, by halves.
+    fn totals(self, sums: &[Self::Values; 8]) -> [f32; 8];
+}
+
+/// The sum of sixteen, by halves.
+#[inline(always)]
+fn total_of_sixteen(mut sums: [f32; 16]) -> f32 {
+    let mut width = 8;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
 }
 
 impl Sixteen for V4 {
@@ -133,6 +148,11 @@ impl Sixteen for V4 {
     #[inline(always)]
     fn store(self, values: __m512) -> [f32; 16] {
         cast(values)
+    }
+
+    #[inline(always)]
+    fn totals(self, sums: &[__m512; 8]) -> [f32; 8] {
+        totals_of_eight(self, sums)
     }
 }
 
@@ -248,6 +268,47 @@ impl Sixteen for V3 {
     fn store(self, values: [__m256; 2]) -> [f32; 16] {
         cast(values)
     }
+
+    #[inline(always)]
+    fn totals(self, sums: &[[__m256; 2]; 8]) -> [f32; 8] {
+        let mut totals = [0.0; 8];
+        for (total, sums) in totals.iter_mut().zip(sums) {
+            *total = total_of_sixteen(self.store(*sums));
+        }
+        totals
+    }
+}
+
+/// The sums of eight: halves of two are put into one register, and added.
+///
+/// Written without `map`, whose closures were not inlined and called each instruction as a function.
+#[inline(always)]
+fn totals_of_eight(simd: V4, sums: &[__m512; 8]) -> [f32; 8] {
+    let avx512 = simd.avx512f;
+    // Of two registers the first and the second halves, added.
+    let halves = |a, b| {
+        let lows = avx512._mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        let highs = avx512._mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+        avx512._mm512_add_ps(lows, highs)
+    };
+    // The first and the third quarters, and the second and the fourth.
+    let quarters = |a, b| {
+        let lows = avx512._mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        let highs = avx512._mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+        avx512._mm512_add_ps(lows, highs)
+    };
+    let first = quarters(halves(sums[0], sums[1]), halves(sums[2], sums[3]));
+    let second = quarters(halves(sums[4], sums[5]), halves(sums[6], sums[7]));
+    // Of quarter i, two lanes of sum i and two of sum i + 4.
+    let lows = avx512._mm512_shuffle_ps::<0b01_00_01_00>(first, second);
+    let highs = avx512._mm512_shuffle_ps::<0b11_10_11_10>(first, second);
+    let twos = avx512._mm512_add_ps(lows, highs);
+    let lows = avx512._mm512_shuffle_ps::<0b10_00_10_00>(twos, twos);
+    let highs = avx512._mm512_shuffle_ps::<0b11_01_11_01>(twos, twos);
+    let ones: [f32; 16] = cast(avx512._mm512_add_ps(lows, highs));
+    [
+        ones[0], ones[4], ones[8], ones[12], ones[1], ones[5], ones[9], ones[13],
+    ]
 }
 
 /// [`kernels::each`].
@@ -330,6 +391,12 @@ impl<S: Sixteen> Sums<S> {
     #[inline(always)]
     pub(crate) fn add_sixteen(&mut self, simd: S, half: usize, left: S::Values, right: S::Values) {
         self.0[half] = simd.mul_add(left, right, self.0[half]);
+    }
+
+    /// The first step of [`total`]: the halves of the lanes, added.
+    #[inline(always)]
+    pub(crate) fn sixteen(self, simd: S) -> S::Values {
+        simd.add(self.0[0], self.0[1])
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     MemoryEstimate, Precision, Recipe, RunPlan, finished::printed, memory::peak_resident_bytes,
-    run_log, state::Outcome,
+    recipe::Rate, run_log, state::Outcome,
 };
 
 /// Burn's version. The workspace asks for exactly this one (`=`), so whoever
@@ -43,6 +43,9 @@ pub struct Summary {
     pub best_step: Option<usize>,
     /// The lowest validation loss.
     pub best_validation_loss: Option<f64>,
+    /// What should make one doubt the result: a loss that training has raised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concern: Option<String>,
     /// What is minimised, unless it is the cross-entropy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<String>,
@@ -130,6 +133,7 @@ impl Summary {
             validation_loss: state.validation.last().map(|(_, loss)| *loss),
             best_step: state.best().map(|(step, _)| step),
             best_validation_loss: state.best().map(|(_, loss)| loss),
+            concern: concern(&state.validation, recipe.training.learning_rate),
             objective: (!recipe.objective.is_default()).then(|| recipe.objective.described()),
             validation_measures_before: match before {
                 Some(_) => state
@@ -167,9 +171,52 @@ impl Summary {
     }
 }
 
+/// Says so if the validation loss has risen since before the first step, and what to do.
+fn concern(validation: &[(usize, f64)], rate: Rate) -> Option<String> {
+    let (&(first, before), &(last, after)) = (validation.first()?, validation.last()?);
+    if first != 0 || last == 0 || after <= before {
+        return None;
+    }
+    let (lowest_at, lowest) = validation
+        .iter()
+        .copied()
+        .min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let advice = if lowest < before {
+        format!(
+            "It was lowest after step {lowest_at}, {lowest:.4}: train for fewer steps, or set \
+             training.patience, which keeps the best"
+        )
+    } else {
+        format!(
+            "The usual cause is a rate that is too high (training.learning_rate = {rate}): try a third of \
+             it, or \"auto\""
+        )
+    };
+    Some(format!(
+        "the validation loss has risen, from {before:.4} to {after:.4}: what was trained is worse than \
+         the base on this data. {advice}"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_that_has_risen_is_said_with_what_to_do() {
+        let rate = Rate::Value(2e-4);
+        let said = |losses: &[(usize, f64)]| concern(losses, rate);
+        assert_eq!(said(&[(0, 2.0), (10, 1.5), (20, 1.4)]), None);
+        assert_eq!(said(&[(0, 2.0), (10, 1.5), (20, 2.0)]), None);
+        assert_eq!(said(&[(10, 1.5), (20, 1.8)]), None);
+        assert_eq!(said(&[(0, 2.0)]), None);
+        assert_eq!(said(&[]), None);
+        let overfitted = said(&[(0, 2.0), (10, 1.5), (20, 2.5)]).unwrap();
+        assert!(overfitted.contains("from 2.0000 to 2.5000"), "{overfitted}");
+        assert!(overfitted.contains("after step 10, 1.5000"), "{overfitted}");
+        let too_fast = said(&[(0, 2.0), (10, 7.0), (20, 9.0)]).unwrap();
+        assert!(too_fast.contains("learning_rate = 2e-4"), "{too_fast}");
+    }
 
     /// When this fails, write the new version into `BURN`.
     #[test]

@@ -18,6 +18,7 @@ use std::{
 use burn::tensor::{DType, Tensor};
 use olora_data::Decoded;
 use olora_model::{Continuation, ModelError, next_logits_of_all};
+use olora_operations::at_once;
 use olora_training::caught;
 use olora_web::axum::http::StatusCode;
 use rayon::prelude::*;
@@ -295,14 +296,13 @@ impl Engine {
                 let failed = |_| Err(ModelError::device("the next token", &said));
                 places.iter().map(failed).collect()
             });
-            let chosen: Vec<_> = some
+            let of_each = some
                 .iter_mut()
                 .map(|active| (&mut active.text, active.job.scores))
-                .zip(logits)
-                .collect::<Vec<_>>()
-                .into_par_iter()
-                .map(|((text, scores), logits)| Ok(choose(text, scores, logits?)))
-                .collect();
+                .zip(logits);
+            let chosen = at_once(of_each.collect(), |((text, scores), logits)| {
+                Ok(choose(text, scores, logits?))
+            });
             for ((place, active), chosen) in places.into_iter().zip(some).zip(chosen) {
                 let state = chosen
                     .map_err(|error| of_model(&error))

@@ -59,6 +59,9 @@ pub(super) fn lines(
     for (when, measures) in validation_measures(summary) {
         lines.push(("validation", format!("{when}: {measures}")));
     }
+    if let Some(concern) = &summary.concern {
+        lines.push(("warning", concern.clone()));
+    }
     let share = 100.0 * summary.n_trained_params as f64 / summary.n_params as f64;
     lines.push((
         "trained",

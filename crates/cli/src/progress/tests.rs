@@ -108,6 +108,7 @@ pub(super) fn summary() -> Summary {
         validation_loss: Some(1.0),
         best_step: Some(10),
         best_validation_loss: Some(0.9),
+        concern: None,
         objective: None,
         validation_measures_before: BTreeMap::new(),
         validation_measures: BTreeMap::new(),

@@ -140,6 +140,9 @@ pub(super) fn finished(summary: &Summary) -> String {
     for (when, measures) in validation_measures(summary) {
         text = format!("{text}\nvalidation, {when}: {measures}");
     }
+    if let Some(concern) = &summary.concern {
+        text = format!("{text}\nwarning: {concern}");
+    }
     format!("{text}\nresult: {}", summary.result.display())
 }
 

@@ -17,7 +17,7 @@ use super::{
     bf16::{self, Kernel, Side, rounded},
     matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product},
     rows::rows_per_chunk,
-    team::hand_out_pieces,
+    team::{hand_out, hand_out_pieces},
 };
 use crate::{
     Products,
@@ -45,6 +45,13 @@ const SHARED_VALUES: usize = 1 << 22;
 
 /// Values that a thread multiplies a single row with at a time, at least.
 const ROW_PIECE: usize = 1 << 15;
+
+/// Rows of a weight that are multiplied with several vectors while they are in a core's cache.
+const ROWS_TOGETHER: usize = 16;
+
+/// Outputs of several rows that a thread makes at a time, at most: their products stay in a core's
+/// cache until they are put where they belong.
+const MOST_ROWS_OF_A_PIECE: usize = 512;
 
 /// Up to so many rows `gemm` has ways of its own for narrow panels.
 const FEW_ROWS: usize = 64;
@@ -176,25 +183,33 @@ fn rows_of_a_piece(packed: &Packed) -> usize {
 
 /// [`add_row`] of several rows, each with an output of its own and the bits that it has alone.
 fn add_rows(output: &mut [f32], rows: &[f32], n: usize, packed: &Packed) {
-    let (d_out, piece) = (packed.shape()[0], rows_of_a_piece(packed));
-    let vectors = Vectors::new(rows, packed.shape()[1]);
-    // Of each piece, the products of all rows, one row after the other.
-    let mut products = vec![0.0; output.len()];
-    hand_out_pieces(&mut products, piece * n, |i, products| {
-        let some = i * piece..i * piece + products.len() / n;
-        if let Err(error) = packed.dot_rows_of_several(some, &vectors, products) {
-            unreachable!("{error}");
-        }
-    });
-    for (i, products) in products.chunks(piece * n).enumerate() {
-        let width = products.len() / n;
-        for (row, products) in products.chunks_exact(width.max(1)).enumerate() {
-            let output = &mut output[row * d_out + i * piece..][..width];
-            for (output, product) in output.iter_mut().zip(products) {
-                *output += product;
+    let [d_out, d_in] = packed.shape();
+    assert_eq!(output.len(), n * d_out, "as many outputs as products");
+    // A row is more work than for a single vector, and hands out as well in smaller pieces.
+    let piece = (rows_of_a_piece(packed) / 4)
+        .next_multiple_of(ROWS_TOGETHER)
+        .min(MOST_ROWS_OF_A_PIECE);
+    let vectors = Vectors::new(rows, d_in);
+    let output = Columns(output.as_mut_ptr());
+    hand_out(d_out.div_ceil(piece), |i| {
+        let some = i * piece..((i + 1) * piece).min(d_out);
+        let width = some.len();
+        with_buffer(n * width, |products| {
+            products.fill(0.0);
+            if let Err(error) = packed.dot_rows_of_several(some.clone(), &vectors, products) {
+                unreachable!("{error}");
             }
-        }
-    }
+            for (row, products) in products.chunks_exact(width.max(1)).enumerate() {
+                let part = output.from(row * d_out + some.start);
+                // SAFETY: it lies within the output, which is borrowed until all pieces are done,
+                // and no other piece has these columns.
+                let part = unsafe { std::slice::from_raw_parts_mut(part, width) };
+                for (output, product) in part.iter_mut().zip(products) {
+                    *output += product;
+                }
+            }
+        });
+    });
 }
 
 /// One row on all threads, each output summed by one of them.

@@ -91,6 +91,21 @@ pub(super) fn hand_out_pieces<T: Send>(
     });
 }
 
+/// [`hand_out`] of items, and what `work` made of each, in their order.
+pub(super) fn at_once<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let mut places: Vec<_> = items.into_iter().map(|item| (Some(item), None)).collect();
+    hand_out_pieces(&mut places, 1, |_, places| {
+        for (item, result) in places {
+            *result = item.take().map(&work);
+        }
+    });
+    // Each was asked for: if one had panicked, so would this thread have.
+    places
+        .into_iter()
+        .filter_map(|(_, result)| result)
+        .collect()
+}
+
 /// What there is to do; alive as long as [`OPEN`] stands or a helper is within.
 type Work = *const (dyn Fn(usize) + Sync);
 
