@@ -40,7 +40,21 @@ class Client:
         self.server, self.reader, self.writer = server, None, None
 
     async def ask(self, body):
-        """Status, headers and the whole body of the answer."""
+        """Status, headers and the whole body of the answer.
+
+        A server closes connections on which nothing comes for some seconds, and one that waits for its turn may be such:
+        as clients do, a new one is opened then, once, if not a byte of an answer has come.
+        """
+        reused = self.writer is not None
+        try:
+            return await self.ask_once(body)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            self.close()
+            if not reused or getattr(error, "partial", b""):
+                raise
+            return await self.ask_once(body)
+
+    async def ask_once(self, body):
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection(self.server.host, self.server.port)
         data = json.dumps(body).encode()
