@@ -185,10 +185,14 @@ fn rows_of_a_piece(packed: &Packed) -> usize {
 fn add_rows(output: &mut [f32], rows: &[f32], n: usize, packed: &Packed) {
     let [d_out, d_in] = packed.shape();
     assert_eq!(output.len(), n * d_out, "as many outputs as products");
-    // A row is more work than for a single vector, and hands out as well in smaller pieces.
-    let piece = (rows_of_a_piece(packed) / 4)
-        .next_multiple_of(ROWS_TOGETHER)
-        .min(MOST_ROWS_OF_A_PIECE);
+    let piece = match rows_of_a_piece(packed) {
+        // Too little to hand out.
+        all if all >= d_out => all,
+        // A row is more work than for a single vector, and hands out as well in smaller pieces.
+        some => (some / 4)
+            .next_multiple_of(ROWS_TOGETHER)
+            .min(MOST_ROWS_OF_A_PIECE),
+    };
     let vectors = Vectors::new(rows, d_in);
     let output = Columns(output.as_mut_ptr());
     hand_out(d_out.div_ceil(piece), |i| {

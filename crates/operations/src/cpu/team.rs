@@ -287,6 +287,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_made_at_once_is_in_the_order_of_the_items() {
+        for n in [0, 1, 2, 100] {
+            let items: Vec<usize> = (0..n).collect();
+            let right: Vec<String> = items.iter().map(|i| format!("{i}")).collect();
+            assert_eq!(at_once(items, |i| format!("{i}")), right);
+        }
+    }
+
+    #[test]
     fn every_piece_is_done_once_before_it_returns() {
         for round in 0..2000 {
             let n = round % 37;
