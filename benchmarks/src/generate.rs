@@ -77,8 +77,12 @@ pub(crate) fn run(work: &Work<'_>, rounds: usize, peers: Peers<'_>) -> anyhow::R
     let (device, details) = device(work.backend)?;
     let model = work.load(&device)?;
     let prompt = prompt(work.prompt, model.vocab_size());
-    check(&model, &prompt[..work.prompt.min(24)])?;
-    println!("equality of cached generation and whole forward passes: 16 tokens, all equal\n");
+    let near = check(&model, &prompt[..work.prompt.min(24)], work.dtype)?;
+    let found = match near {
+        0 => "all equal".to_owned(),
+        n => format!("all equal but {n}, whose logits lie within 2 % of their range"),
+    };
+    println!("equality of cached generation and whole forward passes: 16 tokens, {found}\n");
     timed(&model, &prompt, work.new_tokens.min(4))?;
     let packed = match work.gguf {
         None => None,
@@ -191,12 +195,17 @@ fn timed(model: &Llama, prompt: &[u32], new_tokens: usize) -> anyhow::Result<Rat
     })
 }
 
-/// What is generated with a cache is what whole forward passes say.
-fn check(model: &Llama, prompt: &[u32]) -> anyhow::Result<()> {
+/// What is generated with a cache is what whole forward passes say. Returns how many tokens were as
+/// good as another there: what is rounded to bfloat16 may fall on the other side where sums are taken
+/// in another order, and so may the choice between two logits that are nearly equal.
+fn check(model: &Llama, prompt: &[u32], dtype: Dtype) -> anyhow::Result<usize> {
     const TOKENS: usize = 16;
+    /// Of the range of all logits: some units in the last place of bfloat16.
+    const NEAR: f32 = 0.02;
     let generated = generate(model, prompt, TOKENS, &Sampling::default(), &[], |_| {
         ControlFlow::Continue(())
     })?;
+    let mut near = 0;
     let mut ids = prompt.to_vec();
     for (index, &token) in generated.iter().enumerate() {
         let data = TensorData::new(
@@ -205,14 +214,26 @@ fn check(model: &Llama, prompt: &[u32]) -> anyhow::Result<()> {
         );
         let input = Tensor::<2, Int>::from_data(data, &model.device());
         let logits = model.forward(input).slice([0..1, ids.len() - 1..ids.len()]);
-        let best: i64 = logits.argmax(2).into_scalar();
-        ensure!(
-            best == i64::from(token),
-            "token {index} is {token} with the cache, but {best} without"
-        );
+        let logits: Vec<f32> = logits.into_data().convert::<f32>().try_into_vec()?;
+        let (best, highest) =
+            logits
+                .iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (id, logit)| {
+                    if *logit > best.1 { (id, *logit) } else { best }
+                });
+        if best != token as usize {
+            let lowest = logits.iter().copied().fold(f32::INFINITY, f32::min);
+            let behind = (highest - logits[token as usize]) / (highest - lowest);
+            ensure!(
+                dtype == Dtype::Bf16 && behind < NEAR,
+                "token {index} is {token} with the cache, but {best} without, by {behind:.4} of the logits' range"
+            );
+            near += 1;
+        }
         ids.push(token);
     }
-    Ok(())
+    Ok(near)
 }
 
 fn run_peer(python: &Path, script: &str, work: &Work<'_>, model: &Path) -> anyhow::Result<Value> {

@@ -181,15 +181,14 @@ fn float_rows<S: crate::x86::Sixteen, F: Float<BYTES>, const ROWS: usize, const 
         #[inline(always)]
         |()| crate::x86::Sums::new(simd),
     );
-    let vector_len = vector.len();
+    // The rows that come next lie one after the other, and are fetched so.
+    let next = rows[0].as_ptr().wrapping_add(ROWS * BYTES * vector.len());
     let (vectors, last) = vector.as_chunks::<LANES>();
     for (i, vector) in vectors.iter().enumerate() {
         let halves = vector.as_chunks::<16>().0;
+        crate::x86::fetch(next, ROWS * BYTES * LANES, i);
         for row in 0..ROWS {
             let bytes = &rows[row][BYTES * LANES * i..][..BYTES * LANES];
-            for line in 0..BYTES * LANES / 64 {
-                crate::x86::fetch(&bytes[64 * line], ROWS * BYTES * vector_len);
-            }
             for half in 0..2 {
                 let values = F::sixteen(simd, &bytes[BYTES * 16 * half..]);
                 sums[row].add_sixteen(simd, half, simd.load(halves[half]), values);

@@ -233,18 +233,28 @@ impl Several<'_> {
                 self.bytes[BYTES * (row + r) * width..][..BYTES * whole].chunks_exact(BYTES * LANES)
             },
         );
+        // Rows lie one after the other, and are fetched so.
+        let next = self
+            .bytes
+            .as_ptr()
+            .wrapping_add(BYTES * (row + AHEAD) * width);
         let per_vector = width.div_ceil(16);
         let lines = &self.lines[vector * per_vector..][..V * per_vector];
         // A vector may have a line beyond its last whole 32 values, which comes in no pair.
-        for pair in lines.as_chunks::<V>().0.as_chunks::<2>().0 {
+        for (i, pair) in lines
+            .as_chunks::<V>()
+            .0
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .enumerate()
+        {
             for r in 0..R {
                 let Some(bytes) = rows[r].next() else {
                     break;
                 };
                 if vector == 0 {
-                    for line in (0..BYTES * LANES).step_by(64) {
-                        crate::x86::fetch(&bytes[line], BYTES * AHEAD * width);
-                    }
+                    crate::x86::fetch(next, BYTES * LANES, i * R + r);
                 }
                 // Written out, so that sums stay in registers: an index that is computed takes
                 // them out.

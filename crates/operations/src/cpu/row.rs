@@ -64,6 +64,12 @@ pub(super) fn add_rows(output: &mut [f32], rows: &[f32], n: usize, weights: &[f3
 #[inline(always)]
 fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
     let width = sums.len();
+    // Heads are about as wide: their sums stay in registers.
+    match width {
+        64 => return add_narrow_rows::<64>(sums, row, weights, stride),
+        128 => return add_narrow_rows::<128>(sums, row, weights, stride),
+        _ => {}
+    }
     let (pairs, last) = row.as_chunks::<2>();
     for (i, [first, second]) in pairs.iter().enumerate() {
         let firsts = &weights[2 * i * stride..][..width];
@@ -78,6 +84,29 @@ fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) 
             *sum += value * weight;
         }
     }
+}
+
+/// [`add_some_rows`] of a width that is known, with its bits.
+#[inline(always)]
+fn add_narrow_rows<const WIDTH: usize>(
+    output: &mut [f32],
+    row: &[f32],
+    weights: &[f32],
+    stride: usize,
+) {
+    let Some(output) = output.first_chunk_mut::<WIDTH>() else {
+        return;
+    };
+    let mut sums = *output;
+    for (value, weights) in row.iter().zip(weights.chunks(stride)) {
+        let Some(weights) = weights.first_chunk::<WIDTH>() else {
+            break;
+        };
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            *sum += value * weight;
+        }
+    }
+    *output = sums;
 }
 
 /// [`add_rows`] for weights whose columns, as long as a row, begin `stride` apart.
@@ -127,10 +156,29 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
             sums[lane] += left[lane] * right[lane];
         }
     }
-    for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
-        *sum += left * right;
+    if !left.is_empty() {
+        // As many as before: a number of them that is not known takes the sums out of their register.
+        let [mut lefts, mut rights] = [[0.0; LANES]; 2];
+        lefts[..left.len()].copy_from_slice(left);
+        rights[..right.len()].copy_from_slice(right);
+        for lane in 0..LANES {
+            sums[lane] += lefts[lane] * rights[lane];
+        }
     }
-    sums.iter().sum()
+    // By halves: one after the other, each would wait for the one before.
+    let eight = halved::<16, 8>(sums);
+    let [a, b] = halved::<4, 2>(halved::<8, 4>(eight));
+    a + b
+}
+
+/// The first half of the values and the second, added.
+#[inline(always)]
+fn halved<const N: usize, const HALF: usize>(values: [f32; N]) -> [f32; HALF] {
+    let mut sums = [0.0; HALF];
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = values[i] + values[i + HALF];
+    }
+    sums
 }
 
 #[cfg(test)]
@@ -177,7 +225,16 @@ mod tests {
     }
 
     /// Rows and columns about the sizes of pieces, pairs and lanes.
-    const SIZES: [[usize; 2]; 6] = [[1, 1], [2, 3], [17, 31], [65, 1030], [301, 33], [2049, 70]];
+    const SIZES: [[usize; 2]; 8] = [
+        [1, 1],
+        [2, 3],
+        [17, 31],
+        [65, 1030],
+        [301, 33],
+        [2049, 70],
+        [301, 64],
+        [17, 128],
+    ];
 
     fn compare(add: impl Fn(&mut [f32], &[f32], usize, &[f32], usize), columns_lie: bool) {
         for [rows, columns] in SIZES {
