@@ -124,24 +124,15 @@ impl Dot<'_> {
         }
     }
 
-    /// Four rows at a time, so that none waits for another's sums.
+    /// One row after the other: what is not unpacked waits for memory, which is read fastest from
+    /// beginning to end, and the processor begins the next row before it has added up this one.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn fours<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(self, simd: S) {
+    fn in_order<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(self, simd: S) {
         let width = BYTES * self.vector.len();
-        let row = |i: usize| &self.bytes[i * width..][..width];
-        let (fours, rest) = self.output.as_chunks_mut::<4>();
-        let done = 4 * fours.len();
-        for (i, output) in fours.iter_mut().enumerate() {
-            let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-            let sums = float_rows::<S, F, 4, BYTES>(simd, rows, self.vector);
-            for (output, sum) in output.iter_mut().zip(sums) {
-                *output += sum;
-            }
-        }
-        for (i, output) in rest.iter_mut().enumerate() {
-            let [sum] = float_rows::<S, F, 1, BYTES>(simd, [row(done + i)], self.vector);
-            *output += sum;
+        for (i, output) in self.output.iter_mut().enumerate() {
+            let row = &self.bytes[i * width..][..width];
+            *output += float_row::<S, F, BYTES>(simd, row, self.vector);
         }
     }
 }
@@ -162,52 +153,38 @@ impl Work for Dot<'_> {
     #[inline(always)]
     fn run<S: crate::x86::Sixteen>(self, simd: S) {
         if self.format == Format::Bf16 {
-            self.fours::<S, Bf16, 2>(simd);
+            self.in_order::<S, Bf16, 2>(simd);
         } else {
-            self.fours::<S, F32, 4>(simd);
+            self.in_order::<S, F32, 4>(simd);
         }
     }
 }
 
-/// Products of some rows with a vector.
+/// The product of a row with a vector.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn float_rows<S: crate::x86::Sixteen, F: Float<BYTES>, const ROWS: usize, const BYTES: usize>(
+fn float_row<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(
     simd: S,
-    rows: [&[u8]; ROWS],
+    row: &[u8],
     vector: &[f32],
-) -> [f32; ROWS] {
-    let mut sums = [(); ROWS].map(
-        #[inline(always)]
-        |()| crate::x86::Sums::new(simd),
-    );
-    // The rows that come next lie one after the other, and are fetched so.
-    let next = rows[0].as_ptr().wrapping_add(ROWS * BYTES * vector.len());
+) -> f32 {
+    let mut sums = crate::x86::Sums::new(simd);
     let (vectors, last) = vector.as_chunks::<LANES>();
-    for (i, vector) in vectors.iter().enumerate() {
+    let mut parts = row.chunks_exact(BYTES * LANES);
+    for (vector, bytes) in vectors.iter().zip(&mut parts) {
         let halves = vector.as_chunks::<16>().0;
-        crate::x86::fetch(next, ROWS * BYTES * LANES, i);
-        for row in 0..ROWS {
-            let bytes = &rows[row][BYTES * LANES * i..][..BYTES * LANES];
-            for half in 0..2 {
-                let values = F::sixteen(simd, &bytes[BYTES * 16 * half..]);
-                sums[row].add_sixteen(simd, half, simd.load(halves[half]), values);
-            }
+        for half in 0..2 {
+            let values = F::sixteen(simd, &bytes[BYTES * 16 * half..]);
+            sums.add_sixteen(simd, half, simd.load(halves[half]), values);
         }
     }
     if !last.is_empty() {
-        let mut vector = [0.0; LANES];
+        let [mut vector, mut values] = [[0.0; LANES]; 2];
         vector[..last.len()].copy_from_slice(last);
-        for row in 0..ROWS {
-            let mut values = [0.0; LANES];
-            read_all::<F, BYTES>(&rows[row][BYTES * LANES * vectors.len()..], &mut values);
-            sums[row].add(simd, &vector, &values);
-        }
+        read_all::<F, BYTES>(parts.remainder(), &mut values);
+        sums.add(simd, &vector, &values);
     }
-    sums.map(
-        #[inline(always)]
-        |sums| sums.total(simd),
-    )
+    sums.total(simd)
 }
 
 #[cfg(test)]
