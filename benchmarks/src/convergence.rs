@@ -53,9 +53,12 @@ impl Setting {
     ) -> anyhow::Result<Comparison> {
         let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("convergence");
         let path = recipes.join(format!("{}.toml", self.name()));
+        // From the root of the repository, results hold paths that are the same in every clone.
+        let here = std::env::current_dir()?;
+        let path = path.strip_prefix(&here).unwrap_or(&path);
         let mut overrides = overrides.to_vec();
         overrides.push(format!("device={backend}"));
-        let recipe = Recipe::load(&path, &overrides)?;
+        let recipe = Recipe::load(path, &overrides)?;
         let protocol = self.protocol();
         let variants: Result<Vec<Variant>, _> =
             protocol.methods.iter().map(|name| name.parse()).collect();

@@ -64,7 +64,7 @@ pub(crate) fn every_way<W: Work>(work: impl Fn() -> W) -> Vec<W::Output> {
 /// same on every processor.
 pub(crate) const LANES: usize = 32;
 
-/// An `f16` as `f32`, looked up: computed, it would take as long as four of the eleven
+/// An `f16` as `f32`, looked up: computed, it would take as long as four of the ten
 /// vector instructions that a block of 32 values takes, and of the units that do those.
 /// The scales of a matrix are within a few powers of two, so that what is looked up is
 /// in a core's nearest cache.

@@ -175,7 +175,7 @@ fn rows_of_a_piece(packed: &Packed) -> usize {
         return d_out.max(1);
     }
     // Two for each thread, so that one that comes late does not hold up all; but none so small
-    // that handing it over takes longer. Rows are multiplied with by fours.
+    // that handing it over takes longer. Blocks are multiplied with by four rows.
     let least = ROW_PIECE.div_ceil(d_in.max(1));
     let even = d_out.div_ceil(2 * rayon::current_num_threads());
     even.max(least).next_multiple_of(4)

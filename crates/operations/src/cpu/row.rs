@@ -59,12 +59,12 @@ pub(super) fn add_rows(output: &mut [f32], rows: &[f32], n: usize, weights: &[f3
     }
 }
 
-/// [`add_rows`] on this thread, two rows at a time: the sums are read and
-/// written half as often.
+/// [`add_rows`] on this thread, two rows at a time where the sums do not stay in
+/// registers: they are read and written half as often.
 #[inline(always)]
 fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
     let width = sums.len();
-    // Heads are about as wide: their sums stay in registers.
+    // Most heads are so wide, and the sums of 64 stay in registers.
     match width {
         64 => return add_narrow_rows::<64>(sums, row, weights, stride),
         128 => return add_narrow_rows::<128>(sums, row, weights, stride),
@@ -94,19 +94,15 @@ fn add_narrow_rows<const WIDTH: usize>(
     weights: &[f32],
     stride: usize,
 ) {
-    let Some(output) = output.first_chunk_mut::<WIDTH>() else {
-        return;
-    };
-    let mut sums = *output;
-    for (value, weights) in row.iter().zip(weights.chunks(stride)) {
-        let Some(weights) = weights.first_chunk::<WIDTH>() else {
-            break;
-        };
+    let mut sums = [0.0; WIDTH];
+    sums.copy_from_slice(output);
+    for (i, value) in row.iter().enumerate() {
+        let weights = &weights[i * stride..][..WIDTH];
         for (sum, weight) in sums.iter_mut().zip(weights) {
             *sum += value * weight;
         }
     }
-    *output = sums;
+    output.copy_from_slice(&sums);
 }
 
 /// [`add_rows`] for weights whose columns, as long as a row, begin `stride` apart.
@@ -157,7 +153,8 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
         }
     }
     if !left.is_empty() {
-        // As many as before: a number of them that is not known takes the sums out of their register.
+        // Padded to a whole number of lanes: a loop of unknown length would move the sums out of
+        // their register.
         let [mut lefts, mut rights] = [[0.0; LANES]; 2];
         lefts[..left.len()].copy_from_slice(left);
         rights[..right.len()].copy_from_slice(right);
@@ -195,7 +192,11 @@ mod tests {
 
     #[test]
     fn several_rows_have_the_bits_of_each_alone() {
-        for [length, width] in SIZES.into_iter().chain([[70, 5000]]) {
+        for [length, width] in
+            SIZES
+                .into_iter()
+                .chain([[70, 5000], [70, BLOCK + 64], [70, BLOCK + 128]])
+        {
             for (add, stride) in [(add_rows as AddsRows, width + 3), (add_columns, length + 3)] {
                 let weights = some((length + 3) * (width + 3), 1);
                 for n in [2, 3, 8] {
