@@ -83,7 +83,7 @@ pub use peft::{
     TaskType, WriteOptions, save_peft,
 };
 pub use planned::planned;
-pub use project::{Embed, Project, has_dropout, is_adapted};
+pub use project::{Embed, Project, has_dropout, is_adapted, project_each};
 pub use saved::{is_saved_with, parameters_to_save};
 pub use summary::{AdaptedLayer, AdapterSummary, summary};
 pub use target::{ALL_LINEAR, Kind, Target, linear_layers, linear_paths, resolve};

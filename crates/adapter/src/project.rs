@@ -5,7 +5,7 @@ use burn::{
     nn::{Embedding, Linear},
     tensor::{Int, Tensor, module::embedding},
 };
-use olora_operations::{Weight, project};
+use olora_operations::{Weight, project, project_together};
 
 use crate::{
     LowRank,
@@ -72,6 +72,38 @@ impl Project for Linear {
             Some(bias) => y + bias.unsqueeze(),
         }
     }
+}
+
+/// [`Project::project`] of several layers on the same input: where tokens are generated on the CPU, all at
+/// once, with the same results.
+///
+/// # Shapes
+///
+/// - x: `[.., d_in]`
+/// - outputs: `[.., d_out]` of each layer, in the dtype of `x`
+pub fn project_each<const D: usize, const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor<D>,
+) -> [Tensor<D>; N] {
+    let plain = layers.map(|layer| packed_of(&layer.weight).filter(|_| !is_adapted(layer)));
+    let weights: Vec<_> = plain
+        .iter()
+        .flatten()
+        .map(|packed| &packed.tensor)
+        .collect();
+    let outputs = <[_; N]>::try_from(weights)
+        .ok()
+        .and_then(|weights| project_together(x, weights));
+    let Some(mut outputs) = outputs else {
+        return layers.map(|layer| layer.project(x.clone()));
+    };
+    for (output, layer) in outputs.iter_mut().zip(layers) {
+        if let Some(bias) = &layer.bias {
+            let bias = to_dtype(bias.val(), output.dtype()).unsqueeze();
+            *output = output.clone() + bias;
+        }
+    }
+    outputs
 }
 
 /// Whether something is attached to a layer that only [`Project`] does right, so

@@ -6,7 +6,7 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
-use olora_adapter::{Project, packed_of};
+use olora_adapter::{Project, packed_of, project_each};
 use olora_operations::{Products, at_once, attention, is_host};
 
 use crate::{
@@ -208,11 +208,7 @@ impl Attention {
                 q_proj,
                 k_proj,
                 v_proj,
-            }) => [
-                q_proj.project(x.clone()),
-                k_proj.project(x.clone()),
-                v_proj.project(x),
-            ],
+            }) => project_each([q_proj, k_proj, v_proj], &x),
             Projections::Fused(Fused { qkv_proj }) => {
                 let all = qkv_proj.project(x);
                 let q_width = self.shape.n_heads * self.shape.head_dim;

@@ -5,7 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation::softmax},
 };
-use olora_adapter::{Project, to_dtype};
+use olora_adapter::{Project, project_each, to_dtype};
 use olora_operations::project;
 
 use crate::{Activation, Experts, ModelConfig};
@@ -212,8 +212,8 @@ impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let inner = match &self.gate_proj {
             Some(gate_proj) => {
-                let gate = gate_proj.project(x.clone());
-                self.activation.gated(gate, self.up_proj.project(x))
+                let [gate, up] = project_each([gate_proj, &self.up_proj], &x);
+                self.activation.gated(gate, up)
             }
             None => self.activation.forward(self.up_proj.project(x)),
         };

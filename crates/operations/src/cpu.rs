@@ -36,6 +36,8 @@ pub(crate) fn limit_threads(n: usize) {
     team::limit(n);
 }
 
+pub(crate) use packed::multiplied_together;
+
 /// Whether all of them are f32, which these kernels are for.
 fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> bool {
     tensors

@@ -87,6 +87,7 @@ pub mod rotary;
 mod stored;
 mod support;
 pub mod swiglu;
+mod together;
 pub mod weight;
 
 /// Has no more than `n` threads compute a token's products on the CPU, the caller's
@@ -120,4 +121,5 @@ pub use projection::{LowRankFactors, project};
 pub use rotary::rotate;
 pub use support::{supports, use_compositions};
 pub use swiglu::swiglu;
+pub use together::project_together;
 pub use weight::{OutputHead, PackedTensor, Products, Weight, is_host};

@@ -70,10 +70,7 @@ impl Weight {
     pub(crate) fn stored(self, device: &Device) -> Stored<Dispatch> {
         match self {
             Self::Dense(weight) => Stored::Dense(weight.into_dispatch()),
-            Self::Packed(packed) if is_host(device) => Stored::Host(Host {
-                packed: packed.shared.packed.clone(),
-                products: packed.products,
-            }),
+            Self::Packed(packed) if is_host(device) => Stored::Host(packed.host()),
             // What has no codes is a number format, which devices have of their own.
             Self::Packed(packed) if packed.packed().format().code_layout().is_none() => {
                 Stored::Dense(packed.dense(device, DType::F32).into_dispatch())
@@ -214,6 +211,14 @@ impl PackedTensor {
     /// The matrix, `[d_out, d_in]`.
     pub fn packed(&self) -> &Packed {
         &self.shared.packed
+    }
+
+    /// As the CPU's kernels take it.
+    pub(crate) fn host(&self) -> Host {
+        Host {
+            packed: self.shared.packed.clone(),
+            products: self.products,
+        }
     }
 
     /// `[d_in, d_out]`, as for a dense weight.

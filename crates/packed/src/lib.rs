@@ -58,7 +58,7 @@ pub use format::Format;
 pub use nf4::{NestedScales, dynamic_code, nf4_code};
 pub use pack::{PackedRows, pack_blocks};
 pub use packed::Packed;
-pub use several::Vectors;
+pub use several::{ROWS_TOGETHER, Vectors};
 pub use transposed::{GptqZeros, TransposedParts};
 
 /// Has the examples of `README.md` compiled and run.

@@ -10,13 +10,13 @@ use crate::{
     vector::{LANES, Work, add_products, dispatch, total},
 };
 
-/// Rows that are unpacked at a time: with a few thousand values each, they stay in a core's own
-/// cache until all vectors have been multiplied with them.
-const ROWS: usize = 16;
+/// Rows that are multiplied with several vectors at a time: with a few thousand values each, they stay
+/// in a core's own cache until all vectors have been. Calls for a multiple of them are the fastest.
+pub const ROWS_TOGETHER: usize = 24;
 
 /// How many rows ahead of what is multiplied memory is fetched.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 
 /// How many vectors a row is multiplied with at once: as many as their sums, and what they are
 /// made of, have registers.
@@ -59,11 +59,11 @@ impl<'a> Vectors<'a> {
 }
 
 impl Packed {
-    /// Adds to the outputs the products of rows with vectors: `output[v][i] += Σ w·x` for
-    /// the `i`th of `rows` and vector `v`. The outputs of a vector, as many as there are
-    /// `rows`, lie before those of the next.
+    /// The products of rows with vectors: `output[i][v] = Σ w·x` for the `i`th of `rows` and
+    /// vector `v`. The products of a row, as many as there are vectors, lie before those of the
+    /// next.
     ///
-    /// The same bits as from [`dot_rows`](Self::dot_rows) for one vector after the other.
+    /// The same bits that [`dot_rows`](Self::dot_rows) adds for one vector after the other.
     ///
     /// # Errors
     ///
@@ -80,10 +80,13 @@ impl Packed {
         let width = vectors.width;
         PackedError::check_length("a vector", width, self.shape[1].max(1))?;
         PackedError::check_length("the output", output.len(), vectors.n() * rows.len())?;
-        let n_rows = rows.len();
+        let (n, n_rows) = (vectors.n(), rows.len());
+        if n == 0 {
+            return Ok(());
+        }
         let mut panel = Vec::new();
-        for first in (0..n_rows).step_by(ROWS) {
-            let some = first..(first + ROWS).min(n_rows);
+        for first in (0..n_rows).step_by(ROWS_TOGETHER) {
+            let some = first..(first + ROWS_TOGETHER).min(n_rows);
             let absolute = rows.start + some.start..rows.start + some.end;
             let (format, bytes) = match &self.parts {
                 Parts::Floats(bytes) => {
@@ -92,7 +95,7 @@ impl Packed {
                     (self.format, Cow::Borrowed(&bytes.as_slice()[of_rows]))
                 }
                 _ => {
-                    panel.resize(ROWS * width, 0.0);
+                    panel.resize(ROWS_TOGETHER * width, 0.0);
                     self.unpack(absolute, 0..width, &mut panel, width)?;
                     (Format::F32, as_bytes(&panel[..some.len() * width]))
                 }
@@ -103,9 +106,7 @@ impl Packed {
                 width,
                 vectors: vectors.values,
                 lines: &vectors.lines,
-                output: &mut *output,
-                place: some,
-                stride: n_rows,
+                output: &mut output[some.start * n..some.end * n],
             });
         }
         Ok(())
@@ -142,14 +143,26 @@ impl Line {
             for at in (0..width).step_by(16) {
                 let end = (at + 16).min(width);
                 for vector in group.chunks_exact(width) {
-                    let mut line = [0.0; 16];
-                    line[..end - at].copy_from_slice(&vector[at..end]);
-                    lines.push(Self(line));
+                    let values = &vector[at..end];
+                    // Whole lines are copied without a call.
+                    lines.push(Self(values.first_chunk().copied().unwrap_or_else(|| {
+                        let mut line = [0.0; 16];
+                        line[..values.len()].copy_from_slice(values);
+                        line
+                    })));
                 }
             }
         }
         lines
     }
+}
+
+/// Sixteen of thirty-two lanes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn half_of<const HALF: usize>(lanes: &[f32; LANES]) -> [f32; 16] {
+    let (halves, _) = lanes.as_chunks();
+    halves[HALF]
 }
 
 struct Several<'a> {
@@ -162,10 +175,6 @@ struct Several<'a> {
     /// The same.
     lines: &'a [Line],
     output: &'a mut [f32],
-    /// Where the rows' products are within those of a vector.
-    place: Range<usize>,
-    /// Between the products of one vector and of the next.
-    stride: usize,
 }
 
 impl Several<'_> {
@@ -193,16 +202,16 @@ impl Several<'_> {
         lanes
     }
 
-    #[inline(always)]
-    fn add(&mut self, vector: usize, row: usize, sum: f32) {
-        self.output[vector * self.stride + self.place.start + row] += sum;
+    fn n_rows(&self) -> usize {
+        self.output.len() / self.n_vectors()
     }
 
     fn n_vectors(&self) -> usize {
         self.vectors.len() / self.width
     }
 
-    /// `R` rows with `V` vectors, eight products at most: the sums of all stay in registers.
+    /// `R` rows with `V` vectors: first the products of the lower sixteen lanes, then of the upper,
+    /// so that the sums of one half stay in registers.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn tile<
@@ -217,12 +226,70 @@ impl Several<'_> {
         row: usize,
         vector: usize,
     ) {
-        let mut sums = [(); R].map(
+        let lower = self.half::<S, F, BYTES, R, V, 0>(simd, row, vector);
+        let upper = self.half::<S, F, BYTES, R, V, 1>(simd, row, vector);
+        // Written out: an index that is computed takes sums out of registers.
+        self.put::<S, R, V, 0>(simd, &lower, &upper, row, vector);
+        self.put::<S, R, V, 1>(simd, &lower, &upper, row, vector);
+        self.put::<S, R, V, 2>(simd, &lower, &upper, row, vector);
+        self.put::<S, R, V, 3>(simd, &lower, &upper, row, vector);
+    }
+
+    /// Adds up the lanes of the `PART`th eight products of a tile, if there are so many.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn put<S: crate::x86::Sixteen, const R: usize, const V: usize, const PART: usize>(
+        &mut self,
+        simd: S,
+        lower: &[[S::Values; V]; R],
+        upper: &[[S::Values; V]; R],
+        row: usize,
+        vector: usize,
+    ) {
+        const { assert!(R * V <= 32 && 8 % V == 0, "of four parts") };
+        let n = self.n_vectors();
+        let mut some = [simd.splat(0.0); 8];
+        for i in 0..8 {
+            let (r, v) = ((8 * PART + i) / V, (8 * PART + i) % V);
+            if r < R {
+                some[i] = simd.add(lower[r][v], upper[r][v]);
+            }
+        }
+        if 8 * PART < R * V {
+            let totals = simd.totals(&some);
+            for i in 0..8 / V {
+                let r = 8 * PART / V + i;
+                if r < R {
+                    self.output[(row + r) * n + vector..][..V]
+                        .copy_from_slice(&totals[i * V..][..V]);
+                }
+            }
+        }
+    }
+
+    /// The sums of half the lanes of [`tile`](Self::tile).
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn half<
+        S: crate::x86::Sixteen,
+        F: Float<BYTES>,
+        const BYTES: usize,
+        const R: usize,
+        const V: usize,
+        const HALF: usize,
+    >(
+        &self,
+        simd: S,
+        row: usize,
+        vector: usize,
+    ) -> [[S::Values; V]; R] {
+        // One by one: zeros for all at once would be written to memory.
+        let mut sums = std::array::from_fn::<_, R, _>(
             #[inline(always)]
-            |()| {
-                [(); V].map(
+            |_| {
+                std::array::from_fn::<_, V, _>(
                     #[inline(always)]
-                    |()| crate::x86::Sums::new(simd),
+                    |_| simd.splat(0.0),
                 )
             },
         );
@@ -249,44 +316,41 @@ impl Several<'_> {
             .iter()
             .enumerate()
         {
+            if vector == 0 {
+                // Each half fetches half of what lies in as many rows.
+                let at = (HALF * (width / LANES) + i) * R / 2;
+                for part in 0..R.div_ceil(2) {
+                    crate::x86::fetch(next, BYTES * LANES, at + part);
+                }
+            }
+            let mut left = [simd.splat(0.0); R];
             for r in 0..R {
                 let Some(bytes) = rows[r].next() else {
                     break;
                 };
-                if vector == 0 {
-                    crate::x86::fetch(next, BYTES * LANES, i * R + r);
-                }
-                // Written out, so that sums stay in registers: an index that is computed takes
-                // them out.
-                for half in 0..2 {
-                    let left = F::sixteen(simd, &bytes[BYTES * 16 * half..][..BYTES * 16]);
-                    for v in 0..V {
-                        sums[r][v].add_sixteen(simd, half, simd.load(pair[half][v].0), left);
-                    }
+                left[r] = F::sixteen(simd, &bytes[BYTES * 16 * HALF..][..BYTES * 16]);
+            }
+            for v in 0..V {
+                let right = simd.load(pair[HALF][v].0);
+                for r in 0..R {
+                    sums[r][v] = simd.mul_add(right, left[r], sums[r][v]);
                 }
             }
         }
         if whole < width {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let left = self.lanes(row + r, whole);
-                for (v, sums) in sums.iter_mut().enumerate() {
-                    let right = self.of_vector(vector + v, whole);
-                    sums.add(simd, &right, &left);
+            // A copy, as these indices are computed, which takes sums out of registers.
+            let mut to_the_end = sums;
+            for r in 0..R {
+                let left = half_of::<HALF>(&self.lanes(row + r, whole));
+                for v in 0..V {
+                    let right = half_of::<HALF>(&self.of_vector(vector + v, whole));
+                    let sum = &mut to_the_end[r][v];
+                    *sum = simd.mul_add(simd.load(right), simd.load(left), *sum);
                 }
             }
+            return to_the_end;
         }
-        let mut of_all = [simd.splat(0.0); 8];
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (v, sums) in sums.into_iter().enumerate() {
-                of_all[r * V + v] = sums.sixteen(simd);
-            }
-        }
-        let totals = simd.totals(&of_all);
-        for r in 0..R {
-            for v in 0..V {
-                self.add(vector + v, row + r, totals[r * V + v]);
-            }
-        }
+        sums
     }
 
     /// All rows with `V` vectors, `R` rows at a time.
@@ -303,7 +367,7 @@ impl Several<'_> {
         simd: S,
         vector: usize,
     ) {
-        let n_rows = self.place.len();
+        let n_rows = self.n_rows();
         let whole = n_rows / R * R;
         for row in (0..whole).step_by(R) {
             self.tile::<S, F, BYTES, R, V>(simd, row, vector);
@@ -318,8 +382,8 @@ impl Several<'_> {
     fn all<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(&mut self, simd: S) {
         for group in groups(self.n_vectors()) {
             match group.len() {
-                8 => self.columns::<S, F, BYTES, 1, 8>(simd, group.start),
-                4 => self.columns::<S, F, BYTES, 2, 4>(simd, group.start),
+                8 => self.columns::<S, F, BYTES, 3, 8>(simd, group.start),
+                4 => self.columns::<S, F, BYTES, 4, 4>(simd, group.start),
                 2 => self.columns::<S, F, BYTES, 4, 2>(simd, group.start),
                 _ => self.columns::<S, F, BYTES, 4, 1>(simd, group.start),
             }
@@ -331,15 +395,16 @@ impl Work for Several<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn plain(mut self) {
-        for row in 0..self.place.len() {
-            for vector in 0..self.n_vectors() {
+    fn plain(self) {
+        let n = self.n_vectors();
+        for row in 0..self.n_rows() {
+            for vector in 0..n {
                 let mut sums = [0.0; LANES];
                 for at in (0..self.width).step_by(LANES) {
                     let (left, right) = (self.of_vector(vector, at), self.lanes(row, at));
                     add_products(&mut sums, &left, &right);
                 }
-                self.add(vector, row, total(sums));
+                self.output[row * n + vector] = total(sums);
             }
         }
     }
@@ -396,17 +461,18 @@ mod tests {
                 for n in [1, 2, 3, 5, 8] {
                     for rows in [0..n_rows, 3..4, 7..25] {
                         let vectors = some(n * width, 2);
-                        let before = some(n * rows.len(), 3);
-                        let mut together = before.clone();
+                        let mut together = vec![9.0; n * rows.len()];
                         let several = Vectors::new(&vectors, width);
                         packed
                             .dot_rows_of_several(rows.clone(), &several, &mut together)
                             .unwrap();
-                        let mut alone = before.clone();
-                        for (vector, output) in
-                            vectors.chunks(width).zip(alone.chunks_mut(rows.len()))
-                        {
-                            packed.dot_rows(rows.clone(), vector, output).unwrap();
+                        let mut alone = together.clone();
+                        for (v, vector) in vectors.chunks(width).enumerate() {
+                            let mut output = vec![0.0; rows.len()];
+                            packed.dot_rows(rows.clone(), vector, &mut output).unwrap();
+                            for (alone, output) in alone[v..].iter_mut().step_by(n).zip(output) {
+                                *alone = output;
+                            }
                         }
                         assert_eq!(
                             bits(&together),
@@ -432,8 +498,6 @@ mod tests {
                     vectors: self.1,
                     lines: &Line::of(self.1, 99),
                     output: &mut output,
-                    place: 0..3,
-                    stride: 3,
                 });
                 bits(&output)
             }

@@ -400,12 +400,6 @@ impl<S: Sixteen> Sums<S> {
         self.0[half] = simd.mul_add(left, right, self.0[half]);
     }
 
-    /// The first step of [`total`]: the halves of the lanes, added.
-    #[inline(always)]
-    pub(crate) fn sixteen(self, simd: S) -> S::Values {
-        simd.add(self.0[0], self.0[1])
-    }
-
     #[inline(always)]
     pub(crate) fn total(self, simd: S) -> f32 {
         let mut lanes = [0.0; LANES];

@@ -138,6 +138,15 @@ impl<'a> Matrix<'a> {
             .collect()
     }
 
+    /// [`to_vec`](Self::to_vec), borrowed if it lies so.
+    pub(super) fn to_rows(self) -> Cow<'a, [f32]> {
+        let apart = self.rows > 1 && self.row_stride != self.columns;
+        if apart || !self.has_dense_rows() {
+            return Cow::Owned(self.to_vec());
+        }
+        Cow::Borrowed(&self.values[..size(self.rows, self.columns)])
+    }
+
     /// One row as a matrix of its own.
     fn only_row(self, row: usize) -> Self {
         let begin = (row * self.row_stride).min(self.values.len());
@@ -146,15 +155,6 @@ impl<'a> Matrix<'a> {
             rows: 1,
             ..self
         }
-    }
-
-    /// The first row, one value after the other.
-    pub(super) fn first_row(self) -> Cow<'a, [f32]> {
-        if self.column_stride == 1 {
-            return Cow::Borrowed(&self.values[..self.columns]);
-        }
-        let row = (0..self.columns).map(|i| self.values[i * self.column_stride]);
-        Cow::Owned(row.collect())
     }
 
     pub(super) fn rows(self) -> usize {

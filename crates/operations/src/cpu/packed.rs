@@ -10,14 +10,14 @@
 use std::{borrow::Cow, cell::Cell, ops::Range};
 
 use gemm::Parallelism;
-use olora_packed::{Packed, Vectors};
+use olora_packed::{Packed, ROWS_TOGETHER, Vectors};
 use rayon::prelude::*;
 
 use super::{
     bf16::{self, Kernel, Side, rounded},
-    matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product},
+    matrix::{Before, Matrix, ROW_WORTH_THREADS, WORTH_THREADS, product, size},
     rows::rows_per_chunk,
-    team::{hand_out, hand_out_pieces},
+    team::hand_out,
 };
 use crate::{
     Products,
@@ -46,12 +46,9 @@ const SHARED_VALUES: usize = 1 << 22;
 /// Values that a thread multiplies a single row with at a time, at least.
 const ROW_PIECE: usize = 1 << 15;
 
-/// Rows of a weight that are multiplied with several vectors while they are in a core's cache.
-const ROWS_TOGETHER: usize = 16;
-
 /// Outputs of several rows that a thread makes at a time, at most: their products stay in a core's
 /// cache until they are put where they belong.
-const MOST_ROWS_OF_A_PIECE: usize = 512;
+const MOST_ROWS_OF_A_PIECE: usize = 20 * ROWS_TOGETHER;
 
 /// Up to so many rows `gemm` has ways of its own for narrow panels.
 const FEW_ROWS: usize = 64;
@@ -67,29 +64,20 @@ const FEW_ROWS: usize = 64;
 /// `output` must be valid for `left.rows() · d_out` values: for writing, and if
 /// they are kept, for reading. Nothing else may read or write there meanwhile.
 pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, host: &Host) {
-    let [d_out, d_in] = host.packed.shape();
+    let [_, d_in] = host.packed.shape();
     assert_eq!(left.columns(), d_in, "inner dimensions");
     let n_rows = left.rows();
     if n_rows == 1 || n_rows > 1 && rows_are_apart() {
-        let n = n_rows * d_out;
-        if before == Before::Overwritten {
-            // SAFETY: the caller's; zero bytes are a float.
-            unsafe { output.write_bytes(0, n) };
-        }
-        // SAFETY: the caller's; where nothing was kept, zeros have just been written.
-        let output = unsafe { std::slice::from_raw_parts_mut(output, n) };
-        let mut rows = match n_rows {
-            1 => left.first_row(),
-            _ => Cow::Owned(left.to_vec()),
-        };
+        let mut rows = left.to_rows();
         if host.products == Products::Rounded {
             round(rows.to_mut());
         }
-        if n_rows == 1 {
-            add_row(output, &rows, &host.packed);
-        } else {
-            add_rows(output, &rows, n_rows, &host.packed);
-        }
+        let places = Places {
+            output: Columns(output),
+            before,
+        };
+        // SAFETY: the caller's.
+        unsafe { write_rows(&rows, n_rows, &[(&*host.packed, places)]) };
         return;
     }
     // SAFETY: the caller's.
@@ -168,63 +156,127 @@ fn round(values: &mut [f32]) {
     }
 }
 
-/// How many of a matrix's rows, each giving an output, are a piece of work.
-fn rows_of_a_piece(packed: &Packed) -> usize {
+/// How many of a matrix's rows, each giving an output, are a piece of work, of `all` that there are.
+fn rows_of_a_piece(packed: &Packed, all: usize) -> usize {
     let [d_out, d_in] = packed.shape();
-    if d_in * d_out < ROW_WORTH_THREADS {
-        return d_out.max(1);
-    }
     // Two for each thread, so that one that comes late does not hold up all; but none so small
-    // that handing it over takes longer. Blocks are multiplied with by four rows.
+    // that handing it over takes longer. Of each matrix all threads have as many, so that none has
+    // more to do than another. Blocks are multiplied with by four rows.
+    let threads = rayon::current_num_threads();
     let least = ROW_PIECE.div_ceil(d_in.max(1));
-    let even = d_out.div_ceil(2 * rayon::current_num_threads());
+    let even = d_out.div_ceil(threads * (2 * d_out).div_ceil(all.max(1)));
     even.max(least).next_multiple_of(4)
 }
 
-/// [`add_row`] of several rows, each with an output of its own and the bits that it has alone.
-fn add_rows(output: &mut [f32], rows: &[f32], n: usize, packed: &Packed) {
-    let [d_out, d_in] = packed.shape();
-    assert_eq!(output.len(), n * d_out, "as many outputs as products");
-    let piece = match rows_of_a_piece(packed) {
-        // Too little to hand out.
-        all if all >= d_out => all,
-        // A row is more work than for a single vector, and hands out as well in smaller pieces.
-        some => (some / 4)
-            .next_multiple_of(ROWS_TOGETHER)
-            .min(MOST_ROWS_OF_A_PIECE),
-    };
-    let vectors = Vectors::new(rows, d_in);
-    let output = Columns(output.as_mut_ptr());
-    hand_out(d_out.div_ceil(piece), |i| {
-        let some = i * piece..((i + 1) * piece).min(d_out);
-        let width = some.len();
-        with_buffer(n * width, |products| {
-            products.fill(0.0);
-            if let Err(error) = packed.dot_rows_of_several(some.clone(), &vectors, products) {
+/// Where the products of a row with one of several matrices go.
+struct Places {
+    output: Columns,
+    before: Before,
+}
+
+/// `rows`, of which there are `n`, times each of some matrices, whose rows are as long. Each product has
+/// the bits that it has alone, of a single row. All are handed out at once: a product of a token is so
+/// short that waiting for the last piece of each matters.
+///
+/// # Safety
+///
+/// Each place must be valid for `n · d_out` values of its matrix: for writing, and if they are kept,
+/// for reading. Nothing else may read or write there meanwhile.
+unsafe fn write_rows(rows: &[f32], n: usize, matrices: &[(&Packed, Places)]) {
+    let all = matrices.iter().map(|(packed, _)| packed.shape()[0]).sum();
+    let worth_threads = rows.len() / n * all >= ROW_WORTH_THREADS;
+    let mut pieces = Vec::new();
+    for (packed, places) in matrices {
+        let [d_out, d_in] = packed.shape();
+        assert_eq!(rows.len(), n * d_in, "as many rows as vectors");
+        let piece = match rows_of_a_piece(packed, all) {
+            _ if !worth_threads => d_out.max(1),
+            one if n == 1 => one,
+            // A row is more work than for a single vector, and hands out as well in smaller pieces.
+            some => (some / 4)
+                .next_multiple_of(ROWS_TOGETHER)
+                .min(MOST_ROWS_OF_A_PIECE),
+        };
+        let starts = (0..d_out).step_by(piece);
+        pieces.extend(starts.map(|start| (*packed, places, start..(start + piece).min(d_out))));
+    }
+    let vectors = (n > 1).then(|| Vectors::new(rows, rows.len() / n));
+    let one = |i: usize| {
+        let (packed, places, some) = &pieces[i];
+        let d_out = packed.shape()[0];
+        let Some(vectors) = &vectors else {
+            let part = places.output.from(some.start);
+            if places.before == Before::Overwritten {
+                // SAFETY: the caller's, and no other piece has these; zero bytes are a float.
+                unsafe { part.write_bytes(0, some.len()) };
+            }
+            // SAFETY: as above; where nothing was kept, zeros have just been written.
+            let part = unsafe { std::slice::from_raw_parts_mut(part, some.len()) };
+            if let Err(error) = packed.dot_rows(some.clone(), rows, part) {
                 unreachable!("{error}");
             }
-            for (row, products) in products.chunks_exact(width.max(1)).enumerate() {
-                let part = output.from(row * d_out + some.start);
-                // SAFETY: it lies within the output, which is borrowed until all pieces are done,
-                // and no other piece has these columns.
-                let part = unsafe { std::slice::from_raw_parts_mut(part, width) };
-                for (output, product) in part.iter_mut().zip(products) {
-                    *output += product;
+            return;
+        };
+        with_buffer(n * some.len(), |products| {
+            if let Err(error) = packed.dot_rows_of_several(some.clone(), vectors, products) {
+                unreachable!("{error}");
+            }
+            for row in 0..n {
+                let part = places.output.from(row * d_out + some.start);
+                let products = products[row..].iter().step_by(n).enumerate();
+                // SAFETY, for both: what is written lies within the output, which the caller has lent
+                // until all pieces are done, and no other piece has these columns.
+                match places.before {
+                    Before::Overwritten => {
+                        products.for_each(|(i, product)| unsafe { part.add(i).write(*product) });
+                    }
+                    Before::Kept => {
+                        products.for_each(|(i, product)| unsafe { *part.add(i) += product });
+                    }
                 }
             }
         });
-    });
+    };
+    if worth_threads {
+        hand_out(pieces.len(), one);
+    } else {
+        (0..pieces.len()).for_each(one);
+    }
 }
 
-/// One row on all threads, each output summed by one of them.
-fn add_row(output: &mut [f32], row: &[f32], packed: &Packed) {
-    let piece = rows_of_a_piece(packed);
-    hand_out_pieces(output, piece, |i, output| {
-        let rows = i * piece..i * piece + output.len();
-        if let Err(error) = packed.dot_rows(rows, row, output) {
-            unreachable!("{error}");
-        }
-    });
+/// Rows, of which there are `n`, times each of some matrices, as if each row were the only one.
+pub(crate) fn multiplied_together(rows: &[f32], n: usize, hosts: &[Host]) -> Vec<Vec<f32>> {
+    let rounded = hosts.iter().any(|host| host.products == Products::Rounded);
+    assert!(
+        !rounded || hosts.iter().all(|host| host.products == Products::Rounded),
+        "products that are rounded and others"
+    );
+    let mut rows = Cow::Borrowed(rows);
+    if rounded {
+        round(rows.to_mut());
+    }
+    let size_of = |host: &Host| size(n, host.packed.shape()[0]);
+    let mut outputs: Vec<_> = hosts
+        .iter()
+        .map(|host| Vec::with_capacity(size_of(host)))
+        .collect();
+    let places = |output: &mut Vec<f32>| Places {
+        output: Columns(output.as_mut_ptr()),
+        before: Before::Overwritten,
+    };
+    let matrices: Vec<_> = hosts
+        .iter()
+        .zip(&mut outputs)
+        .map(|(host, output)| (&*host.packed, places(output)))
+        .collect();
+    // SAFETY: there is room for the products' values, which nobody else has a pointer to, and they are
+    // not read. All are written when the lengths are set.
+    unsafe { write_rows(&rows, n, &matrices) };
+    for (host, output) in hosts.iter().zip(&mut outputs) {
+        // SAFETY: as above.
+        unsafe { output.set_len(size_of(host)) };
+    }
+    outputs
 }
 
 /// Output of which threads write different columns.
