@@ -176,6 +176,21 @@ fn queries_after_cached_keys_equal_the_composition() {
     }
 }
 
+/// Around what a thread takes at a time, and whole registers.
+#[test]
+fn single_queries_equal_the_composition() {
+    for keys in [1, 2, 31, 33, 63, 64, 65, 130, 300] {
+        for groups in [1, 3] {
+            compare_attention(&AttentionMask::default(), [1, keys], groups);
+        }
+        compare_attention(&AttentionMask::causal(Some(70)), [1, keys], 2);
+        let bent = AttentionMask::default()
+            .with_scale(Some(0.7))
+            .with_soft_cap(Some(3.0));
+        compare_attention(&bent, [1, keys], 2);
+    }
+}
+
 #[test]
 fn documents_in_one_row_do_not_see_each_other() {
     let lengths = [vec![3, 80, 40], vec![64, 1]];

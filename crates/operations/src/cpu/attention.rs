@@ -1,5 +1,7 @@
 //! Attention by tiles of queries, one head of one row at a time.
 
+mod single;
+
 use std::{mem::MaybeUninit, ops::Range};
 
 use burn::backend::{Flex, flex::FlexTensor};
@@ -9,11 +11,9 @@ use super::{
     all_f32,
     bf16::{self, Kernel, rounded},
     by_heads, dense_last,
-    matrix::{Before, Matrix, ROW_WORTH_THREADS, multiply_alone, multiply_row},
+    matrix::{Before, Matrix, ROW_WORTH_THREADS, multiply_alone},
     rows::{SharedRoom, build_shared},
-    shape, strided,
-    team::hand_out,
-    tensor, values,
+    shape, strided, tensor, values,
     vector::{exp, exponentials, highest, sum, tanh, vectorised},
 };
 use crate::{
@@ -227,17 +227,18 @@ impl AttentionKernel for Flex {
             if n * sizes.keys * head_dim < ROW_WORTH_THREADS {
                 let mut tile_memory = new_tile();
                 (0..items).for_each(|item| attend(&mut tile_memory, item));
-            } else if seq == 1 {
-                // As the products before and after it.
-                hand_out(items, |item| attend(&mut new_tile(), item));
             } else {
                 let items = (0..items).into_par_iter();
                 items.for_each_init(new_tile, attend);
             }
         };
-        // SAFETY: rows, heads and tiles are gone through, the tiles' queries are all positions, and
-        // `write` writes all that it is given.
-        let [output, log_sums] = unsafe { build_shared([n * head_dim, n], fill) };
+        let [output, log_sums] = if seq == 1 {
+            single::attend(&given)
+        } else {
+            // SAFETY: rows, heads and tiles are gone through, the tiles' queries are all positions,
+            // and `write` writes all that it is given.
+            unsafe { build_shared([n * head_dim, n], fill) }
+        };
         let output = by_heads(output, [batch, n_heads, seq, head_dim]);
         Attended {
             output: summed_v.finish(output, || mask.keys_of_queries(sizes)),
@@ -402,12 +403,7 @@ impl ForwardTile {
         self.sums = [0.0; QUERIES];
         let output = &mut self.output[..queries.len() * head_dim];
         let cap = mask.soft_cap().map(|cap| cap as f32);
-        // What makes a token has one query a head.
-        let multiply = if sizes.seq == 1 {
-            multiply_row
-        } else {
-            given.multiply
-        };
+        let multiply = given.multiply;
         let mut before = Before::Overwritten;
         for key_range in key_tiles(mask, sizes, row, queries) {
             let n = key_range.len();

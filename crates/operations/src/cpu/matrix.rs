@@ -396,25 +396,6 @@ pub(super) fn multiply_alone(
     unsafe { product(output, stride, before, scale, left, right, threads) }
 }
 
-/// [`multiply_alone`] of a single row, however small it is, without arranging
-/// anything anew.
-pub(super) fn multiply_row(
-    output: &mut [f32],
-    before: Before,
-    scale: f32,
-    left: Matrix,
-    right: Matrix,
-) {
-    match right.row_product() {
-        Some(add) if left.rows == 1 => {
-            check_size(output, left, right);
-            // SAFETY: the slice is as large as the product and exclusively ours.
-            unsafe { multiply_rows_by(&add, output.as_mut_ptr(), before, scale, left, right) }
-        }
-        _ => multiply_alone(output, before, scale, left, right),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use burn::backend::TensorData;

@@ -62,7 +62,7 @@ pub(super) fn add_rows(output: &mut [f32], rows: &[f32], n: usize, weights: &[f3
 /// [`add_rows`] on this thread, two rows at a time where the sums do not stay in
 /// registers: they are read and written half as often.
 #[inline(always)]
-fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
+pub(super) fn add_some_rows(sums: &mut [f32], row: &[f32], weights: &[f32], stride: usize) {
     let width = sums.len();
     // Most heads are so wide, and the sums of 64 stay in registers.
     match width {
@@ -142,8 +142,9 @@ pub(super) fn add_columns(
     }
 }
 
+/// `Σ left·right`, the same on every processor.
 #[inline(always)]
-fn dot(left: &[f32], right: &[f32]) -> f32 {
+pub(super) fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (lefts, left) = left.as_chunks::<LANES>();
     let (rights, right) = right.as_chunks::<LANES>();
