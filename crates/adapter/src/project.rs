@@ -5,7 +5,7 @@ use burn::{
     nn::{Embedding, Linear},
     tensor::{Int, Tensor, module::embedding},
 };
-use olora_operations::{Weight, project, project_together};
+use olora_operations::{Weight, project, project_gated, project_together, swiglu};
 
 use crate::{
     LowRank,
@@ -29,6 +29,14 @@ pub trait Project {
     /// - x: `[.., d_in]`
     /// - output: `[.., d_out]`, in the dtype of `x`
     fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
+
+    /// The same of `silu(gate)·up`, which is not kept for the backward pass where that can be helped.
+    ///
+    /// # Shapes
+    ///
+    /// - gate, up: `[.., d_in]`, of one dtype
+    /// - output: `[.., d_out]`, in that dtype
+    fn project_gated<const D: usize>(&self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D>;
 }
 
 impl Project for Linear {
@@ -70,6 +78,21 @@ impl Project for Linear {
         match bias {
             None => y,
             Some(bias) => y + bias.unsqueeze(),
+        }
+    }
+
+    fn project_gated<const D: usize>(&self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        let adapter = self.weight.reparameterization::<LowRank>();
+        let stored = adapter.map(|_| stored_weight(&self.weight));
+        match (adapter, stored) {
+            (Some(adapter), Some(stored))
+                if !adapter.drops(&gate.device()) && adapter.magnitude_ratio(&stored).is_none() =>
+            {
+                let dtype = gate.dtype();
+                let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
+                project_gated(gate, up, stored.to_dtype(dtype), bias, adapter.factors())
+            }
+            _ => self.project(swiglu(gate, up)),
         }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use burn::tensor::{
-    DType, Tensor,
-    activation::{gelu, relu, silu},
+use burn::{
+    nn::Linear,
+    tensor::{
+        DType, Tensor,
+        activation::{gelu, relu, silu},
+    },
 };
-use olora_adapter::to_dtype;
+use olora_adapter::{Project, to_dtype};
 use olora_operations::swiglu;
 
 /// The non-linearity of the feed-forward network.
@@ -52,6 +55,24 @@ impl Activation {
         match self {
             Self::Silu => swiglu(gate, up),
             other => other.forward(gate) * up,
+        }
+    }
+
+    /// What [`gated`](Self::gated) gives, through a layer.
+    ///
+    /// # Shapes
+    ///
+    /// - gate, up: `[.., d_in]` of the layer, of one dtype
+    /// - output: `[.., d_out]`, in that dtype
+    pub fn projected<const D: usize>(
+        self,
+        gate: Tensor<D>,
+        up: Tensor<D>,
+        layer: &Linear,
+    ) -> Tensor<D> {
+        match self {
+            Self::Silu => layer.project_gated(gate, up),
+            other => layer.project(other.gated(gate, up)),
         }
     }
 }

@@ -210,14 +210,16 @@ impl FeedForward {
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let inner = match &self.gate_proj {
+        match &self.gate_proj {
             Some(gate_proj) => {
                 let [gate, up] = project_each([gate_proj, &self.up_proj], &x);
-                self.activation.gated(gate, up)
+                self.activation.projected(gate, up, &self.down_proj)
             }
-            None => self.activation.forward(self.up_proj.project(x)),
-        };
-        self.down_proj.project(inner)
+            None => {
+                let inner = self.activation.forward(self.up_proj.project(x));
+                self.down_proj.project(inner)
+            }
+        }
     }
 }
 
@@ -229,7 +231,7 @@ impl FusedMlp {
             both.clone().narrow(2, 0, inner),
             both.narrow(2, inner, inner),
         );
-        self.down_proj.project(self.activation.gated(gate, up))
+        self.activation.projected(gate, up, &self.down_proj)
     }
 }
 

@@ -72,6 +72,7 @@ mod dtype;
 #[cfg(all(test, feature = "flex"))]
 #[path = "../tests/formats/mod.rs"]
 mod formats;
+mod gated;
 pub mod likelihood;
 mod logits;
 pub mod loss;
@@ -114,6 +115,7 @@ pub fn at_once<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) ->
 pub use apart::rows_apart;
 pub use attention::{AttentionMask, attention};
 pub use dtype::{Dtype, UnknownDtype};
+pub use gated::project_gated;
 pub use likelihood::token_log_likelihoods;
 pub use loss::cross_entropy;
 pub use norm::rms_norm;

@@ -62,19 +62,8 @@ pub fn project<const D: usize>(
     factors: Option<LowRankFactors>,
 ) -> Tensor<D> {
     let weight = weight.into();
-    let [d_in, d_out] = weight.dims();
-    let layer_fits = |a: &Tensor<2>, b: &Tensor<2>| {
-        let ([rows, rank], [rank_of_b, columns]) = (a.dims(), b.dims());
-        [rows, rank, columns] == [d_in, rank_of_b, d_out]
-    };
     assert!(
-        x.dims()[D - 1] == d_in
-            && bias.as_ref().is_none_or(|bias| bias.dims() == [d_out])
-            && factors.as_ref().is_none_or(|factors| {
-                let anchor = factors.anchor.as_ref();
-                layer_fits(&factors.a, &factors.b)
-                    && anchor.is_none_or(|[a, b]| layer_fits(a, b) && a.dims() == factors.a.dims())
-            }),
+        fits(&x, &weight, bias.as_ref(), factors.as_ref()),
         "an input of {:?}, a weight of {:?}, its bias and its factors do not fit each other",
         x.dims(),
         weight.dims()
@@ -105,6 +94,27 @@ pub fn project<const D: usize>(
             )
         }
     })
+}
+
+/// Whether the parts of [`project`] fit each other.
+pub(crate) fn fits<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Weight,
+    bias: Option<&Tensor<1>>,
+    factors: Option<&LowRankFactors>,
+) -> bool {
+    let [d_in, d_out] = weight.dims();
+    let layer_fits = |a: &Tensor<2>, b: &Tensor<2>| {
+        let ([rows, rank], [rank_of_b, columns]) = (a.dims(), b.dims());
+        [rows, rank, columns] == [d_in, rank_of_b, d_out]
+    };
+    x.dims()[D - 1] == d_in
+        && bias.is_none_or(|bias| bias.dims() == [d_out])
+        && factors.is_none_or(|factors| {
+            let anchor = factors.anchor.as_ref();
+            layer_fits(&factors.a, &factors.b)
+                && anchor.is_none_or(|[a, b]| layer_fits(a, b) && a.dims() == factors.a.dims())
+        })
 }
 
 /// [`project`] as a composition of Burn's operations.

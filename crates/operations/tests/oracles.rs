@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use olora_operations::{
     AttentionMask, LowRankFactors, OutputHead,
     attention::{self, attention},
-    likelihood, loss, norm, projection, rotary,
+    likelihood, loss, norm, project_gated, projection, rotary,
     swiglu::{self, swiglu},
     weight::soft_capped,
 };
@@ -45,6 +45,22 @@ fn difference(ours: &[f32], right: &[f32]) -> f32 {
         / size.max(0.3)
 }
 
+/// The output of fresh leaves of the values, and the gradients of some sum of it.
+fn output_and_gradients<const D: usize, const N: usize>(
+    inputs: &[Tensor<D>; N],
+    f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>,
+) -> Vec<Vec<f32>> {
+    let leaves = inputs
+        .clone()
+        .map(|x| Tensor::from_inner(x.without_autodiff()).require_grad());
+    let output = f(leaves.clone());
+    let weights = numbers(99, output.dims(), 1.0);
+    let grads = (output.clone() * weights).sum().backward();
+    let mut found = vec![values(output)];
+    found.extend(leaves.map(|leaf| values(Tensor::<D>::from_inner(leaf.grad(&grads).unwrap()))));
+    found
+}
+
 /// Runs both ways on fresh leaves of the same values, and compares outputs and
 /// gradients.
 fn compare<const D: usize, const N: usize>(
@@ -52,19 +68,10 @@ fn compare<const D: usize, const N: usize>(
     ours: impl Fn([Tensor<D>; N]) -> Tensor<D>,
     right: impl Fn([Tensor<D>; N]) -> Tensor<D>,
 ) {
-    let run = |f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>| {
-        let leaves = inputs
-            .clone()
-            .map(|x| Tensor::from_inner(x.without_autodiff()).require_grad());
-        let output = f(leaves.clone());
-        let weights = numbers(99, output.dims(), 1.0);
-        let grads = (output.clone() * weights).sum().backward();
-        let mut found = vec![values(output)];
-        found
-            .extend(leaves.map(|leaf| values(Tensor::<D>::from_inner(leaf.grad(&grads).unwrap()))));
-        found
-    };
-    let (ours, right) = (run(&ours), run(&right));
+    let [ours, right] = [
+        output_and_gradients(&inputs, &ours),
+        output_and_gradients(&inputs, &right),
+    ];
     assert!(
         right[0].iter().any(|x| *x != 0.0),
         "all zero, which proves nothing"
@@ -576,6 +583,65 @@ fn adapted_projection_equals_its_composition() {
             );
         }
     }
+}
+
+/// The composition, and bit by bit the two operations that it is.
+#[test]
+fn gated_projection_equals_its_composition() {
+    let (rows, d_in, d_out, rank) = (70, 48, 80, 8);
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let weight = constant(4, [d_in, d_out]);
+    let [a0, b0] = [constant(5, [d_in, rank]), constant(6, [rank, d_out])];
+    for anchored in [false, true] {
+        for bias in [None, Some(numbers(7, [d_out], 1.0))] {
+            let inputs = [
+                numbers(1, [rows, d_in], 2.0),
+                numbers(8, [rows, d_in], 1.0),
+                numbers(2, [d_in, rank], 0.5),
+                numbers(3, [rank, d_out], 0.5),
+            ];
+            let layer = |a, b| factors([a, b, a0.clone(), b0.clone()], anchored);
+            let gated = |[gate, up, a, b]: [Tensor<2>; 4]| {
+                project_gated(gate, up, weight.clone(), bias.clone(), layer(a, b))
+            };
+            compare(inputs.clone(), gated, |[gate, up, a, b]| {
+                let x = swiglu::composed(gate, up);
+                projection::composed(x, weight.clone(), bias.clone(), Some(layer(a, b)))
+            });
+            let apart = |[gate, up, a, b]: [Tensor<2>; 4]| {
+                let factors = Some(layer(a, b));
+                projection::project(swiglu(gate, up), weight.clone(), bias.clone(), factors)
+            };
+            assert_eq!(
+                output_and_gradients(&inputs, &gated),
+                output_and_gradients(&inputs, &apart)
+            );
+        }
+    }
+}
+
+/// A full fine-tune beside an adapter, a bias or a start that trains.
+#[test]
+fn what_trains_beside_a_gated_projection_has_its_gradient() {
+    let weight = numbers(4, [48, 80], 0.5);
+    let inputs = [
+        numbers(1, [70, 48], 1.0),
+        numbers(2, [70, 48], 1.0),
+        weight,
+        numbers(5, [48, 8], 0.5),
+    ];
+    let [a, b, b0] = [[48, 8], [8, 80], [8, 80]].map(|shape| numbers(6, shape, 0.5).detach());
+    compare(
+        inputs,
+        |[gate, up, weight, a0]| {
+            let factors = factors([a.clone(), b.clone(), a0, b0.clone()], true);
+            project_gated(gate, up, weight, None, factors)
+        },
+        |[gate, up, weight, a0]| {
+            let factors = factors([a.clone(), b.clone(), a0, b0.clone()], true);
+            projection::composed(swiglu::composed(gate, up), weight, None, Some(factors))
+        },
+    );
 }
 
 #[test]

@@ -251,7 +251,14 @@ impl MemoryEstimate {
         let layers = n(config.num_hidden_layers);
         let adapted = counts.adapted_layers > 0;
 
-        let of_mlp = if config.gated { 3 * inner } else { 2 * inner };
+        // An adapted layer after SiLU's gate makes its input again (`olora_operations::project_gated`).
+        let made_again =
+            adapted && !load.dropout && !load.dora && config.activation == Activation::Silu;
+        let of_mlp = if config.gated && !made_again {
+            3 * inner
+        } else {
+            2 * inner
+        };
         let mut kept = kept_around_mlp(config, load.accelerator);
         // Adapters keep x·A; with dropout, each its own input and what was dropped of it.
         let mut down = 0;
