@@ -82,15 +82,12 @@ impl Project for Linear {
     }
 
     fn project_gated<const D: usize>(&self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-        let adapter = self.weight.reparameterization::<LowRank>();
-        let stored = adapter.map(|_| stored_weight(&self.weight));
-        match (adapter, stored) {
-            (Some(adapter), Some(stored))
-                if !adapter.drops(&gate.device()) && adapter.magnitude_ratio(&stored).is_none() =>
-            {
+        match self.weight.reparameterization::<LowRank>() {
+            Some(adapter) if adapter.dora.is_none() && !adapter.drops(&gate.device()) => {
                 let dtype = gate.dtype();
                 let bias = self.bias.as_ref().map(|bias| to_dtype(bias.val(), dtype));
-                project_gated(gate, up, stored.to_dtype(dtype), bias, adapter.factors())
+                let weight = stored_weight(&self.weight).to_dtype(dtype);
+                project_gated(gate, up, weight, bias, adapter.factors())
             }
             _ => self.project(swiglu(gate, up)),
         }

@@ -17,7 +17,8 @@ use burn::{
 };
 use olora_adapter::{
     AdapterConfig, Embed, Kind, Method, PackedBase, PackedWeight, Placement, Project, attach,
-    factors, hollow, merge, merged_params, packed_weights, params, put_on, without_adapter,
+    factors, hollow, merge, merged_params, packed_weights, params, project_each, put_on,
+    without_adapter,
 };
 use olora_operations::PackedTensor;
 use olora_packed::{BlockFormat, Packed};
@@ -309,4 +310,28 @@ fn a_module_that_trains_whole_becomes_dense() {
         .find(|param| param.path() == "first.weight")
         .unwrap();
     assert!(first.trains());
+}
+
+/// With biases and without, plain layers and one that is adapted among them.
+#[test]
+fn layers_of_one_input_give_what_each_gives_alone() {
+    let bits =
+        |y: Tensor<3>| -> Vec<u32> { y.into_data().iter::<f32>().map(f32::to_bits).collect() };
+    let mut biased = net(true).first;
+    let bias = TensorData::new(numbers(D_OUT, 8), [D_OUT]);
+    biased.bias = Some(Param::from_tensor(Tensor::from_data(bias, &Device::flex())));
+    let adapted = moved(attached(net(true), &config(Method::Olora))).first;
+    let plain = net(true).first;
+    for layers in [[&plain, &biased], [&plain, &adapted], [&adapted, &biased]] {
+        for n in [1, 3] {
+            let data = TensorData::new(numbers(n * D_IN, 9), [n, 1, D_IN]);
+            let x = Tensor::<3>::from_data(data, &Device::flex());
+            let alone = layers.map(|layer| bits(layer.project(x.clone())));
+            assert_eq!(project_each(layers, &x).map(bits), alone);
+            olora_operations::rows_apart(|| {
+                let alone = layers.map(|layer| bits(layer.project(x.clone())));
+                assert_eq!(project_each(layers, &x).map(bits), alone);
+            });
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The last product of a feed-forward network, of `silu(gate)·up`, as one operation.
 //!
 //! An adapted layer needs its input again in the backward pass, for the gradient of A. Of this one it is
-//! made again, from gate and up, which the gate's own backward pass needs: the widest tensor that a block
-//! would keep is not kept, and all bits stay as they are.
+//! made again, from gate and up, which the gate's own backward pass needs: one of the three tensors of its width
+//! that a block would keep is not kept, and all bits stay as they are.
 
 use burn::{
     backend::{

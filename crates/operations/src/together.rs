@@ -18,7 +18,7 @@ use crate::PackedTensor;
 ///
 /// # Panics
 ///
-/// If these do not fit each other.
+/// Where the result is not `None`, if these do not fit each other.
 pub fn project_together<const D: usize, const N: usize>(
     x: &Tensor<D>,
     weights: [&PackedTensor; N],
@@ -43,7 +43,7 @@ fn on_host<const D: usize, const N: usize>(
 
     let (device, dims) = (x.device(), x.dims());
     let n_rows: usize = dims[..D - 1].iter().product();
-    let products = weights[0].products();
+    let products = weights.first()?.products();
     let alone = n_rows == 1 || n_rows > 1 && rows_are_apart();
     if !alone
         || x.is_autodiff()
@@ -97,16 +97,11 @@ mod tests {
     #[test]
     fn together_has_the_bits_of_one_after_the_other() {
         let device = Device::flex();
-        for (d_in, heights) in [(64, [96, 32, 33]), (576, [576, 192, 200])] {
+        for (d_in, heights) in [(256, [96, 32, 33]), (768, [300, 96, 100])] {
             let numbers = [Format::Bf16, Format::F32];
             for format in crate::formats::all_formats().into_iter().chain(numbers) {
-                let weights = heights.map(|d_out| {
-                    let values = some(d_out * d_in, d_out);
-                    Packed::pack(format, [d_out, d_in], &values).map(PackedTensor::new)
-                });
-                let [Ok(a), Ok(b), Ok(c)] = weights else {
-                    continue;
-                };
+                let [a, b, c] = heights
+                    .map(|d_out| PackedTensor::new(crate::formats::packed(format, [d_out, d_in])));
                 for products in [Products::Exact, Products::Rounded] {
                     let weights = [&a, &b, &c].map(|weight| weight.clone().with_products(products));
                     let weights = weights.each_ref();

@@ -133,8 +133,17 @@ fn rotation_equals_its_composition() {
     }
 }
 
-fn compare_attention(mask: &AttentionMask, [seq, keys]: [usize; 2], groups: usize) {
-    let (batch, kv_heads, head_dim) = (2, 2, 16);
+fn compare_attention(mask: &AttentionMask, sizes: [usize; 2], groups: usize) {
+    compare_attention_of(mask, sizes, groups, 16);
+}
+
+fn compare_attention_of(
+    mask: &AttentionMask,
+    [seq, keys]: [usize; 2],
+    groups: usize,
+    head_dim: usize,
+) {
+    let (batch, kv_heads) = (2, 2);
     let q = numbers(1, [batch, seq, kv_heads * groups, head_dim], 2.0);
     let k = numbers(2, [batch, keys, kv_heads, head_dim], 2.0);
     let v = numbers(3, [batch, keys, kv_heads, head_dim], 1.0);
@@ -195,6 +204,10 @@ fn single_queries_equal_the_composition() {
             .with_scale(Some(0.7))
             .with_soft_cap(Some(3.0));
         compare_attention(&bent, [1, keys], 2);
+        // Widths that have code of their own, and others; the longest on all threads.
+        for head_dim in [64, 80, 128] {
+            compare_attention_of(&AttentionMask::default(), [1, keys], 3, head_dim);
+        }
     }
 }
 
@@ -620,9 +633,46 @@ fn gated_projection_equals_its_composition() {
     }
 }
 
-/// A full fine-tune beside an adapter, a bias or a start that trains.
+/// A full fine-tune beside an adapter, or a start or a bias that trains, each alone; and a gate that
+/// does not.
 #[test]
 fn what_trains_beside_a_gated_projection_has_its_gradient() {
+    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
+    let (gate, up) = (constant(1, [70, 48]), constant(2, [70, 48]));
+    let (weight, a0) = (constant(4, [48, 80]), constant(5, [48, 8]));
+    let [a, b, b0] = [[48, 8], [8, 80], [8, 80]].map(|shape| constant(6, shape));
+    let check = |input: Tensor<2>, place: usize| {
+        let parts = |x: Tensor<2>| {
+            let mut all = [weight.clone(), a0.clone(), constant(7, [1, 80]), a.clone()];
+            all[place] = x;
+            let [weight, a0, bias, a] = all;
+            let factors = factors([a, b.clone(), a0, b0.clone()], true);
+            (weight, Some(bias.reshape([80])), factors)
+        };
+        compare(
+            [input],
+            |[x]| {
+                let (weight, bias, factors) = parts(x);
+                project_gated(gate.clone(), up.clone(), weight, bias, factors)
+            },
+            |[x]| {
+                let (weight, bias, factors) = parts(x);
+                let x = swiglu::composed(gate.clone(), up.clone());
+                projection::composed(x, weight, bias, Some(factors))
+            },
+        );
+    };
+    for (place, input) in [&weight, &a0, &constant(7, [1, 80]), &a]
+        .into_iter()
+        .enumerate()
+    {
+        check(input.clone(), place);
+    }
+}
+
+/// All of them at once.
+#[test]
+fn all_that_trains_beside_a_gated_projection_has_its_gradient() {
     let weight = numbers(4, [48, 80], 0.5);
     let inputs = [
         numbers(1, [70, 48], 1.0),

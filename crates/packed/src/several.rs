@@ -307,13 +307,14 @@ impl Several<'_> {
             .wrapping_add(BYTES * (row + AHEAD) * width);
         let per_vector = width.div_ceil(16);
         let lines = &self.lines[vector * per_vector..][..V * per_vector];
-        // A vector may have a line beyond its last whole 32 values, which comes in no pair.
+        // Lines beyond a vector's last whole 32 values, one or two, have no part in this.
         for (i, pair) in lines
             .as_chunks::<V>()
             .0
             .as_chunks::<2>()
             .0
             .iter()
+            .take(width / LANES)
             .enumerate()
         {
             if vector == 0 {
@@ -381,11 +382,16 @@ impl Several<'_> {
     #[inline(always)]
     fn all<S: crate::x86::Sixteen, F: Float<BYTES>, const BYTES: usize>(&mut self, simd: S) {
         for group in groups(self.n_vectors()) {
-            match group.len() {
-                8 => self.columns::<S, F, BYTES, 3, 8>(simd, group.start),
-                4 => self.columns::<S, F, BYTES, 4, 4>(simd, group.start),
-                2 => self.columns::<S, F, BYTES, 4, 2>(simd, group.start),
-                _ => self.columns::<S, F, BYTES, 4, 1>(simd, group.start),
+            // As many sums as there are registers for, of sixteen values each.
+            match (group.len(), S::IS_ONE_REGISTER) {
+                (8, true) => self.columns::<S, F, BYTES, 3, 8>(simd, group.start),
+                (8, false) => self.columns::<S, F, BYTES, 1, 8>(simd, group.start),
+                (4, true) => self.columns::<S, F, BYTES, 4, 4>(simd, group.start),
+                (4, false) => self.columns::<S, F, BYTES, 1, 4>(simd, group.start),
+                (2, true) => self.columns::<S, F, BYTES, 8, 2>(simd, group.start),
+                (2, false) => self.columns::<S, F, BYTES, 2, 2>(simd, group.start),
+                (_, true) => self.columns::<S, F, BYTES, 8, 1>(simd, group.start),
+                (_, false) => self.columns::<S, F, BYTES, 4, 1>(simd, group.start),
             }
         }
     }
@@ -515,6 +521,28 @@ mod tests {
         let (values, vectors) = (some(3 * 99, 1), some(5 * 99, 2));
         let outputs = every_way(|| Bits(&values, &vectors));
         assert!(outputs.iter().all(|output| output == &outputs[0]));
+    }
+
+    /// Whatever follows the last whole 32 values of a row is multiplied once.
+    #[test]
+    fn what_is_not_finite_is_that_of_each_alone() {
+        for width in [15, 24, 31, 40, 56, 64] {
+            let packed = Packed::pack(Format::F32, [5, width], &vec![1.0; 5 * width]).unwrap();
+            for at in [0, width / 2, width - 1] {
+                let mut vectors = vec![1.0; 2 * width];
+                vectors[at] = f32::INFINITY;
+                let mut together = vec![0.0; 10];
+                let several = Vectors::new(&vectors, width);
+                packed
+                    .dot_rows_of_several(0..5, &several, &mut together)
+                    .unwrap();
+                assert_eq!(
+                    together,
+                    [f32::INFINITY, width as f32].repeat(5),
+                    "{width}, {at}"
+                );
+            }
+        }
     }
 
     #[test]

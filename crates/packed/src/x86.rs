@@ -23,6 +23,8 @@ use crate::{
 pub(crate) trait Sixteen: Copy {
     /// Where they are.
     type Values: Copy;
+    /// Whether that is one register, of which there are 32; else it is two of sixteen.
+    const IS_ONE_REGISTER: bool;
 
     fn sse2(self) -> Sse2;
     fn splat(self, value: f32) -> Self::Values;
@@ -64,6 +66,7 @@ fn total_of_sixteen(mut sums: [f32; 16]) -> f32 {
 
 impl Sixteen for V4 {
     type Values = __m512;
+    const IS_ONE_REGISTER: bool = true;
 
     #[inline(always)]
     fn sse2(self) -> Sse2 {
@@ -159,6 +162,7 @@ impl Sixteen for V4 {
 
 impl Sixteen for V3 {
     type Values = [__m256; 2];
+    const IS_ONE_REGISTER: bool = false;
 
     #[inline(always)]
     fn sse2(self) -> Sse2 {

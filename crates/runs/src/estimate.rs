@@ -50,6 +50,8 @@ pub(crate) struct Workload {
     pub(crate) packed: PackedShare,
     /// Whether adapted layers keep their output for a magnitude.
     pub(crate) dora: bool,
+    /// Whether something trains whole beside the adapter.
+    pub(crate) trains_whole: bool,
     /// Whether adapters drop some of their input.
     pub(crate) dropout: bool,
     /// Whether what trains is kept as it was at the start, as a reference.
@@ -251,9 +253,12 @@ impl MemoryEstimate {
         let layers = n(config.num_hidden_layers);
         let adapted = counts.adapted_layers > 0;
 
-        // An adapted layer after SiLU's gate makes its input again (`olora_operations::project_gated`).
-        let made_again =
-            adapted && !load.dropout && !load.dora && config.activation == Activation::Silu;
+        // An adapted layer after SiLU's gate makes its input again (`olora_operations::project_gated`),
+        // one that stays as it is needs none; one that trains whole keeps it.
+        let made_again = adapted
+            && config.gated
+            && config.activation == Activation::Silu
+            && !(load.dropout || load.dora || load.trains_whole);
         let of_mlp = if config.gated && !made_again {
             3 * inner
         } else {
@@ -336,7 +341,9 @@ impl MemoryEstimate {
         } else {
             load.packed.bytes
         };
-        let start = started(config, load, of_block, element) + workspace.max(logits);
+        // Layers whose gradient is looked at keep all that goes into them.
+        let watched = of_block + if made_again { inner * element } else { 0 };
+        let start = started(config, load, watched, element) + workspace.max(logits);
         Self {
             start: if load.gradient_batches == 0 { 0 } else { start },
             weights: cast_copy + n(dense) * bytes(load.base) + packed + n(counts.anchor) * 4,

@@ -199,6 +199,7 @@ impl Prepared {
             counts: *counts,
             packed: self.packed,
             dora: recipe.adapter.config.dora,
+            trains_whole: !recipe.adapter.config.modules_to_save.is_empty(),
             dropout: recipe.adapter.config.dropout > 0.0,
             keeps_start: keeps_start(recipe),
             micro_batches: recipe.training.accumulation / self.n_ranks.max(1),

@@ -164,7 +164,7 @@ fn rows_of_a_piece(packed: &Packed, all: usize) -> usize {
     // more to do than another. Blocks are multiplied with by four rows.
     let threads = rayon::current_num_threads();
     let least = ROW_PIECE.div_ceil(d_in.max(1));
-    let even = d_out.div_ceil(threads * (2 * d_out).div_ceil(all.max(1)));
+    let even = d_out.div_ceil(threads * (2 * d_out).div_ceil(all.max(1)).max(1));
     even.max(least).next_multiple_of(4)
 }
 

@@ -95,7 +95,7 @@ fn attend_piece(given: &ForwardInputs, queries: &[f32], piece: &Piece, part: &mu
     ) {
         let parts = part.chunks_exact_mut(head_dim + MORE);
         for (query, part) in queries.chunks_exact(head_dim).zip(parts) {
-            // What is hidden fills up whole registers, and has no weight.
+            // What fills up whole registers adds e⁻⁸⁷ to a sum of at least one, which is nothing.
             let mut scores = [f32::NEG_INFINITY; KEYS];
             // Of most widths, so that the compiler keeps the query and the sums in registers.
             match head_dim {
@@ -113,8 +113,13 @@ fn attend_piece(given: &ForwardInputs, queries: &[f32], piece: &Piece, part: &mu
                 }
             }
             let best = highest(&scores);
-            let sum = exponentials(&mut scores[..n.next_multiple_of(32)], best);
             let (output, more) = part.split_at_mut(head_dim);
+            if scores[..n].iter().all(|score| *score == f32::NEG_INFINITY) {
+                // Without weight beside any other piece.
+                more.copy_from_slice(&[best, 0.0]);
+                continue;
+            }
+            let sum = exponentials(&mut scores[..n.next_multiple_of(32)], best);
             add_some_rows(output, &scores[..n], values, strides[1]);
             more.copy_from_slice(&[best, sum]);
         }
