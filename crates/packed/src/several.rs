@@ -249,10 +249,10 @@ impl Several<'_> {
         const { assert!(R * V <= 32 && 8 % V == 0, "of four parts") };
         let n = self.n_vectors();
         let mut some = [simd.splat(0.0); 8];
-        for i in 0..8 {
+        for (i, sums) in some.iter_mut().enumerate() {
             let (r, v) = ((8 * PART + i) / V, (8 * PART + i) % V);
             if r < R {
-                some[i] = simd.add(lower[r][v], upper[r][v]);
+                *sums = simd.add(lower[r][v], upper[r][v]);
             }
         }
         if 8 * PART < R * V {
@@ -341,11 +341,10 @@ impl Several<'_> {
         if whole < width {
             // A copy, as these indices are computed, which takes sums out of registers.
             let mut to_the_end = sums;
-            for r in 0..R {
+            for (r, sums) in to_the_end.iter_mut().enumerate() {
                 let left = half_of::<HALF>(&self.lanes(row + r, whole));
-                for v in 0..V {
+                for (v, sum) in sums.iter_mut().enumerate() {
                     let right = half_of::<HALF>(&self.of_vector(vector + v, whole));
-                    let sum = &mut to_the_end[r][v];
                     *sum = simd.mul_add(simd.load(right), simd.load(left), *sum);
                 }
             }

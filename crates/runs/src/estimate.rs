@@ -187,6 +187,16 @@ fn kept_around_mlp(config: &ModelConfig, accelerator: bool) -> u64 {
     kept
 }
 
+/// Whether `silu(gate)·up` is not kept: an adapted layer after it makes it again
+/// (`olora_operations::project_gated`), and one that stays as it is needs none; one that trains whole
+/// keeps it.
+fn makes_gated_again(config: &ModelConfig, load: &Workload) -> bool {
+    load.counts.adapted_layers > 0
+        && config.gated
+        && config.activation == Activation::Silu
+        && !(load.dropout || load.dora || load.trains_whole)
+}
+
 /// What exchanging with other processes takes on the host: this one's sums, the
 /// others' of the slice that it adds, and all together again.
 fn exchanged(load: &Workload) -> u64 {
@@ -253,12 +263,7 @@ impl MemoryEstimate {
         let layers = n(config.num_hidden_layers);
         let adapted = counts.adapted_layers > 0;
 
-        // An adapted layer after SiLU's gate makes its input again (`olora_operations::project_gated`),
-        // one that stays as it is needs none; one that trains whole keeps it.
-        let made_again = adapted
-            && config.gated
-            && config.activation == Activation::Silu
-            && !(load.dropout || load.dora || load.trains_whole);
+        let made_again = makes_gated_again(config, load);
         let of_mlp = if config.gated && !made_again {
             3 * inner
         } else {

@@ -174,7 +174,9 @@ fn put_together(given: &ForwardInputs, pieces: &[Piece], parts: &[f32]) -> [Vec<
                 }
             }
             let scale = 1.0 / sum;
-            output.iter_mut().for_each(|value| *value *= scale);
+            for value in output {
+                *value *= scale;
+            }
             log_sums[first + group] = best + sum.ln();
         }
     }
