@@ -101,6 +101,10 @@ impl Project for Linear {
 ///
 /// - x: `[.., d_in]`
 /// - outputs: `[.., d_out]` of each layer, in the dtype of `x`
+///
+/// # Panics
+///
+/// If a layer does not fit the input.
 pub fn project_each<const D: usize, const N: usize>(
     layers: [&Linear; N],
     x: &Tensor<D>,

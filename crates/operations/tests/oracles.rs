@@ -3,87 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 
+mod compared;
+mod formats;
+
 use std::ops::Range;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
+use compared::{compare, difference, factors};
+use formats::{numbers, values};
 use olora_operations::{
-    AttentionMask, LowRankFactors, OutputHead,
+    AttentionMask, OutputHead,
     attention::{self, attention},
-    likelihood, loss, norm, project_gated, projection, rotary,
+    likelihood, loss, norm, projection, rotary,
     swiglu::{self, swiglu},
     weight::soft_capped,
 };
-
-fn device() -> Device {
-    Device::flex().autodiff()
-}
-
-/// Numbers between −`size` and `size`, different for every `seed`.
-fn numbers<const D: usize>(seed: u32, shape: [usize; D], size: f32) -> Tensor<D> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            ((state >> 8) as f32 / 8_388_608.0 - 1.0) * size
-        })
-        .collect();
-    Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.without_autodiff().into_data().try_to_vec().unwrap()
-}
-
-/// The largest difference, relative to the largest value.
-fn difference(ours: &[f32], right: &[f32]) -> f32 {
-    assert_eq!(ours.len(), right.len());
-    let size = right.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
-    assert!(ours.iter().all(|x| x.is_finite()));
-    ours.iter()
-        .zip(right)
-        .fold(0.0_f32, |worst, (x, y)| worst.max((x - y).abs()))
-        / size.max(0.3)
-}
-
-/// The output of fresh leaves of the values, and the gradients of some sum of it.
-fn output_and_gradients<const D: usize, const N: usize>(
-    inputs: &[Tensor<D>; N],
-    f: &dyn Fn([Tensor<D>; N]) -> Tensor<D>,
-) -> Vec<Vec<f32>> {
-    let leaves = inputs
-        .clone()
-        .map(|x| Tensor::from_inner(x.without_autodiff()).require_grad());
-    let output = f(leaves.clone());
-    let weights = numbers(99, output.dims(), 1.0);
-    let grads = (output.clone() * weights).sum().backward();
-    let mut found = vec![values(output)];
-    found.extend(leaves.map(|leaf| values(Tensor::<D>::from_inner(leaf.grad(&grads).unwrap()))));
-    found
-}
-
-/// Runs both ways on fresh leaves of the same values, and compares outputs and
-/// gradients.
-fn compare<const D: usize, const N: usize>(
-    inputs: [Tensor<D>; N],
-    ours: impl Fn([Tensor<D>; N]) -> Tensor<D>,
-    right: impl Fn([Tensor<D>; N]) -> Tensor<D>,
-) {
-    let [ours, right] = [
-        output_and_gradients(&inputs, &ours),
-        output_and_gradients(&inputs, &right),
-    ];
-    assert!(
-        right[0].iter().any(|x| *x != 0.0),
-        "all zero, which proves nothing"
-    );
-    for (i, (ours, right)) in ours.iter().zip(&right).enumerate() {
-        let difference = difference(ours, right);
-        assert!(
-            difference < 2e-6,
-            "output and gradients: {i} differs by {difference}"
-        );
-    }
-}
 
 #[test]
 fn norm_equals_its_composition() {
@@ -558,15 +492,6 @@ fn loss_takes_a_transposed_weight() {
     );
 }
 
-fn factors([a, b, a0, b0]: [Tensor<2>; 4], anchored: bool) -> LowRankFactors {
-    LowRankFactors {
-        a,
-        b,
-        anchor: anchored.then_some([a0, b0]),
-        scale: 1.5,
-    }
-}
-
 #[test]
 fn adapted_projection_equals_its_composition() {
     let (rows, d_in, d_out, rank) = (70, 48, 80, 8);
@@ -596,102 +521,6 @@ fn adapted_projection_equals_its_composition() {
             );
         }
     }
-}
-
-/// The composition, and bit by bit the two operations that it is.
-#[test]
-fn gated_projection_equals_its_composition() {
-    let (rows, d_in, d_out, rank) = (70, 48, 80, 8);
-    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
-    let weight = constant(4, [d_in, d_out]);
-    let [a0, b0] = [constant(5, [d_in, rank]), constant(6, [rank, d_out])];
-    for anchored in [false, true] {
-        for bias in [None, Some(numbers(7, [d_out], 1.0))] {
-            let inputs = [
-                numbers(1, [rows, d_in], 2.0),
-                numbers(8, [rows, d_in], 1.0),
-                numbers(2, [d_in, rank], 0.5),
-                numbers(3, [rank, d_out], 0.5),
-            ];
-            let layer = |a, b| factors([a, b, a0.clone(), b0.clone()], anchored);
-            let gated = |[gate, up, a, b]: [Tensor<2>; 4]| {
-                project_gated(gate, up, weight.clone(), bias.clone(), layer(a, b))
-            };
-            compare(inputs.clone(), gated, |[gate, up, a, b]| {
-                let x = swiglu::composed(gate, up);
-                projection::composed(x, weight.clone(), bias.clone(), Some(layer(a, b)))
-            });
-            let apart = |[gate, up, a, b]: [Tensor<2>; 4]| {
-                let factors = Some(layer(a, b));
-                projection::project(swiglu(gate, up), weight.clone(), bias.clone(), factors)
-            };
-            assert_eq!(
-                output_and_gradients(&inputs, &gated),
-                output_and_gradients(&inputs, &apart)
-            );
-        }
-    }
-}
-
-/// A full fine-tune beside an adapter, or a start or a bias that trains, each alone; and a gate that
-/// does not.
-#[test]
-fn what_trains_beside_a_gated_projection_has_its_gradient() {
-    let constant = |seed, shape: [usize; 2]| numbers(seed, shape, 0.5).detach();
-    let (gate, up) = (constant(1, [70, 48]), constant(2, [70, 48]));
-    let (weight, a0) = (constant(4, [48, 80]), constant(5, [48, 8]));
-    let [a, b, b0] = [[48, 8], [8, 80], [8, 80]].map(|shape| constant(6, shape));
-    let check = |input: Tensor<2>, place: usize| {
-        let parts = |x: Tensor<2>| {
-            let mut all = [weight.clone(), a0.clone(), constant(7, [1, 80]), a.clone()];
-            all[place] = x;
-            let [weight, a0, bias, a] = all;
-            let factors = factors([a, b.clone(), a0, b0.clone()], true);
-            (weight, Some(bias.reshape([80])), factors)
-        };
-        compare(
-            [input],
-            |[x]| {
-                let (weight, bias, factors) = parts(x);
-                project_gated(gate.clone(), up.clone(), weight, bias, factors)
-            },
-            |[x]| {
-                let (weight, bias, factors) = parts(x);
-                let x = swiglu::composed(gate.clone(), up.clone());
-                projection::composed(x, weight, bias, Some(factors))
-            },
-        );
-    };
-    for (place, input) in [&weight, &a0, &constant(7, [1, 80]), &a]
-        .into_iter()
-        .enumerate()
-    {
-        check(input.clone(), place);
-    }
-}
-
-/// All of them at once.
-#[test]
-fn all_that_trains_beside_a_gated_projection_has_its_gradient() {
-    let weight = numbers(4, [48, 80], 0.5);
-    let inputs = [
-        numbers(1, [70, 48], 1.0),
-        numbers(2, [70, 48], 1.0),
-        weight,
-        numbers(5, [48, 8], 0.5),
-    ];
-    let [a, b, b0] = [[48, 8], [8, 80], [8, 80]].map(|shape| numbers(6, shape, 0.5).detach());
-    compare(
-        inputs,
-        |[gate, up, weight, a0]| {
-            let factors = factors([a.clone(), b.clone(), a0, b0.clone()], true);
-            project_gated(gate, up, weight, None, factors)
-        },
-        |[gate, up, weight, a0]| {
-            let factors = factors([a.clone(), b.clone(), a0, b0.clone()], true);
-            projection::composed(swiglu::composed(gate, up), weight, None, Some(factors))
-        },
-    );
 }
 
 #[test]
