@@ -200,6 +200,17 @@ def prepare_board(given):
     return place
 
 
+def examples(web, run):
+    """Each data set's sample is there, and what is marked of it is what is trained."""
+    sets = json.loads((run / "data.json").read_text())
+    pieces = [piece for one in sets for example in one["examples"] for piece in example["pieces"]]
+    of_run = f"#details-{run.name} figure.example"
+    web.until(f"document.querySelectorAll('{of_run}').length === {len(sets)}", "an example of each data set")
+    same(web.run(f"[...document.querySelectorAll('{of_run} mark')].map((one) => one.childNodes[1].data)"), [piece["text"] for piece in pieces if piece["trained"]], "what is marked")
+    shown = web.run(f"[...document.querySelectorAll('{of_run} .sample')].map((one) => [...one.childNodes].map((part) => part.tagName === 'MARK' ? part.childNodes[1].data : part.data).join('')).join('')")
+    same(shown, "".join(piece["text"] for piece in pieces), "the text")
+
+
 @contextlib.contextmanager
 def live_run(given, place):
     """A training run that goes on until the block ends."""
@@ -325,6 +336,7 @@ def board(checks, browser, given, axe):
             web.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
             web.until("document.querySelectorAll('details.run table').length > 2", "details of runs")
             web.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+            examples(web, place / "alder")
             if (place / "comparison").exists():
                 web.run("document.querySelector('#comparison-list input').click()")
                 web.until("document.querySelectorAll('#reports table').length > 0", "the comparison's report")

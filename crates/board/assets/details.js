@@ -38,8 +38,6 @@ function runDetails(run, isOpen) {
         samples(run),
         heading("Data"),
         dataReport(run),
-        heading("An example with its trained tokens"),
-        example(run),
         heading("Recipe"),
         recipe(run),
       ),
@@ -141,7 +139,8 @@ function samples(run) {
 function dataReport(run) {
   return contentOf(run.data, "data.json", (sets) => {
     const list = Array.isArray(sets) ? sets : [];
-    return element("div", {}, list.map((set, index) => dataSet(run, set, index)));
+    const made = list.map((set, index) => dataSet(run, set, index));
+    return element("div", {}, made, hasExamples(list) ? null : howToSee(run));
   });
 }
 
@@ -178,6 +177,7 @@ function dataSet(run, set, index) {
     table(caption, null, rows, (column) => column === 1),
     element("p", { class: "note" }, "All other counts of this report are 0."),
     lists.map(([key, value]) => listTable(`${wordsOf(key)}, ${caption}`, value)),
+    examplesOf(set).map((example) => shownExample(example, caption)),
   );
 }
 
@@ -197,14 +197,49 @@ function wordsOf(key) {
   return key.replace(/^n_/, "").replaceAll("_", " ");
 }
 
-function example(run) {
+function examplesOf(set) {
+  return Array.isArray(set?.examples) ? set.examples : [];
+}
+
+function hasExamples(sets) {
+  return sets.some((set) => examplesOf(set).length > 0);
+}
+
+/** A sample as the model reads it. What is trained is marked, by more than its colour, and
+ * in words for those who hear it. */
+function shownExample(example, caption) {
+  const { pieces, n_tokens, n_trained_tokens, n_shown_tokens, preferred, index } = example ?? {};
+  const judged = preferred === true ? ", a good answer" : preferred === false ? ", a bad answer" : "";
+  const count = `${formatNumber(n_tokens)} tokens, ${formatNumber(n_trained_tokens)} of them trained (marked)`;
+  const cut = n_shown_tokens < n_tokens ? `; the first ${formatNumber(n_shown_tokens)} are shown` : "";
+  const aside = (words) => element("span", { class: "heard" }, words);
+  const parts = (Array.isArray(pieces) ? pieces : []).map(({ text, trained, weight } = {}) => {
+    if (!trained) {
+      return String(text ?? "");
+    }
+    const counts = weight === 1 ? "" : `×${formatNumber(weight)}`;
+    return [
+      element("mark", {}, aside(" [trained: "), String(text ?? ""), aside("] ")),
+      counts && element("sub", {}, counts),
+    ];
+  });
+  return element(
+    "figure",
+    { class: "example" },
+    element("figcaption", {}, `Sample ${index} of ${caption}${judged}: ${count}${cut}`),
+    element("p", { class: "sample" }, parts.flat()),
+  );
+}
+
+/** How to see what runs from before there were examples do not have. */
+function howToSee(run) {
   const recipe = run.recipe?.value ?? {};
   const data = recipe["data.train"] ?? "DATA";
   const model = recipe["model.path"] ?? "MODEL";
   return element(
     "p",
     {},
-    "A run's directory does not keep one. This command shows a sample with the tokens marked that are trained: ",
+    "This run kept no example. This command shows a sample with the tokens marked that are trained: ",
     element("code", {}, `olora inspect data ${quoted(data)} --model ${quoted(model)}`),
   );
 }

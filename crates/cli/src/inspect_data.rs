@@ -15,7 +15,7 @@ use olora_data::{
 };
 use olora_model::ModelConfig;
 use olora_runs::{Recipe, check_ends, recipe::ObjectiveSection};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     Usage,
@@ -301,20 +301,16 @@ fn as_json(
     refusals: &[String],
     shown: &[(usize, Sample, Vec<Piece>)],
 ) -> Result<()> {
-    let pieces = |pieces: &[Piece]| -> Vec<Value> {
-        let piece = |piece: &Piece| json!({ "text": piece.text, "trained": piece.trained, "weight": piece.weight });
-        pieces.iter().map(piece).collect()
-    };
-    let first = shown.first().map(|(_, _, all)| pieces(all));
+    let first = shown.first().map(|(_, _, pieces)| pieces);
     let samples: Vec<_> = shown
         .iter()
-        .map(|(index, sample, all)| {
+        .map(|(index, sample, pieces)| {
             json!({
                 "index": index,
                 "tokens": sample.tokens,
                 "trained": sample.n_trained(),
                 "preferred": sample.preferred,
-                "pieces": pieces(all),
+                "pieces": pieces,
             })
         })
         .collect();

@@ -1,5 +1,7 @@
 //! One training sample, as text too.
 
+use serde::Serialize;
+
 use crate::{DataError, Tokenizer};
 
 /// Tokens, and which of them the loss is taken on.
@@ -90,7 +92,7 @@ impl Sample {
 }
 
 /// Tokens in a row that count alike, as text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Piece {
     /// The text.
     pub text: String,

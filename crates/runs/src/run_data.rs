@@ -7,8 +7,8 @@ use std::{
 };
 
 use olora_data::{
-    Corpus, DataError, DataOptions, DataReport, Format, KeyUse, Mixture, Sample, TokenCache,
-    Tokenizer, ValidationSplit, load_files,
+    Corpus, DataError, DataOptions, DataReport, Example, Format, KeyUse, Mixture, Sample,
+    TokenCache, Tokenizer, ValidationSplit, load_files,
 };
 use olora_files::Fnv1a;
 use olora_model::{ModelConfig, config_bytes, sample_weights};
@@ -41,6 +41,9 @@ pub struct DataRead {
     pub name: String,
     /// What became of it.
     pub report: DataReport,
+    /// A sample, or both answers of a pair, as the tokenizer gives it back: nothing
+    /// where the tokenizer cannot, which is no reason to refuse a run.
+    pub examples: Vec<Example>,
 }
 
 /// What became of each key, whatever it is.
@@ -257,6 +260,7 @@ impl Data {
                     role,
                     name: part.name,
                     report: samples.report,
+                    examples: Example::of(&samples.samples, tokenizer).unwrap_or_default(),
                 });
                 formats.push(samples.format);
                 corpora.push(samples.samples);

@@ -4,7 +4,7 @@
 //! runs/<name>/
 //!   recipe.toml      resolved: every default written out
 //!   ranks.json       the rank of each adapted layer
-//!   data.json        what became of each data set's records and keys
+//!   data.json        what became of each data set's records and keys, and an example
 //!   adapter/         the result, for PEFT (model/ if all weights were trained)
 //!   checkpoints/     step-000200/ …
 //!   metrics.jsonl    one line per logged step or evaluation
@@ -203,7 +203,7 @@ impl RunDirectory {
         Ok(checkpoint::list(&self.checkpoints())?.pop())
     }
 
-    /// Writes what became of the data.
+    /// Writes what became of the data, with examples of it.
     pub(crate) fn write_data(&self, reports: &[DataRead]) -> Result<(), RunError> {
         let text = serde_json::to_vec_pretty(reports).map_err(|error| {
             RunError::mismatch(format!("the report on the data cannot be written: {error}"))

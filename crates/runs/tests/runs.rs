@@ -190,6 +190,15 @@ fn the_run_directory_is_complete_and_says_what_happened() {
     let json: Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     assert_eq!(json["steps"], 4);
     assert_eq!(json["validation_loss"].as_f64(), summary.validation_loss);
+    // An example of each data set, with the answer alone trained.
+    let sets: Value = serde_json::from_slice(&fs::read(run.join("data.json")).unwrap()).unwrap();
+    for set in sets.as_array().unwrap() {
+        let pieces = set["examples"][0]["pieces"].as_array().unwrap();
+        let trained = pieces
+            .iter()
+            .map(|piece| piece["trained"].as_bool().unwrap());
+        assert_eq!(trained.collect::<Vec<_>>(), [false, true], "{set}");
+    }
     // The resolved recipe starts the same run again.
     let again = Recipe::load(&run.join("recipe.toml"), &[]).unwrap();
     assert_eq!(again.training.max_steps, Some(4));
