@@ -86,6 +86,7 @@ pub(crate) fn run_one(work: &Work<'_>, anchored: bool, bf16: bool) -> anyhow::Re
     let matrices = Matrices {
         packing: Packing::Stored,
         dense,
+        interleaved: false,
     };
     let (llama, _) = load_as(work.model, Dtype::F32, matrices, &device)?;
     let config = AdapterConfig {

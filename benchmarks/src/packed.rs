@@ -4,7 +4,7 @@
 //! Both take turns, and what is shown is the median of the quotients of times
 //! that were measured one after the other, so that a busy machine slows both.
 
-use std::time::Instant;
+use std::{borrow::Cow, time::Instant};
 
 use anyhow::ensure;
 use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -159,7 +159,7 @@ fn packed(format: Format, [d_in, d_out]: [usize; 2]) -> anyhow::Result<PackedTen
         )?));
     };
     let some = Packed::pack(format, [ROWS, d_in], &values[..ROWS * d_in])?;
-    let (_, bytes) = some.as_blocks().unwrap_or((blocks, &[]));
+    let (_, bytes) = some.as_blocks().unwrap_or((blocks, Cow::default()));
     let bytes = Bytes::from(bytes.repeat(d_out / ROWS));
     let packed = Packed::from_blocks(blocks, [d_out, d_in], bytes)?;
     Ok(PackedTensor::new(packed))

@@ -137,11 +137,11 @@ function samples(run) {
 }
 
 function dataReport(run) {
-  return contentOf(run.data, "data.json", (sets) => {
-    const list = Array.isArray(sets) ? sets : [];
-    const made = list.map((set, index) => dataSet(run, set, index));
-    return element("div", {}, made, hasExamples(list) ? null : howToSee(run));
-  });
+  const sets = Array.isArray(run.data?.value) ? run.data.value : [];
+  const report = contentOf(run.data, "data.json", () =>
+    element("div", {}, sets.map((set, index) => dataSet(run, set, index))),
+  );
+  return element("div", {}, report, hasExamples(sets) ? null : howToSee(run));
 }
 
 /** What of a report on data comes first; counts that are zero are left out of the rest. */
@@ -213,7 +213,8 @@ function shownExample(example, caption) {
   const count = `${formatNumber(n_tokens)} tokens, ${formatNumber(n_trained_tokens)} of them trained (marked)`;
   const cut = n_shown_tokens < n_tokens ? `; the first ${formatNumber(n_shown_tokens)} are shown` : "";
   const aside = (words) => element("span", { class: "heard" }, words);
-  const parts = (Array.isArray(pieces) ? pieces : []).map(({ text, trained, weight } = {}) => {
+  const parts = (Array.isArray(pieces) ? pieces : []).map((piece) => {
+    const { text, trained, weight } = piece ?? {};
     if (!trained) {
       return String(text ?? "");
     }

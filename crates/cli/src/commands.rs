@@ -31,7 +31,8 @@ use crate::{
     devices, inspect_data,
     mistaken::adapter_in,
     models::{
-        attached, base_of, data_files, fitted, load_base, packing_of, tokenizer, tokenizer_beside,
+        Purpose, attached, base_of, data_files, fitted, load_base, packing_of, tokenizer,
+        tokenizer_beside,
     },
     parallel,
     progress::{Display, print_result, this_command},
@@ -337,7 +338,13 @@ impl Opening {
     /// Reads the weights, and says what the model is compared with: the base with
     /// another adapter if one is given, or as it is. The weights are shared.
     pub(crate) fn load_beside(self, other: Option<PeftAdapter>) -> Result<(Loaded, Reference)> {
-        let (llama, _) = load_base(&self.base, self.dtype, self.packing, &self.device)?;
+        let (llama, _) = load_base(
+            &self.base,
+            self.dtype,
+            self.packing,
+            &self.device,
+            Purpose::Run,
+        )?;
         let reference = match (other, &self.adapter) {
             (Some(other), _) => Reference::frozen(&attached(other, llama.clone())?),
             (None, Some(_)) => Reference::Base,

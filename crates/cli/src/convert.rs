@@ -18,7 +18,7 @@ use crate::{
     convert_model::convert_model,
     devices,
     mistaken::is_model,
-    models::{Base, announce, attached, base_of, load_base, packing_of},
+    models::{Base, Purpose, announce, attached, base_of, load_base, packing_of},
     terminal::{emit, say, say_note},
     written::{is_gguf_name, refuse_existing},
 };
@@ -264,7 +264,7 @@ fn loaded(
 ) -> Result<Llama> {
     let device = devices::open(&args.device, kernels)?.device;
     let packing = packing_of(args.quantize, Some(adapter))?;
-    let (llama, _) = load_base(base, Dtype::F32, packing, &device)?;
+    let (llama, _) = load_base(base, Dtype::F32, packing, &device, Purpose::Write)?;
     Ok(llama)
 }
 

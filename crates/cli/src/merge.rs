@@ -22,7 +22,9 @@ use crate::{
     args::MergeArgs,
     commands::read_adapter,
     devices,
-    models::{attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside},
+    models::{
+        Purpose, attached, base_of, data_files, load_base, packing_of, tokenizer, tokenizer_beside,
+    },
     terminal::{emit, say, say_note},
     written::Written,
 };
@@ -48,7 +50,7 @@ pub(crate) fn merge(args: &MergeArgs, kernels: KernelOptions) -> Result<ExitCode
     let mut before = None;
     let format = devices::guarded(&details, advice, || {
         // Added in f32, layer by layer as it is written, and rounded once.
-        let (llama, config) = load_base(&base, Dtype::F32, packing, &device)?;
+        let (llama, config) = load_base(&base, Dtype::F32, packing, &device, Purpose::Write)?;
         let config = config.adapted(&adapter)?;
         // Now, as the weights are: the base may be gone when the result is written.
         let companions = if written.to_file {

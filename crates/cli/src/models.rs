@@ -184,6 +184,15 @@ pub(crate) fn packing_of(asked: Option<Packing>, adapter: Option<&PeftAdapter>) 
     }
 }
 
+/// What a base is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To compute with it.
+    Run,
+    /// To write it, or what comes of it, to a file.
+    Write,
+}
+
 /// The base, packed as it is asked for. What was to be packed and cannot be is
 /// told; if that is all of it, there is an error.
 pub(crate) fn load_base(
@@ -191,8 +200,10 @@ pub(crate) fn load_base(
     dtype: Dtype,
     packing: Packing,
     device: &Device,
+    purpose: Purpose,
 ) -> Result<(Llama, ModelConfig)> {
-    let (of_tensors, matrices) = Matrices::to_run(packing, dtype, device);
+    let (of_tensors, mut matrices) = Matrices::to_run(packing, dtype, device);
+    matrices.interleaved &= purpose == Purpose::Run;
     let (llama, config) = olora_model::load_as(path, of_tensors, matrices, device)?;
     if let Packing::As(quantize) = packing {
         let all = params(&llama);

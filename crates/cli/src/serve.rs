@@ -25,7 +25,8 @@ use crate::{
     commands::read_adapter,
     devices,
     models::{
-        announce, attached, base_of, fitted, load_base, packing_of, tokenizer, tokenizer_beside,
+        Purpose, announce, attached, base_of, fitted, load_base, packing_of, tokenizer,
+        tokenizer_beside,
     },
     parallel,
     signals::end_server,
@@ -122,7 +123,7 @@ fn base(
     if let Some(note) = tokenizer.check_stops(&stop)? {
         say_note(&note);
     }
-    let (llama, config) = load_base(path, dtype, packing, device)?;
+    let (llama, config) = load_base(path, dtype, packing, device, Purpose::Run)?;
     Ok(Model {
         llama,
         tokenizer: Arc::new(tokenizer),

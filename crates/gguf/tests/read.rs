@@ -97,7 +97,7 @@ fn a_packed_matrix_with_an_infinite_scale_is_refused_by_name() {
     let file = open("types.gguf");
     let block = file.packed(name).unwrap().unwrap();
     let (format, block) = block.as_blocks().unwrap();
-    let at = bytes.windows(block.len()).position(|part| part == block);
+    let at = bytes.windows(block.len()).position(|part| part == &*block);
     assert_eq!(format.name(), "Q4_K");
     let scale = at.unwrap();
     bytes[scale..scale + 2].copy_from_slice(&0x7c00_u16.to_le_bytes());

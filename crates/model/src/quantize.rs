@@ -115,6 +115,10 @@ pub struct Matrices {
     pub packing: Packing,
     /// What becomes of the others.
     pub dense: Dense,
+    /// Whether packed ones are put into the order in which products are fastest, where there is one for
+    /// the processor ([`Packed::interleaved`](olora_packed::Packed::interleaved)): owned, in as many
+    /// bytes. For models that generate.
+    pub interleaved: bool,
 }
 
 /// What a model's matrices are that are not packed in few bits.
@@ -141,7 +145,12 @@ impl Matrices {
             Dtype::F32 if is_host(device) => Dense::AsStored,
             _ => return (dtype, packing.into()),
         };
-        (Dtype::F32, Self { packing, dense })
+        let matrices = Self {
+            packing,
+            dense,
+            interleaved: true,
+        };
+        (Dtype::F32, matrices)
     }
 
     /// How the CPU multiplies with them.
@@ -158,6 +167,7 @@ impl From<Packing> for Matrices {
         Self {
             packing,
             dense: Dense::Tensors,
+            interleaved: false,
         }
     }
 }

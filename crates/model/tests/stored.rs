@@ -118,7 +118,7 @@ fn blocks_are_those_of_llama_cpps_quantiser_for_every_format() {
         let mut n = 0;
         for name in file.names() {
             let bytes = match file.packed(name).unwrap() {
-                Some(packed) => packed.as_blocks().unwrap().1.to_vec(),
+                Some(packed) => packed.as_blocks().unwrap().1.into_owned(),
                 None => bytemuck::cast_slice(&file.read(name).unwrap()).to_vec(),
             };
             let theirs = &expected[gguf_name(name)];

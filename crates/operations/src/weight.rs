@@ -158,7 +158,8 @@ pub fn is_host(device: &Device) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
     /// In f32, with the values that are packed: the results are those of the
-    /// unpacked matrix, bit for bit, but where x is a single row.
+    /// unpacked matrix, bit for bit, but where x is a single row, or the rows of the matrix are
+    /// [interleaved](Packed::interleaved).
     #[default]
     Exact,
     /// Both sides are rounded to bfloat16 first, and products, which are exact in

@@ -89,6 +89,12 @@ impl Packed {
                 supported: "what is packed in 8 bits and fewer",
             });
         };
+        if let Parts::Interleaved(matrix) = &self.parts {
+            let n = rows.len();
+            return self
+                .as_in_a_file(matrix, rows, &(0..self.shape[1]))
+                .codes(0..n);
+        }
         let (columns, block) = (self.shape()[1], self.format().block_values());
         let groups = columns / layout.group * rows.len();
         let mut found = Codes {
@@ -127,8 +133,8 @@ impl Packed {
                     scales[0] = scale;
                     offsets[0] = offset;
                 }
-                // Refused above.
-                Parts::Floats(_) => {}
+                // Refused, or done, above.
+                Parts::Floats(_) | Parts::Interleaved(_) => {}
             }
         }
         Ok(found)

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::{Packed, PackedError, floats, kernels::Dot, packed::Parts, vector::dispatch};
+use crate::{
+    Packed, PackedError, floats, interleaved::Digits, kernels::Dot, packed::Parts, vector::dispatch,
+};
 
 impl Packed {
     /// Adds to each of `output` the product of a row with `vector`: `output[i] += Σ w·x` for
@@ -12,6 +14,10 @@ impl Packed {
     /// by the column modulo 32, to which products are added before they are rounded; the
     /// parts are then added by halves: the same bits as from an unpacked row added up so,
     /// on every processor and for every division of the rows.
+    ///
+    /// Where rows are [interleaved](Self::interleaved), 32 columns are added up exactly, with
+    /// the vector's values rounded to within about 2⁻²³ of the largest of them, and then added to those before
+    /// them.
     ///
     /// # Errors
     ///
@@ -38,6 +44,20 @@ impl Packed {
                     width,
                     vector,
                     output,
+                });
+            }
+            Parts::Interleaved(matrix) => {
+                let Some(digits) = Digits::of(vector) else {
+                    let n = rows.len();
+                    let rows = self.as_in_a_file(matrix, rows, &(0..self.shape[1]));
+                    return rows.dot_rows(0..n, vector, output);
+                };
+                matrix.products(&rows, &digits, |first, _, products| {
+                    for (row, product) in (first..).zip(products) {
+                        if rows.contains(&row) {
+                            output[row - rows.start] += product;
+                        }
+                    }
                 });
             }
             Parts::Nf4(nf4) => {

@@ -38,6 +38,7 @@ mod dot;
 mod error;
 mod floats;
 mod format;
+mod interleaved;
 mod kernels;
 mod nf4;
 mod pack;

@@ -1,11 +1,12 @@
 //! Products of rows with several vectors at once: what generating tokens of several
 //! texts together is made of. A row is fetched and unpacked once for all of them.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, ops::Range, sync::OnceLock};
 
 use crate::{
     Format, Packed, PackedError,
     floats::{Bf16, F32, Float, widen},
+    interleaved::Digits,
     packed::Parts,
     vector::{LANES, Work, add_products, dispatch, total},
 };
@@ -22,11 +23,20 @@ const AHEAD: usize = 4;
 /// made of, have registers.
 const TOGETHER: [usize; 4] = [8, 4, 2, 1];
 
-/// Vectors that rows are multiplied with, arranged once for all rows.
+/// Vectors that rows are multiplied with, arranged once for all rows, when they are first needed.
 pub struct Vectors<'a> {
     values: &'a [f32],
     width: usize,
-    lines: Vec<Line>,
+    lines: OnceLock<Vec<Line>>,
+    numbers: OnceLock<Numbers>,
+}
+
+/// Vectors in whole numbers.
+struct Numbers {
+    /// Blocks of one after those of another.
+    digits: Vec<Digits>,
+    /// Those that have none, in whose place are zeros.
+    without: Vec<usize>,
 }
 
 /// Vectors, by number, in groups of as many as are multiplied at once.
@@ -48,8 +58,40 @@ impl<'a> Vectors<'a> {
         Self {
             values,
             width,
-            lines: Line::of(values, width),
+            lines: OnceLock::new(),
+            numbers: OnceLock::new(),
         }
+    }
+
+    /// Arranges them for a matrix, so that no thread waits for another that does it.
+    pub fn prepare_for(&self, packed: &Packed) {
+        match packed.parts {
+            Parts::Interleaved(_) => {
+                self.numbers();
+            }
+            _ => {
+                self.lines();
+            }
+        }
+    }
+
+    fn lines(&self) -> &[Line] {
+        self.lines.get_or_init(|| Line::of(self.values, self.width))
+    }
+
+    fn numbers(&self) -> &Numbers {
+        self.numbers.get_or_init(|| {
+            let n_blocks = self.width / Digits::COLUMNS;
+            let mut digits = Vec::with_capacity(self.n() * n_blocks);
+            let mut without = Vec::new();
+            for (i, vector) in self.values.chunks_exact(self.width).enumerate() {
+                if !Digits::add(&mut digits, vector) {
+                    without.push(i);
+                    digits.extend(std::iter::repeat_n(Digits::ZERO, n_blocks));
+                }
+            }
+            Numbers { digits, without }
+        })
     }
 
     /// How many there are.
@@ -84,6 +126,13 @@ impl Packed {
         if n == 0 {
             return Ok(());
         }
+        if self.is_interleaved() {
+            return self.products_with(rows, vectors, |vector, first, products| {
+                for (row, product) in (first..).zip(products) {
+                    output[row * n + vector] = *product;
+                }
+            });
+        }
         let mut panel = Vec::new();
         for first in (0..n_rows).step_by(ROWS_TOGETHER) {
             let some = first..(first + ROWS_TOGETHER).min(n_rows);
@@ -105,9 +154,47 @@ impl Packed {
                 bytes: &bytes,
                 width,
                 vectors: vectors.values,
-                lines: &vectors.lines,
+                lines: vectors.lines(),
                 output: &mut output[some.start * n..some.end * n],
             });
+        }
+        Ok(())
+    }
+
+    /// The products of [`dot_rows_of_several`](Self::dot_rows_of_several) as they come, for rows that
+    /// are [interleaved](Self::interleaved): calls with the number of a vector, the first of some rows,
+    /// counted from the beginning of `rows`, and their products.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`PackedError::Unsupported`] for rows that are not interleaved.
+    pub fn products_with(
+        &self,
+        rows: Range<usize>,
+        vectors: &Vectors<'_>,
+        mut output: impl FnMut(usize, usize, &[f32]),
+    ) -> Result<(), PackedError> {
+        self.check_rows(&rows)?;
+        PackedError::check_length("a vector", vectors.width, self.shape[1].max(1))?;
+        let Parts::Interleaved(matrix) = &self.parts else {
+            return Err(PackedError::Unsupported {
+                what: "rows that are not interleaved",
+                found: self.format.to_string(),
+                supported: "those that are",
+            });
+        };
+        let numbers = vectors.numbers();
+        matrix.products(&rows, &numbers.digits, |first, vector, products| {
+            // Of sixteen rows some may not be asked for.
+            let some = rows.start.max(first)..rows.end.min(first + products.len());
+            let products = &products[some.start - first..some.end - first];
+            output(vector, some.start - rows.start, products);
+        });
+        for &vector in &numbers.without {
+            let values = &vectors.values[vector * vectors.width..][..vectors.width];
+            let mut products = vec![0.0; rows.len()];
+            self.dot_rows(rows.clone(), values, &mut products)?;
+            output(vector, 0, &products);
         }
         Ok(())
     }

@@ -46,6 +46,13 @@ impl Packed {
             .saturating_mul(stride)
             .saturating_add(width);
         PackedError::check_range("an output does not hold places", &(0..places), output.len())?;
+        if let Parts::Interleaved(matrix) = &self.parts {
+            let n = rows.len();
+            let part = self.as_in_a_file(matrix, rows, &columns);
+            let before = columns.start / self.format.block_values() * self.format.block_values();
+            let columns = columns.start - before..columns.end - before;
+            return part.unpack(0..n, columns, output, stride);
+        }
         let block = self.format.block_values();
         if !columns.start.is_multiple_of(block) || !width.is_multiple_of(block) {
             for (row, output) in rows.zip(output.chunks_mut(stride)) {
@@ -66,6 +73,8 @@ impl Packed {
                 stride,
                 width,
             }),
+            // Done above.
+            Parts::Interleaved(_) => {}
             Parts::Nf4(nf4) => nf4.unpack_rows(first, [per_row, width], output, stride),
             Parts::Groups(groups) => {
                 groups.unpack_rows(first, [per_row, width], output, stride);
@@ -125,6 +134,8 @@ impl Packed {
                     width,
                 });
             }
+            // They are put in order before.
+            Parts::Interleaved(_) => {}
             Parts::Nf4(nf4) => nf4.unpack(first, output),
             Parts::Groups(groups) => groups.unpack(first, output),
             // Columns of it are always whole blocks.
@@ -202,12 +213,12 @@ mod tests {
         for format in BlockFormat::ALL {
             let packed = packed(format, 7, 768);
             let mut right = vec![0.0; 7 * 768];
-            unpack_blocks(format, packed.as_blocks().unwrap().1, &mut right);
+            unpack_blocks(format, &packed.as_blocks().unwrap().1, &mut right);
             let mut fast = vec![0.0; 7 * 768];
             packed.unpack(0..7, 0..768, &mut fast, 768).unwrap();
             assert_eq!(bits(&fast), bits(&right), "{format}");
             let bytes = packed.as_blocks().unwrap().1;
-            for output in every_way(|| Bits(format, bytes)) {
+            for output in every_way(|| Bits(format, &bytes)) {
                 assert!(output == bits(&right), "{format}");
             }
         }

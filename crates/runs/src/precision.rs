@@ -41,6 +41,7 @@ impl Precision {
         Matrices {
             packing,
             dense: self.in_bf16.map_or(Dense::Tensors, Dense::Bf16),
+            interleaved: false,
         }
     }
 }

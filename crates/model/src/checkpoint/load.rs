@@ -467,7 +467,13 @@ impl Loader {
         let Some((format, kind)) = format.zip(place.kind) else {
             return Ok(None);
         };
-        let packed = self.names.source.packed_as(stored, format)?;
+        let mut packed = self.names.source.packed_as(stored, format)?;
+        if self.matrices.interleaved
+            && let Some(interleaved) = packed.as_ref().and_then(Packed::interleaved)
+        {
+            packed = Some(interleaved);
+            self.names.source.done_with(stored);
+        }
         Ok(packed.map(|packed| PackedBase {
             tensor: PackedTensor::new(packed).with_products(self.matrices.products()),
             kind,

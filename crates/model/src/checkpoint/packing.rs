@@ -170,7 +170,7 @@ impl Source {
     }
 
     /// Lets the system drop the pages that a matrix was read from.
-    fn done_with(&self, name: &str) {
+    pub(super) fn done_with(&self, name: &str) {
         match self {
             Self::Safetensors(shards, matrices) => shards.release(&matrices.stored(name)),
             Self::Pytorch(_) => {}

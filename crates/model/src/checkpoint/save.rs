@@ -319,10 +319,12 @@ pub(super) fn weights(model: &Llama, dtype: Dtype) -> Result<Vec<Weight<'static>
         Weight {
             name: param.path().to_owned(),
             shape: param.torch_shape(),
-            blocks: param.packed().and_then(|base| {
-                let packed = base.tensor.packed();
-                packed.as_blocks().map(|(format, _)| format)
-            }),
+            blocks: param
+                .packed()
+                .and_then(|base| match base.tensor.packed().format() {
+                    Format::Blocks(format) => Some(format),
+                    _ => None,
+                }),
             copied: merged.packed().is_some(),
             dtype,
             values: Values::Held {

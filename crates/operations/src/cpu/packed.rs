@@ -50,6 +50,10 @@ const ROW_PIECE: usize = 1 << 15;
 /// cache until they are put where they belong.
 const MOST_ROWS_OF_A_PIECE: usize = 20 * ROWS_TOGETHER;
 
+/// Rows that are multiplied with an interleaved weight at a time: as many again as whole numbers take four bytes a
+/// value, and more would be new memory each time.
+const MOST_ROWS_OF_NUMBERS: usize = 256;
+
 /// Up to so many rows `gemm` has ways of its own for narrow panels.
 const FEW_ROWS: usize = 64;
 
@@ -57,7 +61,8 @@ const FEW_ROWS: usize = 64;
 ///
 /// A single row is multiplied without unpacking, and summed in another order
 /// than `gemm`'s; see [`Packed::dot_rows`]. So are rows that are to be computed
-/// as if they were single ones.
+/// as if they were single ones, and all rows where the weight's are interleaved
+/// and products are exact.
 ///
 /// # Safety
 ///
@@ -67,17 +72,28 @@ pub(super) unsafe fn multiply(output: *mut f32, before: Before, left: Matrix, ho
     let [_, d_in] = host.packed.shape();
     assert_eq!(left.columns(), d_in, "inner dimensions");
     let n_rows = left.rows();
-    if n_rows == 1 || n_rows > 1 && rows_are_apart() {
+    // Rounded products of several rows are the kernel's for that, with factors and without.
+    let is_exact = host.products == Products::Exact;
+    let of_numbers = host.packed.is_interleaved() && is_exact;
+    if n_rows == 1 || n_rows > 1 && (rows_are_apart() || of_numbers) {
         let mut rows = left.to_rows();
         if host.products == Products::Rounded {
             round(rows.to_mut());
         }
-        let places = Places {
-            output: Columns(output),
-            before,
+        let at_once = if host.packed.is_interleaved() {
+            MOST_ROWS_OF_NUMBERS
+        } else {
+            n_rows
         };
-        // SAFETY: the caller's.
-        unsafe { write_rows(&rows, n_rows, &[(&*host.packed, places)]) };
+        let [d_out, _] = host.packed.shape();
+        for (i, rows) in rows.chunks(at_once * d_in.max(1)).enumerate() {
+            let places = Places {
+                output: Columns(output.wrapping_add(i * at_once * d_out)),
+                before,
+            };
+            // SAFETY: the caller's.
+            unsafe { write_rows(rows, rows.len() / d_in.max(1), &[(&*host.packed, places)]) };
+        }
         return;
     }
     // SAFETY: the caller's.
@@ -161,11 +177,12 @@ fn rows_of_a_piece(packed: &Packed, all: usize) -> usize {
     let [d_out, d_in] = packed.shape();
     // Two for each thread, so that one that comes late does not hold up all; but none so small
     // that handing it over takes longer. Of each matrix all threads have as many, so that none has
-    // more to do than another. Blocks are multiplied with by four rows.
+    // more to do than another. Blocks are multiplied with by four rows, or by sixteen.
     let threads = rayon::current_num_threads();
     let least = ROW_PIECE.div_ceil(d_in.max(1));
     let even = d_out.div_ceil(threads * (2 * d_out).div_ceil(all.max(1)).max(1));
-    even.max(least).next_multiple_of(4)
+    let together = if packed.is_interleaved() { 16 } else { 4 };
+    even.max(least).next_multiple_of(together)
 }
 
 /// Where the products of a row with one of several matrices go.
@@ -191,7 +208,7 @@ unsafe fn write_rows(rows: &[f32], n: usize, matrices: &[(&Packed, Places)]) {
         assert_eq!(rows.len(), n * d_in, "as many rows as vectors");
         let piece = match rows_of_a_piece(packed, all) {
             _ if !worth_threads => d_out.max(1),
-            one if n == 1 => one,
+            one if n == 1 || packed.is_interleaved() => one,
             // A row is more work than for a single vector, and hands out as well in smaller pieces.
             some => (some / 4)
                 .next_multiple_of(ROWS_TOGETHER)
@@ -200,11 +217,41 @@ unsafe fn write_rows(rows: &[f32], n: usize, matrices: &[(&Packed, Places)]) {
         let starts = (0..d_out).step_by(piece);
         pieces.extend(starts.map(|start| (*packed, places, start..(start + piece).min(d_out))));
     }
-    let vectors = (n > 1).then(|| Vectors::new(rows, rows.len() / n));
+    let vectors = Vectors::new(rows, rows.len() / n);
+    for (packed, _) in matrices {
+        if n > 1 || packed.is_interleaved() {
+            vectors.prepare_for(packed);
+        }
+    }
     let one = |i: usize| {
         let (packed, places, some) = &pieces[i];
         let d_out = packed.shape()[0];
-        let Some(vectors) = &vectors else {
+        if packed.is_interleaved() {
+            let products = packed.products_with(some.clone(), &vectors, |row, first, products| {
+                let part = places.output.from(row * d_out + some.start + first);
+                // Two loops: of one that looks at each value, compilers make one that reads them all,
+                // and memory that was never written is then mapped twice.
+                //
+                // SAFETY, for both: what is written lies within the output, which the caller has lent
+                // until all pieces are done, and no other piece has these columns.
+                match places.before {
+                    Before::Overwritten => unsafe {
+                        part.copy_from_nonoverlapping(products.as_ptr(), products.len());
+                    },
+                    Before::Kept => {
+                        let sums = unsafe { std::slice::from_raw_parts_mut(part, products.len()) };
+                        for (sum, product) in sums.iter_mut().zip(products) {
+                            *sum += product;
+                        }
+                    }
+                }
+            });
+            if let Err(error) = products {
+                unreachable!("{error}");
+            }
+            return;
+        }
+        if n == 1 {
             let part = places.output.from(some.start);
             if places.before == Before::Overwritten {
                 // SAFETY: the caller's, and no other piece has these; zero bytes are a float.
@@ -216,9 +263,9 @@ unsafe fn write_rows(rows: &[f32], n: usize, matrices: &[(&Packed, Places)]) {
                 unreachable!("{error}");
             }
             return;
-        };
+        }
         with_buffer(n * some.len(), |products| {
-            if let Err(error) = packed.dot_rows_of_several(some.clone(), vectors, products) {
+            if let Err(error) = packed.dot_rows_of_several(some.clone(), &vectors, products) {
                 unreachable!("{error}");
             }
             for row in 0..n {
@@ -480,6 +527,62 @@ mod tests {
                 );
             }
         }
+    }
+
+    fn product(rows: &[f32], before: Before, host: &Host) -> Vec<f32> {
+        let [d_out, d_in] = host.packed.shape();
+        let mut output = vec![0.5; rows.len() / d_in * d_out];
+        let left = Matrix::of_rows(rows, d_in);
+        // SAFETY: it is as large as the product, and ours.
+        unsafe { multiply(output.as_mut_ptr(), before, left, host) };
+        output
+    }
+
+    /// Of more rows than are multiplied at a time, by several threads, and with a row that has no whole
+    /// numbers; on processors for which rows are interleaved. On others this has nothing to say.
+    #[test]
+    fn interleaved_rows_give_each_row_the_bits_that_it_has_alone() {
+        let (d_out, d_in, n) = (1056, 96, MOST_ROWS_OF_NUMBERS + 5);
+        let packed = made(olora_packed::BlockFormat::Q4_0, [d_out, d_in]);
+        let dense = unpacked(&packed, 0..d_out);
+        let Some(interleaved) = packed.interleaved() else {
+            return;
+        };
+        let host = Host::from(interleaved);
+        let mut x = some(1, n * d_in);
+        x[7 * d_in] = f32::INFINITY;
+        let right = Matrix::of_rows(&x, d_in);
+        let dense = Matrix::of_rows(&dense, d_in).transposed();
+        let right = crate::cpu::matrix::multiplied(1.0, right, dense);
+        let all = product(&x, Before::Overwritten, &host);
+        let kept = product(&x, Before::Kept, &host);
+        for (i, row) in x.chunks(d_in).enumerate() {
+            let part = i * d_out..(i + 1) * d_out;
+            let alone = product(row, Before::Overwritten, &host);
+            assert_eq!(bits(&alone), bits(&all[part.clone()]), "row {i}");
+            let added: Vec<_> = alone.iter().map(|product| 0.5 + product).collect();
+            assert_eq!(bits(&added), bits(&kept[part.clone()]), "row {i}");
+            let off = alone.iter().zip(&right[part]).map(|(a, b)| (a - b).abs());
+            assert!(i == 7 || off.fold(0.0, f32::max) < 1e-4, "row {i}");
+        }
+    }
+
+    /// As an update by factors has them, which is nothing as long as it has not moved.
+    #[test]
+    fn rounded_products_of_interleaved_rows_are_those_of_the_file() {
+        let packed = made(olora_packed::BlockFormat::Q4_0, [80, 64]);
+        let Some(interleaved) = packed.interleaved() else {
+            return;
+        };
+        let x = some(3, 40 * 64);
+        let [left, right] = [packed, interleaved].map(|packed| {
+            let host = Host {
+                products: Products::Rounded,
+                ..Host::from(packed)
+            };
+            bits(&product(&x, Before::Overwritten, &host))
+        });
+        assert_eq!(left, right);
     }
 
     #[test]
