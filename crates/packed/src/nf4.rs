@@ -324,14 +324,12 @@ struct Dot<'a> {
 }
 
 impl Dot<'_> {
+    /// The quants and scale of one block after the other, and what they are multiplied with.
     #[inline(always)]
-    fn with(self, one: impl Fn(&[u8; QUANTS], f32, &mut [f32; BLOCK])) {
+    fn blocks(&self) -> impl Iterator<Item = (&[u8; QUANTS], f32, &[f32; BLOCK])> {
         let blocks = self.quants.iter().zip(self.scales);
-        for ((quants, scale), vector) in blocks.zip(self.vector.as_chunks::<BLOCK>().0) {
-            let mut values = [0.0; BLOCK];
-            one(quants, *scale, &mut values);
-            add_products(self.sums, vector, &values);
-        }
+        let blocks = blocks.zip(self.vector.as_chunks::<BLOCK>().0);
+        blocks.map(|((quants, scale), vector)| (quants, *scale, vector))
     }
 }
 
@@ -339,16 +337,25 @@ impl Work for Dot<'_> {
     type Output = ();
 
     fn plain(self) {
-        self.with(plain);
+        let mut sums = *self.sums;
+        for (quants, scale, vector) in self.blocks() {
+            let mut values = [0.0; BLOCK];
+            plain(quants, scale, &mut values);
+            add_products(&mut sums, vector, &values);
+        }
+        *self.sums = sums;
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn run<S: x86::Sixteen>(self, simd: S) {
-        self.with(
-            #[inline(always)]
-            |quants, scale, output| x86::nf4(simd, quants, scale, output),
-        );
+        let mut sums = x86::Sums::of(simd, self.sums);
+        for (quants, scale, vector) in self.blocks() {
+            let mut values = [0.0; BLOCK];
+            x86::nf4(simd, quants, scale, &mut values);
+            sums.add(simd, vector, &values);
+        }
+        *self.sums = sums.lanes(simd);
     }
 }
 

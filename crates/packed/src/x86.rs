@@ -196,14 +196,11 @@ impl Sixteen for V3 {
 
     #[inline(always)]
     fn widen_bf16(self, bytes: [u8; 32]) -> [__m256; 2] {
-        let halves: [__m128i; 2] = cast(bytes);
-        halves.map(
-            #[inline(always)]
-            |half| {
-                let bits = self.avx2._mm256_cvtepu16_epi32(half);
-                cast(self.avx2._mm256_slli_epi32::<16>(bits))
-            },
-        )
+        let (avx2, halves): (_, [__m128i; 2]) = (self.avx2, cast(bytes));
+        [
+            cast(avx2._mm256_slli_epi32::<16>(avx2._mm256_cvtepu16_epi32(halves[0]))),
+            cast(avx2._mm256_slli_epi32::<16>(avx2._mm256_cvtepu16_epi32(halves[1]))),
+        ]
     }
 
     #[inline(always)]
@@ -226,10 +223,14 @@ impl Sixteen for V3 {
     #[inline(always)]
     fn nibbles_less_eight(self, bytes: __m128i, scale: f32) -> [[__m256; 2]; 2] {
         let (zero, scale) = (self.sse2._mm_set1_epi8(8), self.splat(scale));
-        [low(self, bytes), high(self, bytes)].map(
-            #[inline(always)]
-            |nibbles| self.mul(self.widen(self.sse2._mm_sub_epi8(nibbles, zero)), scale),
-        )
+        let low = self.sse2._mm_sub_epi8(low(self, bytes), zero);
+        let high = self.sse2._mm_sub_epi8(high(self, bytes), zero);
+        // Written out: `map` of arrays of these is not inlined everywhere, and then takes 25 times as
+        // long.
+        [
+            self.mul(self.widen(low), scale),
+            self.mul(self.widen(high), scale),
+        ]
     }
 
     #[inline(always)]
@@ -389,6 +390,13 @@ impl<S: Sixteen> Sums<S> {
         Self([simd.splat(0.0); 2])
     }
 
+    /// Those that there are already.
+    #[inline(always)]
+    pub(crate) fn of(simd: S, lanes: &[f32; LANES]) -> Self {
+        let (halves, _) = lanes.as_chunks();
+        Self([simd.load(halves[0]), simd.load(halves[1])])
+    }
+
     /// [`crate::vector::add_products`].
     #[inline(always)]
     pub(crate) fn add<const N: usize>(&mut self, simd: S, left: &[f32; N], right: &[f32; N]) {
@@ -405,11 +413,16 @@ impl<S: Sixteen> Sums<S> {
     }
 
     #[inline(always)]
-    pub(crate) fn total(self, simd: S) -> f32 {
+    pub(crate) fn lanes(self, simd: S) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
         put(&mut lanes, 0, simd.store(self.0[0]));
         put(&mut lanes, 16, simd.store(self.0[1]));
-        total(lanes)
+        lanes
+    }
+
+    #[inline(always)]
+    pub(crate) fn total(self, simd: S) -> f32 {
+        total(self.lanes(simd))
     }
 }
 
