@@ -9,7 +9,7 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use common::{olora, refused, stderr, stdout, train};
 use serde_json::Value;
@@ -174,6 +174,46 @@ fn a_packed_file_trains_and_is_merged_into_its_own_blocks() {
     let again = path("again.gguf");
     assert!(types(&file)["Q8_0"].as_u64().unwrap() > 0);
     assert_eq!(types(&again), types(&file));
+}
+
+/// Q4_0, whose rows are put into another order where a model generates: what is evaluated is the
+/// unpacked model, and what is written has the file's own blocks.
+#[test]
+fn a_file_in_q4_0_is_evaluated_and_merged_as_it_is() {
+    let out = TempDir::new().unwrap();
+    let path = |name: &str| out.path().join(name).display().to_string();
+    let (file, merged) = (path("small.gguf"), path("merged.gguf"));
+    let base = "recipes/quickstart/base";
+    let output = olora(&["convert", base, "--dtype", "q4_0", "--output", &file]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let of_base = format!("model.path=\"{file}\"");
+    let output = train(&out, &[&of_base, "adapter.targets=[\"q_proj\"]"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = path("quickstart");
+
+    let loss = |quantize: &str| {
+        let data = "recipes/quickstart/valid.jsonl";
+        let evaluate = ["evaluate", "--json", "--data", data, "--adapter", &run];
+        let output = olora(&[&evaluate[..], &["--quantize", quantize]].concat());
+        let json: Value = serde_json::from_str(&stdout(&output))
+            .unwrap_or_else(|_| panic!("{}", stderr(&output)));
+        json["loss"].as_f64().unwrap()
+    };
+    let (packed, unpacked) = (loss("stored"), loss("none"));
+    assert!((packed - unpacked).abs() < 1e-5, "{packed} {unpacked}");
+
+    let merge = ["merge", "--adapter", &run, "--output", &merged];
+    let output = olora(&[&merge[..], &["--dtype", "same"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let [left, right] = [&file, &merged].map(|file| {
+        let file = olora_gguf::GgufFile::open(Path::new(file)).unwrap();
+        let name = "model.layers.0.mlp.down_proj.weight";
+        let packed = file.packed(name).unwrap().unwrap();
+        let (format, blocks) = packed.as_blocks().unwrap();
+        (format.name(), blocks.into_owned())
+    });
+    assert_eq!(left.0, "Q4_0");
+    assert!(left == right, "a matrix without an update is not copied");
 }
 
 /// The two losses of `merge --data`.
