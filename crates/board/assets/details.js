@@ -240,7 +240,7 @@ function howToSee(run) {
   return element(
     "p",
     {},
-    "This run kept no example. This command shows a sample with the tokens marked that are trained: ",
+    "No example can be shown from this run's files. This command shows a sample with the tokens marked that are trained: ",
     element("code", {}, `olora inspect data ${quoted(data)} --model ${quoted(model)}`),
   );
 }
