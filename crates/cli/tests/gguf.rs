@@ -176,7 +176,7 @@ fn a_packed_file_trains_and_is_merged_into_its_own_blocks() {
     assert_eq!(types(&again), types(&file));
 }
 
-/// Q4_0, whose rows are put into another order where a model generates: what is evaluated is the
+/// `Q4_0`, whose rows are put into another order where a model generates: what is evaluated is the
 /// unpacked model, and what is written has the file's own blocks.
 #[test]
 fn a_file_in_q4_0_is_evaluated_and_merged_as_it_is() {
