@@ -100,7 +100,7 @@ impl Interleaved {
         let mut file = vec![0; rows.len() * width];
         for (row, file) in rows.zip(file.chunks_exact_mut(width.max(1))) {
             let group = &self.bytes.as_slice()[row / ROWS * self.sixteen()..][..self.sixteen()];
-            let rows = Rows::new(group, self.n_blocks, false);
+            let rows = Rows::new(group, self.n_blocks);
             let found = rows.blocks().skip(blocks.start);
             for (block, (scales, quants)) in file.as_chunks_mut::<BLOCK>().0.iter_mut().zip(found) {
                 let (scale, of_block) = block.split_at_mut(SCALE);
@@ -297,19 +297,23 @@ impl Units {
 struct Rows<'a> {
     scales: &'a [[u8; ROWS * SCALE]],
     quants: &'a [[[u8; ROWS * QUARTER]; 4]],
+    #[cfg(target_arch = "x86_64")]
     n_blocks: usize,
     /// Whether those that come next are to be fetched meanwhile.
+    #[cfg(target_arch = "x86_64")]
     fetches: bool,
 }
 
 impl<'a> Rows<'a> {
-    fn new(bytes: &'a [u8], n_blocks: usize, fetches: bool) -> Self {
+    fn new(bytes: &'a [u8], n_blocks: usize) -> Self {
         let (scales, quants) = bytes.split_at(ROWS * n_blocks * SCALE);
         Self {
             scales: scales.as_chunks().0,
             quants: quants.as_chunks().0.as_chunks().0,
+            #[cfg(target_arch = "x86_64")]
             n_blocks,
-            fetches,
+            #[cfg(target_arch = "x86_64")]
+            fetches: false,
         }
     }
 
@@ -343,16 +347,35 @@ struct Products<'a> {
 }
 
 impl Products<'_> {
-    fn by(&self, instructions: Instructions, mut output: impl FnMut(usize, usize, &[f32; ROWS])) {
+    fn by(&self, instructions: Instructions, output: impl FnMut(usize, usize, &[f32; ROWS])) {
+        match instructions {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the processor has the instructions.
+            Instructions::Vnni => self.in_tiles(output, |rows, vectors, put| unsafe {
+                vnni::some_vectors(rows, vectors, put)
+            }),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Instructions::Avx2 => self.in_tiles(output, |rows, vectors, put| unsafe {
+                avx2::some_vectors(rows, vectors, put)
+            }),
+            Instructions::Plain => self.plain(output),
+        }
+    }
+
+    /// By a function that multiplies sixteen rows with some of the vectors it is given, says how many,
+    /// and gives the products of each.
+    #[cfg(target_arch = "x86_64")]
+    fn in_tiles(
+        &self,
+        mut output: impl FnMut(usize, usize, &[f32; ROWS]),
+        tile: impl Fn(Rows<'_>, &[Digits], &mut dyn FnMut(usize, &[f32; ROWS])) -> usize,
+    ) {
         /// Bytes of the vectors that all rows are multiplied with before others: a core's cache has
         /// room for them, and for sixteen rows.
         const VECTORS: usize = 1 << 18;
-        /// As many as are multiplied at once, whatever the instructions.
+        /// A multiple of as many as are multiplied at once, whatever the instructions.
         const TOGETHER: usize = 12;
-        if instructions == Instructions::Plain {
-            self.plain(output);
-            return;
-        }
         let n_blocks = self.n_blocks;
         let sixteen = ROWS * n_blocks * BlockFormat::Q4_0.block_bytes();
         let at_once = (VECTORS / size_of::<Digits>() / n_blocks / TOGETHER).max(1) * TOGETHER;
@@ -362,18 +385,13 @@ impl Products<'_> {
                 let mut done = 0;
                 while done * n_blocks < vectors.len() {
                     let number = part * at_once + done;
-                    let rows = Rows::new(bytes, n_blocks, number == 0);
-                    let vectors = &vectors[done * n_blocks..];
-                    let put = |i: usize, products: &_| output(first, number + i, products);
-                    done += match instructions {
-                        #[cfg(target_arch = "x86_64")]
-                        // SAFETY: the processor has the instructions.
-                        Instructions::Vnni => unsafe { vnni::some_vectors(rows, vectors, put) },
-                        #[cfg(target_arch = "x86_64")]
-                        // SAFETY: as above.
-                        Instructions::Avx2 => unsafe { avx2::some_vectors(rows, vectors, put) },
-                        Instructions::Plain => return,
+                    let rows = Rows {
+                        fetches: number == 0,
+                        ..Rows::new(bytes, n_blocks)
                     };
+                    done += tile(rows, &vectors[done * n_blocks..], &mut |i, products| {
+                        output(first, number + i, products);
+                    });
                 }
             }
         }

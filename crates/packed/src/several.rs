@@ -3,9 +3,11 @@
 
 use std::{borrow::Cow, ops::Range, sync::OnceLock};
 
+#[cfg(target_arch = "x86_64")]
+use crate::floats::{Bf16, F32, Float};
 use crate::{
     Format, Packed, PackedError,
-    floats::{Bf16, F32, Float, widen},
+    floats::widen,
     interleaved::Digits,
     packed::Parts,
     vector::{LANES, Work, add_products, dispatch, total},
@@ -218,6 +220,10 @@ fn as_bytes(values: &[f32]) -> Cow<'_, [u8]> {
 /// half as many.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "read by kernels for x86-64 alone")
+)]
 struct Line([f32; 16]);
 
 impl Line {
@@ -260,6 +266,10 @@ struct Several<'a> {
     width: usize,
     vectors: &'a [f32],
     /// The same.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "read by kernels for x86-64 alone")
+    )]
     lines: &'a [Line],
     output: &'a mut [f32],
 }
