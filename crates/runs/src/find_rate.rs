@@ -1,21 +1,26 @@
 //! `learning_rate = "auto"`: a rate for this model, data, method, rank and batch.
 //!
-//! From where the run starts, two steps are made at a rate and the loss is taken
-//! on the micro-batches of a third, for a few rates. At rates that are too low the
-//! loss hardly falls, at rates that are too high it rises, and between them it has
-//! a lowest point, which a parabola through the three rates around it gives (loss
-//! by the logarithm of the rate). The run's rate is a fixed share of that.
+//! From where the run starts, one step is made at a rate and the loss is taken on micro-batches that
+//! come after it, for a few rates. At rates that are too low the loss hardly falls, at rates that are too
+//! high it rises, and between them it has a lowest point, which a parabola through the three rates around
+//! it gives (loss by the logarithm of the rate). The run's rate is a [`share`] of that, which follows from
+//! the method and from what the run is.
 //!
-//! What makes this work is that a method's start, its rank and its scale move the best rate of two
-//! steps and the best rate of a run alike, over methods whose best rates are far apart. The two are
-//! not the same, and their ratio is not the same everywhere: [`TOO_FAST`] is a middle of it
-//! (BENCHMARKS.md, "A rate without a sweep").
+//! One step says what a rate does with this start, this scale, these layers and this model, over best
+//! rates that are far apart, and it says the same for any few sequences. (Two steps do not: where they
+//! are best was found to differ by a factor of two between seeds.) What it cannot know is what comes
+//! later; the share is a fitted middle of that (BENCHMARKS.md, "A rate without a sweep").
+
+mod share;
+
+use std::ops::Range;
 
 use burn::{module::Module, optim::GradientsParams};
 use olora_data::Batch;
 use olora_model::Llama;
 use olora_training::{Decay, LearningRate, Learns, Optimized, Passes, copied, scheduler, step};
 
+use self::share::Run;
 use crate::{
     Event, Observer, Recipe, RunError,
     learner::{optimizer, passes},
@@ -24,16 +29,18 @@ use crate::{
     steps::{batch, schedule},
 };
 
-/// By how much the best rate of two steps is higher than that of a run.
-const TOO_FAST: f64 = 1.3;
-/// By how much a rate for a run that nothing is known of is lower than where looking begins: low enough
-/// for a real model.
-const UNKNOWN: f64 = 5.0;
+/// By how much the rate is lower than usual where a step makes the loss fall at none.
+const CAREFUL: f64 = 3.0;
 /// The share of the run that looking may cost.
 const SHARE: f64 = 0.05;
-/// How many rates are tried at most, and if there is not enough for as many.
-const MANY: usize = 6;
-const FEW: usize = 4;
+/// How many rates are tried at most.
+const TRIED: usize = 5;
+/// Of how many sequences the step is, and on how many the loss is taken, if there may be as many: a
+/// direction that is not of a few sequences alone, even where the run's steps are.
+const STEP: usize = 16;
+const LOSS: usize = 32;
+/// Of how many lengths the sequences are that the loss is taken on, at least, if there are as many.
+const KINDS: usize = 8;
 /// Between neighbouring rates, until the lowest is between two; the square of what is between them in
 /// the end.
 const FACTOR: f64 = 3.0;
@@ -41,23 +48,19 @@ const FACTOR: f64 = 3.0;
 /// How much is looked at: sequences, or pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Look {
-    /// Of the first step, whose gradient is common to all rates.
-    first: usize,
-    /// Of each rate's second step.
-    second: usize,
-    /// That the loss is taken on.
-    third: usize,
-    /// Rates.
-    tried: usize,
+    /// Of the step, whose gradient is common to all rates.
+    step: usize,
+    /// That the loss is taken on, before it and after it at each rate.
+    loss: usize,
 }
 
 impl Look {
-    /// As much as the run's length allows, and no more than its own steps have; `None` if that is too
-    /// little.
+    /// As much as the run's length allows; `None` if that is too little. The run evaluates on so many of
+    /// `held_out`.
     ///
     /// With frozen weights a backward pass takes about as long as a forward pass; with a reference
     /// there is another forward pass to everything.
-    fn of(recipe: &Recipe, steps: usize) -> Option<Self> {
+    fn of(recipe: &Recipe, steps: usize, held_out: usize) -> Option<Self> {
         let training = &recipe.training;
         let per_step = training.batch_size * training.accumulation;
         let of_reference = if recipe.objective.method.has_reference() {
@@ -66,48 +69,48 @@ impl Look {
             0.0
         };
         let (step, loss) = (2.0 + of_reference, 1.0 + of_reference);
-        let passes = SHARE * steps as f64 * per_step as f64 * step;
-        let whole = |tried: usize| per_step as f64 * (step + loss) * (1 + tried) as f64;
-        if whole(MANY) <= passes {
-            return Some(Self {
-                first: per_step,
-                second: per_step,
-                third: per_step,
-                tried: MANY,
-            });
-        }
-        // The direction counts most, and is paid for once: it has as many passes as each rate, which
-        // halves its own between step and loss. The loss before the first step comes on top.
-        let each = passes / (1.0 + FEW as f64 + 0.5);
-        #[expect(clippy::cast_sign_loss, reason = "a quotient of positive numbers")]
-        let sequences = |passes: f64| (passes.round() as usize).min(per_step);
-        let look = Self {
-            first: sequences(each / step),
-            second: sequences(0.5 * each / step),
-            third: sequences(0.5 * each / loss),
-            tried: FEW,
+        // Before the first step, every so many and after the last.
+        let evaluations = 1 + match training.evaluate_every {
+            0 => 1,
+            every => steps.div_ceil(every),
         };
-        (look.second >= fewest(recipe)).then_some(look)
+        let of_run =
+            steps as f64 * per_step as f64 * step + evaluations as f64 * held_out as f64 * loss;
+        let passes = SHARE * of_run;
+        let losses = (1 + TRIED) as f64 * loss;
+        #[expect(clippy::cast_sign_loss, reason = "a quotient of positive numbers")]
+        let sequences = |passes: f64, each: f64| (passes / each).round() as usize;
+        // The direction counts most, and is paid for once: of a short run it has a third of what may
+        // be spent.
+        let of_step = sequences(passes / 3.0, step).min(per_step.max(STEP));
+        let left = passes - of_step as f64 * step;
+        let look = Self {
+            step: of_step,
+            loss: sequences(left, losses).min(LOSS.max(4 * per_step)),
+        };
+        let fewest = fewest(recipe);
+        (look.step >= fewest && look.loss >= fewest).then_some(look)
     }
 }
 
-/// Micro-batches of so many sequences after so many others of the run's order, no larger than the
-/// run's own.
-fn batches(
-    attached: &Attached<'_>,
-    sequences: usize,
-    after: usize,
-) -> Result<Vec<Batch>, RunError> {
+/// What is looked at, in micro-batches: those of the step and, of other sequences, those of the loss.
+///
+/// A run's micro-batch is of sequences of one length, which in many data sets are of one kind, and what
+/// is best for a kind is not what is best for all. So these are smaller than the run's, and as many.
+fn batches(attached: &Attached<'_>, look: Look) -> Result<[Vec<Batch>; 2], RunError> {
     let prepared = attached.prepared;
     let mut recipe = prepared.recipe.clone();
-    let rows = sequences.min(recipe.training.batch_size);
+    let most = recipe.training.batch_size;
+    let rows = (look.loss / KINDS).clamp(fewest(&recipe).min(most), most);
     recipe.training.batch_size = rows;
-    let begin = after.div_ceil(rows);
-    let indices = begin..begin + sequences / rows;
-    let schedule = schedule(&recipe, &prepared.data.train, indices.end)?;
-    indices
-        .map(|index| batch(&schedule, index, prepared.padding))
-        .collect()
+    let [of_step, of_loss] = [look.step, look.loss].map(|sequences| sequences.div_ceil(rows));
+    let schedule = schedule(&recipe, &prepared.data.train, of_step + of_loss)?;
+    let made = |indices: Range<usize>| {
+        indices
+            .map(|index| batch(&schedule, index, prepared.padding))
+            .collect::<Result<Vec<_>, RunError>>()
+    };
+    Ok([made(0..of_step)?, made(of_step..of_step + of_loss)?])
 }
 
 /// Sequences of a micro-batch that there have to be: KTO compares each with another one's answer.
@@ -125,22 +128,37 @@ fn fewest(recipe: &Recipe) -> usize {
 ///
 /// Those of the device.
 pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Result<f64, RunError> {
-    let recipe = &attached.prepared.recipe;
-    let steps = attached.prepared.steps.total;
-    let begin = usual(recipe);
-    let Some(look) = Look::of(recipe, steps) else {
-        let rate = begin / UNKNOWN;
-        observer.on(&Event::Note(format!(
-            "learning rate {rate:.1e}: {} % of a run of {steps} steps is too little to look for one, and this is usual \
-             for method and scale",
+    let prepared = attached.prepared;
+    let (recipe, steps) = (&prepared.recipe, prepared.steps.total);
+    let say = |rate: f64, why: String| {
+        let rate = rounded(rate);
+        observer.on(&Event::Note(format!("learning rate {rate:e}: {why}")));
+        Ok(rate)
+    };
+    let config = &recipe.adapter.config;
+    let run = Run {
+        method: config.method,
+        alpha: config.scale() * config.rank as f64,
+        b_ratio: recipe.training.loraplus_ratio.unwrap_or(1.0),
+        params: attached.parts.counts.params as f64,
+        steps: steps as f64,
+        tokens: trained_tokens(attached)?,
+    };
+    let (begin, share) = (run.one_step(config.scale()), run.share());
+    let validation = &prepared.data.validation;
+    let held_out = validation.as_ref().map_or(0, |corpus| corpus.len());
+    let Some(look) = Look::of(recipe, steps, held_out) else {
+        let why = format!(
+            "{} % of a run of {steps} steps is too little to look for one, and this is usual for method, scale and \
+             size of the model",
             100.0 * SHARE
-        )));
-        return Ok(rounded(rate));
+        );
+        return say(begin * share, why);
     };
     let trial = Trial::new(attached, look)?;
     let mut tried: Vec<(f64, f64)> = Vec::new();
     let mut rate = begin;
-    while tried.len() < look.tried {
+    while tried.len() < TRIED {
         tried.push((rate, trial.loss_at(rate)?));
         tried.sort_by(|one, other| one.0.total_cmp(&other.0));
         match next(&tried) {
@@ -153,48 +171,48 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
         .map(|(rate, loss)| format!("{loss:.3} at {rate:.1e}"))
         .collect();
     let made = format!(
-        "two steps, of {} and {} sequences, take the loss on {} others from {:.3} to {}",
-        look.first,
-        look.second,
-        look.third,
+        "one step of {} sequences takes the loss on {} others from {:.3} to {}",
+        look.step,
+        look.loss,
         trial.before,
         told.join(", ")
     );
     let Some((best, is_end)) = lowest(&tried, trial.before) else {
-        let rate = rounded(begin / UNKNOWN);
-        observer.on(&Event::Note(format!(
-            "learning rate {rate:e}, which is usual for method and scale: {made}, and it falls at none of them. That may \
-             be chance, where so little is looked at"
-        )));
-        return Ok(rate);
+        let why = format!(
+            "a third of what is usual for method, scale and size of the model, since {made}, and it falls at none of \
+             them. That may be chance, where so little is looked at"
+        );
+        return say(begin * share / CAREFUL, why);
     };
-    let rate = rounded(best / TOO_FAST);
     let end = if is_end {
         ", which is the last that was tried: a run at other rates may do better"
     } else {
         ""
     };
-    observer.on(&Event::Note(format!(
-        "learning rate {rate:e}: {made}; lowest at {best:.1e}{end}. The run's is three quarters of that"
-    )));
-    Ok(rate)
+    let why = format!(
+        "{made}; lowest at {best:.1e}{end}. The run's is {share:.2} of that, for {} with some {:.0} trained tokens a \
+         step over {steps} steps",
+        config.method.name(),
+        run.tokens
+    );
+    say(share * best, why)
+}
+
+/// Trained tokens of a step, over the first few.
+fn trained_tokens(attached: &Attached<'_>) -> Result<f64, RunError> {
+    let parts = &attached.parts;
+    let n = attached.prepared.steps.n_batches.min(KINDS);
+    let mut tokens = 0;
+    for index in 0..n {
+        tokens += batch(&parts.schedule, index, attached.prepared.padding)?.n_trained;
+    }
+    let accumulation = attached.prepared.recipe.training.accumulation;
+    Ok((tokens * accumulation) as f64 / n.max(1) as f64)
 }
 
 /// Two digits: no more is known.
 fn rounded(rate: f64) -> f64 {
     format!("{rate:.1e}").parse().unwrap_or(rate)
-}
-
-/// Where to begin to look: about what two steps were fastest at, of the settings that were measured,
-/// at a scale of 2. Where the update starts at zero, the first steps are slow.
-fn usual(recipe: &Recipe) -> f64 {
-    let config = &recipe.adapter.config;
-    let at_two = if config.method.is_anchored() {
-        1e-3
-    } else {
-        5e-3
-    };
-    at_two * (2.0 / config.scale()).clamp(0.1, 10.0)
 }
 
 /// The next rate to try: towards where the loss is lower in steps of [`FACTOR`], until the lowest has
@@ -248,26 +266,23 @@ fn lowest(tried: &[(f64, f64)], before: f64) -> Option<(f64, bool)> {
     Some((rate * turn.clamp(0.5 * left, 0.5 * right).exp(), false))
 }
 
-/// Two steps and a loss.
+/// A step and a loss.
 struct Trial {
     llama: Llama,
     passes: Passes,
     recipe: Recipe,
-    /// Of the second step and, for the loss, of a third.
-    second: Vec<Batch>,
-    third: Vec<Batch>,
-    /// The first step's, common to all rates.
+    /// For the loss.
+    others: Vec<Batch>,
+    /// The step's, common to all rates.
     gradients: GradientsParams,
-    /// The loss on the third step's micro-batches before the first.
+    /// The loss before the step.
     before: f64,
 }
 
 impl Trial {
     fn new(attached: &Attached<'_>, look: Look) -> Result<Self, RunError> {
         let recipe = attached.prepared.recipe.clone();
-        let first = batches(attached, look.first, 0)?;
-        let second = batches(attached, look.second, look.first)?;
-        let third = batches(attached, look.third, look.first + look.second)?;
+        let [own, others] = batches(attached, look)?;
         let passes = passes(&recipe, &attached.parts.llama)?;
         let llama = Module::train(attached.parts.llama.clone());
         // A step that keeps its gradients in the place of an update.
@@ -275,27 +290,28 @@ impl Trial {
             llama: llama.clone(),
             gradients: None,
         };
-        one(&mut kept, &passes, &recipe, 0, &first)?;
-        let evaluated =
-            passes.evaluate(&llama.valid(), third.iter().cloned().map(Ok::<_, RunError>))?;
+        one(&mut kept, &passes, &recipe, 0, &own)?;
+        let evaluated = passes.evaluate(
+            &llama.valid(),
+            others.iter().cloned().map(Ok::<_, RunError>),
+        )?;
         Ok(Self {
             gradients: kept.gradients.unwrap_or_default(),
             before: evaluated.loss,
             llama,
             passes,
             recipe,
-            second,
-            third,
+            others,
         })
     }
 
-    /// The loss after two steps at a rate, from the beginning; infinite if it is no number.
+    /// The loss after one step at a rate, from the beginning; infinite if it is no number.
     fn loss_at(&self, rate: f64) -> Result<f64, RunError> {
         let constant = LearningRate {
             peak: rate,
             min: 0.0,
             warmup_steps: 0,
-            total_steps: 2,
+            total_steps: 1,
             decay: Decay::Constant,
             decay_steps: 0,
         };
@@ -306,22 +322,13 @@ impl Trial {
             learning_rate: scheduler(&constant, ratio, 0, &self.llama).step(),
         };
         learner.update(copied(&self.llama, &self.gradients));
-        let lost = |error: &RunError| {
-            matches!(
-                error,
-                RunError::Train(olora_training::TrainError::NotFinite { .. })
-            )
-        };
-        match one(&mut learner, &self.passes, &self.recipe, 1, &self.second) {
-            Err(error) if lost(&error) => return Ok(f64::INFINITY),
-            other => other?,
-        }
-        let third = self.third.iter().cloned().map(Ok::<_, RunError>);
-        let evaluated = self.passes.evaluate(&learner.module.valid(), third);
+        let others = self.others.iter().cloned().map(Ok::<_, RunError>);
+        let evaluated = self.passes.evaluate(&learner.module.valid(), others);
         match evaluated.map_err(RunError::from) {
             Ok(evaluated) if evaluated.loss.is_finite() => Ok(evaluated.loss),
-            Ok(_) => Ok(f64::INFINITY),
-            Err(error) if lost(&error) => Ok(f64::INFINITY),
+            Ok(_) | Err(RunError::Train(olora_training::TrainError::NotFinite { .. })) => {
+                Ok(f64::INFINITY)
+            }
             Err(error) => Err(error),
         }
     }
@@ -398,8 +405,7 @@ mod tests {
         assert_eq!(lowest(&[(1.0, 3.0), (3.0, 5.0)], 4.0), Some((1.0, true)));
     }
 
-    /// In passes over sequences: the first step and the loss before it, then for each rate a step and
-    /// a loss.
+    /// In passes over sequences: the step and the loss before it, then a loss for each rate.
     #[test]
     fn looking_costs_a_twentieth_of_a_run_or_little_more() {
         let recipe = |batch: usize, accumulation: usize| {
@@ -413,23 +419,25 @@ mod tests {
         for (batch, accumulation) in [(1, 1), (4, 1), (16, 1), (2, 8)] {
             for steps in [10, 24, 60, 100, 300, 1000, 100_000] {
                 let recipe = recipe(batch, accumulation);
-                let Some(look) = Look::of(&recipe, steps) else {
-                    assert!(steps * batch * accumulation < 250, "{steps} {batch}");
+                let Some(look) = Look::of(&recipe, steps, 0) else {
+                    assert!(steps * batch * accumulation < 60, "{steps} {batch}");
                     continue;
                 };
-                let cost =
-                    2 * look.first + look.third + look.tried * (2 * look.second + look.third);
+                let cost = 2 * look.step + (1 + TRIED) * look.loss;
                 let share = cost as f64 / (2 * steps * batch * accumulation) as f64;
                 // Numbers of sequences are whole.
                 assert!(
                     share < 0.065,
                     "{share} of {steps} steps of {batch}: {look:?}"
                 );
-                assert!(look.first <= batch * accumulation && look.first >= look.second);
+                assert!(look.step <= STEP.max(batch * accumulation));
             }
         }
-        let long = Look::of(&recipe(4, 2), 1000).unwrap();
-        assert_eq!((long.first, long.third, long.tried), (8, 8, MANY));
+        let long = Look::of(&recipe(4, 2), 1000, 0).unwrap();
+        assert_eq!((long.step, long.loss), (STEP, LOSS));
+        // A run that evaluates more takes longer, so that there is more to look at.
+        let evaluates = |held_out| Look::of(&recipe(2, 1), 100, held_out).unwrap().loss;
+        assert!(evaluates(200) > evaluates(0));
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn a_rate_is_found_the_same_each_time_and_kept() {
         let notes = recorder.notes.lock().unwrap().join("\n");
         let rate = found(&out.path().join(name));
         assert!(
-            notes.contains(&format!("learning rate {rate:e}: two steps")),
+            notes.contains(&format!("learning rate {rate:e}: one step")),
             "{notes}"
         );
         rates.push(rate);
