@@ -91,7 +91,16 @@ fn a_method_with_longer_factors_gets_a_lower_rate() {
 #[test]
 fn a_run_too_short_to_look_takes_a_usual_rate_and_says_so() {
     let out = tempfile::tempdir().unwrap();
-    let recipe = recipe(out.path(), "short", &[AUTO, "training.max_steps=3"]);
+    // Evaluations are part of what a run takes, so there are to be few of them.
+    let validation = common::root().join("recipes/quickstart/valid.jsonl");
+    let validation = format!("data.validation={}#4", validation.display());
+    let settings = [
+        AUTO,
+        "training.max_steps=3",
+        "training.batch_size=4",
+        &validation,
+    ];
+    let recipe = recipe(out.path(), "short", &settings);
     let (summary, recorder) = recorded(&recipe, false, None);
     assert!(summary.unwrap().finished);
     let notes = recorder.notes.lock().unwrap().join("\n");
