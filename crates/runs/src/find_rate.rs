@@ -161,7 +161,7 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
     while tried.len() < TRIED {
         tried.push((rate, trial.loss_at(rate)?));
         tried.sort_by(|one, other| one.0.total_cmp(&other.0));
-        match next(&tried) {
+        match next(&tried, trial.before) {
             Some(next) => rate = next,
             None => break,
         }
@@ -217,13 +217,14 @@ fn rounded(rate: f64) -> f64 {
 
 /// The next rate to try: towards where the loss is lower in steps of [`FACTOR`], until the lowest has
 /// neighbours on both sides, then those halfway to these.
-fn next(tried: &[(f64, f64)]) -> Option<f64> {
+fn next(tried: &[(f64, f64)], before: f64) -> Option<f64> {
     let lowest = tried
         .iter()
         .enumerate()
         .min_by(|one, other| one.1.1.total_cmp(&other.1.1))?
         .0;
-    if lowest == 0 {
+    // Where all of them make it rise, they are too high, however the losses there compare.
+    if lowest == 0 || tried[lowest].1 > before {
         Some(tried[0].0 / FACTOR)
     } else if lowest + 1 == tried.len() {
         Some(tried[lowest].0 * FACTOR)
@@ -374,16 +375,21 @@ mod tests {
 
     #[test]
     fn rates_are_tried_towards_a_lower_loss_until_it_is_between_two() {
-        assert_eq!(next(&[(1.0, 2.0)]), Some(1.0 / 3.0));
-        assert_eq!(next(&[(1.0, 2.0), (3.0, 1.0)]), Some(9.0));
-        assert_eq!(next(&[(1.0, 1.0), (3.0, f64::INFINITY)]), Some(1.0 / 3.0));
+        assert_eq!(next(&[(1.0, 2.0)], 10.0), Some(1.0 / 3.0));
+        assert_eq!(next(&[(1.0, 2.0), (3.0, 1.0)], 10.0), Some(9.0));
+        assert_eq!(
+            next(&[(1.0, 1.0), (3.0, f64::INFINITY)], 10.0),
+            Some(1.0 / 3.0)
+        );
         let root = 3_f64.sqrt();
         let around = [(1.0, 2.0), (3.0, 1.0), (9.0, 4.0)];
-        assert_eq!(next(&around), Some(3.0 * root));
+        assert_eq!(next(&around, 10.0), Some(3.0 * root));
         let higher = [(1.0, 2.0), (3.0, 1.0), (3.0 * root, 1.5), (9.0, 4.0)];
-        assert_eq!(next(&higher), Some(3.0 / root));
+        assert_eq!(next(&higher, 10.0), Some(3.0 / root));
         let there = [(1.0, 2.0), (3.0, 1.0), (3.0 * root, 0.5), (9.0, 4.0)];
-        assert_eq!(next(&there), None);
+        assert_eq!(next(&there, 10.0), None);
+        // Far too high, where a higher rate may be less bad.
+        assert_eq!(next(&[(1.0, 12.0), (3.0, 11.0)], 10.0), Some(1.0 / 3.0));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Run {
             Start::Zero => 3.7e-3 * smaller.powf(0.35),
             Start::Both | Start::Along => 1.8e-4 * smaller.powf(0.5),
         };
-        at_two * (2.0 / scale).clamp(0.1, 10.0)
+        at_two * (2.0 / scale).clamp(1e-6, 1e3)
     }
 }
 
