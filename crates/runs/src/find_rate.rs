@@ -16,7 +16,7 @@ mod share;
 use std::ops::Range;
 
 use burn::{module::Module, optim::GradientsParams};
-use olora_data::{Batch, Corpus};
+use olora_data::Batch;
 use olora_model::Llama;
 use olora_training::{Decay, LearningRate, Learns, Optimized, Passes, copied, scheduler, step};
 
@@ -45,9 +45,44 @@ const KINDS: usize = 8;
 /// the end.
 const FACTOR: f64 = 3.0;
 
+/// What a run goes through: sequences, pairs counting as one, or packed rows.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    /// In all of its steps.
+    trained: usize,
+    /// In its training data.
+    per_epoch: usize,
+    /// In each evaluation.
+    held_out: usize,
+    steps: usize,
+}
+
+impl Extent {
+    fn of(attached: &Attached<'_>) -> Self {
+        let (prepared, schedule) = (attached.prepared, &attached.parts.schedule);
+        let recipe = &prepared.recipe;
+        let per_epoch = schedule.n_rows_per_epoch();
+        // Validation data are not packed: how many rows they would be is not known, so they count
+        // for nothing then.
+        let held_out = match &prepared.data.validation {
+            Some(corpus) if !recipe.data.packing => corpus.n_units(),
+            _ => 0,
+        };
+        Self {
+            trained: prepared.steps.n_batches * recipe.training.batch_size.min(per_epoch),
+            per_epoch,
+            held_out,
+            steps: prepared.steps.total,
+        }
+    }
+}
+
 /// How much is looked at: sequences, or pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Look {
+    /// In a micro-batch. A run's micro-batch is of sequences of one length, which in many data sets are
+    /// of one kind, and what is best for a kind is not what is best for all. So these are smaller.
+    rows: usize,
     /// Of the step, whose gradient is common to all rates.
     step: usize,
     /// That the loss is taken on, before it and after it at each rate.
@@ -55,12 +90,11 @@ struct Look {
 }
 
 impl Look {
-    /// As much as the run's length allows; `None` if that is too little. The run evaluates on so many of
-    /// `held_out`.
+    /// As much as the run's length and its data allow; `None` if that is too little.
     ///
     /// With frozen weights a backward pass takes about as long as a forward pass; with a reference
     /// there is another forward pass to everything.
-    fn of(recipe: &Recipe, steps: usize, held_out: usize) -> Option<Self> {
+    fn of(recipe: &Recipe, run: Extent) -> Option<Self> {
         let training = &recipe.training;
         let per_step = training.batch_size * training.accumulation;
         let of_reference = if recipe.objective.method.has_reference() {
@@ -72,38 +106,38 @@ impl Look {
         // Before the first step, every so many and after the last.
         let evaluations = 1 + match training.evaluate_every {
             0 => 1,
-            every => steps.div_ceil(every),
+            every => run.steps.div_ceil(every),
         };
-        let of_run =
-            steps as f64 * per_step as f64 * step + evaluations as f64 * held_out as f64 * loss;
+        let of_run = run.trained as f64 * step + evaluations as f64 * run.held_out as f64 * loss;
         let passes = SHARE * of_run;
         let losses = (1 + TRIED) as f64 * loss;
         #[expect(clippy::cast_sign_loss, reason = "a quotient of positive numbers")]
         let sequences = |passes: f64, each: f64| (passes / each) as usize;
         // The direction counts most, and is paid for once: of a short run it has a third of what may
-        // be spent.
-        let of_step = sequences(passes / 3.0, step).min(per_step.max(STEP));
-        let left = passes - of_step as f64 * step;
-        let look = Self {
-            step: of_step,
-            loss: sequences(left, losses).min(LOSS.max(4 * per_step)),
-        };
-        let fewest = fewest(recipe);
-        (look.step >= fewest && look.loss >= fewest).then_some(look)
+        // be spent. No sequence is in both.
+        let of_step = sequences(passes / 3.0, step)
+            .min(per_step.max(STEP))
+            .min(run.per_epoch / 3);
+        let of_loss = sequences(passes - of_step as f64 * step, losses)
+            .min(LOSS.max(4 * per_step))
+            .min(run.per_epoch - of_step);
+        let (fewest, most) = (fewest(recipe), training.batch_size);
+        let less = of_step.min(of_loss);
+        let rows = (less / KINDS).max(fewest).min(most);
+        (less >= fewest).then(|| Self {
+            rows,
+            step: of_step / rows * rows,
+            loss: of_loss / rows * rows,
+        })
     }
 }
 
 /// What is looked at, in micro-batches: those of the step and, of other sequences, those of the loss.
-///
-/// A run's micro-batch is of sequences of one length, which in many data sets are of one kind, and what
-/// is best for a kind is not what is best for all. So these are smaller than the run's, and as many.
 fn batches(attached: &Attached<'_>, look: Look) -> Result<[Vec<Batch>; 2], RunError> {
     let prepared = attached.prepared;
     let mut recipe = prepared.recipe.clone();
-    let most = recipe.training.batch_size;
-    let rows = (look.loss / KINDS).clamp(fewest(&recipe).min(most), most);
-    recipe.training.batch_size = rows;
-    let [of_step, of_loss] = [look.step, look.loss].map(|sequences| sequences.div_ceil(rows));
+    recipe.training.batch_size = look.rows;
+    let [of_step, of_loss] = [look.step, look.loss].map(|sequences| sequences / look.rows);
     let schedule = schedule(&recipe, &prepared.data.train, of_step + of_loss)?;
     let made = |indices: Range<usize>| {
         indices
@@ -145,9 +179,7 @@ pub(crate) fn find_rate(attached: &Attached<'_>, observer: &dyn Observer) -> Res
         tokens: trained_tokens(attached)?,
     };
     let (begin, share) = (run.one_step(config.scale()), run.share());
-    let validation = &prepared.data.validation;
-    let held_out = validation.as_ref().map_or(0, Corpus::len);
-    let Some(look) = Look::of(recipe, steps, held_out) else {
+    let Some(look) = Look::of(recipe, Extent::of(attached)) else {
         let why = format!(
             "{} % of a run of {steps} steps is too little to look for one, and this is usual for method, scale and \
              size of the model",
@@ -206,7 +238,13 @@ fn trained_tokens(attached: &Attached<'_>) -> Result<f64, RunError> {
     for index in 0..n {
         tokens += batch(&parts.schedule, index, attached.prepared.padding)?.n_trained;
     }
-    let accumulation = attached.prepared.recipe.training.accumulation;
+    let n_batches = attached.prepared.steps.n_batches;
+    let accumulation = attached
+        .prepared
+        .recipe
+        .training
+        .accumulation
+        .min(n_batches);
     Ok((tokens * accumulation) as f64 / n.max(1) as f64)
 }
 
@@ -422,27 +460,47 @@ mod tests {
             ];
             Recipe::parse(text, "x", &settings).unwrap()
         };
-        for (batch, accumulation) in [(1, 1), (4, 1), (16, 1), (2, 8)] {
-            for steps in [10, 24, 60, 100, 300, 1000, 100_000] {
+        let extent = |recipe: &Recipe, steps, held_out, per_epoch| Extent {
+            trained: steps * recipe.training.batch_size * recipe.training.accumulation,
+            per_epoch,
+            held_out,
+            steps,
+        };
+        for (batch, accumulation) in [(1, 1), (4, 1), (16, 1), (2, 8), (64, 2)] {
+            for (steps, held_out) in [10, 24, 60, 100, 241, 1000, 100_000]
+                .into_iter()
+                .flat_map(|steps| [0, 4, 100].map(|held_out| (steps, held_out)))
+            {
                 let recipe = recipe(batch, accumulation);
-                let Some(look) = Look::of(&recipe, steps, 0) else {
+                let run = extent(&recipe, steps, held_out, 1_000_000);
+                let Some(look) = Look::of(&recipe, run) else {
                     assert!(steps * batch * accumulation < 100, "{steps} {batch}");
                     continue;
                 };
                 let cost = 2 * look.step + (1 + TRIED) * look.loss;
-                let share = cost as f64 / (2 * steps * batch * accumulation) as f64;
+                let evaluations = 1 + steps.div_ceil(recipe.training.evaluate_every);
+                let share = cost as f64 / (2 * run.trained + evaluations * held_out) as f64;
                 assert!(
                     share <= SHARE,
                     "{share} of {steps} steps of {batch}: {look:?}"
                 );
                 assert!(look.step <= STEP.max(batch * accumulation));
+                // Of many lengths, if there are as many sequences.
+                let least = look.step.min(look.loss);
+                assert!(least / look.rows >= least.min(KINDS), "{look:?}");
             }
         }
-        let long = Look::of(&recipe(4, 2), 1000, 0).unwrap();
-        assert_eq!((long.step, long.loss), (STEP, LOSS));
+        let whole = recipe(4, 2);
+        let long = Look::of(&whole, extent(&whole, 1000, 0, 10_000)).unwrap();
+        assert_eq!((long.rows, long.step, long.loss), (2, STEP, LOSS));
         // A run that evaluates more takes longer, so that there is more to look at.
-        let evaluates = |held_out| Look::of(&recipe(2, 1), 100, held_out).unwrap().loss;
-        assert!(evaluates(200) > evaluates(0));
+        let small = recipe(2, 1);
+        let evaluates = |held_out| Look::of(&small, extent(&small, 100, held_out, 10_000));
+        assert!(evaluates(200).unwrap().loss > evaluates(0).unwrap().loss);
+        // Of few data none is in both.
+        let few = Look::of(&whole, extent(&whole, 1000, 0, 30)).unwrap();
+        assert_eq!((few.step, few.loss), (10, 20));
+        assert_eq!(Look::of(&whole, extent(&whole, 1000, 0, 2)), None);
     }
 
     #[test]
